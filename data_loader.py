@@ -1,0 +1,266 @@
+"""Dataset folders in MVTec AD form, training and test datasets, loaders.
+
+<category>/train/good/*, <category>/test/good/*, <category>/test/<defect>/*, <category>/ground_truth/<defect>/*_mask.*
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from errors import UserError
+from synthesis import AnomalySynthesizer, read_image, resize
+
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"}
+
+
+def fetch_dtd(folder: str | Path = ".") -> Path:
+    """Download the Describable Textures Dataset (600 MB) with torchvision; its images end up in `folder`/dtd/images."""
+    target = Path(folder) / "dtd" / "images"
+    if target.is_dir():
+        return target
+    try:
+        from torchvision.datasets import DTD
+    except Exception as error:  # a torchvision beside another build of torch fails in various ways
+        raise UserError(
+            f"torchvision cannot be imported ({error}); install the torchvision that belongs to your torch build "
+            f"from the same index, or download DTD by hand and put its images folder at {target}"
+        ) from error
+    try:
+        DTD(root=str(folder), download=True)
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"DTD cannot be downloaded ({error}); download it by hand and put its images folder at {target}") from error
+    (Path(folder) / "dtd" / "dtd" / "images").replace(target)
+    return target
+
+
+def _files(folder: Path, pattern: str = "*") -> list[Path]:
+    return sorted(
+        path
+        for path in folder.glob(pattern)
+        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
+    )
+
+
+def _folder(path: Path, key: str) -> Path:
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{key}: {path} is a file; a folder is needed there")
+    if not path.is_dir():
+        raise UserError(f"{key}: folder {path} does not exist")
+    return path
+
+
+def list_categories(data_path: Path) -> list[str]:
+    """Names of the folders below `data_path` that have train/good."""
+    if not data_path.is_dir():
+        return []
+    return sorted(path.parent.parent.name for path in data_path.glob("*/train/good") if path.is_dir())
+
+
+def category_folder(data_path: Path, category: str) -> Path:
+    """Folder of a category; UserError says where it looked and what is there."""
+    folder = data_path / category
+    if (folder / "train" / "good").is_dir():
+        return folder
+    for path in (data_path, folder, folder / "train", folder / "train" / "good"):
+        if path.is_file():
+            raise UserError(f"data.data_path: {path} is a file; a folder is needed there")
+    present = list_categories(data_path)
+    if present:
+        raise UserError(
+            f"data.category: no category '{category}' (a folder with train/good) in {data_path.absolute()}; "
+            f"there are: {', '.join(present)}"
+        )
+    raise UserError(
+        f"data.data_path: no dataset in {data_path.absolute()}: looked for {category}/train/good there\n"
+        "get one in MVTec AD form (see README, 'Your own images'), or try the sample: python make_sample.py, "
+        "then --config configs/sample.yaml"
+    )
+
+
+def list_nominal(category: Path) -> list[Path]:
+    """Images of train/good, sorted; UserError where there is none."""
+    files = _files(category / "train" / "good")
+    if not files:
+        raise UserError(f"{category / 'train' / 'good'}: no images ({', '.join(sorted(IMAGE_SUFFIXES))}) there; put nominal images into it")
+    return files
+
+
+def list_textures(folder: Path) -> list[Path]:
+    """Texture images at any depth below `folder`, sorted; UserError where there is none."""
+    files = _files(folder, "**/*") if folder.is_dir() else []
+    if not files:
+        what = "is a file, not a folder" if folder.is_file() else "holds no texture images"
+        raise UserError(
+            f"data.anomaly_source_path: {folder} {what}; name a folder of images, or fetch DTD (600 MB):\n"
+            'python -c "from data_loader import fetch_dtd; fetch_dtd()"   (by hand: put the images folder of '
+            "DTD, r1.0.1, at dtd/images)"
+        )
+    return files
+
+
+def split_nominal(files: Sequence[Path], val_split: float, seed: int) -> tuple[list[Path], list[Path]]:
+    """Training and held-out files, both sorted, chosen by seed. At least one of each, or UserError."""
+    if val_split == 0:
+        return list(files), []
+    count = round(len(files) * val_split)
+    if not 0 < count < len(files):
+        rest = "to hold out" if count == 0 else "to train on"
+        raise UserError(
+            f"data.val_split = {val_split} leaves none of the {len(files)} images of train/good {rest}; "
+            "change it, or set it to 0"
+        )
+    held_out = set(np.random.default_rng([seed, 0]).permutation(len(files))[:count].tolist())
+    return (
+        [file for i, file in enumerate(files) if i not in held_out],
+        [file for i, file in enumerate(files) if i in held_out],
+    )
+
+
+@dataclass(frozen=True)
+class TestImage:
+    """One picture of test/ or of the held-out nominal ones: `mask_path` is None for nominal and for unmasked ones."""
+
+    path: Path
+    has_anomaly: bool
+    mask_path: Path | None = None
+
+
+def list_test(category: Path) -> list[TestImage]:
+    """Pictures of test/: nominal ones first, then by defect. UserError where there is none, or one lacks its mask."""
+    test = category / "test"
+    images = [TestImage(path, False) for path in _files(test / "good")]
+    defects = sorted(path for path in test.glob("*") if path.is_dir() and path.name != "good")
+    for defect in defects:
+        mask_folder = category / "ground_truth" / defect.name
+        masks = {path.stem: path for path in _files(mask_folder)}
+        for path in _files(defect):
+            mask = masks.get(f"{path.stem}_mask", masks.get(path.stem))
+            if mask is None and masks:
+                raise UserError(f"{path}: its mask {mask_folder / path.stem}_mask.png is missing, while others are there; add it")
+            images.append(TestImage(path, True, mask))
+    if not images:
+        raise UserError(f"{test}: no test images there; detection needs test/good and test/<defect> with images")
+    return images
+
+
+def read_mask(path: Path, original_size: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
+    """Ground-truth mask, bool (H, W) of `size`; UserError where it is not of its picture's `original_size`.
+
+    As in the original the mask is resized linearly and only pixels that stay at 255 count as anomalous.
+    """
+    mask = read_image(path)[..., 0]
+    if mask.shape != tuple(original_size):
+        found, wanted = ("{1} x {0}".format(*shape) for shape in (mask.shape, original_size))
+        raise UserError(f"{path}: mask of {found} pixels, but its image has {wanted} (width x height); replace the mask")
+    if mask.max() == 1:
+        mask = mask * np.uint8(255)
+    return resize(mask, size) == 255
+
+
+def _to_tensor(image: np.ndarray) -> torch.Tensor:
+    """(H, W, C) -> contiguous (C, H, W)."""
+    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+
+
+class DRAEMTrainDataset(Dataset):
+    """Nominal images with synthetic anomalies.
+
+    Every image is decoded once, here. `dataset[k]` is sample k % N of epoch k // N; its randomness comes from
+    (seed, epoch, index) alone, so it is the same whichever worker makes it.
+    Samples are dicts: `image`, `augmented_image` float32 (3, H, W) in [0, 1]; `anomaly_mask` (1, H, W); `has_anomaly`
+    (1,); `idx`.
+    """
+
+    def __init__(self, files: Sequence[Path], synthesizer: AnomalySynthesizer, seed: int = 0):
+        self.images = np.stack([read_image(file, synthesizer.image_size) for file in files])
+        self.synthesizer, self.seed = synthesizer, seed
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, key: int) -> dict[str, torch.Tensor | int]:
+        epoch, index = divmod(int(key), len(self))
+        rng = np.random.default_rng([self.seed, epoch, index])
+        image, augmented, mask, has_anomaly = self.synthesizer(self.images[index], rng)
+        return {
+            "image": _to_tensor(image),
+            "augmented_image": _to_tensor(augmented),
+            "anomaly_mask": _to_tensor(mask),
+            "has_anomaly": torch.from_numpy(has_anomaly),
+            "idx": index,
+        }
+
+
+class DRAEMTestDataset(Dataset):
+    """Pictures to detect on. Samples are dicts: `image` float32 (3, H, W) in [0, 1]; `mask` (1, H, W) of 0 and 1, zero
+    where there is none; `has_anomaly` (1,); `idx`."""
+
+    def __init__(self, images: Sequence[TestImage], image_size: tuple[int, int]):
+        self.images, self.image_size = list(images), tuple(image_size)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, idx: int) -> dict[str, torch.Tensor | int]:
+        record = self.images[idx]
+        image = read_image(record.path)
+        mask = np.zeros(self.image_size, bool)
+        if record.mask_path:
+            mask = read_mask(record.mask_path, image.shape[:2], self.image_size)
+        return {
+            "image": _to_tensor(resize(image, self.image_size).astype(np.float32) / 255),
+            "mask": _to_tensor(mask[..., None].astype(np.float32)),
+            "has_anomaly": torch.tensor([float(record.has_anomaly)]),
+            "idx": idx,
+        }
+
+
+class EpochSampler(Sampler):
+    """A shuffled pass over all samples; set `epoch` before each. Keys count on over the epochs, as the dataset expects."""
+
+    def __init__(self, count: int, seed: int):
+        self.count, self.seed, self.epoch = count, seed, 0
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[int]:
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.count)
+        return iter((self.epoch * self.count + order).tolist())
+
+
+def worker_count(setting: int | str, on_gpu: bool) -> int:
+    """Loader processes: the setting, or for 'auto' all cores (at most 8), half of them where the CPU also trains."""
+    if setting != "auto":
+        return int(setting)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(8, cores if on_gpu else cores // 2)
+
+
+def _one_thread(_: int) -> None:
+    cv2.setNumThreads(1)
+
+
+def train_loader(dataset: DRAEMTrainDataset, batch_size: int, workers: int, pin_memory: bool = False) -> DataLoader:
+    """Batches of training samples; set `loader.sampler.epoch` before each pass."""
+    return DataLoader(
+        dataset,
+        batch_size,
+        sampler=EpochSampler(len(dataset), dataset.seed),
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        prefetch_factor=4 if workers else None,
+        pin_memory=pin_memory,
+        worker_init_fn=_one_thread,
+    )
+
+
+def test_loader(dataset: Dataset, batch_size: int, workers: int, pin_memory: bool = False) -> DataLoader:
+    """Batches of test samples, in order."""
+    return DataLoader(dataset, batch_size, num_workers=workers, pin_memory=pin_memory, worker_init_fn=_one_thread)

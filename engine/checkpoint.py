@@ -1,0 +1,135 @@
+"""Save, load and resume; the original's weight files."""
+
+import hashlib
+import pickle
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from config import Config
+from engine.runtime import replacing
+from errors import UserError
+from model import DRAEM
+
+# The convolution that tells a network's width, and how many times that width it has.
+WIDTH_KEYS = {
+    "model.base_width": "reconstructive.encoder.block1.0.weight",
+    "model.base_channels": "discriminative.encoder_segment.block1.0.weight",
+}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A trained model and where it comes from.
+
+    name: what results call it: the epoch, or the stem of the original's file.
+    fingerprint: of the weights. held_out: names of the nominal images that were not trained on, None where unknown.
+    settings: of its training, {} where unknown.
+    """
+
+    model: DRAEM
+    name: str
+    path: Path
+    fingerprint: str
+    held_out: list[str] | None
+    settings: dict[str, Any]
+
+
+def save(path: Path, content: dict[str, Any]) -> None:
+    """Write a checkpoint beside, then replace."""
+    with replacing(path) as beside, beside.open("wb") as stream:
+        torch.save(content, stream)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Content of a checkpoint file, on the CPU; only tensors and plain values are unpickled."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{path}: refused: it holds pickled code, or is damaged; use a checkpoint of tensors only, e.g. another epoch"
+        ) from error
+    except (RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise UserError(f"{path}: truncated or not a checkpoint; use another epoch (data.load_epoch) or train anew") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: not a checkpoint of this program or of the original; set data.load_epoch to one")
+    return content
+
+
+def epoch_path(run: Path, epoch: int) -> Path:
+    """File of a kept epoch."""
+    return run / f"epoch_{epoch:04d}.pt"
+
+
+def saved_epochs(run: Path) -> list[int]:
+    """Epochs whose checkpoints a run has kept, rising."""
+    found = (re.fullmatch(r"epoch_(\d+)", path.stem) for path in run.glob("epoch_*.pt"))
+    return sorted(int(match[1]) for match in found if match)
+
+
+def find(config: Config, load_epoch: int | str) -> Path:
+    """Path of the checkpoint that data.load_epoch means; UserError lists what is there."""
+    run = config.run_folder
+    if load_epoch == "last":
+        path = run / "last.pt"
+    elif isinstance(load_epoch, int):
+        path = epoch_path(run, load_epoch)
+    else:
+        path = Path(load_epoch)
+    if path.is_file():
+        return path
+    if path.is_dir():
+        raise UserError(f"data.load_epoch: {path} is a folder; name a checkpoint file")
+    epochs = ", ".join(map(str, saved_epochs(run)))
+    there = f"saved epochs there: {epochs}" if epochs else f"nothing is saved in {run}; train first: python main.py --train True"
+    raise UserError(f"data.load_epoch: no checkpoint {path}; {there}")
+
+
+def load(config: Config, load_epoch: int | str | None = None) -> Checkpoint:
+    """Load the checkpoint that data.load_epoch (or `load_epoch`) means into a model of the configured widths.
+
+    The original's pair of files is named by its first, NAME.pckl; NAME_seg.pckl stands beside it.
+    """
+    path = find(config, config.data.load_epoch if load_epoch is None else load_epoch)
+    content = read(path)
+    if path.suffix == ".pckl":
+        name = path.stem
+        beside = path.with_name(f"{path.stem}_seg.pckl")
+        if not beside.is_file():
+            raise UserError(f"{beside}: missing; the original's weights are a pair, NAME.pckl and NAME_seg.pckl")
+        pair = {"reconstructive": content, "discriminative": read(beside)}
+        weights = {f"{net}.{key}": value for net, state in pair.items() for key, value in state.items()}
+        content = {}
+    else:
+        if not isinstance(content.get("model"), dict) or "epoch" not in content:
+            raise UserError(f"{path}: holds no model of this program; set data.load_epoch to a checkpoint")
+        name, weights = str(content["epoch"]), content["model"]
+    model = DRAEM(config.model.base_width, config.model.base_channels)
+    check_widths(path, weights, config)
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise UserError(f"{path}: its weights are not those of DRAEM's networks; set data.load_epoch to another") from error
+    return Checkpoint(model, name, path, fingerprint(weights), content.get("held_out"), content.get("settings", {}))
+
+
+def check_widths(path: Path, weights: dict[str, Tensor], config: Config) -> None:
+    """UserError where the weights belong to networks of other widths than the settings'."""
+    settings = {"model.base_width": config.model.base_width, "model.base_channels": config.model.base_channels}
+    for key, name in WIDTH_KEYS.items():
+        found = weights[name].shape[0] if isinstance(weights.get(name), Tensor) and weights[name].ndim == 4 else None
+        if found is not None and found != settings[key]:
+            raise UserError(f"{path}: trained with {key} = {found}, the settings say {settings[key]}; set {key} to {found}")
+
+
+def fingerprint(weights: dict[str, Tensor]) -> str:
+    """SHA-256 of all weights, first 16 digits: the same for the same weights in whatever file."""
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        digest.update(name.encode())
+        digest.update(weights[name].contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,85 @@
+"""Device, precision, seeds; files written whole; errors that users can mend."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from errors import UserError
+
+
+def select_device(setting: str) -> torch.device:
+    """`auto`: the first of cuda, mps, cpu that is there. UserError where the one asked for is not."""
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if setting == "auto":
+        return torch.device(next(name for name, there in available.items() if there))
+    device = torch.device(setting)
+    if not available[device.type] or (device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()):
+        there = ", ".join(name for name, is_there in available.items() if is_there)
+        raise UserError(f"train.device = {setting}: not available here; use one of: auto, {there}")
+    return device
+
+
+def select_precision(setting: str, device: torch.device) -> torch.dtype:
+    """`auto`: bfloat16 where the hardware is fast at it (CUDA from Ampere on, CPUs with AMX or AVX512-BF16)."""
+    if setting != "auto":
+        return {"fp32": torch.float32, "bf16": torch.bfloat16}[setting]
+    if device.type == "cuda":
+        fast = torch.cuda.get_device_capability(device) >= (8, 0)
+    elif device.type == "cpu":
+        capabilities = torch.cpu.get_capabilities()
+        fast = capabilities.get("amx_bf16", False) or capabilities.get("avx512_bf16", False)
+    else:
+        fast = False
+    return torch.bfloat16 if fast else torch.float32
+
+
+def memory_format(precision: torch.dtype) -> torch.memory_format:
+    """Layout that convolutions of this precision are fastest in."""
+    return torch.channels_last if precision == torch.bfloat16 else torch.contiguous_format
+
+
+def autocast(device: torch.device, precision: torch.dtype) -> torch.autocast:
+    """Runs the networks in `precision`."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == torch.bfloat16)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A path beside `path` to write to; it takes the place of `path` when the block ends well, and goes otherwise."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        yield beside
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text; a reader never sees half of it."""
+    with replacing(path) as beside:
+        beside.write_text(text, encoding="utf-8", newline="\n")
+
+
+@contextmanager
+def mendable_errors() -> Iterator[None]:
+    """Turns ValueErrors of the rooms below, and errors out of loader processes, into UserError."""
+    try:
+        yield
+    except (UserError, ValueError, OSError) as error:
+        if isinstance(error, OSError) and not str(error).startswith("Caught "):
+            raise
+        # A loader process hands on its whole traceback as text; the message proper is the end of it.
+        text = str(error)
+        if text.startswith("Caught "):
+            text = text.rpartition(f"{type(error).__name__}: ")[2]
+        raise UserError(text.strip()) from error
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise UserError(
+            "a loader process was ended from outside, often for want of memory; set data.num_workers to a lower number, or 0"
+        ) from error

@@ -1,0 +1,104 @@
+"""The threshold mode: thresholds from nominal images that were not trained on."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import data_loader
+from config import Config
+from engine import checkpoint, runtime
+from engine.inference import detect
+from errors import UserError
+from evaluation.metrics import image_score
+from evaluation.thresholds import NominalScores
+
+
+def thresholds_path(config: Config, ckpt: checkpoint.Checkpoint, technique: str) -> Path:
+    """File that the thresholds of a checkpoint and technique are kept in."""
+    return config.run_folder / "thresholds" / f"checkpoint_{ckpt.name}" / f"{technique}.json"
+
+
+def nominal_images(config: Config, ckpt: checkpoint.Checkpoint) -> tuple[list[data_loader.TestImage], bool]:
+    """Nominal pictures to take thresholds from, and whether they are held out (else: those trained on)."""
+    category = data_loader.category_folder(Path(config.data.data_path), config.data.category)
+    files = data_loader.list_nominal(category)
+    if ckpt.held_out is None:  # the original's weights do not tell
+        held_out = data_loader.split_nominal(files, config.data.val_split, config.train.seed)[1]
+    else:
+        by_name = {file.name: file for file in files}
+        missing = [name for name in ckpt.held_out if name not in by_name]
+        if missing:
+            raise UserError(f"{files[0].parent / missing[0]}: held out when {ckpt.path} was trained, now missing; restore it or train anew")
+        held_out = [by_name[name] for name in ckpt.held_out]
+    return [data_loader.TestImage(file, False) for file in held_out or files], bool(held_out)
+
+
+def compute_thresholds(config: Config) -> Path:
+    """Compute, save and print the thresholds of the configured checkpoint; the file they are in."""
+    with runtime.mendable_errors():
+        ckpt = checkpoint.load(config)
+        pictures, is_held_out = nominal_images(config, ckpt)
+    height, width = config.data.img_size
+    image_scores = NominalScores(config.metrics.p, config.metrics.k, len(pictures))
+    pixel_scores = NominalScores(config.metrics.p, config.metrics.k, len(pictures) * height * width)
+    dataset = data_loader.DRAEMTestDataset(pictures, config.data.img_size)
+    for result in detect(ckpt.model, dataset, config, "nominal images"):
+        image_scores.update(image_score(result.anomaly_map))
+        pixel_scores.update(result.anomaly_map)
+    content = _identity(config, ckpt, "no_masking") | {
+        "checkpoint_file": ckpt.path.as_posix(),
+        "pictures": len(pictures),
+        "held_out": is_held_out,
+        "image": image_scores.compute(),
+        "pixel": pixel_scores.compute(),
+        "settings": config.model_dump(mode="json"),
+    }
+    path = thresholds_path(config, ckpt, "no_masking")
+    runtime.write_text(path, json.dumps(content, indent=2) + "\n")
+    print(_table(content, ckpt))
+    return path
+
+
+def _identity(config: Config, ckpt: checkpoint.Checkpoint, technique: str) -> dict[str, Any]:
+    """What must agree for thresholds to be used."""
+    return {
+        "checkpoint": ckpt.name,
+        "fingerprint": ckpt.fingerprint,
+        "category": config.data.category,
+        "technique": technique,
+        "img_size": list(config.data.img_size),
+        "p": config.metrics.p,
+        "k": config.metrics.k,
+    }
+
+
+def _table(content: dict[str, Any], ckpt: checkpoint.Checkpoint) -> str:
+    if content["held_out"]:
+        source = "held-out nominal images"
+        if ckpt.held_out is None:
+            source += " (whether these weights were trained on them is not known)"
+    else:
+        source = "TRAINING images (val_split is 0: nothing was held out, so these thresholds are too low)"
+    names = {"max": "max", "p_quantile": f"p_quantile (p = {content['p']:g})", "k_sigma": f"k_sigma (k = {content['k']:g})"}
+    rows = [f"{names[kind]:22}{content['image'][kind]:10.4f}{content['pixel'][kind]:10.4f}" for kind in names]
+    return "\n".join([f"thresholds from {content['pictures']} {source}", f"{'':22}{'image':>10}{'pixel':>10}", *rows])
+
+
+def load_thresholds(config: Config, ckpt: checkpoint.Checkpoint, technique: str) -> dict[str, dict[str, float]]:
+    """Thresholds that fit this checkpoint, image size and technique: `image` and `pixel`, each by type.
+
+    UserError where they are not computed yet, or belong to something else.
+    """
+    path = thresholds_path(config, ckpt, technique)
+    mend = "run: python main.py --threshold True (with the same --config and --set)"
+    if not path.is_file():
+        raise UserError(f"no thresholds yet ({path} is missing); {mend}\nor set metrics.threshold=false to judge at `optimal` only")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        result = {scope: {kind: float(value) for kind, value in content[scope].items()} for scope in ("image", "pixel")}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: damaged; {mend}") from error
+    for key, wanted in _identity(config, ckpt, technique).items():
+        if content.get(key) != wanted:
+            raise UserError(f"{path}: computed for {key} = {content.get(key)}, but now it is {wanted}; {mend}")
+    return result

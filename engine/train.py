@@ -1,0 +1,232 @@
+"""The training loop."""
+
+import csv
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+import data_loader
+from config import Config
+from engine import checkpoint, runtime
+from errors import UserError
+from evaluation import plots
+from loss import DRAEMLoss
+from model import DRAEM
+from synthesis import AnomalySynthesizer, read_image
+
+TERMS = ("l2", "ssim", "focal")
+LOG_COLUMNS = ("epoch", *TERMS, "loss", "learning_rate", "samples_per_second", "seconds")
+READ_EVERY = 10  # steps between looks at the losses: each look waits for the device
+
+
+def train(config: Config, settings_text: str) -> Path:
+    """Train one category and keep its checkpoints.
+
+    Args:
+        config: the settings.
+        settings_text: the same as YAML, kept in the run's folder.
+
+    Returns:
+        the last kept checkpoint.
+
+    Raises:
+        UserError: mistakes in settings or data. FloatingPointError: a loss or weight that is not finite.
+    """
+    run, seed = config.run_folder, config.train.seed
+    with runtime.mendable_errors():
+        dataset, held_out = _datasets(config)
+        device = runtime.select_device(config.train.device)
+        precision = runtime.select_precision(config.train.precision, device)
+        torch.manual_seed(seed)
+        model = DRAEM(config.model.base_width, config.model.base_channels)
+        model = model.to(device, memory_format=runtime.memory_format(precision)).train()
+        optimizer = torch.optim.Adam(model.parameters(), config.train.learning_rate, fused=True)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, _learning_rate_factor(config))
+        done = _resume(config, model, optimizer, scheduler, held_out)
+    last = checkpoint.epoch_path(run, config.train.epochs)
+    if done >= config.train.epochs:
+        print(f"{run}: already trained for {done} epochs; train.epochs beyond that goes on, train.resume=never starts anew")
+        return last if last.is_file() else checkpoint.epoch_path(run, checkpoint.saved_epochs(run)[-1])
+
+    _start_folder(run, done)
+    runtime.write_text(run / "config.yaml", settings_text)
+    print(f"training {config.data.category} on {len(dataset)} images ({len(held_out)} held out), {device}, {precision}")
+    workers = data_loader.worker_count(config.data.num_workers, device.type == "cuda")
+    loader = data_loader.train_loader(dataset, config.train.batch_size, workers, device.type == "cuda")
+    from torch.utils.tensorboard import SummaryWriter  # takes a second to import
+
+    log = _read_log(run / "train_log.csv", done)
+    with SummaryWriter(str(run / "logs"), purge_step=done + 1) as board, runtime.mendable_errors():
+        epochs = tqdm(range(done + 1, config.train.epochs + 1), "epochs", initial=done, total=config.train.epochs, unit="epoch")
+        for epoch in epochs:
+            start = time.perf_counter()
+            loader.sampler.epoch = epoch
+            losses, sample = _train_epoch(model, loader, optimizer, device, precision, epoch)
+            _check_weights(model, epoch)
+            seconds = time.perf_counter() - start
+            row = {"epoch": epoch, **losses, "loss": sum(losses.values())}
+            row |= {"learning_rate": optimizer.param_groups[0]["lr"], "seconds": round(seconds, 3)}
+            row |= {"samples_per_second": round(len(dataset) / seconds, 2)}
+            for key in LOG_COLUMNS[1:]:
+                board.add_scalar(key, row[key], epoch)
+            epochs.set_postfix({term: f"{losses[term]:.4f}" for term in TERMS})
+            if config.train.visualize and (epoch % config.train.visualize_every == 0 or epoch == config.train.epochs):
+                grid = plots.sample_grid(**sample)
+                with runtime.replacing(run / "images" / f"epoch_{epoch:04d}.png") as beside:
+                    plots.write_image(beside, grid)
+                board.add_image("samples", grid[..., ::-1].copy(), epoch, dataformats="HWC")
+            scheduler.step()
+
+            log.append(row)
+            _write_log(run / "train_log.csv", log)
+            content = {"model": model.state_dict(), "epoch": epoch, "settings": config.model_dump(mode="json"), "held_out": held_out}
+            is_kept = epoch >= config.train.save_from and epoch % config.train.save_every == 0
+            if is_kept or epoch == config.train.epochs:
+                checkpoint.save(checkpoint.epoch_path(run, epoch), content)
+            state = {"optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict()}
+            checkpoint.save(run / "last.pt", content | state)
+    return last
+
+
+def _datasets(config: Config) -> tuple[data_loader.DRAEMTrainDataset, list[str]]:
+    """Training samples, and names of the held-out images. Decodes every image of train/good."""
+    category = data_loader.category_folder(Path(config.data.data_path), config.data.category)
+    files = data_loader.list_nominal(category)
+    files, held_out = data_loader.split_nominal(files, config.data.val_split, config.train.seed)
+    textures = data_loader.list_textures(Path(config.data.anomaly_source_path))
+    for file in held_out:
+        read_image(file)
+    synthesizer = AnomalySynthesizer(textures, config.data.img_size, config.train.cut)
+    dataset = data_loader.DRAEMTrainDataset(files, synthesizer, config.train.seed)
+    if config.data.img_size == (32, 32) and len(dataset) % config.train.batch_size == 1:
+        raise UserError(
+            f"train.batch_size = {config.train.batch_size} leaves a batch of one of the {len(dataset)} images, and at "
+            "img_size 32 batch norm needs two; change one of them"
+        )
+    return dataset, [file.name for file in held_out]
+
+
+def _learning_rate_factor(config: Config):
+    milestones = [round(share * config.train.epochs) for share in config.train.lr_milestones]
+    return lambda epochs_done: config.train.lr_gamma ** sum(epochs_done >= milestone for milestone in milestones)
+
+
+def _resume(config: Config, model: DRAEM, optimizer: Any, scheduler: Any, held_out: list[str]) -> int:
+    """Take up the state of last.pt where there is one and it is wanted; the number of epochs done."""
+    path = config.run_folder / "last.pt"
+    if config.train.resume == "never" or not path.is_file():
+        if config.train.resume == "must":
+            raise UserError(f"train.resume = must, but there is no {path}; set train.resume to auto to start anew")
+        return 0
+    content = checkpoint.read(path)
+    if not {"model", "optimizer", "scheduler", "epoch", "settings", "held_out"} <= content.keys():
+        raise UserError(f"{path}: not a state to resume from; set train.resume to never to start anew")
+    checkpoint.check_widths(path, content["model"], config)
+    there = content["settings"]
+    for key, old, new in (
+        ("data.img_size", tuple(there["data"]["img_size"]), config.data.img_size),
+        ("train.seed", there["train"]["seed"], config.train.seed),
+    ):
+        if old != new:
+            raise UserError(f"{path}: trained with {key} = {old}, the settings say {new}; set it back, another data.run_name, or train.resume=never")
+    if content["held_out"] != held_out:
+        raise UserError(
+            f"{path}: trained with other images held out: train/good or data.val_split has changed since; "
+            "restore it, or set another data.run_name or train.resume=never"
+        )
+    try:
+        model.load_state_dict(content["model"])
+        optimizer.load_state_dict(content["optimizer"])
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"{path}: does not fit this model; set train.resume=never to start anew") from error
+    # Epochs, rate and milestones are the settings' of now, so that a run can be extended.
+    scheduler.load_state_dict(content["scheduler"] | {"base_lrs": [config.train.learning_rate]})
+    for group, rate in zip(optimizer.param_groups, scheduler.get_lr(), strict=True):
+        group["lr"] = rate
+    return content["epoch"]
+
+
+def _start_folder(run: Path, done: int) -> None:
+    """Make the run's folder; a run that starts anew leaves nothing of an earlier one behind to be taken for its own."""
+    run.mkdir(parents=True, exist_ok=True)
+    if done == 0:
+        stale = [*run.glob("epoch_*.pt"), *run.glob("last.pt"), *run.glob("train_log.csv"), *run.glob("images/epoch_*.png")]
+        for path in [*stale, *run.glob("logs/events*"), *run.glob("thresholds/*/*.json")]:
+            path.unlink()
+
+
+def _train_epoch(
+    model: DRAEM, loader: Any, optimizer: Any, device: torch.device, precision: torch.dtype, epoch: int
+) -> tuple[dict[str, float], dict[str, Any]]:
+    """One pass. Mean of each loss term, and the last batch with what the networks made of it, for the sample grid."""
+    criterion = DRAEMLoss().to(device)
+    layout = runtime.memory_format(precision)
+    total, count, pending = dict.fromkeys(TERMS, 0.0), 0, []
+    rate = optimizer.param_groups[0]["lr"]
+    bar = tqdm(loader, f"epoch {epoch}", leave=False, unit="batch", disable=None)
+    for step, batch in enumerate(bar, 1):
+        image, augmented, mask = (
+            batch[key].to(device, non_blocking=True) for key in ("image", "augmented_image", "anomaly_mask")
+        )
+        with runtime.autocast(device, precision):
+            reconstruction, logits = model(augmented.contiguous(memory_format=layout))
+        terms = criterion(reconstruction, logits, image, mask)
+        optimizer.zero_grad(set_to_none=True)
+        sum(terms.values()).backward()
+        optimizer.step()
+
+        # Losses stay on the device until a few are read at once.
+        pending.append((len(image), torch.stack([terms[term].detach() for term in TERMS])))
+        if len(pending) == READ_EVERY or step == len(loader):
+            _read_losses(pending, total, epoch, step)
+            count += sum(n for n, _ in pending)
+            pending = []
+            speed = {"lr": f"{rate:.1e}", "samples/s": f"{count / (bar.format_dict['elapsed'] or 1):.1f}"}
+            bar.set_postfix({term: f"{total[term] / count:.4f}" for term in TERMS} | speed)
+    means = {term: total[term] / count for term in TERMS}
+    sample = {
+        "image": image, "augmented": augmented, "reconstruction": reconstruction, "mask": mask,
+        "prediction": torch.softmax(logits.float(), dim=1)[:, 1:],
+    }
+    return means, {name: tensor.detach().float().cpu().numpy() for name, tensor in sample.items()}
+
+
+def _read_losses(pending: list[tuple[int, Tensor]], total: dict[str, float], epoch: int, step: int) -> None:
+    values = torch.stack([terms for _, terms in pending]).tolist()
+    for back, ((n, _), terms) in enumerate(zip(pending, values, strict=True)):
+        for term, value in zip(TERMS, terms, strict=True):
+            if not abs(value) < float("inf"):
+                at = step - len(pending) + 1 + back
+                raise FloatingPointError(
+                    f"the {term} loss became {value} at step {at} of epoch {epoch}; training stops, last.pt is of the epoch before\n"
+                    "lower train.learning_rate, or set train.precision=fp32, and run again"
+                )
+            total[term] += n * value
+
+
+def _check_weights(model: DRAEM, epoch: int) -> None:
+    """A last step with finite losses can still spoil the weights; they must not reach a checkpoint."""
+    state = [value for value in model.state_dict().values() if value.is_floating_point()]
+    if not torch.stack([value.isfinite().all() for value in state]).all():
+        raise FloatingPointError(
+            f"weights became non-finite in the last step of epoch {epoch}; training stops, last.pt is of the epoch before\n"
+            "lower train.learning_rate, or set train.precision=fp32, and run again"
+        )
+
+
+def _read_log(path: Path, done: int) -> list[dict[str, Any]]:
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as stream:
+        return [row for row in csv.DictReader(stream) if int(row["epoch"]) <= done]
+
+
+def _write_log(path: Path, rows: list[dict[str, Any]]) -> None:
+    with runtime.replacing(path) as beside, beside.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, LOG_COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)

@@ -1,0 +1,268 @@
+"""Metrics of anomaly maps and image scores: plain functions on arrays, and an accumulator for pixels.
+
+A score is anomalous where it is greater than the threshold. What is undefined is None.
+"""
+
+import cv2
+import numpy as np
+from sklearn.metrics import auc, average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
+
+IMAGE_KEYS = ("image_auroc", "image_ap", "image_f1")
+PIXEL_KEYS = ("pixel_auroc", "pixel_ap", "pixel_f1", "pro", "pro_05", "iou_max")
+IMAGE_KEYS_AT_THRESHOLD = (
+    "accuracy", "image_f1_at_threshold", "true_positives", "false_positives", "true_negatives", "false_negatives",
+)
+PIXEL_KEYS_AT_THRESHOLD = ("iou", "pixel_f1_at_threshold")
+
+SCORE_WINDOW = 21  # pixels, of the average pooling behind an image score
+
+# Bins of the score: leading bits of the float below 0.5 and, mirrored, of 1 - score above, where softmax saturates; 0.5
+# has a bin of its own, so a threshold of 0.5 cuts between bins. Bits dropped are few where most scores lie, and more
+# towards 0: from each tier's lower bound on, this many of the 23 bits behind the exponent.
+_TIERS = ((0.0, 14), (2.0**-32, 12), (2.0**-8, 9), (0.5, 0))
+
+
+def _tier_bins() -> list[tuple[int, int, int, int]]:
+    """Of each tier the float bits it begins and ends at, the bits it drops, and its first bin."""
+    bounds = [int(np.float32(bound).view(np.uint32)) for bound, _ in _TIERS]
+    tiers, first = [], 0
+    for begin, end, (_, drop) in zip(bounds, bounds[1:], _TIERS):
+        tiers.append((begin, end, drop, first))
+        first += (end - begin) >> drop
+    return [*tiers, (bounds[-1], bounds[-1], 0, first)]
+
+
+_HALF = _tier_bins()[-1][3]  # the bin of 0.5
+_BINS = 2 * _HALF + 1
+_PENDING = 2**19  # pixels that are binned at once: fewer would spend the time on adding up empty bins
+
+
+def image_score(anomaly_map: np.ndarray) -> float:
+    """Largest value of the map (H, W) after 21 x 21 average pooling with stride 1 and zero padding."""
+    window = (SCORE_WINDOW, SCORE_WINDOW)
+    return float(cv2.boxFilter(anomaly_map, cv2.CV_64F, window, normalize=True, borderType=cv2.BORDER_CONSTANT).max())
+
+
+def image_metrics(labels: np.ndarray, scores: np.ndarray) -> dict[str, float | None]:
+    """IMAGE_KEYS over all thresholds; all None where `labels` (N,), 0 or 1, has one class. `scores`: float (N,)."""
+    if len(np.unique(labels)) < 2:
+        return dict.fromkeys(IMAGE_KEYS)
+    precision, recall, _ = precision_recall_curve(labels, scores)
+    return {
+        "image_auroc": float(roc_auc_score(labels, scores)),
+        "image_ap": float(average_precision_score(labels, scores)),
+        "image_f1": float(_f1(precision, recall).max()),
+    }
+
+
+def _f1(precision: np.ndarray, recall: np.ndarray) -> np.ndarray:
+    return 2 * precision * recall / np.maximum(precision + recall, np.finfo(float).tiny)
+
+
+def optimal_image_threshold(labels: np.ndarray, scores: np.ndarray) -> float | None:
+    """Midway between the lowest score that reaches the largest F1 and the next lower one; None with one class only."""
+    if len(np.unique(labels)) < 2:
+        return None
+    precision, recall, candidates = precision_recall_curve(labels, scores)
+    f1 = _f1(precision, recall)[:-1]
+    best = int(np.argmax(np.isclose(f1, f1.max(), rtol=1e-12, atol=0)))  # candidates rise: the lowest of equals
+    return _midway(candidates[best - 1] if best else None, candidates[best])
+
+
+def _midway(lower: float | None, score: float) -> float:
+    return float(np.nextafter(score, -np.inf)) if lower is None else (float(lower) + float(score)) / 2
+
+
+def image_curves(labels: np.ndarray, scores: np.ndarray) -> dict[str, np.ndarray] | None:
+    """For drawing, from the highest threshold down: `threshold`, `fpr`, `tpr` (recall), `precision`; None with one class.
+
+    Counts are of scores that reach the threshold.
+    """
+    if len(np.unique(labels)) < 2:
+        return None
+    fpr, tpr, thresholds = roc_curve(labels, scores, drop_intermediate=False)
+    fp, tp = fpr * np.sum(labels == 0), tpr * np.sum(labels == 1)
+    precision = np.where(tp + fp > 0, tp / np.maximum(tp + fp, 1), 1.0)
+    return {"threshold": thresholds, "fpr": fpr, "tpr": tpr, "precision": precision}
+
+
+def image_metrics_at(labels: np.ndarray, scores: np.ndarray, threshold: float | None) -> dict[str, float | int | None]:
+    """IMAGE_KEYS_AT_THRESHOLD; all None without a threshold, F1 None where `labels` (N,) holds no anomaly."""
+    if threshold is None:
+        return dict.fromkeys(IMAGE_KEYS_AT_THRESHOLD)
+    anomalous, predicted = np.asarray(labels) == 1, np.asarray(scores, np.float64) > threshold
+    tp, fp = int((anomalous & predicted).sum()), int((~anomalous & predicted).sum())
+    fn, tn = int((anomalous & ~predicted).sum()), int((~anomalous & ~predicted).sum())
+    return {
+        "accuracy": (tp + tn) / len(anomalous),
+        "image_f1_at_threshold": 2 * tp / (2 * tp + fp + fn) if tp + fn else None,
+        "true_positives": tp,
+        "false_positives": fp,
+        "true_negatives": tn,
+        "false_negatives": fn,
+    }
+
+
+def _bin(scores: np.ndarray) -> np.ndarray:
+    """Bin numbers, rising with the score: int32, of float32 scores in [0, 1]."""
+    bits = np.minimum(scores, np.float32(1) - scores).view(np.int32)  # 1 - score is exact from 0.5 on
+    index = np.full(bits.shape, _HALF, np.int32)
+    for begin, end, drop, first in reversed(_tier_bins()[:-1]):
+        np.copyto(index, ((bits - begin) >> drop) + first, where=bits < end)
+    return np.where(scores < 0.5, index, 2 * _HALF - index)
+
+
+def _bin_scores() -> np.ndarray:
+    """Score in the middle of each bin, float64 (_BINS,)."""
+    edges = [np.arange(begin, end, 1 << drop, np.uint32) for begin, end, drop, _ in _tier_bins()[:-1]]
+    edges = np.append(np.concatenate(edges).view(np.float32).astype(np.float64), 0.5)
+    middle = (edges[:-1] + edges[1:]) / 2
+    return np.concatenate((middle, [0.5], 1 - middle[::-1]))
+
+
+class PixelMetrics:
+    """Pixel metrics over any number of images in memory that does not grow.
+
+    Each is a function of three histograms over the score: nominal pixels, anomalous pixels, and anomalous pixels
+    weighted by 1 / size of their region (8-connected), which gives PRO: P. Bergmann et al., 'Uninformed students',
+    CVPR 2020.
+    """
+
+    def __init__(self):
+        self._nominal = np.zeros(_BINS, np.int64)
+        self._anomalous = np.zeros(_BINS, np.int64)
+        self._overlap = np.zeros(_BINS, np.float64)
+        self._regions = 0
+        self._pending: list[np.ndarray] = []
+        self._pending_pixels = 0
+        self._curve: dict[str, np.ndarray] | None = None
+
+    def update(self, scores: np.ndarray, mask: np.ndarray, valid: np.ndarray | None = None) -> None:
+        """Add one image.
+
+        Args:
+            scores: float32 (H, W) in [0, 1]. mask: bool (H, W), ground truth.
+            valid: bool (H, W), False where a pixel counts nowhere. Regions are labelled before it is applied.
+
+        Raises:
+            ValueError: shapes that differ, scores outside [0, 1].
+        """
+        scores = np.ascontiguousarray(scores, np.float32)
+        if scores.shape != mask.shape or (valid is not None and valid.shape != mask.shape):
+            raise ValueError(f"scores {scores.shape}, mask {mask.shape} and valid must have one shape")
+        if scores.size and not (scores.min() >= 0 and scores.max() <= 1):
+            raise ValueError("anomaly scores must lie in [0, 1]")
+        self._curve = None
+        mask = mask.astype(bool, copy=False)
+        index = _bin(scores)
+        if mask.any():
+            _, regions = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)
+            inside = mask if valid is None else mask & valid
+            labels = regions[inside]
+            sizes = np.bincount(labels)
+            self._regions += int((sizes[1:] > 0).sum())
+            np.add.at(self._anomalous, index[inside], 1)
+            np.add.at(self._overlap, index[inside], 1 / sizes[labels])
+            index = index[~mask if valid is None else ~mask & valid]
+        elif valid is not None:
+            index = index[valid]
+        self._pending.append(index.ravel())
+        self._pending_pixels += index.size
+        if self._pending_pixels >= _PENDING:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._pending:
+            self._nominal += np.bincount(np.concatenate(self._pending), minlength=_BINS)
+            self._pending, self._pending_pixels = [], 0
+
+    @property
+    def missing(self) -> str | None:
+        """Why the metrics are undefined, or None where they are not."""
+        self._flush()
+        if not self._anomalous.any():
+            return "no anomalous pixel in the ground-truth masks"
+        return None if self._nominal.any() else "no nominal pixel"
+
+    def _cumulated(self) -> dict[str, np.ndarray]:
+        """Counts above each occupied bin's lower edge, from the highest score down, each led by 0."""
+        if self._curve is None:
+            self._flush()
+            occupied = np.flatnonzero(self._nominal + self._anomalous)[::-1]
+
+            def cumulate(histogram: np.ndarray) -> np.ndarray:
+                return np.concatenate(([0], np.cumsum(histogram[occupied])))
+
+            self._curve = {
+                "fp": cumulate(self._nominal),
+                "tp": cumulate(self._anomalous),
+                "pro": cumulate(self._overlap) / max(self._regions, 1),
+                "score": _bin_scores()[occupied],
+            }
+        return self._curve
+
+    def compute(self, threshold: float | None = None) -> dict[str, float | None]:
+        """PIXEL_KEYS and, at `threshold`, PIXEL_KEYS_AT_THRESHOLD (None without one).
+
+        Scores in one bin count as equal: those that differ by less than 2^-14 (from 2^-8 on, else 2^-11) of their distance
+        from 0 or 1, whichever is nearer. Against exact values that changes at most 2e-5 where the scores' standard
+        deviation is 0.1 or more or they saturate, 6e-4 at 1.5e-3 and 6e-3 at 1.5e-4.
+        """
+        if self.missing:
+            return dict.fromkeys(PIXEL_KEYS + PIXEL_KEYS_AT_THRESHOLD)
+        curve = self._cumulated()
+        fp, tp, pro = curve["fp"], curve["tp"], curve["pro"]
+        positives, negatives = int(tp[-1]), int(fp[-1])
+        f1 = 2 * tp[1:] / (tp[1:] + fp[1:] + positives)
+        result = {
+            "pixel_auroc": float(auc(fp, tp)) / (positives * negatives),
+            "pixel_ap": float(np.sum(np.diff(tp) * (tp[1:] / (tp[1:] + fp[1:])))) / positives,
+            "pixel_f1": float(f1.max()),
+            "pro": _area_to(fp / negatives, pro, 0.3),
+            "pro_05": _area_to(fp / negatives, pro, 0.05),
+            "iou_max": float((tp / (fp + positives)).max()),
+            "iou": None,
+            "pixel_f1_at_threshold": None,
+        }
+        if threshold is not None:
+            above = int(np.sum(curve["score"] > threshold))
+            result["iou"] = float(tp[above] / (fp[above] + positives))
+            result["pixel_f1_at_threshold"] = float(2 * tp[above] / (tp[above] + fp[above] + positives))
+        return result
+
+    def optimal_threshold(self) -> float | None:
+        """Midway between the lowest score that reaches the largest F1 and the next lower one; None where undefined."""
+        if self.missing:
+            return None
+        curve = self._cumulated()
+        tp, fp, score = curve["tp"][1:], curve["fp"][1:], curve["score"]
+        f1 = 2 * tp / (tp + fp + tp[-1])
+        best = len(f1) - 1 - int(np.argmax(f1[::-1]))
+        return _midway(score[best + 1] if best + 1 < len(score) else None, score[best])
+
+    def curves(self, points: int = 1000) -> dict[str, np.ndarray] | None:
+        """For drawing, from the highest threshold down: `threshold`, `fpr`, `tpr` (recall), `precision`, `pro`, `iou`, each
+        float64 of at most about 2 x `points`; None where undefined."""
+        if self.missing:
+            return None
+        curve = self._cumulated()
+        fp, tp = curve["fp"][1:], curve["tp"][1:]
+        # Points that lie evenly along both axes, so that neither end is drawn coarsely.
+        progress = fp / fp[-1] + tp / tp[-1]
+        keep = np.unique(np.searchsorted(progress, np.linspace(0, 2, 2 * points)).clip(0, len(fp) - 1))
+        fp, tp = fp[keep], tp[keep]
+        return {
+            "threshold": curve["score"][keep],
+            "fpr": fp / curve["fp"][-1],
+            "tpr": tp / curve["tp"][-1],
+            "precision": tp / (tp + fp),
+            "pro": curve["pro"][1:][keep],
+            "iou": tp / (fp + curve["tp"][-1]),
+        }
+
+
+def _area_to(x: np.ndarray, y: np.ndarray, limit: float) -> float:
+    """Area under the curve up to x = limit, divided by it."""
+    inside = int(np.searchsorted(x, limit, side="right"))
+    at_limit = np.interp(limit, x, y)
+    return float(auc(np.append(x[:inside], limit), np.append(y[:inside], at_limit))) / limit

@@ -1,0 +1,199 @@
+"""Pictures: panels composed of arrays, curves drawn with matplotlib. Every function is given its path or returns an array.
+
+Colors are Okabe and Ito's, which color-blind people can tell apart, and mean the same thing everywhere.
+"""
+
+from functools import lru_cache
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+NOMINAL = "#0072B2"
+ANOMALOUS = "#D55E00"
+OPERATING_POINT = "#000000"
+LEVELS = {"image": "#CC79A7", "pixel": "#009E73"}
+TRUTH = "#56B4E9"
+PREDICTION = "#E69F00"
+TILE = 192  # pixels a small image is enlarged to
+GAP = 6
+BACKGROUND = 255
+
+
+def _bgr(color: str) -> tuple[int, int, int]:
+    return tuple(int(color[i : i + 2], 16) for i in (5, 3, 1))
+
+
+def write_image(path: Path, image: np.ndarray) -> None:
+    """Write a uint8 BGR picture as PNG; OSError where that fails."""
+    done, data = cv2.imencode(".png", image, [cv2.IMWRITE_PNG_COMPRESSION, 1])
+    if not done:
+        raise OSError(f"{path}: picture could not be encoded")
+    Path(path).write_bytes(data)
+
+
+@lru_cache(maxsize=256)
+def _text(text: str, width: int, size: int = 14, color: str = "#000000") -> np.ndarray:
+    """A strip with a line of text, uint8 (size + 8, width, 3) BGR; a text too long is cut at its start."""
+    font = ImageFont.load_default(size)
+    while font.getlength(text) > width - 4 and len(text) > 4:
+        text = "…" + text.lstrip("…")[1:]
+    strip = Image.new("RGB", (width, size + 8), "white")
+    ImageDraw.Draw(strip).text((2, 2), text, fill=color, font=font)
+    return np.asarray(strip)[..., ::-1]
+
+
+def _tile(array: np.ndarray) -> np.ndarray:
+    """(H, W) or (H, W, 3), float in [0, 1] or bool or uint8 -> uint8 BGR, enlarged to at least TILE pixels."""
+    if array.dtype != np.uint8:
+        array = (np.clip(array.astype(np.float32), 0, 1) * 255 + 0.5).astype(np.uint8)
+    if array.ndim == 2:
+        array = cv2.cvtColor(array, cv2.COLOR_GRAY2BGR)
+    factor = -(-TILE // min(array.shape[:2]))
+    return cv2.resize(array, None, fx=factor, fy=factor, interpolation=cv2.INTER_NEAREST) if factor > 1 else array
+
+
+def _row(tiles: list[np.ndarray]) -> np.ndarray:
+    """Tiles side by side with gaps."""
+    height = max(tile.shape[0] for tile in tiles)
+    padded = [
+        cv2.copyMakeBorder(tile, 0, height - tile.shape[0], 0, GAP, cv2.BORDER_CONSTANT, value=(BACKGROUND,) * 3)
+        for tile in tiles
+    ]
+    return np.hstack(padded)
+
+
+def _heat(scores: np.ndarray) -> np.ndarray:
+    """Anomaly map (H, W) in [0, 1] -> colors, dark for 0 and bright for 1."""
+    return cv2.applyColorMap((np.clip(scores, 0, 1) * 255 + 0.5).astype(np.uint8), cv2.COLORMAP_INFERNO)
+
+
+def sample_grid(
+    image: np.ndarray,
+    augmented: np.ndarray,
+    reconstruction: np.ndarray,
+    mask: np.ndarray,
+    prediction: np.ndarray,
+    rows: int = 4,
+) -> np.ndarray:
+    """Training samples and what the networks make of them.
+
+    Args:
+        image, augmented, reconstruction: float (N, 3, H, W) in [0, 1], BGR. mask, prediction: float (N, 1, H, W).
+
+    Returns:
+        uint8 picture (h, w, 3), BGR; samples with an anomaly first.
+    """
+    order = np.argsort(-mask.reshape(len(mask), -1).max(axis=1), kind="stable")[:rows]
+    columns = {
+        "input": image, "corrupted": augmented, "reconstruction": reconstruction,
+        "mask": mask, "predicted mask": prediction,
+    }
+    lines = []
+    for i in order:
+        planes = [values[i].transpose(1, 2, 0) for values in columns.values()]
+        lines.append(_row([_tile(plane if plane.shape[2] == 3 else plane[..., 0]) for plane in planes]))
+        lines.append(np.full((GAP, lines[-1].shape[1], 3), BACKGROUND, np.uint8))
+    width = lines[0].shape[1] // len(columns)
+    return np.vstack([np.hstack([_text(name, width) for name in columns]), *lines])
+
+
+def panel(
+    title: str,
+    verdict: str,
+    is_correct: bool | None,
+    image: np.ndarray,
+    reconstruction: np.ndarray,
+    anomaly_map: np.ndarray,
+    truth: np.ndarray | None,
+    prediction: np.ndarray,
+) -> np.ndarray:
+    """All that belongs to one result, side by side.
+
+    Args:
+        title: what the picture is. verdict: what was decided, and why. is_correct: None where it cannot be told.
+        image, reconstruction: float (H, W, 3) in [0, 1], BGR. anomaly_map: float (H, W) in [0, 1].
+        truth: bool (H, W), None where there is no ground-truth mask. prediction: bool (H, W).
+
+    Returns:
+        uint8 picture (h, w, 3), BGR.
+    """
+    overlay = _tile(image)
+    outline(overlay, prediction, PREDICTION)
+    if truth is not None:
+        outline(overlay, truth, TRUTH)
+    tiles = {
+        "input": _tile(image),
+        "reconstruction": _tile(reconstruction),
+        "anomaly map (0 dark, 1 bright)": _tile(_heat(anomaly_map)),
+        "ground truth" if truth is not None else "no ground truth": _tile(
+            truth if truth is not None else np.full(prediction.shape, 0.5, np.float32)
+        ),
+        "map above threshold": _tile(prediction),
+        "predicted / true outline": overlay,
+    }
+    row = _row(list(tiles.values()))
+    width = row.shape[1] // len(tiles)
+    names = np.hstack([_text(name, width) for name in tiles])
+    color = "#000000" if is_correct is None else NOMINAL if is_correct else ANOMALOUS
+    head = np.hstack([_text(title, row.shape[1] // 2, 16), _text(verdict, row.shape[1] - row.shape[1] // 2, 16, color)])
+    key = np.hstack([_text("orange: predicted", width, 12, "#9A6A00"), _text("light blue: ground truth", width, 12, "#2A7FB0")])
+    foot = np.full((key.shape[0], row.shape[1], 3), BACKGROUND, np.uint8)
+    foot[:, -key.shape[1] :] = key
+    return np.vstack([head, names, row, foot])
+
+
+def outline(picture: np.ndarray, mask: np.ndarray, color: str) -> None:
+    """Draw the outline of a mask (H, W) onto a uint8 picture a whole number of times as large."""
+    size = (picture.shape[1], picture.shape[0])
+    enlarged = cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
+    contours, _ = cv2.findContours(enlarged, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+    cv2.drawContours(picture, contours, -1, _bgr(color), 2 if min(size) >= TILE else 1)
+
+
+CURVE_TITLES = {
+    "roc": ("Receiver operating characteristic", "false positive rate", "true positive rate"),
+    "precision_recall": ("Precision and recall", "recall", "precision"),
+    "pro": ("Per-region overlap (PRO)", "false positive rate of pixels", "mean overlap with anomalous regions"),
+    "iou": ("Intersection over union of all pixels", "threshold on the anomaly map", "IoU"),
+}
+
+
+def curves(
+    path: Path,
+    name: str,
+    title: str,
+    x: str,
+    y: str,
+    levels: dict[str, dict[str, np.ndarray]],
+    operating_points: dict[str, tuple[float, str]],
+) -> None:
+    """Write a figure with a curve for each level, as PNG.
+
+    Args:
+        name: one of CURVE_TITLES. title: what was measured. x, y: keys of the curves to draw against each other.
+        levels: `image` or `pixel` -> curves of evaluation.metrics, each with `threshold` falling.
+        operating_points: level -> threshold and its name.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    heading, x_label, y_label = CURVE_TITLES[name]
+    figure = Figure(figsize=(6.4, 5.2), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for level, curve in levels.items():
+        axes.plot(curve[x], curve[y], color=LEVELS[level], label=level, linewidth=2)
+        if level in operating_points:
+            threshold, kind = operating_points[level]
+            at = max(int(np.sum(curve["threshold"] > threshold)) - 1, 0)
+            place = (threshold if x == "threshold" else curve[x][at], curve[y][at])
+            label = f"{level} threshold {threshold:.3f} ({kind})"
+            axes.plot(*place, "o", color=LEVELS[level], markeredgecolor=OPERATING_POINT, markersize=9, label=label, zorder=3)
+    right = 0.3 if name == "pro" else 1.0
+    axes.set(xlabel=x_label, ylabel=y_label, xlim=(-0.015 * right, 1.015 * right), ylim=(-0.02, 1.02))
+    axes.set_title(f"{heading}\n{title}", fontsize=11)
+    axes.grid(alpha=0.3)
+    axes.legend(loc="best", framealpha=0.9)
+    figure.savefig(path, format="png")

@@ -1,0 +1,219 @@
+"""Write the sample dataset (MVTec AD layout, plus anomaly textures) from photographs carried in scikit-image's wheel.
+
+The surfaces are real; the test anomalies are painted, and share neither a picture nor a mask generator with those
+synthesized for training. Everything is grey because the surfaces are: colour would give anomalies away.
+"""
+
+import argparse
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import skimage
+from sklearn.metrics import roc_auc_score
+
+from errors import UserError
+
+VERSION = 1
+SIZE = 128  # side of every picture
+N_TRAIN, N_GOOD, N_PER_DEFECT, N_PER_TEXTURE = 80, 24, 8, 10
+SPLIT = 320  # columns left of it feed training, the others testing, so no test crop shares a pixel with a training crop
+SUPER = 4  # shapes are drawn this many times larger and averaged down: anti-aliased outlines
+Painted = tuple[np.ndarray, np.ndarray]  # a surface with its anomaly, and the anomaly's opacity in [0, 1]
+CATEGORIES = ("brick", "grass")
+FOREIGN = ("chelsea.png", "coffee.png")
+TEXTURES = ("gravel.png", "camera.png", "retina.jpg", "rocket.jpg", "hubble_deep_field.jpg", "astronaut.png")
+README = """\
+DRAEM sample dataset, version {version}, seed {seed}, written by make_sample.py in the MVTec AD layout.
+Made from photographs in scikit-image's wheel, turned grey; licenses as skimage.data states them:
+  categories      brick.png, grass.png: CC0. Training crops from columns 0-{last}, test crops from the others
+  foreign pieces  chelsea.png: CC0 (Stefan van der Walt); coffee.png: CC0 (Rachel Michetti)
+  textures        gravel.png: CC0; camera.png: CC0 (Lav Varshney); retina.jpg: CC0 (Mikael Haggstrom);
+                  rocket.jpg: public domain (SpaceX); hubble_deep_field.jpg, astronaut.png: public domain (NASA)
+The anomalies are painted, not photographed: scores on this sample show that the code works, no more.
+"""
+
+def load_grey(name: str) -> np.ndarray:
+    """Photograph `name` of scikit-image's wheel: (H, W) float32 in [0, 255]."""
+    photo = cv2.imread(str(Path(skimage.data_dir) / name), cv2.IMREAD_GRAYSCALE)
+    if photo is None:
+        raise UserError(f"scikit-image {skimage.__version__} has no picture {name}; reinstall it with pip")
+    return photo.astype(np.float32)
+
+
+def crop(photo: np.ndarray, side: int, rng: np.random.Generator) -> np.ndarray:
+    """Square of a photograph at a random place, mirrored half the time: (side, side) float32."""
+    y, x = (rng.integers(extent - side + 1) for extent in photo.shape)
+    return photo[y:y + side, x:x + side][:, ::rng.choice([-1, 1])].copy()
+
+
+def soften(image: np.ndarray, sigma: float) -> np.ndarray:
+    return cv2.GaussianBlur(image, (0, 0), sigma)
+
+
+def mix(below: np.ndarray, above: np.ndarray | float, opacity: np.ndarray) -> np.ndarray:
+    return below * (1 - opacity) + above * opacity
+
+
+def shrink(canvas: np.ndarray) -> np.ndarray:
+    """Opacity in [0, 1], (SIZE, SIZE) float32, of a SUPER times larger (H, W) uint8 canvas painted with 255."""
+    return cv2.resize(canvas, (SIZE, SIZE), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
+
+
+def blob(rng: np.random.Generator, radius: float, roughness: float) -> np.ndarray:
+    """Opacity of a smooth irregular ellipse with the area of a disc of `radius` pixels: (SIZE, SIZE) float32."""
+    angle = np.linspace(0, 2 * np.pi, 120, endpoint=False)
+    r = 1 + sum(roughness / k * rng.uniform(-1, 1) * np.cos(k * angle + rng.uniform(0, 2 * np.pi)) for k in range(2, 7))
+    stretch = rng.uniform(1, 1.3)
+    outline = r * (np.cos(angle) * stretch + 1j * np.sin(angle) / stretch) * np.exp(1j * rng.uniform(0, np.pi))
+    points = np.stack([outline.real, outline.imag], 1).astype(np.float32)
+    points *= radius * np.sqrt(np.pi / cv2.contourArea(points))
+    reach = np.abs(points).max() + 3
+    points = (points + rng.uniform(reach, SIZE - reach, 2)) * SUPER
+    return shrink(cv2.fillPoly(np.zeros((SIZE * SUPER, SIZE * SUPER), np.uint8), [points.astype(np.int32)], 255))
+
+
+def scratch(surface: np.ndarray, rng: np.random.Generator) -> Painted:
+    """A long thin curved groove: a light or dark core of varying width, with a faint opposite flank along one side."""
+    along = np.linspace(0, 1, rng.integers(170, 250))  # in steps of half a pixel
+    heading = rng.uniform(0, np.pi) + rng.uniform(-0.9, 0.9) * along + 0.25 * np.sin(rng.uniform(4, 9) * along)
+    path = np.cumsum(np.stack([np.cos(heading), np.sin(heading)], 1) * 0.5, axis=0)
+    path += rng.uniform(0.42, 0.58, 2) * SIZE - path[len(path) // 2]
+    width = rng.uniform(3.5, 5) * (0.8 + 0.2 * np.sin(rng.uniform(6, 14) * along + rng.uniform(0, 6)))
+    width *= np.minimum(1, 8 * np.minimum(along, 1 - along) + 0.4)
+    canvases = np.zeros((2, SIZE * SUPER, SIZE * SUPER), np.uint8)
+    for canvas, shift in zip(canvases, (0, 0.8)):
+        for (x, y), w in zip((path + shift) * SUPER, width * SUPER / 2):
+            cv2.circle(canvas, (int(x), int(y)), int(w), 255, -1)
+    core, flank = map(shrink, canvases)
+    # contrast grows with the surface's own: in grass, a groove that would show on brick passes for a blade
+    base, contrast = soften(surface, 10), rng.choice([-1, 1]) * (65 + rng.uniform(0.9, 1.2) * surface.std())
+    grooved = mix(mix(surface, base - np.sign(contrast) * 20, 0.6 * flank), base + contrast, 0.92 * core)
+    return grooved, np.maximum(core, flank)
+
+
+def stain(surface: np.ndarray, rng: np.random.Generator) -> Painted:
+    """A soft blob under which the surface is blurred and tinted, a little stronger along its border as dried liquid."""
+    opacity = soften(blob(rng, rng.uniform(15, 21), 0.9), 1.5)
+    tint = rng.choice([-1, 1]) * rng.uniform(0.85, 1.1) * surface.std() * (1 + 1.2 * opacity * (1 - opacity))
+    return mix(surface, soften(surface, 5) + tint, opacity), opacity
+
+
+def hole(surface: np.ndarray, rng: np.random.Generator) -> Painted:
+    """A smooth dark spot, darker towards one side as if lit obliquely, with a slightly lit rim."""
+    pit = soften(blob(rng, rng.uniform(11, 15.5), 0.6), 0.7)
+    rim = soften(cv2.dilate(pit, np.ones((5, 5), np.uint8)) - pit, 0.6)
+    lit, (y, x) = rng.uniform(0, 2 * np.pi), np.mgrid[:SIZE, :SIZE] * 60 / SIZE
+    shade = np.cos(lit) * x + np.sin(lit) * y
+    depth = np.percentile(surface[pit > 0.5], 25) - rng.uniform(17, 24) + shade - np.average(shade, weights=pit)
+    return mix(mix(surface, soften(surface, 10) + 45, 0.6 * rim), depth, pit), np.maximum(pit, rim)
+
+
+def foreign(surface: np.ndarray, rng: np.random.Generator) -> Painted:
+    """A piece of another photograph with a narrow shadow, near the local mean: its texture is wrong, not its light."""
+    opacity = soften(blob(rng, rng.uniform(15, 21), 0.5), 0.7)
+    inside, photo, piece = opacity > 0.5, load_grey(str(rng.choice(FOREIGN))), np.zeros_like(surface)
+    while (piece - soften(piece, 3))[inside].std() < 6:  # a flat piece would be one more stain
+        piece = crop(photo, SIZE, rng)
+    piece = (piece - piece[inside].mean()) / piece[inside].std() * rng.uniform(0.65, 0.85) * surface.std()
+    piece += surface[inside].mean() + rng.choice([-1, 1]) * rng.uniform(8, 18)
+    shadow = 0.8 * soften(np.roll(opacity, (2, 2), (0, 1)), 0.8)
+    return mix(surface * (1 - shadow), piece, opacity), np.maximum(opacity, shadow)
+
+
+DEFECTS = {"scratch": scratch, "stain": stain, "hole": hole, "foreign": foreign}
+
+
+def visible_mask(before: np.ndarray, after: np.ndarray, opacity: np.ndarray) -> np.ndarray:
+    """Ground-truth mask of what visibly changed: (SIZE, SIZE) uint8, 0 or 255."""
+    changed = ((np.abs(after - before) > 8) & (opacity > 0.2)).astype(np.uint8)
+    # closing fills the places where old and new happen to agree; the opacity keeps it from leaving the anomaly
+    closed = cv2.morphologyEx(changed, cv2.MORPH_CLOSE, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (15, 15)))
+    return (closed * (opacity > 0.2) * 255).astype(np.uint8)
+
+
+def write_png(path: Path, grey: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(cv2.imencode(".png", np.clip(np.rint(grey), 0, 255).astype(np.uint8))[1].tobytes())
+
+
+def write_category(folder: Path, photo: np.ndarray, rng: np.random.Generator) -> None:
+    """Write one category in the MVTec AD layout from a (512, 512) float32 photograph of its nominal surface."""
+    for part, count, area in (("train", N_TRAIN, photo[:, :SPLIT]), ("test", N_GOOD, photo[:, SPLIT:])):
+        for i in range(count):
+            write_png(folder / part / "good" / f"{i:03}.png", crop(area, SIZE, rng))
+    for kind, paint in DEFECTS.items():
+        for i in range(N_PER_DEFECT):
+            surface = crop(photo[:, SPLIT:], SIZE, rng)
+            after, opacity = paint(surface, rng)
+            write_png(folder / "test" / kind / f"{i:03}.png", after)
+            write_png(folder / "ground_truth" / kind / f"{i:03}_mask.png", visible_mask(surface, after, opacity))
+
+
+def write_textures(folder: Path, rng: np.random.Generator) -> None:
+    """Write `folder`/<photograph>/NN.png: squares of varying size from the photographs, resized to SIZE."""
+    for name in TEXTURES:
+        photo = load_grey(name)
+        for i in range(N_PER_TEXTURE):
+            texture = np.zeros((SIZE, SIZE), np.float32)
+            while np.median(np.abs(texture - soften(texture, 4))) < 1.5:  # empty sky has no texture to offer
+                square = crop(photo, int(min(photo.shape) * rng.uniform(0.2, 0.45)), rng)
+                texture = cv2.resize(square, (SIZE, SIZE), interpolation=cv2.INTER_AREA)
+            write_png(folder / Path(name).stem / f"{i:02}.png", texture)
+
+
+def trivial_auroc(category_folder: Path | str, img_size: int) -> float:
+    """Image AUROC, in [0, 1], of the largest 21x21 box mean (zero padded) of |picture - mean training picture|.
+
+    Pictures are resized to (img_size, img_size, 3), values in [0, 1]; the difference is averaged over channels.
+    """
+    train, test = (sorted(Path(category_folder).glob(pattern)) for pattern in ("train/good/*.png", "test/*/*.png"))
+    pictures = [cv2.resize(cv2.imread(str(p)), (img_size, img_size)).astype(np.float32) / 255 for p in train + test]
+    deviations = np.abs(np.array(pictures[len(train):]) - np.mean(pictures[:len(train)], axis=0)).mean(3)
+    scores = [cv2.blur(deviation, (21, 21), borderType=cv2.BORDER_CONSTANT).max() for deviation in deviations]
+    return float(roc_auc_score([path.parent.name != "good" for path in test], scores))
+
+
+def make_sample(out: Path, seed: int) -> None:
+    """Write the dataset into `out` and print its figures; what is already there is never touched."""
+    readme = README.format(version=VERSION, seed=seed, last=SPLIT - 1).encode()
+    if (out / "README.txt").is_file() and (out / "README.txt").read_bytes() == readme:
+        print(f"{out} already holds this sample (version {VERSION}, seed {seed}); left as it is")
+        return
+    if out.exists():
+        raise UserError(f"{out} is not this sample (version {VERSION}, seed {seed}); move it or change --out")
+    building = out.with_name(f"{out.name}.tmp{os.getpid()}")  # renamed when complete: no half-written sample remains
+    try:
+        for number, name in enumerate(CATEGORIES):
+            folder = building / "mvtec" / name
+            write_category(folder, load_grey(f"{name}.png"), np.random.default_rng([seed, number]))
+            print(f"{name}: {N_TRAIN} training, {N_GOOD} nominal and {N_PER_DEFECT * len(DEFECTS)} defective test "
+                  f"images; a trivial detector has image AUROC {trivial_auroc(folder, SIZE):.2f}")
+        write_textures(building / "textures", np.random.default_rng([seed, len(CATEGORIES)]))
+        (building / "README.txt").write_bytes(readme)
+        building.rename(out)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+    print(f"wrote {out}")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] + " Nothing is downloaded.")
+    parser.add_argument("--out", type=Path, default=Path("sample"), help="folder to write (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="sets crops and anomalies (default: %(default)s)")
+    args = parser.parse_args()
+    try:
+        if args.seed < 0:
+            raise UserError(f"--seed {args.seed} is negative; give 0 or more")
+        make_sample(args.out, args.seed)
+    except (UserError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,65 @@
+"""Perlin noise as two matrix products (K. Perlin, 'Improving noise', SIGGRAPH 2002)."""
+
+from functools import lru_cache
+
+import numpy as np
+
+
+@lru_cache(maxsize=64)
+def _axis(size: int, periods: int) -> tuple[np.ndarray, np.ndarray]:
+    """Fade weights, and weights times distance, of every lattice point along one axis: two float32 (size, periods + 1).
+
+    A size that `periods` does not divide is sampled as the next larger one that it does, and cropped.
+    """
+    position = np.arange(size) / -(-size // periods)
+    cell = position.astype(int)
+    t = position - cell
+    fade = t**3 * (t * (6 * t - 15) + 10)
+    weight = np.zeros((size, periods + 1))
+    distance = np.zeros((size, periods + 1))
+    rows = np.arange(size)
+    weight[rows, cell], weight[rows, cell + 1] = 1 - fade, fade
+    distance[rows, cell], distance[rows, cell + 1] = (1 - fade) * t, fade * (t - 1)
+    return weight.astype(np.float32), distance.astype(np.float32)
+
+
+def perlin_noise(
+    shape: tuple[int, int],
+    res: tuple[int, int],
+    *,
+    rng: np.random.Generator | None = None,
+    angles: np.ndarray | None = None,
+) -> np.ndarray:
+    """Two-dimensional Perlin noise.
+
+    The noise at (y, x) is the sum over the four lattice points around it of fade weight times gradient . distance.
+    Weights and distances belong to one axis each, so the sum over the lattice is a product of small matrices.
+
+    Args:
+        shape: height and width of the result in pixels.
+        res: lattice periods along height and width, at least 1. A size they do not divide is generated larger and
+            cropped.
+        rng: draws the gradient angles, uniform in [0, 2 pi), when `angles` is not given.
+        angles: gradient angles in radians, (res[0] + 1, res[1] + 1); 0 points down the first axis.
+
+    Returns:
+        float32 (H, W), about [-1, 1].
+
+    Raises:
+        ValueError: sizes or periods below 1, angles of another shape, or neither `rng` nor `angles`.
+    """
+    if min(*shape, *res) < 1:
+        raise ValueError(f"Perlin noise needs a shape and a lattice of at least 1, got {shape} and {res}")
+    lattice = (res[0] + 1, res[1] + 1)
+    if angles is None:
+        if rng is None:
+            raise ValueError("Perlin noise needs a random generator or the gradient angles")
+        angles = rng.random(lattice) * (2 * np.pi)
+    if np.shape(angles) != lattice:
+        raise ValueError(f"Perlin noise on a {res} lattice needs angles of shape {lattice}, got {np.shape(angles)}")
+    weight_y, distance_y = _axis(shape[0], res[0])
+    weight_x, distance_x = _axis(shape[1], res[1])
+    scale = np.float32(np.sqrt(2))
+    down, right = np.cos(angles).astype(np.float32) * scale, np.sin(angles).astype(np.float32) * scale
+    left = np.hstack((distance_y @ down, weight_y @ right))
+    return left @ np.hstack((weight_x, distance_x)).T

@@ -1,0 +1,159 @@
+"""Synthetic anomalies: a Perlin-noise mask filled with an augmented texture (paper, section 3.3), or a cutout."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from errors import UserError
+from perlin import perlin_noise
+
+if not hasattr(np, "sctypes"):  # imgaug 0.4.0 reads this table at import; numpy 2 dropped it
+    np.sctypes = {
+        "int": [np.int8, np.int16, np.int32, np.int64],
+        "uint": [np.uint8, np.uint16, np.uint32, np.uint64],
+        "float": [np.float16, np.float32, np.float64],
+        "complex": [np.complex64, np.complex128],
+        "others": [bool, object, bytes, str, np.void],
+    }
+
+import imgaug.augmenters as iaa  # noqa: E402  (needs the table above)
+
+P_ROTATE = 0.3  # nominal images that are rotated
+P_CLEAN = 0.5  # samples of the Perlin branch that stay clean
+P_CUTOUT = 0.2  # samples that take the cutout instead of the Perlin branch, where it is on
+MAX_ROTATION = 90  # degrees, of nominal images and of the noise; the paper says 45 for images
+MAX_LATTICE_EXPONENT = 5  # lattice of 2^0 to 2^5 periods
+NOISE_THRESHOLD = 0.5
+MAX_BETA = 0.8  # share of the nominal image that shines through
+MIN_CUTOUT = 10  # pixels
+KEPT_TEXTURES = 2**30  # bytes of decoded textures that one process keeps
+
+
+def read_image(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
+    """Image file -> uint8 (H, W, 3) BGR, resized (linear) to `size` (height, width) if given.
+
+    Gray images get three equal channels, alpha is dropped, 16 bits become 8. Raises UserError where it does not decode.
+    """
+    try:
+        data = np.fromfile(path, np.uint8)  # not imread: that fails on non-ASCII paths on Windows
+        image = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
+    except (OSError, cv2.error) as error:
+        raise UserError(f"{path}: cannot be read ({error}); mend or remove the file") from error
+    if image is None:
+        raise UserError(f"{path}: cannot be decoded as an image; mend or remove the file")
+    return image if size is None else resize(image, size)
+
+
+def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Linear resize of (H, W) or (H, W, C) to `size` (height, width), as the original does it."""
+    return image if image.shape[:2] == tuple(size) else cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
+
+
+def rotate(image: np.ndarray, degrees: float) -> np.ndarray:
+    """Rotate clockwise about the center, linear, zeros outside: what imgaug's `Affine(rotate=degrees)` gives."""
+    height, width = image.shape[:2]
+    matrix = cv2.getRotationMatrix2D((width / 2 - 0.5, height / 2 - 0.5), -degrees, 1.0)
+    return cv2.warpAffine(image, matrix, (width, height), flags=cv2.INTER_LINEAR)
+
+
+class AnomalySynthesizer:
+    """Turns a nominal image into a training sample.
+
+    Args:
+        textures: texture files, decoded when first used and kept.
+        image_size: height and width of the samples.
+        cut: with probability 0.2 a flat rectangle instead of the Perlin branch.
+    """
+
+    def __init__(self, textures: Sequence[Path], image_size: tuple[int, int], cut: bool = False):
+        if not textures:
+            raise ValueError("synthesis needs at least one texture")
+        self.textures = list(textures)
+        self.image_size = tuple(image_size)
+        self.cut = cut
+        self._decoded: dict[int, np.ndarray] = {}
+        # The original's ten; each is seeded anew whenever it is used. They see the BGR array as it is.
+        self.augmenters = [
+            iaa.GammaContrast((0.5, 2.0), per_channel=True),
+            iaa.MultiplyAndAddToBrightness(mul=(0.8, 1.2), add=(-30, 30)),
+            iaa.pillike.EnhanceSharpness(),
+            iaa.AddToHueAndSaturation((-50, 50), per_channel=True),
+            iaa.Solarize(0.5, threshold=(32, 128)),
+            iaa.Posterize(),
+            iaa.Invert(),
+            iaa.pillike.Autocontrast(),
+            iaa.pillike.Equalize(),
+            iaa.Affine(rotate=(-45, 45)),
+        ]
+
+    def _texture(self, index: int) -> np.ndarray:
+        """Decoded texture, uint8 (H, W, 3)."""
+        if index not in self._decoded:
+            texture = read_image(self.textures[index], self.image_size)
+            if (len(self._decoded) + 1) * texture.nbytes > KEPT_TEXTURES:
+                return texture
+            self._decoded[index] = texture
+        return self._decoded[index]
+
+    def augment_texture(self, texture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Three different augmenters, in the order drawn; uint8 (H, W, 3) to the same."""
+        for index in rng.choice(len(self.augmenters), 3, replace=False):
+            augmenter = self.augmenters[index]
+            augmenter.seed_(int(rng.integers(2**31)))
+            texture = augmenter.augment_image(texture)
+        return texture
+
+    def perlin_mask(self, rng: np.random.Generator) -> np.ndarray:
+        """bool (H, W): rotated Perlin noise above the threshold; may be empty."""
+        res = tuple(2 ** rng.integers(0, MAX_LATTICE_EXPONENT + 1, size=2))
+        noise = perlin_noise(self.image_size, res, rng=rng)
+        return rotate(noise, rng.uniform(-MAX_ROTATION, MAX_ROTATION)) > NOISE_THRESHOLD
+
+    def _blend_perlin(self, image: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        texture = self.augment_texture(self._texture(int(rng.integers(len(self.textures)))), rng)
+        mask = self.perlin_mask(rng)
+        beta = np.float32(rng.uniform(0, MAX_BETA))
+        augmented = image.copy()
+        inside = texture[mask].astype(np.float32) / 255
+        augmented[mask] = (1 - beta) * inside + beta * image[mask]
+        return augmented, mask
+
+    def _cut_out(self, image: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        where = []
+        for side in self.image_size:
+            longest = max(side // 2, 1)
+            length = int(rng.integers(min(MIN_CUTOUT, longest), longest + 1))
+            start = int(rng.integers(side - length + 1))
+            where.append(slice(start, start + length))
+        mask = np.zeros(self.image_size, bool)
+        mask[tuple(where)] = True
+        augmented = image.copy()
+        augmented[mask] = rng.choice((0.5, 1.0))
+        return augmented, mask
+
+    def __call__(
+        self, image: np.ndarray, rng: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """One training sample.
+
+        Args:
+            image: nominal image, uint8 (H, W, 3), BGR, of `image_size`.
+            rng: all randomness of the sample.
+
+        Returns:
+            the image, possibly rotated, and the same with an anomaly, float32 (H, W, 3) in [0, 1]; the anomaly's mask,
+            float32 (H, W, 1) of 0 and 1; has_anomaly, float32 (1,): 0 where the mask is empty.
+        """
+        if rng.random() < P_ROTATE:
+            image = rotate(image, rng.uniform(-MAX_ROTATION, MAX_ROTATION))
+        image = image.astype(np.float32) / 255
+        # Decided before anything is synthesized: half of the work is not done.
+        if self.cut and rng.random() < P_CUTOUT:
+            augmented, mask = self._cut_out(image, rng)
+        elif rng.random() < P_CLEAN:
+            augmented, mask = image.copy(), np.zeros(self.image_size, bool)
+        else:
+            augmented, mask = self._blend_perlin(image, rng)
+        return image, augmented, mask[..., None].astype(np.float32), np.float32([mask.any()])

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedSeq
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from errors import UserError
@@ -68,10 +69,11 @@ def _device(value: str) -> str:
     raise ValueError("must be auto, cuda, cuda:N, mps or cpu")
 
 
-def _rising(values: list[float]) -> list[float]:
-    if values != sorted(set(values)):
-        raise ValueError("must rise")
-    return values
+def _milestones(values: Any) -> Any:
+    is_list = isinstance(values, (list, tuple)) and all(type(value) is float for value in values)
+    if is_list and values == sorted(set(values)) and all(0 < value < 1 for value in values):
+        return list(values)
+    raise ValueError("must be a list of numbers between 0 and 1 that rise, e.g. [0.8, 0.9]")
 
 
 def _whole(low: int, high: int) -> Any:
@@ -80,7 +82,6 @@ def _whole(low: int, high: int) -> Any:
 
 PathText = Annotated[str, AfterValidator(_path)]
 NameText = Annotated[str, AfterValidator(_name)]
-Share = Annotated[float, Field(strict=True, gt=0, lt=1)]
 PositiveRate = Annotated[float, Field(strict=True, gt=0, le=1)]
 
 
@@ -111,7 +112,7 @@ class Train(_Section):
     epochs: _whole(1, 1_000_000) = 700
     batch_size: _whole(1, 4096) = 8
     learning_rate: PositiveRate = 1e-4
-    lr_milestones: Annotated[list[Share], AfterValidator(_rising)] = [0.8, 0.9]
+    lr_milestones: Annotated[list[float], BeforeValidator(_milestones)] = [0.8, 0.9]
     lr_gamma: PositiveRate = 0.2
     cut: bool = True
     seed: _whole(0, 2**32 - 1) = 0
@@ -158,9 +159,9 @@ def _yaml() -> YAML:
     return yaml
 
 
-def _parse(text: str, source: str) -> Any:
+def _parse(text: str, source: str, keep_comments: bool = False) -> Any:
     try:
-        return _yaml().load(text)
+        return (_yaml() if keep_comments else YAML(typ="safe", pure=True)).load(text)
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
@@ -186,7 +187,7 @@ def _unknown(key: str) -> str:
 def _is_text(key: str) -> bool:
     section, _, name = key.partition(".")
     field = Config.model_fields[section].annotation.model_fields[name]
-    return field.annotation is str and name != "device"
+    return field.annotation is str
 
 
 def _problem(error: dict[str, Any]) -> str:
@@ -207,8 +208,8 @@ def _problem(error: dict[str, Any]) -> str:
     else:
         word = next((text for name, text in kind.items() if error["type"].startswith(name)), None)
         word = word or ("a whole number" if field and field.annotation is int else "a number")
-        bounds = [f"{sign} {limits[name]}" for name, sign in
-                  (("ge", "from"), ("gt", "above"), ("lt", "below"), ("le", "to")) if name in limits]
+        signs = {"ge": "from", "gt": "above", "lt": "to below", "le": "to"}
+        bounds = [f"{sign} {limits[name]}" for name, sign in signs.items() if name in limits]
         allowed = " ".join(["must be", word, *bounds])
         if word == "text":
             allowed += f", in quotes: '{error['input']}'"
@@ -236,9 +237,8 @@ def load_config(path: Path | str, overrides: Iterable[str] = ()) -> Config:
         values = {}
     if not isinstance(values, dict):
         raise UserError(f"{path}: must hold the sections {', '.join(Config.model_fields)}")
-    values = {section: dict(keys) if isinstance(keys, dict) else keys for section, keys in values.items()}
     values = {section: {} if keys is None else keys for section, keys in values.items()}
-    problems = []
+    problems, overridden = [], set()
     for override in overrides:
         key, equals, text = override.partition("=")
         key = key.strip()
@@ -247,13 +247,16 @@ def load_config(path: Path | str, overrides: Iterable[str] = ()) -> Config:
         if key not in _known_keys():
             problems.append(f"--set {_unknown(key)}")
             continue
+        overridden.add(key)
         section, name = key.split(".")
         if isinstance(values.setdefault(section, {}), dict):
             values[section][name] = text if _is_text(key) else _parse(text, f"--set {key}")
     try:
         config = Config.model_validate(values)
     except ValidationError as error:
-        problems += [f"{path}: {_problem(item)}" for item in error.errors()]
+        for item in error.errors():
+            source = "--set" if ".".join(map(str, item["loc"][:2])) in overridden else f"{path}:"
+            problems.append(f"{source} {_problem(item)}")
     if problems:
         raise UserError("\n".join(problems))
     return config
@@ -274,19 +277,13 @@ def edit_config(path: Path | str, changes: dict[str, Any]) -> str:
     Args:
         changes: `section.key` -> value.
     """
-    document = _parse(_read(Path(path)), str(path)) or {}
+    document = _parse(_read(Path(path)), str(path), keep_comments=True) or {}
     for key, value in changes.items():
         section, name = key.split(".")
+        if isinstance(value, list):
+            value = CommentedSeq(value)
+            value.fa.set_flow_style()
         document.setdefault(section, {})[name] = value
-    return _dump(document)
-
-
-def dump_config(config: Config) -> str:
-    """All settings as YAML text."""
-    return _dump(config.model_dump(mode="json"))
-
-
-def _dump(document: Any) -> str:
     stream = io.StringIO()
     _yaml().dump(document, stream)
     return stream.getvalue()

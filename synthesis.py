@@ -102,6 +102,8 @@ class AnomalySynthesizer:
         for index in rng.choice(len(self.augmenters), 3, replace=False):
             augmenter = self.augmenters[index]
             augmenter.seed_(int(rng.integers(2**31)))
+            if isinstance(inner := getattr(augmenter, "children", None), iaa.Sequential):
+                inner.seed_(int(rng.integers(2**31)))  # seed_ passes over it, and its order would come from global state
             texture = augmenter.augment_image(texture)
         return texture
 

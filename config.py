@@ -39,14 +39,14 @@ def _img_size(value: Any) -> Any:
 
 
 def _load_epoch(value: Any) -> Any:
-    if type(value) is int and value >= 1 or isinstance(value, str) and value.strip():
+    if (type(value) is int and value >= 1) or (isinstance(value, str) and value.strip()):
         # The command line gives text only.
         return int(value) if str(value).isdecimal() and int(value) >= 1 else str(value).replace("\\", "/")
     raise ValueError("must be last, an epoch from 1, or the path of a checkpoint")
 
 
 def _auto_or_count(value: Any) -> Any:
-    if value == "auto" or type(value) is int and 0 <= value <= 1024:
+    if value == "auto" or (type(value) is int and 0 <= value <= 1024):
         return value
     raise ValueError("must be auto or a whole number from 0 to 1024")
 
@@ -58,13 +58,13 @@ def _threshold_type(value: Any) -> Any:
 def _visualisation(value: Any) -> Any:
     if type(value) is bool:
         return "all" if value else "none"
-    if value in ("all", "errors", "none") or type(value) is int and value >= 0:
+    if value in ("all", "errors", "none") or (type(value) is int and value >= 0):
         return value
     raise ValueError("must be all, errors, none, or a number of images from 0")
 
 
 def _device(value: str) -> str:
-    if value in ("auto", "cuda", "mps", "cpu") or value.startswith("cuda:") and value[5:].isdecimal():
+    if value in ("auto", "cuda", "mps", "cpu") or (value.startswith("cuda:") and value[5:].isdecimal()):
         return value
     raise ValueError("must be auto, cuda, cuda:N, mps or cpu")
 
@@ -171,7 +171,8 @@ def _parse(text: str, source: str, keep_comments: bool = False) -> Any:
 
 
 def _known_keys() -> list[str]:
-    return [f"{section}.{key}" for section, field in Config.model_fields.items() for key in field.annotation.model_fields]
+    sections = {name: field.annotation.model_fields for name, field in Config.model_fields.items()}
+    return [f"{section}.{key}" for section, keys in sections.items() for key in keys]
 
 
 def _unknown(key: str) -> str:
@@ -291,5 +292,5 @@ def edit_config(path: Path | str, changes: dict[str, Any]) -> str:
 
 def settings_text(path: Path | str, config: Config) -> str:
     """Text of a settings file, comments kept, with every value as it is in `config`."""
-    values = config.model_dump(mode="json")
-    return edit_config(path, {f"{section}.{key}": value for section, keys in values.items() for key, value in keys.items()})
+    sections = config.model_dump(mode="json").items()
+    return edit_config(path, {f"{section}.{key}": value for section, keys in sections for key, value in keys.items()})

@@ -34,7 +34,9 @@ def fetch_dtd(folder: str | Path = ".") -> Path:
     try:
         DTD(root=str(folder), download=True)
     except (OSError, RuntimeError) as error:
-        raise UserError(f"DTD cannot be downloaded ({error}); download it by hand and put its images folder at {target}") from error
+        raise UserError(
+            f"DTD cannot be downloaded ({error}); download it by hand and put its images folder at {target}"
+        ) from error
     (Path(folder) / "dtd" / "dtd" / "images").replace(target)
     return target
 
@@ -87,7 +89,8 @@ def list_nominal(category: Path) -> list[Path]:
     """Images of train/good, sorted; UserError where there is none."""
     files = _files(category / "train" / "good")
     if not files:
-        raise UserError(f"{category / 'train' / 'good'}: no images ({', '.join(sorted(IMAGE_SUFFIXES))}) there; put nominal images into it")
+        suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
+        raise UserError(f"{category / 'train' / 'good'}: no images ({suffixes}) there; put nominal images into it")
     return files
 
 
@@ -142,7 +145,8 @@ def list_test(category: Path) -> list[TestImage]:
         for path in _files(defect):
             mask = masks.get(f"{path.stem}_mask", masks.get(path.stem))
             if mask is None and masks:
-                raise UserError(f"{path}: its mask {mask_folder / path.stem}_mask.png is missing, while others are there; add it")
+                expected = mask_folder / f"{path.stem}_mask.png"
+                raise UserError(f"{path}: its mask {expected} is missing, while others are there; add it")
             images.append(TestImage(path, True, mask))
     if not images:
         raise UserError(f"{test}: no test images there; detection needs test/good and test/<defect> with images")
@@ -157,7 +161,7 @@ def read_mask(path: Path, original_size: tuple[int, int], size: tuple[int, int])
     mask = read_image(path)[..., 0]
     if mask.shape != tuple(original_size):
         found, wanted = ("{1} x {0}".format(*shape) for shape in (mask.shape, original_size))
-        raise UserError(f"{path}: mask of {found} pixels, but its image has {wanted} (width x height); replace the mask")
+        raise UserError(f"{path}: mask of {found} pixels, but its image has {wanted} (width x height); replace it")
     if mask.max() == 1:
         mask = mask * np.uint8(255)
     return resize(mask, size) == 255
@@ -222,7 +226,7 @@ class DRAEMTestDataset(Dataset):
 
 
 class EpochSampler(Sampler):
-    """A shuffled pass over all samples; set `epoch` before each. Keys count on over the epochs, as the dataset expects."""
+    """A shuffled pass over all samples; set `epoch` before each. Keys count on over the epochs."""
 
     def __init__(self, count: int, seed: int):
         self.count, self.seed, self.epoch = count, seed, 0

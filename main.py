@@ -28,10 +28,10 @@ def boolean(text: str) -> bool:
 def add_config_flags(parser: argparse.ArgumentParser) -> None:
     """The flags that every program here has."""
     parser.add_argument(
-        "--config", type=Path, default=CONFIG, metavar="PATH", help="settings file (default: config.yaml beside main.py)"
+        "--config", type=Path, default=CONFIG, metavar="PATH", help="settings (default: config.yaml beside main.py)"
     )
     parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="set a key, e.g. --set train.epochs=100; repeatable"
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="e.g. --set train.epochs=100; repeatable"
     )
 
 
@@ -67,12 +67,17 @@ def main() -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     for mode, what, example in (
-        ("train", "train on train/good with synthetic anomalies; goes on where an interrupted run stood", "--train True"),
+        ("train", "train with synthetic anomalies; goes on where an interrupted run stood", "--train True"),
         ("threshold", "compute thresholds from held-out nominal images", "--threshold True --set data.load_epoch=700"),
         ("detection", "detect on test/: metrics, curves, panels", "--detection True --set metrics.threshold_type=max"),
     ):
         parser.add_argument(
-            f"--{mode}", type=boolean, nargs="?", const=True, default=False, metavar="True|False",
+            f"--{mode}",
+            type=boolean,
+            nargs="?",
+            const=True,
+            default=False,
+            metavar="True|False",
             help=f"{what} (e.g. python main.py {example})",
         )
     add_config_flags(parser)

@@ -36,6 +36,7 @@ Made from photographs in scikit-image's wheel, turned grey; licenses as skimage.
 The anomalies are painted, not photographed: scores on this sample show that the code works, no more.
 """
 
+
 def load_grey(name: str) -> np.ndarray:
     """Photograph `name` of scikit-image's wheel: (H, W) float32 in [0, 255]."""
     photo = cv2.imread(str(Path(skimage.data_dir) / name), cv2.IMREAD_GRAYSCALE)
@@ -47,7 +48,7 @@ def load_grey(name: str) -> np.ndarray:
 def crop(photo: np.ndarray, side: int, rng: np.random.Generator) -> np.ndarray:
     """Square of a photograph at a random place, mirrored half the time: (side, side) float32."""
     y, x = (rng.integers(extent - side + 1) for extent in photo.shape)
-    return photo[y:y + side, x:x + side][:, ::rng.choice([-1, 1])].copy()
+    return photo[y : y + side, x : x + side][:, :: rng.choice([-1, 1])].copy()
 
 
 def soften(image: np.ndarray, sigma: float) -> np.ndarray:
@@ -85,8 +86,8 @@ def scratch(surface: np.ndarray, rng: np.random.Generator) -> Painted:
     width = rng.uniform(3.5, 5) * (0.8 + 0.2 * np.sin(rng.uniform(6, 14) * along + rng.uniform(0, 6)))
     width *= np.minimum(1, 8 * np.minimum(along, 1 - along) + 0.4)
     canvases = np.zeros((2, SIZE * SUPER, SIZE * SUPER), np.uint8)
-    for canvas, shift in zip(canvases, (0, 0.8)):
-        for (x, y), w in zip((path + shift) * SUPER, width * SUPER / 2):
+    for canvas, shift in zip(canvases, (0, 0.8), strict=True):
+        for (x, y), w in zip((path + shift) * SUPER, width * SUPER / 2, strict=True):
             cv2.circle(canvas, (int(x), int(y)), int(w), 255, -1)
     core, flank = map(shrink, canvases)
     # contrast grows with the surface's own: in grass, a groove that would show on brick passes for a blade
@@ -172,7 +173,7 @@ def trivial_auroc(category_folder: Path | str, img_size: int) -> float:
     """
     train, test = (sorted(Path(category_folder).glob(pattern)) for pattern in ("train/good/*.png", "test/*/*.png"))
     pictures = [cv2.resize(cv2.imread(str(p)), (img_size, img_size)).astype(np.float32) / 255 for p in train + test]
-    deviations = np.abs(np.array(pictures[len(train):]) - np.mean(pictures[:len(train)], axis=0)).mean(3)
+    deviations = np.abs(np.array(pictures[len(train) :]) - np.mean(pictures[: len(train)], axis=0)).mean(3)
     scores = [cv2.blur(deviation, (21, 21), borderType=cv2.BORDER_CONSTANT).max() for deviation in deviations]
     return float(roc_auc_score([path.parent.name != "good" for path in test], scores))
 
@@ -190,8 +191,10 @@ def make_sample(out: Path, seed: int) -> None:
         for number, name in enumerate(CATEGORIES):
             folder = building / "mvtec" / name
             write_category(folder, load_grey(f"{name}.png"), np.random.default_rng([seed, number]))
-            print(f"{name}: {N_TRAIN} training, {N_GOOD} nominal and {N_PER_DEFECT * len(DEFECTS)} defective test "
-                  f"images; a trivial detector has image AUROC {trivial_auroc(folder, SIZE):.2f}")
+            print(
+                f"{name}: {N_TRAIN} training, {N_GOOD} nominal and {N_PER_DEFECT * len(DEFECTS)} defective test "
+                f"images; a trivial detector has image AUROC {trivial_auroc(folder, SIZE):.2f}"
+            )
         write_textures(building / "textures", np.random.default_rng([seed, len(CATEGORIES)]))
         (building / "README.txt").write_bytes(readme)
         building.rename(out)

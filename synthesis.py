@@ -18,7 +18,7 @@ if not hasattr(np, "sctypes"):  # imgaug 0.4.0 reads this table at import; numpy
         "others": [bool, object, bytes, str, np.void],
     }
 
-import imgaug.augmenters as iaa  # noqa: E402  (needs the table above)
+import imgaug.augmenters as iaa  # after the table above
 
 P_ROTATE = 0.3  # nominal images that are rotated
 P_CLEAN = 0.5  # samples of the Perlin branch that stay clean
@@ -103,7 +103,8 @@ class AnomalySynthesizer:
             augmenter = self.augmenters[index]
             augmenter.seed_(int(rng.integers(2**31)))
             if isinstance(inner := getattr(augmenter, "children", None), iaa.Sequential):
-                inner.seed_(int(rng.integers(2**31)))  # seed_ passes over it, and its order would come from global state
+                # seed_ passes over it, and the order of its two would come from global state
+                inner.seed_(int(rng.integers(2**31)))
             texture = augmenter.augment_image(texture)
         return texture
 

@@ -51,10 +51,12 @@ def read(path: Path) -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(
-            f"{path}: refused: it holds pickled code, or is damaged; use a checkpoint of tensors only, e.g. another epoch"
+            f"{path}: refused: damaged, or with pickled code in it; use a checkpoint of tensors only"
         ) from error
     except (RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise UserError(f"{path}: truncated or not a checkpoint; use another epoch (data.load_epoch) or train anew") from error
+        raise UserError(
+            f"{path}: truncated or not a checkpoint; use another epoch (data.load_epoch) or train anew"
+        ) from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: not a checkpoint of this program or of the original; set data.load_epoch to one")
     return content
@@ -85,7 +87,9 @@ def find(config: Config, load_epoch: int | str) -> Path:
     if path.is_dir():
         raise UserError(f"data.load_epoch: {path} is a folder; name a checkpoint file")
     epochs = ", ".join(map(str, saved_epochs(run)))
-    there = f"saved epochs there: {epochs}" if epochs else f"nothing is saved in {run}; train first: python main.py --train True"
+    there = (
+        f"saved epochs: {epochs}" if epochs else f"nothing is saved in {run}; train first: python main.py --train True"
+    )
     raise UserError(f"data.load_epoch: no checkpoint {path}; {there}")
 
 
@@ -113,7 +117,7 @@ def load(config: Config, load_epoch: int | str | None = None) -> Checkpoint:
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
-        raise UserError(f"{path}: its weights are not those of DRAEM's networks; set data.load_epoch to another") from error
+        raise UserError(f"{path}: its weights are not DRAEM's; set data.load_epoch to another") from error
     return Checkpoint(model, name, path, fingerprint(weights), content.get("held_out"), content.get("settings", {}))
 
 
@@ -121,9 +125,9 @@ def check_widths(path: Path, weights: dict[str, Tensor], config: Config) -> None
     """UserError where the weights belong to networks of other widths than the settings'."""
     settings = {"model.base_width": config.model.base_width, "model.base_channels": config.model.base_channels}
     for key, name in WIDTH_KEYS.items():
-        found = weights[name].shape[0] if isinstance(weights.get(name), Tensor) and weights[name].ndim == 4 else None
-        if found is not None and found != settings[key]:
-            raise UserError(f"{path}: trained with {key} = {found}, the settings say {settings[key]}; set {key} to {found}")
+        weight = weights.get(name)
+        if isinstance(weight, Tensor) and weight.ndim == 4 and (found := weight.shape[0]) != settings[key]:
+            raise UserError(f"{path}: has {key} = {found}, the settings say {settings[key]}; set {key}={found}")
 
 
 def fingerprint(weights: dict[str, Tensor]) -> str:

@@ -1,6 +1,5 @@
 """The detection mode: anomaly maps of the test images to metrics, curves and panels."""
 
-import csv
 import json
 import tempfile
 from pathlib import Path
@@ -17,8 +16,12 @@ from evaluation import metrics, plots
 
 OPTIMAL = "optimal"
 METRIC_KEYS = (
-    *metrics.IMAGE_KEYS, *metrics.PIXEL_KEYS, *metrics.IMAGE_KEYS_AT_THRESHOLD, *metrics.PIXEL_KEYS_AT_THRESHOLD,
-    "image_threshold", "pixel_threshold",
+    *metrics.IMAGE_KEYS,
+    *metrics.PIXEL_KEYS,
+    *metrics.IMAGE_KEYS_AT_THRESHOLD,
+    *metrics.PIXEL_KEYS_AT_THRESHOLD,
+    "image_threshold",
+    "pixel_threshold",
 )
 
 
@@ -66,7 +69,8 @@ class Evaluation:
         self._vanished: list[str] = []
         self._panels: set[Path] = set()
         # Thresholds of the test set are known only after its last picture; until then the panels' arrays wait on disk.
-        self._waiting = None if nominal or config.metrics.visualisation == "none" else tempfile.TemporaryFile()
+        can_judge = nominal is not None or config.metrics.visualisation == "none"
+        self._waiting = None if can_judge else tempfile.TemporaryFile()  # noqa: SIM115  (closed by finish)
 
     def name(self, idx: int) -> str:
         """Path of a picture within its category."""
@@ -89,7 +93,8 @@ class Evaluation:
     def finish(self) -> str:
         """Write metrics, lists, curves and the panels still to come; the metrics as a table for people."""
         self.thresholds[OPTIMAL] = (
-            metrics.optimal_image_threshold(self.labels, self.scores), self.pixels.optimal_threshold()
+            metrics.optimal_image_threshold(self.labels, self.scores),
+            self.pixels.optimal_threshold(),
         )
         self._take_notes()
         over_all = metrics.image_metrics(self.labels, self.scores)
@@ -103,7 +108,8 @@ class Evaluation:
             if kind == OPTIMAL:
                 reasons["thresholds"] = "chosen on the test set: optimistic"
             content = values | {"notes": self.notes | reasons}
-            runtime.write_text(self.folder / kind / "metrics.json", json.dumps(content, indent=2, allow_nan=False) + "\n")
+            text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+            runtime.write_text(self.folder / kind / "metrics.json", text)
             runtime.write_text(self.folder / kind / "metrics.txt", _table({kind: values}, self.notes) + "\n")
         self._write_lists()
         self._draw_curves()
@@ -121,7 +127,8 @@ class Evaluation:
         if unmasked:
             self.notes["pixels"] = f"{unmasked} defect images without a mask are left out of the pixel metrics"
         if self._vanished:
-            self.notes["masks"] = "masks that vanish at this img_size (their images keep the label): " + ", ".join(self._vanished)
+            names = ", ".join(self._vanished)
+            self.notes["masks"] = f"masks that vanish at this img_size (their images keep the label): {names}"
 
     def _reason(self, key: str) -> str:
         if key in (*metrics.PIXEL_KEYS, *metrics.PIXEL_KEYS_AT_THRESHOLD, "pixel_threshold"):
@@ -141,8 +148,7 @@ class Evaluation:
             if content is None:
                 (self.folder / name).unlink(missing_ok=True)
                 continue
-            with runtime.replacing(self.folder / name) as beside, beside.open("w", newline="", encoding="utf-8") as stream:
-                csv.writer(stream).writerows([["path", "label", "score", "prediction"], *content])
+            runtime.write_csv(self.folder / name, [["path", "label", "score", "prediction"], *content])
 
     def _wants_panel(self, idx: int) -> bool:
         wanted = self.config.metrics.visualisation
@@ -160,15 +166,19 @@ class Evaluation:
         is_correct = None if predicted is None else predicted == picture.has_anomaly
         verdict = f"score {self.scores[result.idx]:.3f}"
         if predicted is not None:
-            verdict = (
-                f"{'anomalous' if predicted else 'nominal'}: {verdict} {'>' if predicted else '<='} {image_threshold:.3f} "
-                f"({self.judged_by}), {'correct' if is_correct else 'WRONG'}"
-            )
+            said, sign = ("anomalous", ">") if predicted else ("nominal", "<=")
+            right = "correct" if is_correct else "WRONG"
+            verdict = f"{said}: {verdict} {sign} {image_threshold:.3f} ({self.judged_by}), {right}"
         path = self.folder / "panels" / f"{picture.path.parent.name}_{picture.path.stem}.png"
         has_truth = bool(picture.mask_path) or not picture.has_anomaly
         composed = plots.panel(
-            f"{self.config.data.category}/{self.name(result.idx)}", verdict, is_correct,
-            result.image, result.reconstruction, result.anomaly_map, result.mask if has_truth else None,
+            f"{self.config.data.category}/{self.name(result.idx)}",
+            verdict,
+            is_correct,
+            result.image,
+            result.reconstruction,
+            result.anomaly_map,
+            result.mask if has_truth else None,
             result.anomaly_map > (np.inf if pixel_threshold is None else pixel_threshold),
         )
         with runtime.replacing(path) as beside:
@@ -209,14 +219,30 @@ class Evaluation:
 
 
 ROWS = {
-    "image_auroc": "image AUROC", "image_ap": "image AP", "image_f1": "image F1, largest",
-    "pixel_auroc": "pixel AUROC", "pixel_ap": "pixel AP", "pixel_f1": "pixel F1, largest",
-    "pro": "PRO to 30 % false positives", "pro_05": "PRO to 5 % false positives", "iou_max": "IoU, largest",
-    "image_threshold": "image threshold", "accuracy": "  accuracy", "image_f1_at_threshold": "  image F1",
-    "true_positives": "  true positives", "false_positives": "  false positives",
-    "true_negatives": "  true negatives", "false_negatives": "  false negatives",
-    "pixel_threshold": "pixel threshold", "iou": "  IoU", "pixel_f1_at_threshold": "  pixel F1",
+    "image_auroc": "image AUROC",
+    "image_ap": "image AP",
+    "image_f1": "image F1, largest",
+    "pixel_auroc": "pixel AUROC",
+    "pixel_ap": "pixel AP",
+    "pixel_f1": "pixel F1, largest",
+    "pro": "PRO to 30 % false positives",
+    "pro_05": "PRO to 5 % false positives",
+    "iou_max": "IoU, largest",
+    "image_threshold": "image threshold",
+    "accuracy": "  accuracy",
+    "image_f1_at_threshold": "  image F1",
+    "true_positives": "  true positives",
+    "false_positives": "  false positives",
+    "true_negatives": "  true negatives",
+    "false_negatives": "  false negatives",
+    "pixel_threshold": "pixel threshold",
+    "iou": "  IoU",
+    "pixel_f1_at_threshold": "  pixel F1",
 }
+
+
+def _cell(value: float | int | None) -> str:
+    return "-" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
 def _table(columns: dict[str, dict[str, Any]], notes: dict[str, str]) -> str:
@@ -226,8 +252,7 @@ def _table(columns: dict[str, dict[str, Any]], notes: dict[str, str]) -> str:
         values = [column[key] for column in columns.values()]
         if key in (*metrics.IMAGE_KEYS, *metrics.PIXEL_KEYS):
             values = values[:1]
-        cells = ["-" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value) for value in values]
-        lines.append(f"{label:30}" + "".join(f"{cell:>14}" for cell in cells))
+        lines.append(f"{label:30}" + "".join(f"{_cell(value):>14}" for value in values))
     lines += [f"note: {note}" for note in notes.values()]
     if OPTIMAL in columns:
         lines.append("note: the thresholds `optimal` are chosen on the test set: optimistic")

@@ -1,9 +1,11 @@
 """Device, precision, seeds; files written whole; errors that users can mend."""
 
+import csv
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -64,6 +66,12 @@ def write_text(path: Path, text: str) -> None:
         beside.write_text(text, encoding="utf-8", newline="\n")
 
 
+def write_csv(path: Path, rows: Iterable[Sequence[Any]]) -> None:
+    """Write rows, the first of them the names of the columns."""
+    with replacing(path) as beside, beside.open("w", newline="", encoding="utf-8") as stream:
+        csv.writer(stream).writerows(rows)
+
+
 @contextmanager
 def mendable_errors() -> Iterator[None]:
     """Turns ValueErrors of the rooms below, and errors out of loader processes, into UserError."""
@@ -81,5 +89,5 @@ def mendable_errors() -> Iterator[None]:
         if "DataLoader worker" not in str(error):
             raise
         raise UserError(
-            "a loader process was ended from outside, often for want of memory; set data.num_workers to a lower number, or 0"
+            "a loader process was ended from outside, often for want of memory; lower data.num_workers, to 0 if need be"
         ) from error

@@ -28,7 +28,8 @@ def nominal_images(config: Config, ckpt: checkpoint.Checkpoint) -> tuple[list[da
         by_name = {file.name: file for file in files}
         missing = [name for name in ckpt.held_out if name not in by_name]
         if missing:
-            raise UserError(f"{files[0].parent / missing[0]}: held out when {ckpt.path} was trained, now missing; restore it or train anew")
+            path = files[0].parent / missing[0]
+            raise UserError(f"{path}: held out when {ckpt.path} was trained, now missing; restore it or train anew")
         held_out = [by_name[name] for name in ckpt.held_out]
     return [data_loader.TestImage(file, False) for file in held_out or files], bool(held_out)
 
@@ -79,7 +80,8 @@ def _table(content: dict[str, Any], ckpt: checkpoint.Checkpoint) -> str:
             source += " (whether these weights were trained on them is not known)"
     else:
         source = "TRAINING images (val_split is 0: nothing was held out, so these thresholds are too low)"
-    names = {"max": "max", "p_quantile": f"p_quantile (p = {content['p']:g})", "k_sigma": f"k_sigma (k = {content['k']:g})"}
+    p, k = content["p"], content["k"]
+    names = {"max": "max", "p_quantile": f"p_quantile (p = {p:g})", "k_sigma": f"k_sigma (k = {k:g})"}
     rows = [f"{names[kind]:22}{content['image'][kind]:10.4f}{content['pixel'][kind]:10.4f}" for kind in names]
     return "\n".join([f"thresholds from {content['pictures']} {source}", f"{'':22}{'image':>10}{'pixel':>10}", *rows])
 
@@ -92,7 +94,9 @@ def load_thresholds(config: Config, ckpt: checkpoint.Checkpoint, technique: str)
     path = thresholds_path(config, ckpt, technique)
     mend = "run: python main.py --threshold True (with the same --config and --set)"
     if not path.is_file():
-        raise UserError(f"no thresholds yet ({path} is missing); {mend}\nor set metrics.threshold=false to judge at `optimal` only")
+        raise UserError(
+            f"no thresholds yet ({path} is missing); {mend}\nor set metrics.threshold=false to judge at `optimal` only"
+        )
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         result = {scope: {kind: float(value) for kind, value in content[scope].items()} for scope in ("image", "pixel")}

@@ -20,6 +20,10 @@ from synthesis import AnomalySynthesizer, read_image
 
 TERMS = ("l2", "ssim", "focal")
 LOG_COLUMNS = ("epoch", *TERMS, "loss", "learning_rate", "samples_per_second", "seconds")
+NOT_FINITE = (
+    "training stops, last.pt is of the epoch before\n"
+    "lower train.learning_rate, or set train.precision=fp32, and run again"
+)
 READ_EVERY = 10  # steps between looks at the losses: each look waits for the device
 
 
@@ -49,7 +53,9 @@ def train(config: Config, settings_text: str) -> Path:
         done = _resume(config, model, optimizer, scheduler, held_out)
     last = checkpoint.epoch_path(run, config.train.epochs)
     if done >= config.train.epochs:
-        print(f"{run}: already trained for {done} epochs; train.epochs beyond that goes on, train.resume=never starts anew")
+        print(
+            f"{run}: already trained for {done} epochs; a larger train.epochs goes on, train.resume=never starts anew"
+        )
         return last if last.is_file() else checkpoint.epoch_path(run, checkpoint.saved_epochs(run)[-1])
 
     _start_folder(run, done)
@@ -61,7 +67,8 @@ def train(config: Config, settings_text: str) -> Path:
 
     log = _read_log(run / "train_log.csv", done)
     with SummaryWriter(str(run / "logs"), purge_step=done + 1) as board, runtime.mendable_errors():
-        epochs = tqdm(range(done + 1, config.train.epochs + 1), "epochs", initial=done, total=config.train.epochs, unit="epoch")
+        total = config.train.epochs
+        epochs = tqdm(range(done + 1, total + 1), "epochs", initial=done, total=total, unit="epoch")
         for epoch in epochs:
             start = time.perf_counter()
             loader.sampler.epoch = epoch
@@ -83,7 +90,8 @@ def train(config: Config, settings_text: str) -> Path:
 
             log.append(row)
             _write_log(run / "train_log.csv", log)
-            content = {"model": model.state_dict(), "epoch": epoch, "settings": config.model_dump(mode="json"), "held_out": held_out}
+            content = {"model": model.state_dict(), "epoch": epoch, "settings": config.model_dump(mode="json")}
+            content["held_out"] = held_out
             is_kept = epoch >= config.train.save_from and epoch % config.train.save_every == 0
             if is_kept or epoch == config.train.epochs:
                 checkpoint.save(checkpoint.epoch_path(run, epoch), content)
@@ -132,7 +140,10 @@ def _resume(config: Config, model: DRAEM, optimizer: Any, scheduler: Any, held_o
         ("train.seed", there["train"]["seed"], config.train.seed),
     ):
         if old != new:
-            raise UserError(f"{path}: trained with {key} = {old}, the settings say {new}; set it back, another data.run_name, or train.resume=never")
+            raise UserError(
+                f"{path}: trained with {key} = {old}, the settings say {new}; set it back, "
+                "or set another data.run_name or train.resume=never"
+            )
     if content["held_out"] != held_out:
         raise UserError(
             f"{path}: trained with other images held out: train/good or data.val_split has changed since; "
@@ -154,8 +165,15 @@ def _start_folder(run: Path, done: int) -> None:
     """Make the run's folder; a run that starts anew leaves nothing of an earlier one behind to be taken for its own."""
     run.mkdir(parents=True, exist_ok=True)
     if done == 0:
-        stale = [*run.glob("epoch_*.pt"), *run.glob("last.pt"), *run.glob("train_log.csv"), *run.glob("images/epoch_*.png")]
-        for path in [*stale, *run.glob("logs/events*"), *run.glob("thresholds/*/*.json")]:
+        patterns = (
+            "epoch_*.pt",
+            "last.pt",
+            "train_log.csv",
+            "images/epoch_*.png",
+            "logs/events*",
+            "thresholds/*/*.json",
+        )
+        for path in [path for pattern in patterns for path in run.glob(pattern)]:
             path.unlink()
 
 
@@ -189,7 +207,10 @@ def _train_epoch(
             bar.set_postfix({term: f"{total[term] / count:.4f}" for term in TERMS} | speed)
     means = {term: total[term] / count for term in TERMS}
     sample = {
-        "image": image, "augmented": augmented, "reconstruction": reconstruction, "mask": mask,
+        "image": image,
+        "augmented": augmented,
+        "reconstruction": reconstruction,
+        "mask": mask,
         "prediction": torch.softmax(logits.float(), dim=1)[:, 1:],
     }
     return means, {name: tensor.detach().float().cpu().numpy() for name, tensor in sample.items()}
@@ -201,10 +222,7 @@ def _read_losses(pending: list[tuple[int, Tensor]], total: dict[str, float], epo
         for term, value in zip(TERMS, terms, strict=True):
             if not abs(value) < float("inf"):
                 at = step - len(pending) + 1 + back
-                raise FloatingPointError(
-                    f"the {term} loss became {value} at step {at} of epoch {epoch}; training stops, last.pt is of the epoch before\n"
-                    "lower train.learning_rate, or set train.precision=fp32, and run again"
-                )
+                raise FloatingPointError(f"the {term} loss became {value} at step {at} of epoch {epoch}; {NOT_FINITE}")
             total[term] += n * value
 
 
@@ -212,10 +230,7 @@ def _check_weights(model: DRAEM, epoch: int) -> None:
     """A last step with finite losses can still spoil the weights; they must not reach a checkpoint."""
     state = [value for value in model.state_dict().values() if value.is_floating_point()]
     if not torch.stack([value.isfinite().all() for value in state]).all():
-        raise FloatingPointError(
-            f"weights became non-finite in the last step of epoch {epoch}; training stops, last.pt is of the epoch before\n"
-            "lower train.learning_rate, or set train.precision=fp32, and run again"
-        )
+        raise FloatingPointError(f"weights became non-finite in the last step of epoch {epoch}; {NOT_FINITE}")
 
 
 def _read_log(path: Path, done: int) -> list[dict[str, Any]]:
@@ -226,7 +241,4 @@ def _read_log(path: Path, done: int) -> list[dict[str, Any]]:
 
 
 def _write_log(path: Path, rows: list[dict[str, Any]]) -> None:
-    with runtime.replacing(path) as beside, beside.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, LOG_COLUMNS)
-        writer.writeheader()
-        writer.writerows(rows)
+    runtime.write_csv(path, [LOG_COLUMNS, *([row[column] for column in LOG_COLUMNS] for row in rows)])

@@ -10,7 +10,12 @@ from sklearn.metrics import auc, average_precision_score, precision_recall_curve
 IMAGE_KEYS = ("image_auroc", "image_ap", "image_f1")
 PIXEL_KEYS = ("pixel_auroc", "pixel_ap", "pixel_f1", "pro", "pro_05", "iou_max")
 IMAGE_KEYS_AT_THRESHOLD = (
-    "accuracy", "image_f1_at_threshold", "true_positives", "false_positives", "true_negatives", "false_negatives",
+    "accuracy",
+    "image_f1_at_threshold",
+    "true_positives",
+    "false_positives",
+    "true_negatives",
+    "false_negatives",
 )
 PIXEL_KEYS_AT_THRESHOLD = ("iou", "pixel_f1_at_threshold")
 
@@ -26,7 +31,7 @@ def _tier_bins() -> list[tuple[int, int, int, int]]:
     """Of each tier the float bits it begins and ends at, the bits it drops, and its first bin."""
     bounds = [int(np.float32(bound).view(np.uint32)) for bound, _ in _TIERS]
     tiers, first = [], 0
-    for begin, end, (_, drop) in zip(bounds, bounds[1:], _TIERS):
+    for begin, end, (_, drop) in zip(bounds, bounds[1:], _TIERS, strict=False):
         tiers.append((begin, end, drop, first))
         first += (end - begin) >> drop
     return [*tiers, (bounds[-1], bounds[-1], 0, first)]
@@ -74,9 +79,9 @@ def _midway(lower: float | None, score: float) -> float:
 
 
 def image_curves(labels: np.ndarray, scores: np.ndarray) -> dict[str, np.ndarray] | None:
-    """For drawing, from the highest threshold down: `threshold`, `fpr`, `tpr` (recall), `precision`; None with one class.
+    """For drawing, from the highest threshold down: `threshold`, `fpr`, `tpr` (recall), `precision`.
 
-    Counts are of scores that reach the threshold.
+    Counts are of scores that reach the threshold. None where `labels` has one class.
     """
     if len(np.unique(labels)) < 2:
         return None
@@ -204,9 +209,9 @@ class PixelMetrics:
     def compute(self, threshold: float | None = None) -> dict[str, float | None]:
         """PIXEL_KEYS and, at `threshold`, PIXEL_KEYS_AT_THRESHOLD (None without one).
 
-        Scores in one bin count as equal: those that differ by less than 2^-14 (from 2^-8 on, else 2^-11) of their distance
-        from 0 or 1, whichever is nearer. Against exact values that changes at most 2e-5 where the scores' standard
-        deviation is 0.1 or more or they saturate, 6e-4 at 1.5e-3 and 6e-3 at 1.5e-4.
+        Scores in one bin count as equal: those that differ by less than 2^-14 (from 2^-8 on, else 2^-11) of their
+        distance from 0 or 1, whichever is nearer. Against exact values that changes at most 2e-5 where the scores'
+        standard deviation is 0.1 or more or they saturate, 6e-4 at 1.5e-3 and 6e-3 at 1.5e-4.
         """
         if self.missing:
             return dict.fromkeys(PIXEL_KEYS + PIXEL_KEYS_AT_THRESHOLD)
@@ -241,8 +246,10 @@ class PixelMetrics:
         return _midway(score[best + 1] if best + 1 < len(score) else None, score[best])
 
     def curves(self, points: int = 1000) -> dict[str, np.ndarray] | None:
-        """For drawing, from the highest threshold down: `threshold`, `fpr`, `tpr` (recall), `precision`, `pro`, `iou`, each
-        float64 of at most about 2 x `points`; None where undefined."""
+        """For drawing, from the highest threshold down: `threshold`, `fpr`, `tpr` (recall), `precision`, `pro`, `iou`.
+
+        Each float64, at most about 2 x `points` long. None where undefined.
+        """
         if self.missing:
             return None
         curve = self._cumulated()

@@ -1,4 +1,4 @@
-"""Pictures: panels composed of arrays, curves drawn with matplotlib. Every function is given its path or returns an array.
+"""Pictures: panels composed of arrays, curves drawn with matplotlib. A function is given its path or returns an array.
 
 Colors are Okabe and Ito's, which color-blind people can tell apart, and mean the same thing everywhere.
 """
@@ -87,8 +87,11 @@ def sample_grid(
     """
     order = np.argsort(-mask.reshape(len(mask), -1).max(axis=1), kind="stable")[:rows]
     columns = {
-        "input": image, "corrupted": augmented, "reconstruction": reconstruction,
-        "mask": mask, "predicted mask": prediction,
+        "input": image,
+        "corrupted": augmented,
+        "reconstruction": reconstruction,
+        "mask": mask,
+        "predicted mask": prediction,
     }
     lines = []
     for i in order:
@@ -138,9 +141,9 @@ def panel(
     names = np.hstack([_text(name, width) for name in tiles])
     color = "#000000" if is_correct is None else NOMINAL if is_correct else ANOMALOUS
     head = np.hstack([_text(title, row.shape[1] // 2, 16), _text(verdict, row.shape[1] - row.shape[1] // 2, 16, color)])
-    key = np.hstack([_text("orange: predicted", width, 12, "#9A6A00"), _text("light blue: ground truth", width, 12, "#2A7FB0")])
+    key = _text("orange: predicted, light blue: ground truth", 2 * width, 12)
     foot = np.full((key.shape[0], row.shape[1], 3), BACKGROUND, np.uint8)
-    foot[:, -key.shape[1] :] = key
+    foot[:, -width:] = key[:, :width]
     return np.vstack([head, names, row, foot])
 
 
@@ -190,7 +193,8 @@ def curves(
             at = max(int(np.sum(curve["threshold"] > threshold)) - 1, 0)
             place = (threshold if x == "threshold" else curve[x][at], curve[y][at])
             label = f"{level} threshold {threshold:.3f} ({kind})"
-            axes.plot(*place, "o", color=LEVELS[level], markeredgecolor=OPERATING_POINT, markersize=9, label=label, zorder=3)
+            style = {"color": LEVELS[level], "markeredgecolor": OPERATING_POINT, "markersize": 9, "zorder": 3}
+            axes.plot(*place, "o", label=label, **style)
     right = 0.3 if name == "pro" else 1.0
     axes.set(xlabel=x_label, ylabel=y_label, xlim=(-0.015 * right, 1.015 * right), ylim=(-0.02, 1.02))
     axes.set_title(f"{heading}\n{title}", fontsize=11)

@@ -1,0 +1,31 @@
+PYTHON ?= python3
+VENV := .venv
+ifeq ($(OS),Windows_NT)
+RUN := $(VENV)/Scripts/python
+else
+RUN := $(VENV)/bin/python
+endif
+
+.PHONY: demo test lint clean
+
+demo: $(VENV)/.installed
+	$(RUN) make_sample.py
+	$(RUN) main.py --train True --threshold True --detection True --config configs/sample.yaml
+
+test: $(VENV)/.installed-dev lint
+	$(RUN) -m pytest
+
+lint: $(VENV)/.installed-dev
+	$(RUN) -m ruff check .
+
+$(VENV)/.installed: requirements.txt
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install -q -r requirements.txt
+	touch $@
+
+$(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
+	$(RUN) -m pip install -q -r requirements-dev.txt
+	touch $@
+
+clean:
+	rm -rf $(VENV) sample checkpoints/*/sample results/sample

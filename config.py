@@ -128,8 +128,8 @@ class Train(_Section):
 class Metrics(_Section):
     threshold: bool = True
     threshold_type: Annotated[Literal[THRESHOLD_TYPES], BeforeValidator(_threshold_type)] = "p_quantile"
-    p: Annotated[float, Field(strict=True, ge=0, le=100)] = 99
-    k: Annotated[float, Field(strict=True, ge=0, le=100)] = 3
+    p: Annotated[float, Field(strict=True, ge=0, le=100)] = 99.0
+    k: Annotated[float, Field(strict=True, ge=0, le=100)] = 3.0
     auroc: bool = True
     pr: bool = True
     pro: bool = True

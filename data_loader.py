@@ -16,6 +16,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from errors import UserError
 from synthesis import AnomalySynthesizer, read_image, resize
 
+# One thread a process: the processes share out the work, and OpenCV's pool of threads hangs in one that was forked.
+cv2.setNumThreads(1)
+
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"}
 
 
@@ -247,10 +250,6 @@ def worker_count(setting: int | str, on_gpu: bool) -> int:
     return min(8, cores if on_gpu else cores // 2)
 
 
-def _one_thread(_: int) -> None:
-    cv2.setNumThreads(1)
-
-
 def train_loader(dataset: DRAEMTrainDataset, batch_size: int, workers: int, pin_memory: bool = False) -> DataLoader:
     """Batches of training samples; set `loader.sampler.epoch` before each pass."""
     return DataLoader(
@@ -261,10 +260,9 @@ def train_loader(dataset: DRAEMTrainDataset, batch_size: int, workers: int, pin_
         persistent_workers=workers > 0,
         prefetch_factor=4 if workers else None,
         pin_memory=pin_memory,
-        worker_init_fn=_one_thread,
     )
 
 
 def test_loader(dataset: Dataset, batch_size: int, workers: int, pin_memory: bool = False) -> DataLoader:
     """Batches of test samples, in order."""
-    return DataLoader(dataset, batch_size, num_workers=workers, pin_memory=pin_memory, worker_init_fn=_one_thread)
+    return DataLoader(dataset, batch_size, num_workers=workers, pin_memory=pin_memory)

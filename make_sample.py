@@ -7,7 +7,6 @@ synthesized for training. Everything is grey because the surfaces are: colour wo
 import argparse
 import os
 import shutil
-import sys
 from pathlib import Path
 
 import cv2
@@ -16,6 +15,7 @@ import skimage
 from sklearn.metrics import roc_auc_score
 
 from errors import UserError
+from main import run
 
 VERSION = 1
 SIZE = 128  # side of every picture
@@ -27,7 +27,7 @@ CATEGORIES = ("brick", "grass")
 FOREIGN = ("chelsea.png", "coffee.png")
 TEXTURES = ("gravel.png", "camera.png", "retina.jpg", "rocket.jpg", "hubble_deep_field.jpg", "astronaut.png")
 README = """\
-DRAEM sample dataset, version {version}, seed {seed}, written by make_sample.py in the MVTec AD layout.
+DRAEM sample dataset, version {version}, written by make_sample.py in the MVTec AD layout.
 Made from photographs in scikit-image's wheel, turned grey; licenses as skimage.data states them:
   categories      brick.png, grass.png: CC0. Training crops from columns 0-{last}, test crops from the others
   foreign pieces  chelsea.png: CC0 (Stefan van der Walt); coffee.png: CC0 (Rachel Michetti)
@@ -178,45 +178,37 @@ def trivial_auroc(category_folder: Path | str, img_size: int) -> float:
     return float(roc_auc_score([path.parent.name != "good" for path in test], scores))
 
 
-def make_sample(out: Path, seed: int) -> None:
-    """Write the dataset into `out` and print its figures; what is already there is never touched."""
-    readme = README.format(version=VERSION, seed=seed, last=SPLIT - 1).encode()
-    if (out / "README.txt").is_file() and (out / "README.txt").read_bytes() == readme:
-        print(f"{out} already holds this sample (version {VERSION}, seed {seed}); left as it is")
-        return
-    if out.exists():
-        raise UserError(f"{out} is not this sample (version {VERSION}, seed {seed}); move it or change --out")
-    building = out.with_name(f"{out.name}.tmp{os.getpid()}")  # renamed when complete: no half-written sample remains
-    try:
-        for number, name in enumerate(CATEGORIES):
-            folder = building / "mvtec" / name
-            write_category(folder, load_grey(f"{name}.png"), np.random.default_rng([seed, number]))
-            print(
-                f"{name}: {N_TRAIN} training, {N_GOOD} nominal and {N_PER_DEFECT * len(DEFECTS)} defective test "
-                f"images; a trivial detector has image AUROC {trivial_auroc(folder, SIZE):.2f}"
-            )
-        write_textures(building / "textures", np.random.default_rng([seed, len(CATEGORIES)]))
-        (building / "README.txt").write_bytes(readme)
-        building.rename(out)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
-    print(f"wrote {out}")
+def make_sample(out: Path) -> None:
+    """Write the dataset into `out` unless it is there already, and print its figures; nothing else is ever touched."""
+    readme = README.format(version=VERSION, last=SPLIT - 1).encode()
+    is_there = (out / "README.txt").is_file() and (out / "README.txt").read_bytes() == readme
+    if out.exists() and not is_there:
+        raise UserError(f"{out}: not this sample (version {VERSION}); move it away or change --out")
+    if not is_there:
+        building = out.with_name(f"{out.name}.tmp{os.getpid()}")  # renamed when complete: never half a sample
+        try:
+            for number, name in enumerate(CATEGORIES):
+                write_category(building / "mvtec" / name, load_grey(f"{name}.png"), np.random.default_rng([0, number]))
+            write_textures(building / "textures", np.random.default_rng([0, len(CATEGORIES)]))
+            (building / "README.txt").write_bytes(readme)
+            building.rename(out)
+        finally:
+            shutil.rmtree(building, ignore_errors=True)
+    for name in CATEGORIES:
+        print(
+            f"{name}: {N_TRAIN} training, {N_GOOD} nominal and {N_PER_DEFECT * len(DEFECTS)} defective test images; "
+            f"a trivial detector has image AUROC {trivial_auroc(out / 'mvtec' / name, SIZE):.3f}"
+        )
+    print(f"sample: {out}" + (" (was there already)" if is_there else ""))
 
 
 def main() -> int:
+    """Parse the command line and write the sample."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] + " Nothing is downloaded.")
     parser.add_argument("--out", type=Path, default=Path("sample"), help="folder to write (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="sets crops and anomalies (default: %(default)s)")
-    args = parser.parse_args()
-    try:
-        if args.seed < 0:
-            raise UserError(f"--seed {args.seed} is negative; give 0 or more")
-        make_sample(args.out, args.seed)
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    make_sample(parser.parse_args().out)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

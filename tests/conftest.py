@@ -1,0 +1,84 @@
+"""A tiny dataset in MVTec AD form, and ways to call the program on it."""
+
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+import main as program
+
+DATA = Path(__file__).parent / "data"
+ROOT = Path(__file__).parent.parent
+
+
+def write(path: Path, image: np.ndarray) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cv2.imwrite(str(path), image)
+    return path
+
+
+def make_dataset(root: Path, category: str = "tile", n_train: int = 6, n_good: int = 3, n_bad: int = 3) -> Path:
+    """Noisy gray pictures of 48 x 40 pixels; the defect `spot` is a bright square with its mask."""
+    rng = np.random.default_rng(0)
+    folder = root / "mvtec" / category
+
+    def nominal() -> np.ndarray:
+        return rng.integers(90, 110, (40, 48, 3), dtype=np.uint8)
+
+    for i in range(n_train):
+        write(folder / f"train/good/{i:03}.png", nominal())
+    for i in range(n_good):
+        write(folder / f"test/good/{i:03}.png", nominal())
+    for i in range(n_bad):
+        image, mask = nominal(), np.zeros((40, 48), np.uint8)
+        image[10:24, 12 : 26 + i] = 240
+        mask[10:24, 12 : 26 + i] = 255
+        write(folder / f"test/spot/{i:03}.png", image)
+        write(folder / f"ground_truth/spot/{i:03}_mask.png", mask)
+    for i in range(3):
+        write(root / f"textures/kind/{i}.jpg", rng.integers(0, 256, (50, 60, 3), dtype=np.uint8))
+    return root
+
+
+SETTINGS = """\
+# a comment to keep
+data:
+  data_path: {root}/mvtec
+  category: tile  # which one
+  anomaly_source_path: {root}/textures
+  checkpoint_path: {root}/checkpoints
+  results_path: {root}/results
+  run_name: tiny
+  img_size: 32
+  test_batch_size: 2
+  val_split: 0.34
+  num_workers: 0
+model: {{base_width: 4, base_channels: 4}}
+train: {{epochs: 2, batch_size: 2, learning_rate: 1e-3, precision: fp32, device: cpu, visualize_every: 1, save_from: 1,
+        save_every: 1}}
+"""
+
+
+@pytest.fixture
+def workplace(tmp_path: Path) -> Path:
+    """Folder with a tiny dataset, and settings for it in config.yaml."""
+    make_dataset(tmp_path)
+    (tmp_path / "config.yaml").write_text(SETTINGS.format(root=tmp_path.as_posix()))
+    return tmp_path
+
+
+@pytest.fixture
+def cli(workplace: Path, monkeypatch, capsys):
+    """Call main.py with these arguments, in this process: exit status, standard output, standard error."""
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["main.py", "--config", str(workplace / "config.yaml"), *arguments])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as exit_:
+            program.run(program.main)
+        captured = capsys.readouterr()
+        return exit_.value.code, captured.out, captured.err
+
+    return call

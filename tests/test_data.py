@@ -1,0 +1,118 @@
+"""Dataset folders, image formats and masks."""
+
+import cv2
+import numpy as np
+import pytest
+from conftest import make_dataset, write
+
+import data_loader
+from errors import UserError
+from synthesis import read_image
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "JPEG", "bmp", "tif", "TIFF"])
+def test_formats(tmp_path, suffix):
+    image = np.full((20, 30, 3), (10, 100, 200), np.uint8)
+    path = tmp_path / f"ünï.{suffix}"
+    path.write_bytes(cv2.imencode(f".{suffix.lower()}", image)[1].tobytes())
+    read = read_image(path)
+    assert read.dtype == np.uint8 and read.shape == (20, 30, 3)
+    np.testing.assert_allclose(read, image, atol=3)
+    assert data_loader._files(tmp_path) == [path]
+
+
+def test_depths_and_channels_are_read_as_8_bit_bgr(tmp_path):
+    gray, alpha = np.full((8, 8), 77, np.uint8), np.full((8, 8, 4), (1, 2, 3, 128), np.uint8)
+    np.testing.assert_array_equal(read_image(write(tmp_path / "gray.png", gray)), np.full((8, 8, 3), 77))
+    np.testing.assert_array_equal(read_image(write(tmp_path / "rgba.png", alpha)), np.full((8, 8, 3), (1, 2, 3)))
+    wide = read_image(write(tmp_path / "wide.png", np.full((8, 8), 77 * 256 + 5, np.uint16)))
+    assert wide.dtype == np.uint8 and (wide == 77).all()
+
+
+def test_test_images_and_masks(tmp_path):
+    category = make_dataset(tmp_path) / "mvtec/tile"
+    write(category / "test/plain/a.png", np.zeros((8, 8), np.uint8))  # a defect without masks
+    write(category / "test/dent/b.jpg", np.zeros((8, 8), np.uint8))
+    write(category / "ground_truth/dent/b.bmp", np.full((8, 8), 255, np.uint8))  # named without _mask
+    (category / "test/good/notes.txt").write_text("passed over")
+    (category / "test/good/._000.png").write_text("passed over")
+    found = {image.path.relative_to(category).as_posix(): image for image in data_loader.list_test(category)}
+    assert len(found) == 8 and list(found)[:3] == [f"test/good/{i:03}.png" for i in range(3)]
+    assert found["test/plain/a.png"].mask_path is None and found["test/plain/a.png"].has_anomaly
+    assert found["test/dent/b.jpg"].mask_path == category / "ground_truth/dent/b.bmp"
+    assert found["test/spot/001.png"].mask_path == category / "ground_truth/spot/001_mask.png"
+
+
+def test_a_single_missing_mask_is_named(tmp_path):
+    category = make_dataset(tmp_path) / "mvtec/tile"
+    (category / "ground_truth/spot/001_mask.png").unlink()
+    with pytest.raises(UserError, match=r"spot.001\.png: its mask .*001_mask\.png is missing"):
+        data_loader.list_test(category)
+
+
+def test_mask_rules(tmp_path):
+    mask = np.zeros((64, 64), np.uint8)
+    mask[:32] = 1
+    ones = write(tmp_path / "ones.png", mask)
+    expected = np.zeros((32, 32), bool)
+    expected[:16] = True
+    np.testing.assert_array_equal(data_loader.read_mask(ones, (64, 64), (32, 32)), expected)
+    mask[:] = 0
+    mask[20, 21] = 255  # one pixel of 64 x 64 is a quarter of one of 32 x 32: it vanishes
+    tiny = write(tmp_path / "tiny.png", mask)
+    assert not data_loader.read_mask(tiny, (64, 64), (32, 32)).any()
+    assert data_loader.read_mask(tiny, (64, 64), (64, 64)).sum() == 1
+    with pytest.raises(UserError, match=r"tiny\.png: mask of 64 x 64 pixels, but its image has 48 x 64"):
+        data_loader.read_mask(tiny, (64, 48), (32, 32))
+
+
+def test_test_sample(tmp_path):
+    category = make_dataset(tmp_path) / "mvtec/tile"
+    dataset = data_loader.DRAEMTestDataset(data_loader.list_test(category), (32, 64))
+    sample = dataset[4]
+    assert sample["image"].shape == (3, 32, 64) and sample["mask"].shape == (1, 32, 64)
+    assert sample["has_anomaly"].tolist() == [1.0] and sample["idx"] == 4
+    assert set(sample["mask"].unique().tolist()) == {0.0, 1.0}
+    image = cv2.resize(cv2.imread(str(category / "test/spot/001.png")), (64, 32))
+    np.testing.assert_array_equal(sample["image"].numpy(), image.transpose(2, 0, 1).astype(np.float32) / 255)
+
+
+def test_split_is_seeded_disjoint_and_complete(tmp_path):
+    files = [tmp_path / f"{i}.png" for i in range(50)]
+    train, held_out = data_loader.split_nominal(files, 0.2, 1)
+    assert len(held_out) == 10 and sorted(train + held_out) == sorted(files)
+    assert (train, held_out) == data_loader.split_nominal(files, 0.2, 1)
+    assert held_out != data_loader.split_nominal(files, 0.2, 2)[1]
+    assert data_loader.split_nominal(files, 0, 1) == (files, [])
+    for share in (0.001, 0.999):
+        with pytest.raises(UserError, match=r"data\.val_split"):
+            data_loader.split_nominal(files, share, 1)
+
+
+def test_textures_at_any_depth(tmp_path):
+    for path in ("a.png", "b/c.JPG", "b/d/e/f.tif"):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_bytes(b"x")
+    assert len(data_loader.list_textures(tmp_path)) == 3
+    with pytest.raises(UserError, match="fetch_dtd"):
+        data_loader.list_textures(tmp_path / "none")
+
+
+def test_fetch_dtd(tmp_path, monkeypatch):
+    import sys
+    import types
+
+    def download(root, download):
+        (tmp_path / "dtd/dtd/images/banded").mkdir(parents=True)
+        (tmp_path / "dtd/dtd/images/banded/1.jpg").write_bytes(b"x")
+
+    fake = types.ModuleType("torchvision.datasets")
+    fake.DTD = download
+    monkeypatch.setitem(sys.modules, "torchvision", types.ModuleType("torchvision"))
+    monkeypatch.setitem(sys.modules, "torchvision.datasets", fake)
+    assert data_loader.fetch_dtd(tmp_path) == tmp_path / "dtd/images"
+    assert (tmp_path / "dtd/images/banded/1.jpg").is_file()
+    monkeypatch.setitem(sys.modules, "torchvision.datasets", None)  # its import fails
+    assert data_loader.fetch_dtd(tmp_path).is_dir()  # already there
+    with pytest.raises(UserError, match="torchvision cannot be imported"):
+        data_loader.fetch_dtd(tmp_path / "elsewhere")

@@ -1,0 +1,220 @@
+"""Metrics and thresholds against golden values and brute force."""
+
+import json
+import tracemalloc
+
+import cv2
+import numpy as np
+import pytest
+from conftest import DATA
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+from evaluation import metrics
+from evaluation.metrics import PixelMetrics
+from evaluation.thresholds import NominalScores
+
+
+def measured(maps, masks, valid=None) -> PixelMetrics:
+    pixels = PixelMetrics()
+    for i, (scores, mask) in enumerate(zip(maps, masks, strict=True)):
+        pixels.update(scores, mask, None if valid is None else valid[i])
+    return pixels
+
+
+def exact(maps, masks) -> dict[str, float]:
+    """Every pixel kept, every threshold tried."""
+    scores, truth, weights, regions = [], [], [], 0
+    for scores_i, mask in zip(maps, masks, strict=True):
+        count, labels = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)
+        regions += count - 1
+        scores.append(scores_i.ravel())
+        truth.append(mask.ravel())
+        weights.append(np.where(mask, 1 / np.bincount(labels.ravel())[labels], 0).ravel())
+    scores, truth, weights = map(np.concatenate, (scores, truth, weights))
+    order = np.argsort(-scores, kind="stable")
+    ends = np.append(np.flatnonzero(np.diff(scores[order])), len(order) - 1)
+    fp, tp, pro = (
+        np.append(0, np.cumsum(values[order])[ends]) for values in (~truth, truth.astype(int), weights / regions)
+    )
+    fpr = fp / fp[-1]
+
+    def area(limit):
+        n = np.searchsorted(fpr, limit, side="right")
+        return np.trapezoid(np.append(pro[:n], np.interp(limit, fpr, pro)), np.append(fpr[:n], limit)) / limit
+
+    return {
+        "pixel_auroc": roc_auc_score(truth, scores),
+        "pixel_ap": average_precision_score(truth, scores),
+        "pixel_f1": (2 * tp / (tp + fp + tp[-1])).max(),
+        "iou_max": (tp / (fp + tp[-1])).max(),
+        "pro": area(0.3),
+        "pro_05": area(0.05),
+    }
+
+
+def made_up(kind: str, count: int = 12) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    rng, maps, masks = np.random.default_rng(0), [], []
+    squash = {
+        "spread": lambda z: 1 / (1 + np.exp(0.8 - z)),
+        "saturated": lambda z: 1 / (1 + np.exp(6 - 6 * z)),
+        "saturated low": lambda z: 1 / (1 + np.exp(16 - 4 * z)),
+        "saturated high": lambda z: 1 / (1 + np.exp(-16 - 4 * z)),
+        "narrow": lambda z: 0.3 + 0.003 * z,
+    }[kind]
+    for i in range(count):
+        mask = np.zeros((128, 128), bool)
+        for _ in range(rng.integers(1, 6) if i % 2 else 0):
+            y, x = rng.integers(0, 110, 2)
+            mask[y : y + rng.integers(2, 18), x : x + rng.integers(2, 18)] = True
+        z = cv2.GaussianBlur(rng.normal(size=(128, 128)), (0, 0), 3) * 5 + 2 * mask
+        maps.append(squash(z).astype(np.float32))
+        masks.append(mask)
+    return maps, masks
+
+
+def test_golden():
+    data, golden = np.load(DATA / "metrics.npz"), json.loads((DATA / "metrics.json").read_text())
+    pixels = measured(data["maps"], data["masks"] > 0)
+    result = pixels.compute(0.5)
+    for key, own in {
+        "pixel_auroc": "pixel_auroc", "pixel_ap": "pixel_ap", "aupro_30": "pro", "aupro_05": "pro_05",
+        "pixel_f1_max": "pixel_f1", "iou_at_0_5": "iou", "iou_max": "iou_max",
+    }.items():  # fmt: skip
+        assert abs(result[own] - golden[key]) < 1e-6, key
+    lower = data["maps"][data["maps"] < golden["pixel_f1_max_threshold"]].max()
+    assert abs(pixels.optimal_threshold() - (lower + golden["pixel_f1_max_threshold"]) / 2) < 1e-4
+    assert abs(pixels.compute(pixels.optimal_threshold())["pixel_f1_at_threshold"] - golden["pixel_f1_max"]) < 1e-6
+    images = metrics.image_metrics(data["image_labels"], data["image_scores"])
+    assert abs(images["image_auroc"] - golden["image_auroc"]) < 1e-6
+    assert abs(images["image_ap"] - golden["image_ap"]) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("kind", "tolerance"),
+    [("spread", 1e-4), ("saturated", 1e-4), ("saturated low", 1e-4), ("saturated high", 1e-4), ("narrow", 2e-3)],
+)
+def test_histograms_agree_with_every_pixel(kind, tolerance):
+    maps, masks = made_up(kind)
+    result = measured(maps, masks).compute()
+    for key, value in exact(maps, masks).items():
+        assert abs(result[key] - value) < tolerance, key
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 2**32 - 1))
+def test_ties_are_counted_together(seed):
+    rng = np.random.default_rng(seed)
+    maps = rng.integers(0, 6, (3, 12, 9)).astype(np.float32) / 5
+    masks = rng.random((3, 12, 9)) < 0.3
+    result = measured(maps, masks).compute(0.5)
+    for key, value in exact(maps, masks).items():
+        assert abs(result[key] - value) < 1e-9, key
+    predicted = maps > 0.5
+    assert abs(result["iou"] - (predicted & masks).sum() / (predicted | masks).sum()) < 1e-12
+
+
+def test_invalid_pixels_count_nowhere():
+    maps, masks = made_up("spread", 6)
+    valid = np.ones((6, 128, 128), bool)
+    valid[:, :, 64:] = False
+    halves = measured([m[:, :64] for m in maps], [m[:, :64] for m in masks]).compute(0.5)
+    masked = measured(maps, masks, valid).compute(0.5)
+    for key in ("pixel_auroc", "pixel_ap", "pixel_f1", "iou", "iou_max"):
+        assert abs(masked[key] - halves[key]) < 1e-12, key
+    # Regions are labelled before pixels are left out: two parts of one region stay one.
+    bar, scores = np.zeros((9, 9), bool), np.zeros((9, 9), np.float32)
+    bar[4] = True
+    scores[4, :3] = 0.9
+    gap = np.ones((9, 9), bool)
+    gap[:, 4] = False
+    pixels = PixelMetrics()
+    pixels.update(scores, bar, gap)
+    assert pixels._regions == 1 and abs(pixels._overlap.sum() - 1) < 1e-12
+    curve = pixels.curves()
+    assert abs(curve["pro"][0] - 3 / 8) < 1e-12
+
+
+def test_memory_is_flat():
+    maps, masks = made_up("spread", 2)
+    maps = [cv2.resize(scores, (256, 256)) for scores in maps]
+    masks = [cv2.resize(mask.astype(np.uint8), (256, 256)) > 0 for mask in masks]
+    tracemalloc.start()
+    pixels = PixelMetrics()
+    for i in range(1000):
+        pixels.update(maps[i % 2], masks[i % 2])
+    pixels.compute(0.5)
+    pixels.optimal_threshold()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 30e6
+
+
+def test_undefined_pixel_metrics_are_none():
+    pixels = PixelMetrics()
+    assert "anomalous" in pixels.missing
+    pixels.update(np.full((4, 4), 0.5, np.float32), np.zeros((4, 4), bool))
+    assert (
+        set(pixels.compute(0.5).values()) == {None} and pixels.curves() is None and pixels.optimal_threshold() is None
+    )
+    all_anomalous = PixelMetrics()
+    all_anomalous.update(np.full((4, 4), 0.5, np.float32), np.ones((4, 4), bool))
+    assert all_anomalous.missing == "no nominal pixel"
+
+
+@pytest.mark.parametrize("scores", [np.full((4, 4), 1.5), np.full((4, 4), np.nan), np.zeros((5, 4))])
+def test_bad_maps_are_refused(scores):
+    with pytest.raises(ValueError, match="must"):
+        PixelMetrics().update(scores.astype(np.float32), np.zeros((4, 4), bool))
+
+
+def test_image_metrics_at_a_threshold():
+    labels, scores = np.array([0, 0, 0, 1, 1]), np.array([0.1, 0.5, 0.7, 0.6, 0.9])
+    result = metrics.image_metrics_at(labels, scores, 0.5)  # 0.5 itself is not above it
+    assert result == {
+        "accuracy": 0.8, "image_f1_at_threshold": 0.8, "true_positives": 2, "false_positives": 1,
+        "true_negatives": 2, "false_negatives": 0,
+    }  # fmt: skip
+    assert metrics.image_metrics(labels, scores)["image_auroc"] == pytest.approx(5 / 6)
+    assert metrics.image_metrics(labels, scores)["image_f1"] == pytest.approx(0.8)
+    assert set(metrics.image_metrics(np.ones(3), np.ones(3)).values()) == {None}
+
+
+def test_optimal_image_threshold():
+    labels, scores = np.array([0, 0, 1, 1]), np.array([0.1, 0.3, 0.6, 0.8])
+    assert metrics.optimal_image_threshold(labels, scores) == pytest.approx(0.45)
+    # The lowest score reaches the largest F1: nothing lies below it, and it must still be above the threshold.
+    lowest = metrics.optimal_image_threshold(np.array([1, 1, 0]), np.array([0.2, 0.2, 0.2]))
+    assert (
+        lowest < 0.2 and metrics.image_metrics_at(np.array([1, 1, 0]), np.full(3, 0.2), lowest)["true_positives"] == 2
+    )
+    neighbours = np.float32([0.3, np.nextafter(np.float32(0.3), 1)])
+    between = metrics.optimal_image_threshold(np.array([0, 1]), neighbours)
+    assert metrics.image_metrics_at(np.array([0, 1]), neighbours, between)["accuracy"] == 1
+    assert metrics.optimal_image_threshold(np.zeros(2), np.ones(2)) is None
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.floats(0, 100), st.integers(1, 3000))
+def test_nominal_thresholds_are_numpys(seed, p, count):
+    scores = np.random.default_rng(seed).random(count)
+    summary = NominalScores(p, 3, count + seed % 100)
+    for part in np.array_split(scores, 1 + seed % 7):
+        summary.update(part)
+    result = summary.compute()
+    assert result["max"] == scores.max()
+    assert result["p_quantile"] == pytest.approx(np.percentile(scores, p), abs=1e-12)
+    assert result["k_sigma"] == pytest.approx(scores.mean() + 3 * scores.std(), abs=1e-12)
+
+
+def test_nominal_thresholds_keep_only_the_tail():
+    rng, summary = np.random.default_rng(0), NominalScores(99, 3, 200 * 65536)
+    tracemalloc.start()
+    for _ in range(200):
+        summary.update(rng.random(65536, np.float32))
+    assert tracemalloc.get_traced_memory()[0] < 5e6  # all of them would be 105 MB
+    tracemalloc.stop()
+    assert summary.compute()["p_quantile"] == pytest.approx(0.99, abs=1e-3)
+    with pytest.raises(ValueError, match="at least one"):
+        NominalScores(99, 3, 0).compute()

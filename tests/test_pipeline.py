@@ -1,0 +1,393 @@
+"""The three modes as a user runs them, and every mistake a user can make."""
+
+import csv
+import errno
+import json
+import pickle
+import shutil
+import subprocess
+import sys
+import time
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from conftest import DATA, ROOT, make_dataset, write
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+from engine import checkpoint, detection, inference, runtime
+from evaluation import metrics
+
+MODES = ("--train", "--threshold", "--detection")
+PAIR = "DRAEM_seg_large_ae_large_0.0001_800_bs8_bottle_"
+
+
+def rows_of(path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as stream:
+        return list(csv.DictReader(stream))
+
+
+def main_py(*arguments, cwd):
+    command = [sys.executable, str(ROOT / "main.py"), *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=240)
+
+
+def test_help_is_quick_and_explains_the_modes(tmp_path):
+    start = time.perf_counter()
+    result = main_py("--help", cwd=tmp_path)
+    assert result.returncode == 0 and time.perf_counter() - start < 1
+    for word in (*MODES, "--config", "--set", "example:", "python main.py --train True"):
+        assert word in result.stdout
+
+
+def test_the_sample_through_all_modes(tmp_path):
+    """Tiny settings, from another folder, with relative paths: what a user types after make_sample.py."""
+    made = subprocess.run([sys.executable, str(ROOT / "make_sample.py")], cwd=tmp_path, capture_output=True, text=True)
+    assert made.returncode == 0, made.stderr
+    sets = ["model.base_width=2", "model.base_channels=2", "train.epochs=1", "data.img_size=32", "data.category=grass"]
+    arguments = ["--config", ROOT / "configs/sample.yaml", *(word for value in sets for word in ("--set", value))]
+    result = main_py(*(word for mode in MODES for word in (mode, "True")), *arguments, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    said = dict(line.split(": ", 1) for line in result.stdout.splitlines() if line.split(":")[0] in
+                ("checkpoint", "thresholds", "results"))  # fmt: skip
+    assert list(said) == ["checkpoint", "thresholds", "results"] and all((tmp_path / p).exists() for p in said.values())
+    folder = tmp_path / "results/sample/grass/checkpoint_1/no_masking"
+    assert tmp_path / said["results"] == folder
+    assert len(rows_of(folder / "scores.csv")) == 56 and len(list((folder / "panels").glob("*.png"))) == 56
+    again = subprocess.run([sys.executable, str(ROOT / "make_sample.py")], cwd=tmp_path, capture_output=True, text=True)
+    assert again.returncode == 0 and "image AUROC" in again.stdout
+
+
+def test_metrics_are_those_of_the_maps(workplace, cli, monkeypatch):
+    """Known maps come out of the networks; every figure in metrics.json follows from them."""
+    rng = np.random.default_rng(3)
+    planted = {}
+
+    def detect(model, dataset, config, title):
+        for idx in range(len(dataset)):
+            sample = dataset[idx]
+            mask = sample["mask"][0].numpy() > 0
+            scores = np.clip(rng.normal(0.4 + 0.3 * mask, 0.15), 0, 1).astype(np.float32)
+            image = sample["image"].permute(1, 2, 0).numpy()
+            planted[title, idx] = scores, mask
+            yield inference.Detection(idx, image, image, scores, mask)
+
+    assert cli("--train")[0] == 0
+    monkeypatch.setattr("engine.threshold.detect", detect)
+    monkeypatch.setattr("engine.detection.detect", detect)
+    status, out, _ = cli("--threshold", "--detection", "--set", "metrics.threshold_type=k_sigma")
+    assert status == 0
+    folder = workplace / "results/tiny/tile/checkpoint_2/no_masking"
+    assert out.splitlines()[-1] == f"results: {folder}"
+
+    nominal = [scores for (title, _), (scores, _) in planted.items() if title.startswith("nominal")]
+    assert len(nominal) == 2
+    kept = json.loads((workplace / "checkpoints/tile/tiny/thresholds/checkpoint_2/no_masking.json").read_text())
+    pixels, images = np.concatenate([s.ravel() for s in nominal]), [metrics.image_score(s) for s in nominal]
+    for scope, values in (("pixel", pixels), ("image", images)):
+        values = np.asarray(values, np.float64)
+        expected = {
+            "max": values.max(), "p_quantile": np.percentile(values, 99), "k_sigma": values.mean() + 3 * values.std(),
+        }  # fmt: skip
+        assert kept[scope] == pytest.approx(expected, abs=1e-9)
+    assert kept["pictures"] == 2 and kept["held_out"] is True
+
+    test = [planted["test images", idx] for idx in range(6)]
+    labels = np.array([0, 0, 0, 1, 1, 1])
+    scores = np.array([metrics.image_score(anomaly_map) for anomaly_map, _ in test])
+    assert [float(row["score"]) for row in rows_of(folder / "scores.csv")] == pytest.approx(scores)
+    maps, truth = (np.concatenate([pair[i].ravel() for pair in test]) for i in (0, 1))
+    for kind in ("k_sigma", "optimal"):
+        content = json.loads((folder / kind / "metrics.json").read_text())
+        assert set(content) == {*detection.METRIC_KEYS, "notes"}
+        assert content["image_auroc"] == pytest.approx(roc_auc_score(labels, scores))
+        assert content["image_ap"] == pytest.approx(average_precision_score(labels, scores))
+        assert content["pixel_auroc"] == pytest.approx(roc_auc_score(truth, maps), abs=1e-4)
+        assert content["pixel_ap"] == pytest.approx(average_precision_score(truth, maps), abs=1e-4)
+        predicted, outlined = scores > content["image_threshold"], maps > content["pixel_threshold"]
+        assert content["accuracy"] == pytest.approx((predicted == labels).mean())
+        assert content["true_positives"] == (predicted & (labels == 1)).sum()
+        assert content["iou"] == pytest.approx((outlined & truth).sum() / (outlined | truth).sum(), abs=2e-3)
+    content = json.loads((folder / "k_sigma/metrics.json").read_text())
+    assert content["image_threshold"] == kept["image"]["k_sigma"]
+    assert content["pixel_threshold"] == kept["pixel"]["k_sigma"]
+    rows = rows_of(folder / "scores.csv")
+    assert [row["path"] for row in rows[:4]] == [f"test/good/{i:03}.png" for i in range(3)] + ["test/spot/000.png"]
+    assert [int(row["prediction"]) for row in rows] == (scores > content["image_threshold"]).astype(int).tolist()
+    wrong = [row["path"] for row in rows if row["label"] != row["prediction"]]
+    assert [row["path"] for row in rows_of(folder / "misclassified.csv")] == wrong
+    assert {p.name for p in folder.glob("*.png")} == {"roc.png", "precision_recall.png", "pro.png", "iou.png"}
+    panels = sorted(p.name for p in (folder / "panels").iterdir())
+    assert panels == [f"{kind}_{i:03}.png" for kind in ("good", "spot") for i in range(3)]
+
+
+def test_only_what_is_asked_for_is_drawn(workplace, cli):
+    off = [f"metrics.{key}=false" for key in ("threshold", "auroc", "pro", "iou", "pr", "misclassifications")]
+    arguments = [word for value in off for word in ("--set", value)]
+    folder = workplace / "results/tiny/tile/checkpoint_2/no_masking"
+    assert cli("--train", "--detection", *arguments, "--set", "metrics.visualisation=2")[0] == 0
+    assert sorted(p.name for p in folder.iterdir()) == ["optimal", "panels", "scores.csv"]
+    assert sorted(p.name for p in (folder / "panels").iterdir()) == ["good_000.png", "spot_002.png"]
+    assert cli("--detection", *arguments, "--set", "metrics.visualisation=errors")[0] == 0
+    rows = rows_of(folder / "scores.csv")
+    wrong = {row["path"].removeprefix("test/").replace("/", "_") for row in rows if row["label"] != row["prediction"]}
+    assert {p.name for p in (folder / "panels").iterdir()} == wrong
+    assert cli("--detection", *arguments, "--set", "metrics.visualisation=none")[0] == 0
+    assert not list((folder / "panels").iterdir())
+
+
+def test_every_image_goes_through_the_networks_once(workplace, cli, monkeypatch):
+    assert cli("--train", "--threshold")[0] == 0
+    seen = []
+    forward = inference.DRAEM.forward
+    monkeypatch.setattr(inference.DRAEM, "forward", lambda self, x: seen.append(len(x)) or forward(self, x))
+    assert cli("--detection")[0] == 0
+    assert sum(seen) == 6
+
+
+def test_the_originals_weights(workplace, cli):
+    shutil.copytree(DATA / "official_format", workplace / "official")
+    sets = ("--set", f"data.load_epoch={workplace}/official/{PAIR}.pckl", "--set", "model.base_width=8")
+    status, out, _ = cli("--threshold", "--detection", *sets)
+    assert status == 0 and "not known" in out
+    assert out.splitlines()[-1].endswith(f"/results/tiny/tile/checkpoint_{PAIR}/no_masking")
+    config_widths = cli("--detection", *sets[:2])
+    assert config_widths[0] == 2 and "set model.base_width=8" in config_widths[2]
+    (workplace / f"official/{PAIR}_seg.pckl").unlink()
+    status, _, error = cli("--detection", *sets)
+    assert status == 2 and f"{PAIR}_seg.pckl: missing" in error
+
+
+def test_the_originals_weights_give_the_originals_maps():
+    golden = np.load(DATA / "forward.npz")
+    pair = {
+        net: torch.load(DATA / f"official_format/{PAIR}{end}.pckl", weights_only=True)
+        for net, end in (("reconstructive", ""), ("discriminative", "_seg"))
+    }
+    model = inference.DRAEM(8, 4).eval()
+    model.load_state_dict({f"{net}.{key}": value for net, state in pair.items() for key, value in state.items()})
+    with torch.no_grad():
+        probability = torch.softmax(model(torch.from_numpy(golden["x"]))[1], dim=1)[:, 1]
+    np.testing.assert_allclose(probability, golden["probability"], rtol=1e-5, atol=1e-7)
+
+
+def test_val_split_0_says_where_thresholds_come_from(workplace, cli):
+    status, out, _ = cli("--train", "--threshold", "--set", "data.val_split=0")
+    assert status == 0 and "6 TRAINING images (val_split is 0" in out
+
+
+def test_undefined_metrics_are_null_with_a_reason(workplace, cli):
+    assert cli("--train", "--threshold")[0] == 0
+    shutil.rmtree(workplace / "mvtec/tile/ground_truth")
+    path = workplace / "results/tiny/tile/checkpoint_2/no_masking/optimal/metrics.json"
+    status, out, _ = cli("--detection")
+    content = json.loads(path.read_text())
+    assert status == 0 and "3 defect images without a mask are left out" in out
+    assert content["pixel_auroc"] is content["iou"] is content["pro"] is None
+    assert content["notes"]["pixel_auroc"] == "no defect image has a mask" and content["image_auroc"] is not None
+    shutil.rmtree(workplace / "mvtec/tile/test/good")
+    assert cli("--detection")[0] == 0
+    content = json.loads(path.read_text())
+    assert content["image_auroc"] is None and content["notes"]["image_auroc"] == "test/ has no nominal image"
+    assert cli("--detection", "--set", "metrics.threshold=false")[0] == 0  # panels without any threshold
+
+
+def test_vanished_masks_are_named(workplace, cli):
+    mask = np.zeros((40, 48), np.uint8)
+    mask[5, 5] = 255
+    write(workplace / "mvtec/tile/ground_truth/spot/001_mask.png", mask)
+    status, out, _ = cli(*MODES)
+    assert status == 0 and out.count("test/spot/001.png") == 1 and "masks that vanish" in out
+
+
+# Mistakes: what is done to the workplace, the arguments, and words of the message.
+
+
+def _broken_image(w):
+    (w / "mvtec/tile/train/good/003.png").write_bytes(b"no image")
+
+
+def _truncated_checkpoint(w):
+    path = w / "checkpoints/tile/tiny/last.pt"
+    path.write_bytes(path.read_bytes()[:1000])
+
+
+class _Evil:
+    def __reduce__(self):
+        return print, ("code ran",)
+
+
+def _pickled_checkpoint(w):
+    torch.save({"model": _Evil(), "epoch": 1}, w / "checkpoints/tile/tiny/last.pt")
+
+
+def _pickle_file(w):
+    (w / "checkpoints/tile/tiny/last.pt").write_bytes(pickle.dumps({"model": _Evil()}))
+
+
+def _mask_size(w):
+    write(w / "mvtec/tile/ground_truth/spot/001_mask.png", np.zeros((4, 4), np.uint8))
+
+
+def _file_for_folder(w):
+    shutil.rmtree(w / "mvtec/tile/train/good")
+    (w / "mvtec/tile/train/good").write_text("x")
+
+
+def _checkpoints_is_a_file(w):
+    (w / "checkpoints").write_text("x")
+
+
+def _other_checkpoint(w):
+    path = w / "checkpoints/tile/tiny/epoch_0002.pt"
+    content = checkpoint.read(path)
+    content["model"]["reconstructive.decoder.fin_out.0.bias"] += 1
+    checkpoint.save(path, content)
+
+
+UNTRAINED = [
+    (lambda w: shutil.rmtree(w / "mvtec"), ["--train"], ["no dataset in", "tile/train/good", "make_sample.py"]),
+    (None, ["--train", "--set", "data.category=tyle"], ["no category 'tyle'", "there are: tile"]),
+    (lambda w: [p.unlink() for p in (w / "mvtec/tile/train/good").iterdir()], ["--train"], ["no images", "train/good"]),
+    (lambda w: shutil.rmtree(w / "textures"), ["--train"], ["data.anomaly_source_path", "textures", "fetch_dtd"]),
+    (_broken_image, ["--train"], ["003.png", "cannot be decoded"]),
+    (lambda w: (w / "textures/kind/0.jpg").write_bytes(b"x"), ["--train", "--set", "train.epochs=20"], ["0.jpg"]),
+    (
+        lambda w: (w / "textures/kind/0.jpg").write_bytes(b"x"),
+        ["--train", "--set", "train.epochs=20", "--set", "data.num_workers=1"],
+        ["0.jpg: cannot be decoded as an image; mend or remove the file"],
+    ),
+    (_file_for_folder, ["--train"], ["good is a file; a folder is needed"]),
+    (_checkpoints_is_a_file, ["--train"], ["checkpoints"]),
+    (None, ["--train", "--set", "data.val_split=0.01"], ["data.val_split = 0.01 leaves none"]),
+    (None, ["--train", "--set", "data.val_split=0.99"], ["data.val_split = 0.99 leaves none"]),
+    (None, ["--train", "--set", "data.img_size=50"], ["data.img_size = 50", "multiple of 32"]),
+    (None, ["--train", "--set", "train.batch_size=-2"], ["train.batch_size = -2", "from 1"]),
+    (None, ["--train", "--set", "train.resume=must"], ["train.resume = must", "last.pt"]),
+    (None, ["--train", "--set", "train.batch_size=3"], ["train.batch_size = 3", "batch norm"]),
+    (None, ["--threshold"], ["no checkpoint", "--train True"]),
+    (None, ["--detection"], ["no checkpoint", "--train True"]),
+    (None, [], ["no mode asked for", "--train True"]),
+    (None, ["--train", "False"], ["no mode asked for"]),
+    (None, ["--train", "maybe"], ["'maybe' is neither True nor False"]),
+    (None, ["--trane"], ["--trane", "--help"]),
+    (lambda w: (w / "config.yaml").write_text("data:\n  a: ]"), ["--train"], ["config.yaml, line 2, column"]),
+    (lambda w: (w / "config.yaml").unlink(), ["--train"], ["config.yaml", "no such file"]),
+]
+TRAINED = [
+    (
+        lambda w: (w / "checkpoints/tile/tiny/last.pt").unlink(),
+        ["--threshold"],
+        ["no checkpoint", "epochs: 1, 2"],
+    ),
+    (None, ["--threshold", "--set", "data.load_epoch=7"], ["epoch_0007.pt", "saved epochs: 1, 2"]),
+    (_truncated_checkpoint, ["--detection"], ["last.pt", "truncated"]),
+    (_truncated_checkpoint, ["--train"], ["last.pt", "truncated"]),
+    (_pickled_checkpoint, ["--detection"], ["last.pt", "pickled code"]),
+    (_pickle_file, ["--detection"], ["last.pt", "pickled code"]),
+    (None, ["--detection", "--set", "model.base_channels=5"], ["set model.base_channels=4"]),
+    (None, ["--train", "--set", "model.base_width=5"], ["set model.base_width=4"]),
+    (None, ["--train", "--set", "data.img_size=64"], ["data.img_size = (32, 32)", "(64, 64)"]),
+    (None, ["--train", "--set", "train.seed=3", "--set", "data.val_split=0"], ["train.seed = 0", "say 3"]),
+    (None, ["--train", "--set", "data.val_split=0.6"], ["held out", "val_split"]),
+    (None, ["--detection"], ["no thresholds yet", "--threshold True"]),
+    (lambda w: shutil.rmtree(w / "mvtec/tile/test"), ["--detection"], ["no test images", "test/good"]),
+    (_mask_size, ["--detection", "--set", "metrics.threshold=false"], ["001_mask.png", "4 x 4", "48 x 40"]),
+    (
+        lambda w: (w / "mvtec/tile/ground_truth/spot/001_mask.png").unlink(),
+        ["--detection", "--set", "metrics.threshold=false"],
+        ["001_mask.png is missing"],
+    ),
+    (
+        lambda w: (w / "mvtec/tile/test/good/001.png").write_bytes(b"x"),
+        ["--detection", "--set", "metrics.threshold=false"],
+        ["001.png", "cannot be decoded"],
+    ),
+]
+THRESHOLDED = [
+    (None, ["--detection", "--set", "data.img_size=64"], ["img_size = [32, 32]", "--threshold True"]),
+    (None, ["--detection", "--set", "metrics.p=90"], ["p = 99.0", "90.0", "--threshold True"]),
+    (_other_checkpoint, ["--detection", "--set", "data.load_epoch=2"], ["fingerprint", "--threshold True"]),
+    (
+        lambda w: (w / "checkpoints/tile/tiny/thresholds/checkpoint_2/no_masking.json").write_text("{"),
+        ["--detection"],
+        ["no_masking.json: damaged", "--threshold True"],
+    ),
+]
+
+
+def check(outcome, words) -> None:
+    status, _, error = outcome
+    said = [line for line in error.splitlines() if line.strip() and "|" not in line]  # progress bars aside
+    assert status == 2 and "Traceback" not in error, error
+    assert said[0].startswith("error: ") and len(said) <= 2, said
+    for word in words:
+        assert word in "\n".join(said), error
+
+
+@pytest.mark.parametrize(("spoil", "arguments", "words"), UNTRAINED)
+def test_mistakes_before_training(workplace, cli, spoil, arguments, words):
+    if spoil:
+        spoil(workplace)
+    check(cli(*arguments), words)
+    assert not list(workplace.rglob("*.pt"))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A workplace whose dataset is trained on and thresholded; copied for each test."""
+    from conftest import SETTINGS
+
+    root = tmp_path_factory.mktemp("trained")
+    make_dataset(root)
+    (root / "config.yaml").write_text(SETTINGS.format(root=root.as_posix()))
+    assert main_py("--train", "--threshold", "--config", root / "config.yaml", cwd=root).returncode == 0
+    return root
+
+
+@pytest.mark.parametrize(("spoil", "arguments", "words"), TRAINED + THRESHOLDED)
+def test_mistakes_after_training(workplace, cli, trained, spoil, arguments, words):
+    shutil.copytree(trained / "checkpoints", workplace / "checkpoints")
+    if (spoil, arguments, words) in TRAINED:
+        shutil.rmtree(workplace / "checkpoints/tile/tiny/thresholds")
+    if spoil:
+        spoil(workplace)
+    files = {path: path.read_bytes() for path in workplace.rglob("*") if path.is_file()}
+    check(cli(*arguments), words)
+    assert all(path.read_bytes() == content for path, content in files.items())
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EACCES])
+def test_disk_full_and_no_permission(workplace, cli, monkeypatch, code):
+    assert cli("--train", "--set", "train.epochs=1", "--set", "train.visualize=false")[0] == 0
+    last = workplace / "checkpoints/tile/tiny/last.pt"
+    before = last.read_bytes()
+
+    def refuse(source, target):
+        raise OSError(code, "refused by the system", str(target))
+
+    monkeypatch.setattr(runtime.os, "replace", refuse)
+    check(cli("--train", "--set", "train.visualize=false"), ["refused by the system", str(workplace)])
+    assert last.read_bytes() == before and not list(workplace.rglob(".last*"))
+
+
+def test_interrupted(workplace, cli, monkeypatch):
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("engine.train._train_epoch", interrupt)
+    status, _, error = cli("--train")
+    assert status == 130 and "interrupted" in error and "Traceback" not in error
+
+
+def test_pictures_show_what_they_should(workplace, cli):
+    """Panels and grids hold the arrays they are made of at known places."""
+    assert cli("--train", "--detection", "--set", "metrics.threshold=false")[0] == 0
+    panel = cv2.imread(str(workplace / "results/tiny/tile/checkpoint_2/no_masking/panels/spot_000.png"))
+    image = cv2.resize(cv2.imread(str(workplace / "mvtec/tile/test/spot/000.png")), (32, 32))
+    tile = cv2.resize(image, None, fx=6, fy=6, interpolation=cv2.INTER_NEAREST)
+    places = cv2.matchTemplate(panel, tile, cv2.TM_SQDIFF)
+    assert places.min() < 1 and cv2.minMaxLoc(places)[2][0] == 0  # the input stands first, unchanged
+    grid = cv2.imread(str(workplace / "checkpoints/tile/tiny/images/epoch_0002.png"))
+    assert grid.shape[1] == 5 * (192 + 6)

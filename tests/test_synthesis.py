@@ -1,0 +1,173 @@
+"""Synthetic anomalies and the training dataset."""
+
+import json
+
+import imgaug.augmenters as iaa
+import numpy as np
+import pytest
+import torch
+from conftest import DATA, make_dataset, write
+
+import data_loader
+import synthesis
+from synthesis import AnomalySynthesizer, rotate
+
+
+@pytest.fixture
+def textures(tmp_path):
+    rng = np.random.default_rng(1)
+    return [write(tmp_path / f"{i}.png", rng.integers(0, 256, (70, 60, 3), dtype=np.uint8)) for i in range(4)]
+
+
+@pytest.fixture
+def nominal():
+    return np.random.default_rng(2).integers(0, 256, (64, 96, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("degrees", [-90.0, -33.3, 0.0, 12.0, 90.0])
+def test_rotation_is_imgaugs(degrees, nominal):
+    np.testing.assert_array_equal(rotate(nominal, degrees), iaa.Affine(rotate=degrees).augment_image(nominal))
+    noise = nominal[..., 0].astype(np.float32)
+    expected = iaa.Affine(rotate=degrees).augment_image(noise[..., None])[..., 0]
+    np.testing.assert_allclose(rotate(noise, degrees), expected, atol=1e-3)
+
+
+def test_statistics_are_the_originals(textures):
+    reference = json.loads((DATA / "synthesis_stats.json").read_text())
+    synthesizer = AnomalySynthesizer(textures, (256, 256))
+    image = np.zeros((256, 256, 3), np.uint8)
+    samples = [synthesizer(image, np.random.default_rng([3, k])) for k in range(1200)]
+    anomalous = np.array([has_anomaly[0] for *_, has_anomaly in samples])
+    areas = np.array([mask.mean() for _, _, mask, has_anomaly in samples if has_anomaly[0]])
+    for values, key in ((anomalous, "p_anomalous"), (areas, "mask_area_fraction_mean")):
+        error = np.hypot(values.std() / np.sqrt(len(values)), reference[f"{key}_stderr"])
+        assert abs(values.mean() - reference[key]) < 4 * error, key
+
+
+def test_a_sample_is_what_the_paper_says(textures, nominal):
+    synthesizer = AnomalySynthesizer(textures, (64, 96))
+    rotated = anomalous = 0
+    for k in range(300):
+        image, augmented, mask, has_anomaly = synthesizer(nominal, np.random.default_rng(k))
+        assert image.dtype == augmented.dtype == mask.dtype == has_anomaly.dtype == np.float32
+        assert image.shape == augmented.shape == (64, 96, 3) and mask.shape == (64, 96, 1) and has_anomaly.shape == (1,)
+        assert augmented.min() >= 0 and augmented.max() <= 1 and set(np.unique(mask)) <= {0, 1}
+        assert has_anomaly[0] == mask.max()
+        np.testing.assert_array_equal(image[mask[..., 0] == 0], augmented[mask[..., 0] == 0])
+        rotated += not np.array_equal(image, nominal.astype(np.float32) / 255)
+        anomalous += has_anomaly[0]
+    assert abs(rotated / 300 - 0.3) < 4 * np.sqrt(0.21 / 300)
+    assert 0.3 < anomalous / 300 < 0.6
+
+
+def test_blend_is_a_convex_sum_of_texture_and_image(textures, nominal, monkeypatch):
+    synthesizer = AnomalySynthesizer(textures, (64, 96))
+    flat = np.full((64, 96, 3), 51, np.uint8)
+    monkeypatch.setattr(synthesizer, "augment_texture", lambda texture, rng: flat)
+    betas = []
+    for k in range(200):
+        image, augmented, mask, has_anomaly = synthesizer(nominal, np.random.default_rng(k))
+        inside = mask[..., 0] == 1
+        if has_anomaly[0] and image[inside].std() > 0.1:
+            beta, offset = np.polyfit(image[inside].ravel(), augmented[inside].ravel(), 1)
+            assert abs(offset - (1 - beta) * 0.2) < 1e-4
+            betas.append(beta)
+    assert min(betas) + 1e-6 >= 0 and max(betas) < 0.8 and abs(np.mean(betas) - 0.4) < 0.1
+
+
+def test_cutout(textures, nominal, monkeypatch):
+    monkeypatch.setattr(synthesis, "P_CUTOUT", 1.0)
+    heights, values = [], set()
+    synthesizer = AnomalySynthesizer(textures, (64, 96), cut=True)
+    for k in range(300):
+        _, augmented, mask, has_anomaly = synthesizer(nominal, np.random.default_rng(k))
+        rows, columns = np.flatnonzero(mask[..., 0].any(1)), np.flatnonzero(mask[..., 0].any(0))
+        height, width = len(rows), len(columns)
+        assert has_anomaly[0] == 1 and mask.sum() == height * width
+        assert 10 <= height <= 32 and 10 <= width <= 48
+        values |= set(np.unique(augmented[mask[..., 0] == 1]))
+        heights.append(height)
+    assert values == {0.5, 1.0} and min(heights) == 10 and max(heights) == 32
+
+
+def test_cutout_takes_a_fifth_of_the_samples(textures, nominal, monkeypatch):
+    synthesizer = AnomalySynthesizer(textures, (64, 96), cut=True)
+    calls = []
+    cut_out = synthesizer._cut_out
+    monkeypatch.setattr(synthesizer, "_cut_out", lambda *a: calls.append(1) or cut_out(*a))
+    for k in range(1000):
+        synthesizer(nominal, np.random.default_rng(k))
+    assert abs(len(calls) / 1000 - 0.2) < 4 * np.sqrt(0.16 / 1000)
+
+
+def test_nothing_is_synthesized_for_clean_samples(textures, nominal, monkeypatch):
+    monkeypatch.setattr(synthesis, "P_CLEAN", 1.0)
+    monkeypatch.setattr(synthesis, "read_image", None)
+    monkeypatch.setattr(synthesis, "perlin_noise", None)
+    assert AnomalySynthesizer(textures, (64, 96))(nominal, np.random.default_rng(0))[3][0] == 0
+
+
+def test_augmenters_depend_on_the_generator_alone(textures, nominal):
+    synthesizer = AnomalySynthesizer(textures, (64, 96))
+    for index in range(10):  # each of the ten comes first once or more among these
+        first = synthesizer.augment_texture(nominal, np.random.default_rng(index))
+        np.random.seed(index)
+        synthesizer.augment_texture(nominal, np.random.default_rng(99))
+        again = AnomalySynthesizer(textures, (64, 96)).augment_texture(nominal, np.random.default_rng(index))
+        np.testing.assert_array_equal(first, again)
+
+
+def test_every_augmenter_changes_the_texture_within_uint8(textures, nominal):
+    synthesizer = AnomalySynthesizer(textures, (64, 96))
+    changed = np.zeros(10, int)
+    for index, augmenter in enumerate(synthesizer.augmenters):
+        for seed in range(20):
+            augmenter.seed_(seed)
+            result = augmenter.augment_image(nominal.copy())
+            assert result.dtype == np.uint8 and result.shape == nominal.shape
+            changed[index] += not np.array_equal(result, nominal)
+    assert (changed[[i for i in range(10) if i != 7]] > 0).all()  # autocontrast leaves full-range noise as it is
+
+
+def samples(tmp_path, workers: int, epochs: int = 2) -> list[dict]:
+    files = data_loader.list_nominal(tmp_path / "mvtec" / "tile")
+    textures = data_loader.list_textures(tmp_path / "textures")
+    dataset = data_loader.DRAEMTrainDataset(files, AnomalySynthesizer(textures, (32, 64), cut=True), seed=5)
+    loader = data_loader.train_loader(dataset, 2, workers)
+    batches = []
+    for epoch in range(1, epochs + 1):
+        loader.sampler.epoch = epoch
+        batches += list(loader)
+    return batches
+
+
+def test_samples_do_not_depend_on_the_number_of_workers(tmp_path):
+    make_dataset(tmp_path, n_train=7)
+    none, one, several = (samples(tmp_path, workers) for workers in (0, 1, 3))
+    assert len(none) == 8 and sorted(torch.cat([batch["idx"] for batch in none[:4]]).tolist()) == list(range(7))
+    for batches in (one, several):
+        for batch, reference in zip(batches, none, strict=True):
+            assert all(torch.equal(batch[key], reference[key]) for key in reference)
+    assert not torch.equal(none[0]["idx"], none[4]["idx"]) or not torch.equal(none[0]["image"], none[4]["image"])
+
+
+def test_no_two_samples_repeat_each_other(tmp_path):
+    make_dataset(tmp_path, n_train=1)
+    file = data_loader.list_nominal(tmp_path / "mvtec" / "tile") * 40
+    textures = data_loader.list_textures(tmp_path / "textures")
+    dataset = data_loader.DRAEMTrainDataset(file, AnomalySynthesizer(textures, (32, 32)))
+    seen = [dataset[k]["augmented_image"].numpy().tobytes() for k in range(80) if dataset[k]["has_anomaly"]]
+    assert len(seen) == len(set(seen)) > 20
+
+
+def test_training_sample(tmp_path):
+    make_dataset(tmp_path)
+    sample = next(iter(samples(tmp_path, 0)))
+    shapes = {key: tuple(value.shape) for key, value in sample.items()}
+    assert shapes == {
+        "image": (2, 3, 32, 64),
+        "augmented_image": (2, 3, 32, 64),
+        "anomaly_mask": (2, 1, 32, 64),
+        "has_anomaly": (2, 1),
+        "idx": (2,),
+    }

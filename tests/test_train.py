@@ -1,0 +1,166 @@
+"""Training: schedule, resume, and what stops it."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import ROOT
+
+from config import load_config
+from engine import checkpoint, runtime
+from engine.train import _learning_rate_factor, train
+from loss import DRAEMLoss
+
+
+def config_of(workplace, *overrides):
+    return load_config(workplace / "config.yaml", overrides)
+
+
+def weights(path):
+    return checkpoint.read(path)["model"]
+
+
+def same(first, second) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+
+
+def log_of(config) -> list[dict[str, str]]:
+    with (config.run_folder / "train_log.csv").open() as stream:
+        return list(csv.DictReader(stream))
+
+
+def test_learning_rates_follow_the_original(workplace):
+    """x 0.2 after round(0.8 E) and round(0.9 E) epochs: the original's ten epochs, and one it drops twice at."""
+    factor = _learning_rate_factor(config_of(workplace, "train.epochs=10"))
+    assert [factor(done) for done in range(10)] == pytest.approx([1] * 8 + [0.2, 0.04])
+    factor = _learning_rate_factor(config_of(workplace, "train.epochs=7"))
+    assert [factor(done) for done in range(7)] == pytest.approx([1] * 6 + [0.04])
+
+
+def test_the_loop_steps_the_learning_rate(workplace):
+    config = config_of(workplace, "train.epochs=5", "train.visualize=false")
+    train(config, "")
+    assert [float(row["learning_rate"]) for row in log_of(config)] == pytest.approx([1e-3] * 4 + [1e-3 * 0.04])
+
+
+def test_same_seed_same_weights(workplace):
+    paths = [train(config_of(workplace, f"data.run_name={name}", "train.visualize=false"), "") for name in "ab"]
+    assert same(weights(paths[0]), weights(paths[1]))
+    other = train(config_of(workplace, "data.run_name=c", "train.seed=1", "train.visualize=false"), "")
+    assert not same(weights(paths[0]), weights(other))
+
+
+def test_files_of_a_run(workplace):
+    config = config_of(workplace, "train.epochs=5", "train.save_from=2", "train.save_every=2")
+    assert train(config, "# text\n") == config.run_folder / "epoch_0005.pt"
+    assert checkpoint.saved_epochs(config.run_folder) == [2, 4, 5]
+    names = {path.relative_to(config.run_folder).as_posix() for path in config.run_folder.rglob("*") if path.is_file()}
+    assert {"config.yaml", "last.pt", "train_log.csv"} <= names
+    assert {f"images/epoch_{epoch:04}.png" for epoch in range(1, 6)} <= names
+    assert any(name.startswith("logs/events") for name in names) and not any("/." in f"/{name}" for name in names)
+    content = checkpoint.read(config.run_folder / "epoch_0004.pt")
+    assert content["epoch"] == 4 and content["settings"]["train"]["seed"] == 0 and len(content["held_out"]) == 2
+    assert {key.split(".")[0] for key in content["model"]} == {"reconstructive", "discriminative"}
+    rows = log_of(config)
+    assert [int(row["epoch"]) for row in rows] == [1, 2, 3, 4, 5]
+    assert all(float(row["loss"]) == pytest.approx(sum(float(row[k]) for k in ("l2", "ssim", "focal"))) for row in rows)
+
+
+def test_killed_and_resumed_ends_with_the_same_weights(workplace):
+    """Killed outright in the middle of an epoch, by a signal that nothing can catch."""
+    overrides = ["train.epochs=6", "train.visualize=false", "data.num_workers=1"]
+    reference = train(config_of(workplace, *overrides, "data.run_name=whole"), "")
+    config = config_of(workplace, *overrides)
+    arguments = [word for override in overrides for word in ("--set", override)]
+    command = [sys.executable, str(ROOT / "main.py"), "--train", "--config", str(workplace / "config.yaml"), *arguments]
+    process = subprocess.Popen(command, cwd=workplace, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (config.run_folder / "last.pt").is_file():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    done = checkpoint.read(config.run_folder / "last.pt")["epoch"]
+    assert 1 <= done < 6
+    result = subprocess.run(command, cwd=workplace, capture_output=True, text=True, timeout=120, check=True)
+    assert result.stdout.splitlines()[-1] == f"checkpoint: {config.run_folder / 'epoch_0006.pt'}"
+    assert same(weights(config.run_folder / "epoch_0006.pt"), weights(reference))
+    assert [int(row["epoch"]) for row in log_of(config)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_finished_run_says_so_and_can_be_extended(workplace, capsys):
+    config = config_of(workplace, "train.visualize=false")
+    first = train(config, "")
+    before = first.stat().st_mtime_ns
+    assert train(config, "") == first and first.stat().st_mtime_ns == before
+    assert "already trained for 2 epochs" in capsys.readouterr().out
+    longer = config_of(workplace, "train.visualize=false", "train.epochs=3")
+    assert train(longer, "").name == "epoch_0003.pt"
+    assert [int(row["epoch"]) for row in log_of(longer)] == [1, 2, 3]
+
+
+def test_never_starts_anew_and_leaves_nothing_of_the_run_before(workplace):
+    train(config_of(workplace, "train.epochs=3"), "")
+    config = config_of(workplace, "train.epochs=2", "train.resume=never", "train.visualize=false")
+    train(config, "")
+    assert checkpoint.saved_epochs(config.run_folder) == [1, 2] and len(log_of(config)) == 2
+    assert not list((config.run_folder / "images").glob("*"))
+
+
+@pytest.mark.parametrize("term", ["l2", "ssim", "focal"])
+def test_a_non_finite_loss_stops_and_reaches_no_checkpoint(workplace, cli, monkeypatch, term):
+    config = config_of(workplace)
+    train(config_of(workplace, "train.epochs=1"), "")
+    before = (config.run_folder / "last.pt").read_bytes()
+    forward, calls = DRAEMLoss.forward, []
+
+    def spoiled(self, *arguments):
+        calls.append(1)
+        terms = forward(self, *arguments)
+        return terms | {term: terms[term] * float("nan")} if len(calls) == 2 else terms
+
+    monkeypatch.setattr(DRAEMLoss, "forward", spoiled)
+    status, _, error = cli("--train")
+    assert status == 1 and f"the {term} loss became nan at step 2 of epoch 2" in error
+    lines = [line for line in error.splitlines() if "epoch" not in line.split(":")[0]]
+    assert "Traceback" not in error and "learning_rate" in lines[-1]
+    assert (config.run_folder / "last.pt").read_bytes() == before
+    assert checkpoint.saved_epochs(config.run_folder) == [1]
+
+
+def test_non_finite_weights_reach_no_checkpoint(workplace, cli, monkeypatch):
+    step = torch.optim.Adam.step
+
+    def spoiled(self, *arguments):
+        step(self, *arguments)
+        self.param_groups[0]["params"][0].data.fill_(float("inf"))
+
+    monkeypatch.setattr(torch.optim.Adam, "step", spoiled)
+    status, _, error = cli("--train", "--set", "train.batch_size=8", "--set", "train.epochs=1")
+    assert status == 1 and "weights became non-finite in the last step of epoch 1" in error
+    assert not list((workplace / "checkpoints").rglob("*.pt"))
+
+
+def test_a_failing_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / "a.txt"
+    runtime.write_text(path, "old")
+    with pytest.raises(RuntimeError), runtime.replacing(path) as beside:
+        beside.write_text("half")
+        raise RuntimeError
+    assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_precision_and_device(monkeypatch):
+    cpu = torch.device("cpu")
+    assert runtime.select_precision("fp32", cpu) == torch.float32
+    assert runtime.select_precision("bf16", cpu) == torch.bfloat16
+    for capabilities, expected in (({"amx_bf16": True}, torch.bfloat16), ({"avx512_bf16": True}, torch.bfloat16),
+                                   ({"avx512_f": True}, torch.float32)):  # fmt: skip
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda c=capabilities: c)
+        assert runtime.select_precision("auto", cpu) == expected
+    assert runtime.select_device("cpu") == cpu

@@ -20,6 +20,8 @@ if not hasattr(np, "sctypes"):  # imgaug 0.4.0 reads this table at import; numpy
 
 import imgaug.augmenters as iaa  # after the table above
 
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)  # a broken image is told by its name, once
+
 P_ROTATE = 0.3  # nominal images that are rotated
 P_CLEAN = 0.5  # samples of the Perlin branch that stay clean
 P_CUTOUT = 0.2  # samples that take the cutout instead of the Perlin branch, where it is on

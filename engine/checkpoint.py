@@ -42,7 +42,10 @@ class Checkpoint:
 def save(path: Path, content: dict[str, Any]) -> None:
     """Write a checkpoint beside, then replace."""
     with replacing(path) as beside, beside.open("wb") as stream:
-        torch.save(content, stream)
+        try:
+            torch.save(content, stream)
+        except RuntimeError as error:  # torch closes its archive over a failed write and hides what failed
+            raise error.__context__ if isinstance(error.__context__, OSError) else error from None
 
 
 def read(path: Path) -> dict[str, Any]:

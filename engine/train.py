@@ -6,7 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.record_writer import RecordWriter
 from torch import Tensor
+from torch.utils.tensorboard import summary
 from tqdm import tqdm
 
 import data_loader
@@ -63,10 +67,8 @@ def train(config: Config, settings_text: str) -> Path:
     print(f"training {config.data.category} on {len(dataset)} images ({len(held_out)} held out), {device}, {precision}")
     workers = data_loader.worker_count(config.data.num_workers, device.type == "cuda")
     loader = data_loader.train_loader(dataset, config.train.batch_size, workers, device.type == "cuda")
-    from torch.utils.tensorboard import SummaryWriter  # takes a second to import
-
     log = _read_log(run / "train_log.csv", done)
-    with SummaryWriter(str(run / "logs"), purge_step=done + 1) as board, runtime.mendable_errors():
+    with runtime.mendable_errors(), _Board(run / "logs", done + 1) as board:
         total = config.train.epochs
         epochs = tqdm(range(done + 1, total + 1), "epochs", initial=done, total=total, unit="epoch")
         for epoch in epochs:
@@ -78,14 +80,13 @@ def train(config: Config, settings_text: str) -> Path:
             row = {"epoch": epoch, **losses, "loss": sum(losses.values())}
             row |= {"learning_rate": optimizer.param_groups[0]["lr"], "seconds": round(seconds, 3)}
             row |= {"samples_per_second": round(len(dataset) / seconds, 2)}
-            for key in LOG_COLUMNS[1:]:
-                board.add_scalar(key, row[key], epoch)
+            board.add(epoch, *(summary.scalar(key, row[key]) for key in LOG_COLUMNS[1:]))
             epochs.set_postfix({term: f"{losses[term]:.4f}" for term in TERMS})
             if config.train.visualize and (epoch % config.train.visualize_every == 0 or epoch == config.train.epochs):
                 grid = plots.sample_grid(**sample)
                 with runtime.replacing(run / "images" / f"epoch_{epoch:04d}.png") as beside:
                     plots.write_image(beside, grid)
-                board.add_image("samples", grid[..., ::-1].copy(), epoch, dataformats="HWC")
+                board.add(epoch, summary.image("samples", grid[..., ::-1], dataformats="HWC"))
             scheduler.step()
 
             log.append(row)
@@ -98,6 +99,38 @@ def train(config: Config, settings_text: str) -> Path:
             state = {"optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict()}
             checkpoint.save(run / "last.pt", content | state)
     return last
+
+
+class _Board:
+    """TensorBoard's events, written at once: its own writer hangs for good when its disk is full.
+
+    Events of `first_epoch` and later that an interrupted run left in the folder are made invalid.
+    """
+
+    def __init__(self, folder: Path, first_epoch: int):
+        folder.mkdir(parents=True, exist_ok=True)
+        self._path = folder / f"events.out.tfevents.{time.time_ns()}"
+        self._stream = self._path.open("wb")
+        self._writer = RecordWriter(self._stream)
+        self._write(Event(file_version="brain.Event:2"))
+        restart = SessionLog(status=SessionLog.START)
+        self._write(Event(step=first_epoch, session_log=restart))
+
+    def _write(self, event: Event) -> None:
+        with runtime.naming(self._path):
+            event.wall_time = time.time()
+            self._writer.write(event.SerializeToString())
+            self._stream.flush()
+
+    def add(self, epoch: int, *summaries: Summary) -> None:
+        for entry in summaries:
+            self._write(Event(step=epoch, summary=entry))
+
+    def __enter__(self) -> "_Board":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stream.close()
 
 
 def _datasets(config: Config) -> tuple[data_loader.DRAEMTrainDataset, list[str]]:
@@ -156,8 +189,8 @@ def _resume(config: Config, model: DRAEM, optimizer: Any, scheduler: Any, held_o
         raise UserError(f"{path}: does not fit this model; set train.resume=never to start anew") from error
     # Epochs, rate and milestones are the settings' of now, so that a run can be extended.
     scheduler.load_state_dict(content["scheduler"] | {"base_lrs": [config.train.learning_rate]})
-    for group, rate in zip(optimizer.param_groups, scheduler.get_lr(), strict=True):
-        group["lr"] = rate
+    for group in optimizer.param_groups:
+        group["lr"] = config.train.learning_rate * _learning_rate_factor(config)(content["epoch"])
     return content["epoch"]
 
 

@@ -10,6 +10,7 @@ import time
 import pytest
 import torch
 from conftest import ROOT
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from config import load_config
 from engine import checkpoint, runtime
@@ -69,6 +70,19 @@ def test_files_of_a_run(workplace):
     rows = log_of(config)
     assert [int(row["epoch"]) for row in rows] == [1, 2, 3, 4, 5]
     assert all(float(row["loss"]) == pytest.approx(sum(float(row[k]) for k in ("l2", "ssim", "focal"))) for row in rows)
+
+
+def test_tensorboard_reads_the_events_of_an_interrupted_run(workplace):
+    train(config_of(workplace, "train.epochs=2"), "")
+    config = config_of(workplace, "train.epochs=3")
+    train(config, "")
+    events = EventAccumulator(str(config.run_folder / "logs"))
+    events.Reload()
+    rows = log_of(config)
+    for key in ("l2", "ssim", "focal", "loss", "learning_rate"):
+        assert [event.step for event in events.Scalars(key)] == [1, 2, 3]
+        assert [event.value for event in events.Scalars(key)] == pytest.approx([float(row[key]) for row in rows])
+    assert [event.step for event in events.Images("samples")] == [1, 2, 3]
 
 
 def test_killed_and_resumed_ends_with_the_same_weights(workplace):

@@ -185,7 +185,9 @@ class DRAEMTrainDataset(Dataset):
     """
 
     def __init__(self, files: Sequence[Path], synthesizer: AnomalySynthesizer, seed: int = 0):
-        self.images = np.stack([read_image(file, synthesizer.image_size) for file in files])
+        self.images = np.empty((len(files), *synthesizer.image_size, 3), np.uint8)
+        for i, file in enumerate(files):
+            self.images[i] = read_image(file, synthesizer.image_size)
         self.synthesizer, self.seed = synthesizer, seed
 
     def __len__(self) -> int:

@@ -1,6 +1,7 @@
 """Synthetic anomalies: a Perlin-noise mask filled with an augmented texture (paper, section 3.3), or a cutout."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import cv2
@@ -60,6 +61,23 @@ def rotate(image: np.ndarray, degrees: float) -> np.ndarray:
     return cv2.warpAffine(image, matrix, (width, height), flags=cv2.INTER_LINEAR)
 
 
+@lru_cache(maxsize=1)
+def augmenters() -> tuple[iaa.Augmenter, ...]:
+    """The original's ten, made in each process: some do not survive being sent to another. They see BGR as it is."""
+    return (
+        iaa.GammaContrast((0.5, 2.0), per_channel=True),
+        iaa.MultiplyAndAddToBrightness(mul=(0.8, 1.2), add=(-30, 30)),
+        iaa.pillike.EnhanceSharpness(),
+        iaa.AddToHueAndSaturation((-50, 50), per_channel=True),
+        iaa.Solarize(0.5, threshold=(32, 128)),
+        iaa.Posterize(),
+        iaa.Invert(),
+        iaa.pillike.Autocontrast(),
+        iaa.pillike.Equalize(),
+        iaa.Affine(rotate=(-45, 45)),
+    )
+
+
 class AnomalySynthesizer:
     """Turns a nominal image into a training sample.
 
@@ -76,19 +94,6 @@ class AnomalySynthesizer:
         self.image_size = tuple(image_size)
         self.cut = cut
         self._decoded: dict[int, np.ndarray] = {}
-        # The original's ten; each is seeded anew whenever it is used. They see the BGR array as it is.
-        self.augmenters = [
-            iaa.GammaContrast((0.5, 2.0), per_channel=True),
-            iaa.MultiplyAndAddToBrightness(mul=(0.8, 1.2), add=(-30, 30)),
-            iaa.pillike.EnhanceSharpness(),
-            iaa.AddToHueAndSaturation((-50, 50), per_channel=True),
-            iaa.Solarize(0.5, threshold=(32, 128)),
-            iaa.Posterize(),
-            iaa.Invert(),
-            iaa.pillike.Autocontrast(),
-            iaa.pillike.Equalize(),
-            iaa.Affine(rotate=(-45, 45)),
-        ]
 
     def _texture(self, index: int) -> np.ndarray:
         """Decoded texture, uint8 (H, W, 3)."""
@@ -101,8 +106,8 @@ class AnomalySynthesizer:
 
     def augment_texture(self, texture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Three different augmenters, in the order drawn; uint8 (H, W, 3) to the same."""
-        for index in rng.choice(len(self.augmenters), 3, replace=False):
-            augmenter = self.augmenters[index]
+        for index in rng.choice(len(augmenters()), 3, replace=False):
+            augmenter = augmenters()[index]
             augmenter.seed_(int(rng.integers(2**31)))
             if isinstance(inner := getattr(augmenter, "children", None), iaa.Sequential):
                 # seed_ passes over it, and the order of its two would come from global state

@@ -1,33 +1,31 @@
 """Registration: the homography that lays an image over a reference picture of the same object or pattern.
 
 Points are pixels (x, y), whole numbers at pixel centres; a homography H takes a point p of the image to H p in the
-reference. Nothing here draws random numbers but OpenCV's RANSAC, which starts each call from the same fixed state.
+reference. The same pair always gives the same result: RANSAC here (OpenCV's USAC) starts each call from a fixed state.
 """
 
 import cv2
 import numpy as np
 
-FEATURES = 3000  # per picture
-MIN_INLIERS = 20  # matches that agree; unrelated pictures reach about half of it
-MIN_INLIER_RATIO = 0.05  # of the matches
-MIN_CORRELATION = 0.5  # of the grey values, once registered
+FEATURES = 3000  # ORB features of a picture
+CORNERS = 1000  # corners of the reference that are followed into the image
+MIN_INLIERS = 15  # matches that agree; among unrelated pictures' about 10 do by chance
+MIN_AGREEMENT = 0.5  # of the corners: the share that confirms the homography to within a pixel
+MIN_SPREAD = 0.15  # of the reference's area: the hull of those corners; a cluster says little about the picture's rim
 MAX_AREA_SCALE = 2.0  # and its inverse
-MAX_REPROJECTION = 3.0  # pixels, of RANSAC's inliers
-REFINEMENT_SIDE = 512  # pixels, the longer side at which grey values are compared
-
-_ORB_SCALE = 1.2  # between levels of ORB's pyramid
+_WINDOW = 21  # pixels, of a corner's neighbourhood
 _TOLERANCE = 1e-3  # pixels, of rounding in source coordinates
 
 
 def register(image: np.ndarray, reference: np.ndarray) -> np.ndarray | None:
     """Homography from `image` to `reference`, or None where it cannot be trusted.
 
-    ORB features, brute-force matches by Hamming distance with cross-check, MAGSAC; then the enhanced correlation
-    coefficient (G. Evangelidis and E. Psarakis, 'Parametric image alignment using enhanced correlation coefficient
-    maximization', PAMI 2008) brings the homography from pixels to tenths of a pixel, whatever brightness and contrast.
+    ORB features, brute-force matches by Hamming distance with cross-check, and MAGSAC (D. Barath et al., CVPR 2020)
+    give it to some pixels. Corners of the reference, followed from there into the image (B. Lucas and T. Kanade, IJCAI
+    1981), and MAGSAC over them bring it to about a tenth of a pixel, as defects are but outliers among them.
 
-    None for few features or inliers, an implausible homography (see `plausible`), or little correlation between the
-    registered grey values. The same pair always gives the same result.
+    None for few matches or corners in agreement, corners in agreement that cover little of the reference, and an
+    implausible homography (see `plausible`). Strictly periodic pictures can agree when shifted by a period.
 
     Args:
         image, reference: uint8, BGR (H, W, 3) or gray (H, W); sizes may differ.
@@ -39,10 +37,11 @@ def register(image: np.ndarray, reference: np.ndarray) -> np.ndarray | None:
         ValueError: another dtype or shape.
     """
     gray, reference_gray = _gray(image, "image"), _gray(reference, "reference")
-    homography = _from_features(gray, reference_gray)
-    if homography is None or not plausible(homography, gray.shape, reference_gray.shape):
-        return None
-    homography = _refine(homography, gray, reference_gray)
+    homography = _match(gray, reference_gray)
+    for _ in range(2):  # the second time the neighbourhoods compared are hardly distorted any more
+        if homography is None or not plausible(homography, gray.shape, reference_gray.shape):
+            return None
+        homography = _refine(homography, gray, reference_gray)
     if homography is None or not plausible(homography, gray.shape, reference_gray.shape):
         return None
     return homography
@@ -51,77 +50,115 @@ def register(image: np.ndarray, reference: np.ndarray) -> np.ndarray | None:
 def plausible(homography: np.ndarray, shape: tuple[int, ...], reference_shape: tuple[int, ...]) -> bool:
     """Whether a picture of `shape` (H, W, ...) stays a convex, unmirrored quadrilateral of about the reference's size.
 
-    The mapped picture's area must lie between half and twice the reference's. For pictures of one size that bounds the
-    homography's area scale; a reference of twice the side may scale the area by 2 to 8, for what counts is how the two
-    fit once both are resized to one size.
+    The mapped picture's area must lie between half and twice the reference's: for pictures of one size that is the
+    homography's area scale. Sizes that differ are thus allowed for: both pictures are resized to one size later on.
     """
     if not np.isfinite(homography).all():
         return False
-    height, width = shape[:2]
-    corners = np.array([[0, 0, 1], [width, 0, 1], [width, height, 1], [0, height, 1]]) - [0.5, 0.5, 0]
-    x, y, w = homography @ corners.T
+    (height, width), reference_area = shape[:2], reference_shape[0] * reference_shape[1]
+    x, y, w = homography @ (np.array([[0, 0, 1], [width, 0, 1], [width, height, 1], [0, height, 1]]) - [0.5, 0.5, 0]).T
     if not (w > 0).all():
         return False
-    corners = np.stack((x / w, y / w), axis=1)
-    side, before = np.roll(corners, -1, axis=0) - corners, corners - np.roll(corners, 1, axis=0)
-    if not (before[:, 0] * side[:, 1] - before[:, 1] * side[:, 0] > 0).all():
+    (x, y), before = (x / w, y / w), [3, 0, 1, 2]
+    side_x, side_y = x - x[before], y - y[before]
+    if not (side_x[before] * side_y > side_y[before] * side_x).all():  # at every corner the same turn as before
         return False
-    scale = cv2.contourArea(corners.astype(np.float32)) / (reference_shape[0] * reference_shape[1])
-    return 1 / MAX_AREA_SCALE <= scale <= MAX_AREA_SCALE
+    area = (x[before] @ y - y[before] @ x) / 2
+    return bool(reference_area / MAX_AREA_SCALE <= area <= reference_area * MAX_AREA_SCALE)
+
+
+def warp(
+    image: np.ndarray, homography: np.ndarray, size: tuple[int, int], interpolation: int = cv2.INTER_LINEAR
+) -> tuple[np.ndarray, np.ndarray]:
+    """Lay `image` into the frame that `homography` maps to.
+
+    Args:
+        image: uint8 or float32, (H, W) or (H, W, 3). homography: (3, 3), from `image` to the new frame.
+        size: (height, width) of the new frame.
+        interpolation: cv2.INTER_LINEAR, or cv2.INTER_NEAREST for masks.
+
+    Returns:
+        The warped array, 0 outside the source, and a bool mask (height, width): False where linear interpolation
+        needs a pixel from outside the source, whichever interpolation is chosen, so an image and its mask agree.
+
+    Raises:
+        ValueError: another dtype, shape or interpolation, or a homography without an inverse.
+    """
+    if image.dtype not in (np.uint8, np.float32) or not _is_picture(image):
+        raise ValueError(f"can warp uint8 or float32 of (H, W) or (H, W, 3), not {image.dtype} {image.shape}")
+    if interpolation not in (cv2.INTER_LINEAR, cv2.INTER_NEAREST):
+        raise ValueError("interpolation must be cv2.INTER_LINEAR or cv2.INTER_NEAREST")
+    homography = np.asarray(homography, np.float64)
+    if homography.shape != (3, 3) or not np.isfinite(homography).all() or np.linalg.matrix_rank(homography) < 3:
+        raise ValueError("a homography must be a finite 3 x 3 matrix that has an inverse")
+    inverse = np.linalg.inv(homography)
+    columns, rows = np.arange(size[1]), np.arange(size[0])[:, None]
+    x, y, w = (inverse[i, 0] * columns + inverse[i, 1] * rows + inverse[i, 2] for i in range(3))
+    w = np.where(w * np.linalg.det(homography) > 0, w, np.nan)  # not positive: from behind the horizon
+    x, y = x / w, y / w
+    (height, width), slack = image.shape[:2], _TOLERANCE
+    valid = (x >= -slack) & (x <= width - 1 + slack) & (y >= -slack) & (y <= height - 1 + slack)
+    # Clipped, so that rounding takes nothing from outside.
+    x, y = (np.where(valid, c.clip(0, end - 1), -9).astype(np.float32) for c, end in ((x, width), (y, height)))
+    return cv2.remap(image, x, y, interpolation, borderMode=cv2.BORDER_CONSTANT, borderValue=0), valid
+
+
+def _is_picture(image: np.ndarray) -> bool:
+    return image.size > 0 and (image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 3))
 
 
 def _gray(image: np.ndarray, name: str) -> np.ndarray:
-    if image.dtype != np.uint8 or not image.size or not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 3)):
-        raise ValueError(f"{name} must be uint8 (H, W) or (H, W, 3), not {image.dtype} {image.shape}")
+    if image.dtype != np.uint8 or not _is_picture(image):
+        raise ValueError(f"{name} must be uint8 of (H, W) or (H, W, 3), not {image.dtype} {image.shape}")
     return cv2.cvtColor(image, cv2.COLOR_BGR2GRAY) if image.ndim == 3 else image
 
 
-def _features(gray: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+def _match(gray: np.ndarray, reference: np.ndarray) -> np.ndarray | None:
     # A low threshold, since surfaces have little contrast; a narrow border, for the sake of small pictures.
-    orb = cv2.ORB_create(FEATURES, scaleFactor=_ORB_SCALE, edgeThreshold=15, fastThreshold=7)
-    keypoints, descriptors = orb.detectAndCompute(gray, None)
-    points = np.array([keypoint.pt for keypoint in keypoints], np.float64).reshape(-1, 2)
-    return points, descriptors
-
-
-def _from_features(gray: np.ndarray, reference_gray: np.ndarray) -> np.ndarray | None:
-    (points, descriptors), (reference_points, reference_descriptors) = _features(gray), _features(reference_gray)
+    orb = cv2.ORB_create(FEATURES, edgeThreshold=15, fastThreshold=7)
+    (keypoints, descriptors), (reference_keypoints, reference_descriptors) = (
+        orb.detectAndCompute(picture, None) for picture in (gray, reference)
+    )
     if descriptors is None or reference_descriptors is None:
         return None
     matches = cv2.BFMatcher(cv2.NORM_HAMMING, crossCheck=True).match(descriptors, reference_descriptors)
-    if len(matches) < MIN_INLIERS:
-        return None
-    source = points[[match.queryIdx for match in matches]]
-    target = reference_points[[match.trainIdx for match in matches]]
-    homography, inliers = cv2.findHomography(
-        source, target, cv2.USAC_MAGSAC, MAX_REPROJECTION, maxIters=5000, confidence=0.999
+    source = np.array([keypoints[match.queryIdx].pt for match in matches])
+    target = np.array([reference_keypoints[match.trainIdx].pt for match in matches])
+    return _ransac(source, target, threshold=3.0)[0]
+
+
+def _refine(homography: np.ndarray, gray: np.ndarray, reference: np.ndarray) -> np.ndarray | None:
+    warped, valid = warp(gray, homography, reference.shape)
+    (mean, std), (reference_mean, reference_std) = (
+        (picture[valid].mean(), picture[valid].std()) if valid.any() else (0, 0) for picture in (warped, reference)
     )
-    if homography is None or inliers.sum() < max(MIN_INLIERS, MIN_INLIER_RATIO * len(matches)):
+    if not std > 0:
         return None
-    return homography
-
-
-def _shrink(gray: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The picture with its longer side at most REFINEMENT_SIDE, and the matrix that takes its points there."""
-    factor = min(1.0, REFINEMENT_SIDE / max(gray.shape))
-    height, width = (max(1, round(side * factor)) for side in gray.shape)
-    x, y = width / gray.shape[1], height / gray.shape[0]
-    matrix = np.array([[x, 0, (x - 1) / 2], [0, y, (y - 1) / 2], [0, 0, 1]])  # pixel edges coincide, not centres
-    return cv2.resize(gray, (width, height), interpolation=cv2.INTER_AREA), matrix
-
-
-def _refine(homography: np.ndarray, gray: np.ndarray, reference_gray: np.ndarray) -> np.ndarray | None:
-    """The homography near the given one of largest correlation, or None where there is none."""
-    (small, to_small), (reference_small, reference_to_small) = _shrink(gray), _shrink(reference_gray)
-    start = reference_to_small @ homography @ np.linalg.inv(to_small)
-    criteria = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 30, 1e-5)
-    try:
-        correlation, refined = cv2.findTransformECC(
-            small, reference_small, (start / start[2, 2]).astype(np.float32), cv2.MOTION_HOMOGRAPHY, criteria, None, 5
-        )
-    except cv2.error:  # no overlap, nothing but one grey value, or it diverged
+    # Following compares grey values as they are: bring brightness and contrast to the reference's.
+    levels = (np.arange(256) - mean) * (reference_std / std) + reference_mean
+    warped = cv2.LUT(warped, levels.round().clip(0, 255).astype(np.uint8))
+    inside = cv2.erode(valid.astype(np.uint8), np.ones((_WINDOW, _WINDOW), np.uint8))
+    corners = cv2.goodFeaturesToTrack(reference, CORNERS, qualityLevel=0.01, minDistance=5, mask=inside)
+    if corners is None:
         return None
-    if not correlation >= MIN_CORRELATION:
+    found, status, _ = cv2.calcOpticalFlowPyrLK(reference, warped, corners, None, winSize=(_WINDOW,) * 2, maxLevel=2)
+    followed = status.ravel() > 0
+    correction, inliers = _ransac(found[followed, 0], corners[followed, 0], threshold=1.0)
+    if correction is None or len(inliers) < MIN_AGREEMENT * len(corners):
         return None
-    refined = np.linalg.inv(reference_to_small) @ refined.astype(np.float64) @ to_small
+    if cv2.contourArea(cv2.convexHull(inliers.astype(np.float32))) < MIN_SPREAD * reference.size:
+        return None
+    refined = correction @ homography
     return refined / refined[2, 2]
+
+
+def _ransac(source: np.ndarray, target: np.ndarray, threshold: float) -> tuple[np.ndarray | None, np.ndarray]:
+    """Homography between points (N, 2) and the target points within `threshold` pixels; None with few of them."""
+    if len(source) < MIN_INLIERS:
+        return None, target[:0]
+    homography, inliers = cv2.findHomography(
+        source, target, cv2.USAC_MAGSAC, threshold, maxIters=5000, confidence=0.999
+    )
+    if homography is None or inliers.sum() < MIN_INLIERS:
+        return None, target[:0]
+    return homography, target[inliers.ravel() > 0]

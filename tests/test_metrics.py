@@ -9,7 +9,7 @@ import pytest
 from conftest import DATA
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import average_precision_score, roc_auc_score
+from sklearn.metrics import auc, average_precision_score, roc_auc_score
 
 from evaluation import metrics
 from evaluation.metrics import PixelMetrics
@@ -42,7 +42,7 @@ def exact(maps, masks) -> dict[str, float]:
 
     def area(limit):
         n = np.searchsorted(fpr, limit, side="right")
-        return np.trapezoid(np.append(pro[:n], np.interp(limit, fpr, pro)), np.append(fpr[:n], limit)) / limit
+        return auc(np.append(fpr[:n], limit), np.append(pro[:n], np.interp(limit, fpr, pro))) / limit
 
     return {
         "pixel_auroc": roc_auc_score(truth, scores),

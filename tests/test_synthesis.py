@@ -117,10 +117,9 @@ def test_augmenters_depend_on_the_generator_alone(textures, nominal):
         np.testing.assert_array_equal(first, again)
 
 
-def test_every_augmenter_changes_the_texture_within_uint8(textures, nominal):
-    synthesizer = AnomalySynthesizer(textures, (64, 96))
+def test_every_augmenter_changes_the_texture_within_uint8(nominal):
     changed = np.zeros(10, int)
-    for index, augmenter in enumerate(synthesizer.augmenters):
+    for index, augmenter in enumerate(synthesis.augmenters()):
         for seed in range(20):
             augmenter.seed_(seed)
             result = augmenter.augment_image(nominal.copy())
@@ -149,6 +148,19 @@ def test_samples_do_not_depend_on_the_number_of_workers(tmp_path):
         for batch, reference in zip(batches, none, strict=True):
             assert all(torch.equal(batch[key], reference[key]) for key in reference)
     assert not torch.equal(none[0]["idx"], none[4]["idx"]) or not torch.equal(none[0]["image"], none[4]["image"])
+
+
+def test_samples_do_not_depend_on_how_workers_are_started(tmp_path):
+    """Windows, macOS and newer Pythons send the dataset to a fresh process instead of forking."""
+    make_dataset(tmp_path, n_train=12)
+    files = data_loader.list_nominal(tmp_path / "mvtec" / "tile")
+    synthesizer = AnomalySynthesizer(data_loader.list_textures(tmp_path / "textures"), (32, 32))
+    dataset = data_loader.DRAEMTrainDataset(files, synthesizer, seed=2)
+    here = list(data_loader.train_loader(dataset, 12, 0))
+    there = list(torch.utils.data.DataLoader(dataset, 12, num_workers=1, multiprocessing_context="spawn"))
+    order = torch.argsort(here[0]["idx"])
+    assert here[0]["has_anomaly"].sum() > 2
+    assert all(torch.equal(here[0][key][order], there[0][key]) for key in there[0])
 
 
 def test_no_two_samples_repeat_each_other(tmp_path):

@@ -37,6 +37,8 @@ def register(image: np.ndarray, reference: np.ndarray) -> np.ndarray | None:
         ValueError: another dtype or shape.
     """
     gray, reference_gray = _gray(image, "image"), _gray(reference, "reference")
+    if min(gray.shape + reference_gray.shape) < _WINDOW:
+        return None
     homography = _match(gray, reference_gray)
     for _ in range(2):  # the second time the neighbourhoods compared are hardly distorted any more
         if homography is None or not plausible(homography, gray.shape, reference_gray.shape):
@@ -59,11 +61,11 @@ def plausible(homography: np.ndarray, shape: tuple[int, ...], reference_shape: t
     x, y, w = homography @ (np.array([[0, 0, 1], [width, 0, 1], [width, height, 1], [0, height, 1]]) - [0.5, 0.5, 0]).T
     if not (w > 0).all():
         return False
-    (x, y), before = (x / w, y / w), [3, 0, 1, 2]
-    side_x, side_y = x - x[before], y - y[before]
-    if not (side_x[before] * side_y > side_y[before] * side_x).all():  # at every corner the same turn as before
-        return False
-    area = (x[before] @ y - y[before] @ x) / 2
+    x, y = (
+        x / w,
+        y / w,
+    )  # all in front of the horizon: convex still, and turning the same way where the area is positive
+    area = (x @ np.roll(y, -1) - y @ np.roll(x, -1)) / 2
     return bool(reference_area / MAX_AREA_SCALE <= area <= reference_area * MAX_AREA_SCALE)
 
 
@@ -94,7 +96,7 @@ def warp(
     inverse = np.linalg.inv(homography)
     columns, rows = np.arange(size[1]), np.arange(size[0])[:, None]
     x, y, w = (inverse[i, 0] * columns + inverse[i, 1] * rows + inverse[i, 2] for i in range(3))
-    w = np.where(w * np.linalg.det(homography) > 0, w, np.nan)  # not positive: from behind the horizon
+    w = np.where(w * homography[2, 2] > 0, w, np.nan)  # else beyond the horizon, seen from the image's first pixel
     x, y = x / w, y / w
     (height, width), slack = image.shape[:2], _TOLERANCE
     valid = (x >= -slack) & (x <= width - 1 + slack) & (y >= -slack) & (y <= height - 1 + slack)

@@ -2,7 +2,6 @@
 
 import json
 
-import imgaug.augmenters as iaa
 import numpy as np
 import pytest
 import torch
@@ -10,7 +9,7 @@ from conftest import DATA, make_dataset, write
 
 import data_loader
 import synthesis
-from synthesis import AnomalySynthesizer, rotate
+from synthesis import AnomalySynthesizer, iaa, rotate
 
 
 @pytest.fixture

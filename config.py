@@ -82,6 +82,7 @@ def _whole(low: int, high: int) -> Any:
 
 PathText = Annotated[str, AfterValidator(_path)]
 NameText = Annotated[str, AfterValidator(_name)]
+Flag = Annotated[bool, Field(strict=True)]
 PositiveRate = Annotated[float, Field(strict=True, gt=0, le=1)]
 
 
@@ -114,27 +115,27 @@ class Train(_Section):
     learning_rate: PositiveRate = 1e-4
     lr_milestones: Annotated[list[float], BeforeValidator(_milestones)] = [0.8, 0.9]
     lr_gamma: PositiveRate = 0.2
-    cut: bool = True
+    cut: Flag = True
     seed: _whole(0, 2**32 - 1) = 0
     device: Annotated[str, AfterValidator(_device)] = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     resume: Literal["auto", "never", "must"] = "auto"
     save_from: _whole(1, 1_000_000) = 500
     save_every: _whole(1, 1_000_000) = 50
-    visualize: bool = True
+    visualize: Flag = True
     visualize_every: _whole(1, 1_000_000) = 10
 
 
 class Metrics(_Section):
-    threshold: bool = True
+    threshold: Flag = True
     threshold_type: Annotated[Literal[THRESHOLD_TYPES], BeforeValidator(_threshold_type)] = "p_quantile"
     p: Annotated[float, Field(strict=True, ge=0, le=100)] = 99.0
     k: Annotated[float, Field(strict=True, ge=0, le=100)] = 3.0
-    auroc: bool = True
-    pr: bool = True
-    pro: bool = True
-    iou: bool = True
-    misclassifications: bool = True
+    auroc: Flag = True
+    pr: Flag = True
+    pro: Flag = True
+    iou: Flag = True
+    misclassifications: Flag = True
     visualisation: Annotated[int | str, BeforeValidator(_visualisation)] = "all"
 
 
@@ -159,7 +160,7 @@ def _yaml() -> YAML:
     return yaml
 
 
-def _parse(text: str, source: str, keep_comments: bool = False) -> Any:
+def _parse(text: str, source: str, keep_comments: Flag = False) -> Any:
     try:
         return (_yaml() if keep_comments else YAML(typ="safe", pure=True)).load(text)
     except MarkedYAMLError as error:
@@ -188,13 +189,13 @@ def _unknown(key: str) -> str:
 def _is_text(key: str) -> bool:
     section, _, name = key.partition(".")
     field = Config.model_fields[section].annotation.model_fields[name]
-    return field.annotation is str
+    return field.annotation is str or key == "data.load_epoch"
 
 
 def _problem(error: dict[str, Any]) -> str:
     path = error["loc"]
     key = ".".join(str(part) for part in path[:2])
-    if error["type"] == "extra_forbidden":
+    if error["type"] in ("extra_forbidden", "invalid_key"):
         return _unknown(key)
     context = error.get("ctx", {})
     field = Config.model_fields[path[0]].annotation.model_fields.get(path[1]) if len(path) > 1 else None
@@ -284,7 +285,9 @@ def edit_config(path: Path | str, changes: dict[str, Any]) -> str:
         if isinstance(value, list):
             value = CommentedSeq(value)
             value.fa.set_flow_style()
-        document.setdefault(section, {})[name] = value
+        if document.get(section) is None:
+            document[section] = {}
+        document[section][name] = value
     stream = io.StringIO()
     _yaml().dump(document, stream)
     return stream.getvalue()

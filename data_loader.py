@@ -44,12 +44,18 @@ def fetch_dtd(folder: str | Path = ".") -> Path:
     return target
 
 
-def _files(folder: Path, pattern: str = "*") -> list[Path]:
-    return sorted(
-        path
-        for path in folder.glob(pattern)
-        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
-    )
+def _refuse(error: OSError) -> None:
+    raise error  # a folder that may not be read is not an empty one
+
+
+def _files(folder: Path, is_deep: bool = False) -> list[Path]:
+    """Image files in a folder, or at any depth below it, sorted; none where there is no such folder."""
+    found = []
+    for root, folders, names in os.walk(folder, onerror=_refuse) if folder.is_dir() else ():
+        if not is_deep:
+            folders.clear()
+        found += [Path(root) / name for name in names if not name.startswith(".")]
+    return sorted(path for path in found if path.suffix.lower() in IMAGE_SUFFIXES)
 
 
 def _folder(path: Path, key: str) -> Path:
@@ -99,7 +105,7 @@ def list_nominal(category: Path) -> list[Path]:
 
 def list_textures(folder: Path) -> list[Path]:
     """Texture images at any depth below `folder`, sorted; UserError where there is none."""
-    files = _files(folder, "**/*") if folder.is_dir() else []
+    files = _files(folder, is_deep=True)
     if not files:
         what = "is a file, not a folder" if folder.is_file() else "holds no texture images"
         raise UserError(
@@ -121,7 +127,7 @@ def split_nominal(files: Sequence[Path], val_split: float, seed: int) -> tuple[l
             f"data.val_split = {val_split} leaves none of the {len(files)} images of train/good {rest}; "
             "change it, or set it to 0"
         )
-    held_out = set(np.random.default_rng([seed, 0]).permutation(len(files))[:count].tolist())
+    held_out = set(np.random.default_rng([seed, 0, 0, 3]).permutation(len(files))[:count].tolist())
     return (
         [file for i, file in enumerate(files) if i not in held_out],
         [file for i, file in enumerate(files) if i in held_out],
@@ -141,7 +147,8 @@ def list_test(category: Path) -> list[TestImage]:
     """Pictures of test/: nominal ones first, then by defect. UserError where there is none, or one lacks its mask."""
     test = category / "test"
     images = [TestImage(path, False) for path in _files(test / "good")]
-    defects = sorted(path for path in test.glob("*") if path.is_dir() and path.name != "good")
+    folders = test.iterdir() if test.is_dir() else ()
+    defects = sorted(path for path in folders if path.is_dir() and path.name != "good")
     for defect in defects:
         mask_folder = category / "ground_truth" / defect.name
         masks = {path.stem: path for path in _files(mask_folder)}
@@ -161,12 +168,15 @@ def read_mask(path: Path, original_size: tuple[int, int], size: tuple[int, int])
 
     As in the original the mask is resized linearly and only pixels that stay at 255 count as anomalous.
     """
-    mask = read_image(path)[..., 0]
+    mask = read_image(path, flags=cv2.IMREAD_UNCHANGED)
+    mask = mask if mask.ndim == 2 else mask[..., 0]
     if mask.shape != tuple(original_size):
         found, wanted = ("{1} x {0}".format(*shape) for shape in (mask.shape, original_size))
         raise UserError(f"{path}: mask of {found} pixels, but its image has {wanted} (width x height); replace it")
     if mask.max() == 1:
-        mask = mask * np.uint8(255)
+        mask = mask.astype(np.uint8) * np.uint8(255)
+    elif mask.dtype == np.uint16:
+        mask = (mask >> 8).astype(np.uint8)
     return resize(mask, size) == 255
 
 
@@ -195,7 +205,7 @@ class DRAEMTrainDataset(Dataset):
 
     def __getitem__(self, key: int) -> dict[str, torch.Tensor | int]:
         epoch, index = divmod(int(key), len(self))
-        rng = np.random.default_rng([self.seed, epoch, index])
+        rng = np.random.default_rng([self.seed, epoch, index, 1])  # the last number tells streams apart
         image, augmented, mask, has_anomaly = self.synthesizer(self.images[index], rng)
         return {
             "image": _to_tensor(image),
@@ -240,7 +250,7 @@ class EpochSampler(Sampler):
         return self.count
 
     def __iter__(self) -> Iterator[int]:
-        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.count)
+        order = np.random.default_rng([self.seed, self.epoch, 0, 2]).permutation(self.count)
         return iter((self.epoch * self.count + order).tolist())
 
 

@@ -44,7 +44,12 @@ def run(program: Callable[[], int]) -> None:
     except FloatingPointError as error:
         sys.exit(_tell(error, 1))
     except KeyboardInterrupt:
-        sys.exit(_tell("interrupted; what was written stays, and --train True goes on from there", 130))
+        sys.exit(_tell("interrupted; what was written stays (a training goes on from there)", 130))
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and "out of memory" not in str(error) and "allocate" not in str(error):
+            raise
+        mend = "lower train.batch_size or data.test_batch_size, data.img_size, model.base_width or model.base_channels"
+        sys.exit(_tell(f"out of memory; {mend}", 2))
     except OSError as error:
         if error.filename is None and error.errno is None:
             raise

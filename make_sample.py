@@ -4,7 +4,6 @@ The surfaces are real; the test anomalies are painted, and share neither a pictu
 synthesized for training. Everything is grey because the surfaces are: colour would give anomalies away.
 """
 
-import argparse
 import os
 import shutil
 from pathlib import Path
@@ -15,7 +14,7 @@ import skimage
 from sklearn.metrics import roc_auc_score
 
 from errors import UserError
-from main import run
+from main import Parser, run
 
 VERSION = 1
 SIZE = 128  # side of every picture
@@ -39,7 +38,8 @@ The anomalies are painted, not photographed: scores on this sample show that the
 
 def load_grey(name: str) -> np.ndarray:
     """Photograph `name` of scikit-image's wheel: (H, W) float32 in [0, 255]."""
-    photo = cv2.imread(str(Path(skimage.data_dir) / name), cv2.IMREAD_GRAYSCALE)
+    file = Path(skimage.data_dir) / name
+    photo = cv2.imdecode(np.fromfile(file, np.uint8), cv2.IMREAD_GRAYSCALE) if file.is_file() else None
     if photo is None:
         raise UserError(f"scikit-image {skimage.__version__} has no picture {name}; reinstall it with pip")
     return photo.astype(np.float32)
@@ -204,7 +204,7 @@ def make_sample(out: Path) -> None:
 
 def main() -> int:
     """Parse the command line and write the sample."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] + " Nothing is downloaded.")
+    parser = Parser(prog="make_sample.py", description=__doc__.splitlines()[0] + " Nothing is downloaded.")
     parser.add_argument("--out", type=Path, default=Path("sample"), help="folder to write (default: %(default)s)")
     make_sample(parser.parse_args().out)
     return 0

@@ -21,7 +21,7 @@ if not hasattr(np, "sctypes"):  # imgaug 0.4.0 reads this table at import; numpy
 
 import imgaug.augmenters as iaa  # after the table above
 
-cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)  # a broken image is told by its name, once
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # a broken image is told by its name, once
 
 P_ROTATE = 0.3  # nominal images that are rotated
 P_CLEAN = 0.5  # samples of the Perlin branch that stay clean
@@ -34,14 +34,14 @@ MIN_CUTOUT = 10  # pixels
 KEPT_TEXTURES = 2**30  # bytes of decoded textures that one process keeps
 
 
-def read_image(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
+def read_image(path: Path, size: tuple[int, int] | None = None, flags: int = cv2.IMREAD_COLOR) -> np.ndarray:
     """Image file -> uint8 (H, W, 3) BGR, resized (linear) to `size` (height, width) if given.
 
     Gray images get three equal channels, alpha is dropped, 16 bits become 8. Raises UserError where it does not decode.
     """
     try:
         data = np.fromfile(path, np.uint8)  # not imread: that fails on non-ASCII paths on Windows
-        image = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
+        image = cv2.imdecode(data, flags) if data.size else None
     except (OSError, cv2.error) as error:
         raise UserError(f"{path}: cannot be read ({error}); mend or remove the file") from error
     if image is None:

@@ -21,6 +21,8 @@ WIDTH_KEYS = {
     "model.base_channels": "discriminative.encoder_segment.block1.0.weight",
 }
 
+MEND = "set data.load_epoch to another, or train anew with train.resume=never"
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -56,13 +58,27 @@ def read(path: Path) -> dict[str, Any]:
         raise UserError(
             f"{path}: refused: damaged, or with pickled code in it; use a checkpoint of tensors only"
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise UserError(
-            f"{path}: truncated or not a checkpoint; use another epoch (data.load_epoch) or train anew"
-        ) from error
+    except (PermissionError, FileNotFoundError, MemoryError):
+        raise
+    except Exception as error:  # damaged files fail in a dozen ways
+        raise UserError(f"{path}: truncated or not a checkpoint; {MEND}") from error
     if not isinstance(content, dict):
-        raise UserError(f"{path}: not a checkpoint of this program or of the original; set data.load_epoch to one")
+        raise UserError(f"{path}: not a checkpoint of this program or of the original; {MEND}")
+    if path.suffix != ".pckl" and not _is_sound(content):
+        raise UserError(f"{path}: damaged, or not a checkpoint of this program; {MEND}")
     return content
+
+
+def _is_sound(content: dict[str, Any]) -> bool:
+    model, epoch, held_out = content.get("model"), content.get("epoch"), content.get("held_out")
+    return (
+        isinstance(model, dict)
+        and all(isinstance(name, str) and isinstance(value, Tensor) for name, value in model.items())
+        and type(epoch) is int
+        and epoch >= 1
+        and (held_out is None or (isinstance(held_out, list) and all(isinstance(name, str) for name in held_out)))
+        and isinstance(content.get("settings", {}), dict)
+    )
 
 
 def epoch_path(run: Path, epoch: int) -> Path:
@@ -112,8 +128,6 @@ def load(config: Config, load_epoch: int | str | None = None) -> Checkpoint:
         weights = {f"{net}.{key}": value for net, state in pair.items() for key, value in state.items()}
         content = {}
     else:
-        if not isinstance(content.get("model"), dict) or "epoch" not in content:
-            raise UserError(f"{path}: holds no model of this program; set data.load_epoch to a checkpoint")
         name, weights = str(content["epoch"]), content["model"]
     model = DRAEM(config.model.base_width, config.model.base_channels)
     check_widths(path, weights, config)

@@ -70,7 +70,8 @@ class Evaluation:
         self._panels: set[Path] = set()
         # Thresholds of the test set are known only after its last picture; until then the panels' arrays wait on disk.
         can_judge = nominal is not None or config.metrics.visualisation == "none"
-        self._waiting = None if can_judge else tempfile.TemporaryFile()  # noqa: SIM115  (closed by finish)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._waiting = None if can_judge else tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  (closed by finish)
 
     def name(self, idx: int) -> str:
         """Path of a picture within its category."""
@@ -85,8 +86,9 @@ class Evaluation:
         if picture.mask_path and not result.mask.any():
             self._vanished.append(self.name(result.idx))
         if self._waiting:
-            for array in (result.image, result.reconstruction, result.anomaly_map, result.mask):
-                np.save(self._waiting, array)
+            with runtime.naming(self.folder):
+                for array in (result.image, result.reconstruction, result.anomaly_map, result.mask):
+                    np.save(self._waiting, array)
         else:
             self._write_panel(result)
 
@@ -114,7 +116,7 @@ class Evaluation:
         self._write_lists()
         self._draw_curves()
         self._write_waiting_panels()
-        for path in set((self.folder / "panels").glob("*.png")) - self._panels:
+        for path in set((self.folder / "panels").rglob("*.png")) - self._panels:
             path.unlink()  # of an earlier run
         return _table(table, self.notes)
 
@@ -169,7 +171,8 @@ class Evaluation:
             said, sign = ("anomalous", ">") if predicted else ("nominal", "<=")
             right = "correct" if is_correct else "WRONG"
             verdict = f"{said}: {verdict} {sign} {image_threshold:.3f} ({self.judged_by}), {right}"
-        path = self.folder / "panels" / f"{picture.path.parent.name}_{picture.path.stem}.png"
+        name = picture.path.name if picture.path.suffix == ".png" else f"{picture.path.name}.png"
+        path = self.folder / "panels" / picture.path.parent.name / name
         has_truth = bool(picture.mask_path) or not picture.has_anomaly
         composed = plots.panel(
             f"{self.config.data.category}/{self.name(result.idx)}",

@@ -10,6 +10,7 @@ from tqdm import tqdm
 import data_loader
 from config import Config
 from engine import runtime
+from errors import UserError
 from model import DRAEM
 
 
@@ -42,6 +43,10 @@ def detect(model: DRAEM, dataset: data_loader.DRAEMTestDataset, config: Config, 
             with runtime.autocast(device, precision):
                 reconstruction, logits = model(image.contiguous(memory_format=layout))
             maps = torch.softmax(logits.float(), dim=1)[:, 1].cpu().numpy()
+            for idx, anomaly_map in zip(batch["idx"].tolist(), maps, strict=True):
+                if not np.isfinite(anomaly_map).all():
+                    path = dataset.images[idx].path
+                    raise UserError(f"{path}: its anomaly map is not finite; use another checkpoint, or precision=fp32")
             reconstructions = reconstruction.float().permute(0, 2, 3, 1).cpu().numpy()
             images = batch["image"].permute(0, 2, 3, 1).numpy()
             for i, idx in enumerate(batch["idx"].tolist()):

@@ -55,7 +55,7 @@ def compute_thresholds(config: Config) -> Path:
         "settings": config.model_dump(mode="json"),
     }
     path = thresholds_path(config, ckpt, "no_masking")
-    runtime.write_text(path, json.dumps(content, indent=2) + "\n")
+    runtime.write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
     print(_table(content, ckpt))
     return path
 

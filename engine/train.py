@@ -25,7 +25,7 @@ from synthesis import AnomalySynthesizer, read_image
 TERMS = ("l2", "ssim", "focal")
 LOG_COLUMNS = ("epoch", *TERMS, "loss", "learning_rate", "samples_per_second", "seconds")
 NOT_FINITE = (
-    "training stops, last.pt is of the epoch before\n"
+    "training stops, nothing of this epoch is kept\n"
     "lower train.learning_rate, or set train.precision=fp32, and run again"
 )
 READ_EVERY = 10  # steps between looks at the losses: each look waits for the device
@@ -60,10 +60,9 @@ def train(config: Config, settings_text: str) -> Path:
         print(
             f"{run}: already trained for {done} epochs; a larger train.epochs goes on, train.resume=never starts anew"
         )
-        return last if last.is_file() else checkpoint.epoch_path(run, checkpoint.saved_epochs(run)[-1])
+        return next(path for path in (last, checkpoint.epoch_path(run, done), run / "last.pt") if path.is_file())
 
-    _start_folder(run, done)
-    runtime.write_text(run / "config.yaml", settings_text)
+    stale = _earlier_files(run) if done == 0 else []
     print(f"training {config.data.category} on {len(dataset)} images ({len(held_out)} held out), {device}, {precision}")
     workers = data_loader.worker_count(config.data.num_workers, device.type == "cuda")
     loader = data_loader.train_loader(dataset, config.train.batch_size, workers, device.type == "cuda")
@@ -76,6 +75,10 @@ def train(config: Config, settings_text: str) -> Path:
             loader.sampler.epoch = epoch
             losses, sample = _train_epoch(model, loader, optimizer, device, precision, epoch)
             _check_weights(model, epoch)
+            if epoch == done + 1:  # from here on it is this run's folder; a start that failed has cost nothing
+                for path in stale:
+                    path.unlink(missing_ok=True)
+                runtime.write_text(run / "config.yaml", settings_text)
             seconds = time.perf_counter() - start
             row = {"epoch": epoch, **losses, "loss": sum(losses.values())}
             row |= {"learning_rate": optimizer.param_groups[0]["lr"], "seconds": round(seconds, 3)}
@@ -143,7 +146,7 @@ def _datasets(config: Config) -> tuple[data_loader.DRAEMTrainDataset, list[str]]
         read_image(file)
     synthesizer = AnomalySynthesizer(textures, config.data.img_size, config.train.cut)
     dataset = data_loader.DRAEMTrainDataset(files, synthesizer, config.train.seed)
-    if config.data.img_size == (32, 32) and len(dataset) % config.train.batch_size == 1:
+    if config.data.img_size == (32, 32) and 1 in (config.train.batch_size, len(dataset) % config.train.batch_size):
         raise UserError(
             f"train.batch_size = {config.train.batch_size} leaves a batch of one of the {len(dataset)} images, and at "
             "img_size 32 batch norm needs two; change one of them"
@@ -162,15 +165,24 @@ def _resume(config: Config, model: DRAEM, optimizer: Any, scheduler: Any, held_o
     if config.train.resume == "never" or not path.is_file():
         if config.train.resume == "must":
             raise UserError(f"train.resume = must, but there is no {path}; set train.resume to auto to start anew")
+        if config.train.resume == "auto" and checkpoint.saved_epochs(config.run_folder):
+            raise UserError(
+                f"{path}: missing, but checkpoints of a run are there; restore it, set another data.run_name, "
+                "or train.resume=never to replace that run"
+            )
         return 0
     content = checkpoint.read(path)
     if not {"model", "optimizer", "scheduler", "epoch", "settings", "held_out"} <= content.keys():
         raise UserError(f"{path}: not a state to resume from; set train.resume to never to start anew")
     checkpoint.check_widths(path, content["model"], config)
     there = content["settings"]
+    try:
+        img_size, seed = tuple(there["data"]["img_size"]), there["train"]["seed"]
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path}: damaged; set train.resume=never to start anew") from error
     for key, old, new in (
-        ("data.img_size", tuple(there["data"]["img_size"]), config.data.img_size),
-        ("train.seed", there["train"]["seed"], config.train.seed),
+        ("data.img_size", img_size, config.data.img_size),
+        ("train.seed", seed, config.train.seed),
     ):
         if old != new:
             raise UserError(
@@ -194,26 +206,16 @@ def _resume(config: Config, model: DRAEM, optimizer: Any, scheduler: Any, held_o
     return content["epoch"]
 
 
-def _start_folder(run: Path, done: int) -> None:
-    """Make the run's folder; a run that starts anew leaves nothing of an earlier one behind to be taken for its own."""
-    run.mkdir(parents=True, exist_ok=True)
-    if done == 0:
-        patterns = (
-            "epoch_*.pt",
-            "last.pt",
-            "train_log.csv",
-            "images/epoch_*.png",
-            "logs/events*",
-            "thresholds/*/*.json",
-        )
-        for path in [path for pattern in patterns for path in run.glob(pattern)]:
-            path.unlink()
+def _earlier_files(run: Path) -> list[Path]:
+    """Files of an earlier run in this folder, which must not be taken for those of one that starts anew."""
+    patterns = ("epoch_*.pt", "last.pt", "train_log.csv", "images/epoch_*.png", "logs/events*", "thresholds/*/*.json")
+    return [path for pattern in patterns for path in run.glob(pattern)]
 
 
 def _train_epoch(
     model: DRAEM, loader: Any, optimizer: Any, device: torch.device, precision: torch.dtype, epoch: int
 ) -> tuple[dict[str, float], dict[str, Any]]:
-    """One pass. Mean of each loss term, and the last batch with what the networks made of it, for the sample grid."""
+    """One pass. Mean of each loss term, and the first batch with what the networks made of it, for the sample grid."""
     criterion = DRAEMLoss().to(device)
     layout = runtime.memory_format(precision)
     total, count, pending = dict.fromkeys(TERMS, 0.0), 0, []
@@ -230,6 +232,16 @@ def _train_epoch(
         sum(terms.values()).backward()
         optimizer.step()
 
+        if step == 1:
+            arrays = {
+                "image": image,
+                "augmented": augmented,
+                "reconstruction": reconstruction,
+                "mask": mask,
+                "prediction": torch.softmax(logits.float(), dim=1)[:, 1:],
+            }
+            sample = {name: tensor.detach().float().cpu().numpy() for name, tensor in arrays.items()}
+
         # Losses stay on the device until a few are read at once.
         pending.append((len(image), torch.stack([terms[term].detach() for term in TERMS])))
         if len(pending) == READ_EVERY or step == len(loader):
@@ -238,15 +250,7 @@ def _train_epoch(
             pending = []
             speed = {"lr": f"{rate:.1e}", "samples/s": f"{count / (bar.format_dict['elapsed'] or 1):.1f}"}
             bar.set_postfix({term: f"{total[term] / count:.4f}" for term in TERMS} | speed)
-    means = {term: total[term] / count for term in TERMS}
-    sample = {
-        "image": image,
-        "augmented": augmented,
-        "reconstruction": reconstruction,
-        "mask": mask,
-        "prediction": torch.softmax(logits.float(), dim=1)[:, 1:],
-    }
-    return means, {name: tensor.detach().float().cpu().numpy() for name, tensor in sample.items()}
+    return {term: total[term] / count for term in TERMS}, sample
 
 
 def _read_losses(pending: list[tuple[int, Tensor]], total: dict[str, float], epoch: int, step: int) -> None:
@@ -269,8 +273,12 @@ def _check_weights(model: DRAEM, epoch: int) -> None:
 def _read_log(path: Path, done: int) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
-    with path.open(newline="", encoding="utf-8") as stream:
-        return [row for row in csv.DictReader(stream) if int(row["epoch"]) <= done]
+    try:
+        with path.open(newline="", encoding="utf-8") as stream:
+            rows = [{column: row[column] for column in LOG_COLUMNS} for row in csv.DictReader(stream)]
+        return [row for row in rows if int(row["epoch"]) <= done]
+    except (KeyError, ValueError, TypeError, csv.Error) as error:
+        raise UserError(f"{path}: damaged, or saved in another form; restore it, or move it away to go on") from error
 
 
 def _write_log(path: Path, rows: list[dict[str, Any]]) -> None:

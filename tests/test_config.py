@@ -46,6 +46,7 @@ def test_sample_settings_load():
         ("metrics.visualisation=5", 5),
         ("train.lr_milestones=[]", []),
         ("train.cut=False", False),
+        ("data.load_epoch=a #b.pt", "a #b.pt"),
     ],
 )
 def test_overrides(override, value):
@@ -57,6 +58,7 @@ def test_overrides(override, value):
     ("override", "message"),
     [
         ("train.epochs=-1", "--set train.epochs = -1: must be a whole number from 1 to 1000000"),
+        ("train.cut=1", "train.cut = 1: must be true or false"),
         ("train.epochs=true", "train.epochs = True: must be a whole number"),
         ("train.learning_rate=fast", "train.learning_rate = 'fast': must be a number above 0 to 1"),
         ("train.learning_rate=.nan", "train.learning_rate = nan: must be a number above 0 to 1"),
@@ -106,6 +108,12 @@ def test_bad_files(tmp_path, text, message):
     with pytest.raises(UserError) as error:
         load_config(write(tmp_path / "c.yaml", text))
     assert message in str(error.value)
+
+
+def test_an_empty_section_can_be_written(tmp_path):
+    path = write(tmp_path / "c.yaml", "data:\n  category: a\nmetrics:\n")
+    config = load_config(path)
+    assert load_config(write(tmp_path / "d.yaml", settings_text(path, config))) == config
 
 
 def test_missing_file(tmp_path):

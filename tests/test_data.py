@@ -43,6 +43,20 @@ def test_test_images_and_masks(tmp_path):
     assert found["test/spot/001.png"].mask_path == category / "ground_truth/spot/001_mask.png"
 
 
+def test_a_folder_that_may_not_be_read_is_not_an_empty_one(tmp_path, monkeypatch):
+    category = make_dataset(tmp_path) / "mvtec/tile"
+    scandir = data_loader.os.scandir
+
+    def refuse(path):
+        if str(path).endswith("spot"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(data_loader.os, "scandir", refuse)
+    with pytest.raises(PermissionError, match="spot"):
+        data_loader.list_test(category)
+
+
 def test_a_single_missing_mask_is_named(tmp_path):
     category = make_dataset(tmp_path) / "mvtec/tile"
     (category / "ground_truth/spot/001_mask.png").unlink()
@@ -57,6 +71,10 @@ def test_mask_rules(tmp_path):
     expected = np.zeros((32, 32), bool)
     expected[:16] = True
     np.testing.assert_array_equal(data_loader.read_mask(ones, (64, 64), (32, 32)), expected)
+    wide = write(tmp_path / "wide.png", mask.astype(np.uint16))
+    np.testing.assert_array_equal(data_loader.read_mask(wide, (64, 64), (32, 32)), expected)
+    full = write(tmp_path / "full.png", mask.astype(np.uint16) * 65535)
+    np.testing.assert_array_equal(data_loader.read_mask(full, (64, 64), (32, 32)), expected)
     mask[:] = 0
     mask[20, 21] = 255  # one pixel of 64 x 64 is a quarter of one of 32 x 32: it vanishes
     tiny = write(tmp_path / "tiny.png", mask)

@@ -7,9 +7,10 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import DATA, ROOT
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from config import load_config
@@ -41,6 +42,26 @@ def test_learning_rates_follow_the_original(workplace):
     assert [factor(done) for done in range(10)] == pytest.approx([1] * 8 + [0.2, 0.04])
     factor = _learning_rate_factor(config_of(workplace, "train.epochs=7"))
     assert [factor(done) for done in range(7)] == pytest.approx([1] * 6 + [0.04])
+
+
+def test_learning_rates_are_those_of_the_golden_trajectory(workplace):
+    factor = _learning_rate_factor(config_of(workplace, "train.epochs=10"))
+    golden = np.load(DATA / "trajectory.npz")["losses_l2_ssim_focal_lr"][:, 3]
+    assert [1e-4 * factor(step // 2) for step in range(20)] == pytest.approx(golden.tolist(), rel=1e-9)
+
+
+def test_a_start_that_fails_costs_the_earlier_run_nothing(workplace, cli):
+    train(config_of(workplace), "old")
+    files = {path: path.read_bytes() for path in (workplace / "checkpoints").rglob("*") if path.is_file()}
+    (workplace / "textures/kind/0.jpg").write_bytes(b"x")
+    (workplace / "textures/kind/1.jpg").write_bytes(b"x")
+    (workplace / "textures/kind/2.jpg").write_bytes(b"x")
+    status, _, _ = cli("--train", "--set", "train.resume=never", "--set", "train.batch_size=4")
+    assert status == 2 and all(path.read_bytes() == content for path, content in files.items())
+    (workplace / "checkpoints/tile/tiny/last.pt").unlink()
+    status, _, error = cli("--train")
+    assert status == 2 and "last.pt: missing, but checkpoints of a run are there" in error
+    assert checkpoint.saved_epochs(workplace / "checkpoints/tile/tiny") == [1, 2]
 
 
 def test_the_loop_steps_the_learning_rate(workplace):

@@ -1,5 +1,6 @@
 """A tiny dataset in MVTec AD form, and ways to call the program on it."""
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -40,6 +41,11 @@ def make_dataset(root: Path, category: str = "tile", n_train: int = 6, n_good: i
     for i in range(3):
         write(root / f"textures/kind/{i}.jpg", rng.integers(0, 256, (50, 60, 3), dtype=np.uint8))
     return root
+
+
+def main_py(*arguments, cwd):
+    command = [sys.executable, str(ROOT / "main.py"), *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=240)
 
 
 SETTINGS = """\

@@ -14,6 +14,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from errors import UserError
 
 THRESHOLD_TYPES = ("max", "p_quantile", "k_sigma")
+REGIONS = "masking.regions"
 UNUSED_KEYS = {"input_channel", "save_txt", "comparison"}  # of earlier code
 
 
@@ -69,6 +70,22 @@ def _device(value: str) -> str:
     raise ValueError("must be auto, cuda, cuda:N, mps or cpu")
 
 
+def _regions(values: Any) -> Any:
+    if isinstance(values, str):
+        return _path(values)
+    is_list = isinstance(values, (list, tuple)) and len(values) > 0
+    rectangles = [values] if is_list and type(values[0]) is int else values
+    for rectangle in rectangles if is_list else [None]:
+        is_four = (
+            isinstance(rectangle, (list, tuple)) and len(rectangle) == 4 and all(type(v) is int for v in rectangle)
+        )
+        if not is_four or not (0 <= rectangle[0] < rectangle[1] and 0 <= rectangle[2] < rectangle[3]):
+            raise ValueError(
+                "must be rectangles [[y0, y1, x0, x1], ...] in pixels, y0 < y1 and x0 < x1, or a mask's path"
+            )
+    return [list(rectangle) for rectangle in rectangles]
+
+
 def _milestones(values: Any) -> Any:
     is_list = isinstance(values, (list, tuple)) and all(type(value) is float for value in values)
     if is_list and values == sorted(set(values)) and all(0 < value < 1 for value in values):
@@ -81,6 +98,7 @@ def _whole(low: int, high: int) -> Any:
 
 
 PathText = Annotated[str, AfterValidator(_path)]
+OptionalPathText = Annotated[str | None, AfterValidator(lambda value: value if value is None else _path(value))]
 NameText = Annotated[str, AfterValidator(_name)]
 Flag = Annotated[bool, Field(strict=True)]
 PositiveRate = Annotated[float, Field(strict=True, gt=0, le=1)]
@@ -102,6 +120,9 @@ class Data(_Section):
     test_batch_size: _whole(1, 4096) = 8
     val_split: Annotated[float, Field(strict=True, ge=0, lt=1)] = 0.2
     num_workers: Annotated[int | str, BeforeValidator(_auto_or_count)] = "auto"
+    image_registration: Flag = False
+    registration_reference: OptionalPathText = None
+    pre_masking: Flag = False
 
 
 class Model(_Section):
@@ -127,6 +148,7 @@ class Train(_Section):
 
 
 class Metrics(_Section):
+    masking: Flag = False
     threshold: Flag = True
     threshold_type: Annotated[Literal[THRESHOLD_TYPES], BeforeValidator(_threshold_type)] = "p_quantile"
     p: Annotated[float, Field(strict=True, ge=0, le=100)] = 99.0
@@ -139,6 +161,10 @@ class Metrics(_Section):
     visualisation: Annotated[int | str, BeforeValidator(_visualisation)] = "all"
 
 
+class Masking(_Section):
+    regions: dict[NameText, Annotated[list[list[int]] | str, BeforeValidator(_regions)]] = {}
+
+
 class Config(_Section):
     """Every setting, checked. Sections may be left out; their keys then have the values of config.yaml."""
 
@@ -146,6 +172,7 @@ class Config(_Section):
     model: Model = Model()
     train: Train = Train()
     metrics: Metrics = Metrics()
+    masking: Masking = Masking()
 
     @property
     def run_folder(self) -> Path:
@@ -189,7 +216,7 @@ def _unknown(key: str) -> str:
 def _is_text(key: str) -> bool:
     section, _, name = key.partition(".")
     field = Config.model_fields[section].annotation.model_fields[name]
-    return field.annotation is str or key == "data.load_epoch"
+    return field.annotation is str or key in ("data.load_epoch", "data.registration_reference")
 
 
 def _problem(error: dict[str, Any]) -> str:
@@ -246,13 +273,19 @@ def load_config(path: Path | str, overrides: Iterable[str] = ()) -> Config:
         key = key.strip()
         if not equals:
             raise UserError(f"--set {override}: must be section.key=value, e.g. --set data.category=bottle")
+        if key.startswith(f"{REGIONS}."):  # of one category
+            category, key = key[len(REGIONS) + 1 :], REGIONS
+            text = {category: _parse(text, f"--set {REGIONS}.{category}")}
         if key not in _known_keys():
             problems.append(f"--set {_unknown(key)}")
             continue
         overridden.add(key)
         section, name = key.split(".")
         if isinstance(values.setdefault(section, {}), dict):
-            values[section][name] = text if _is_text(key) else _parse(text, f"--set {key}")
+            if isinstance(text, dict):
+                values[section][name] = (values[section].get(name) or {}) | text
+            else:
+                values[section][name] = text if _is_text(key) else _parse(text, f"--set {key}")
     try:
         config = Config.model_validate(values)
     except ValidationError as error:

@@ -94,6 +94,13 @@ def category_folder(data_path: Path, category: str) -> Path:
     )
 
 
+def chosen_categories(data_path: Path, names: Sequence[str] | None) -> list[str]:
+    """The named categories, or all that are there; UserError where one is not there, or none is."""
+    for name in names or ():
+        category_folder(data_path, name)
+    return list(dict.fromkeys(names)) if names else list_categories(data_path) or [category_folder(data_path, "*").name]
+
+
 def list_nominal(category: Path) -> list[Path]:
     """Images of train/good, sorted; UserError where there is none."""
     files = _files(category / "train" / "good")
@@ -163,21 +170,16 @@ def list_test(category: Path) -> list[TestImage]:
     return images
 
 
-def read_mask(path: Path, original_size: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
-    """Ground-truth mask, bool (H, W) of `size`; UserError where it is not of its picture's `original_size`.
-
-    As in the original the mask is resized linearly and only pixels that stay at 255 count as anomalous.
-    """
+def read_mask(path: Path, original_size: tuple[int, int]) -> np.ndarray:
+    """Ground-truth mask, uint8 (H, W), 255 where anomalous; UserError where it is not of its picture's size."""
     mask = read_image(path, flags=cv2.IMREAD_UNCHANGED)
     mask = mask if mask.ndim == 2 else mask[..., 0]
     if mask.shape != tuple(original_size):
         found, wanted = ("{1} x {0}".format(*shape) for shape in (mask.shape, original_size))
         raise UserError(f"{path}: mask of {found} pixels, but its image has {wanted} (width x height); replace it")
     if mask.max() == 1:
-        mask = mask.astype(np.uint8) * np.uint8(255)
-    elif mask.dtype == np.uint16:
-        mask = (mask >> 8).astype(np.uint8)
-    return resize(mask, size) == 255
+        return mask.astype(np.uint8) * np.uint8(255)
+    return (mask >> 8).astype(np.uint8) if mask.dtype == np.uint16 else mask
 
 
 def _to_tensor(image: np.ndarray) -> torch.Tensor:
@@ -194,7 +196,8 @@ class DRAEMTrainDataset(Dataset):
     (1,); `idx`.
     """
 
-    def __init__(self, files: Sequence[Path], synthesizer: AnomalySynthesizer, seed: int = 0):
+    def __init__(self, files: Sequence[Path], synthesizer: AnomalySynthesizer, seed: int = 0, stream: int = 1):
+        self.files, self.stream = list(files), stream
         self.images = np.empty((len(files), *synthesizer.image_size, 3), np.uint8)
         for i, file in enumerate(files):
             self.images[i] = read_image(file, synthesizer.image_size)
@@ -205,7 +208,7 @@ class DRAEMTrainDataset(Dataset):
 
     def __getitem__(self, key: int) -> dict[str, torch.Tensor | int]:
         epoch, index = divmod(int(key), len(self))
-        rng = np.random.default_rng([self.seed, epoch, index, 1])  # the last number tells streams apart
+        rng = np.random.default_rng([self.seed, epoch, index, self.stream])  # the last number tells streams apart
         image, augmented, mask, has_anomaly = self.synthesizer(self.images[index], rng)
         return {
             "image": _to_tensor(image),
@@ -226,18 +229,28 @@ class DRAEMTestDataset(Dataset):
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, idx: int) -> dict[str, torch.Tensor | int]:
+    def name(self, idx: int) -> str:
+        """What errors call a sample."""
+        return str(self.images[idx].path)
+
+    def read(self, idx: int) -> tuple[np.ndarray, np.ndarray]:
+        """A picture, uint8 (H, W, 3), and its mask, uint8 (H, W), both of the original size."""
         record = self.images[idx]
         image = read_image(record.path)
-        mask = np.zeros(self.image_size, bool)
-        if record.mask_path:
-            mask = read_mask(record.mask_path, image.shape[:2], self.image_size)
+        size = image.shape[:2]
+        return image, read_mask(record.mask_path, size) if record.mask_path else np.zeros(size, np.uint8)
+
+    def sample(self, idx: int, image: np.ndarray, mask: np.ndarray) -> dict[str, torch.Tensor | int]:
+        """Of a picture and its mask. As in the original the mask is resized linearly, and 255 counts as anomalous."""
         return {
             "image": _to_tensor(resize(image, self.image_size).astype(np.float32) / 255),
-            "mask": _to_tensor(mask[..., None].astype(np.float32)),
-            "has_anomaly": torch.tensor([float(record.has_anomaly)]),
+            "mask": _to_tensor((resize(mask, self.image_size) == 255)[..., None].astype(np.float32)),
+            "has_anomaly": torch.tensor([float(self.images[idx].has_anomaly)]),
             "idx": idx,
         }
+
+    def __getitem__(self, idx: int) -> dict[str, torch.Tensor | int]:
+        return self.sample(idx, *self.read(idx))
 
 
 class EpochSampler(Sampler):

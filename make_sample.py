@@ -16,10 +16,12 @@ from sklearn.metrics import roc_auc_score
 from errors import UserError
 from main import Parser, run
 
-VERSION = 1
+VERSION = 2
 SIZE = 128  # side of every picture
-N_TRAIN, N_GOOD, N_PER_DEFECT, N_PER_TEXTURE = 80, 24, 8, 10
-SPLIT = 320  # columns left of it feed training, the others testing, so no test crop shares a pixel with a training crop
+N_TRAIN, N_GOOD, N_PER_DEFECT, N_PER_TEXTURE = 160, 24, 8, 10
+# Test crops come from the columns between these, training crops from either side: they share no pixel, and training
+# sees both sides of the photograph's perspective.
+FIRST_TEST, LAST_TEST = 176, 335
 SUPER = 4  # shapes are drawn this many times larger and averaged down: anti-aliased outlines
 Painted = tuple[np.ndarray, np.ndarray]  # a surface with its anomaly, and the anomaly's opacity in [0, 1]
 CATEGORIES = ("brick", "grass")
@@ -28,7 +30,7 @@ TEXTURES = ("gravel.png", "camera.png", "retina.jpg", "rocket.jpg", "hubble_deep
 README = """\
 DRAEM sample dataset, version {version}, written by make_sample.py in the MVTec AD layout.
 Made from photographs in scikit-image's wheel, turned grey; licenses as skimage.data states them:
-  categories      brick.png, grass.png: CC0. Training crops from columns 0-{last}, test crops from the others
+  categories      brick.png, grass.png: CC0. Test crops from columns {first} to {last}, training crops from the others
   foreign pieces  chelsea.png: CC0 (Stefan van der Walt); coffee.png: CC0 (Rachel Michetti)
   textures        gravel.png: CC0; camera.png: CC0 (Lav Varshney); retina.jpg: CC0 (Mikael Haggstrom);
                   rocket.jpg: public domain (SpaceX); hubble_deep_field.jpg, astronaut.png: public domain (NASA)
@@ -143,12 +145,16 @@ def write_png(path: Path, grey: np.ndarray) -> None:
 
 def write_category(folder: Path, photo: np.ndarray, rng: np.random.Generator) -> None:
     """Write one category in the MVTec AD layout from a (512, 512) float32 photograph of its nominal surface."""
-    for part, count, area in (("train", N_TRAIN, photo[:, :SPLIT]), ("test", N_GOOD, photo[:, SPLIT:])):
+    test = photo[:, FIRST_TEST : LAST_TEST + 1]
+    for part, count, areas in (
+        ("train", N_TRAIN, (photo[:, :FIRST_TEST], photo[:, LAST_TEST + 1 :])),
+        ("test", N_GOOD, (test,)),
+    ):
         for i in range(count):
-            write_png(folder / part / "good" / f"{i:03}.png", crop(area, SIZE, rng))
+            write_png(folder / part / "good" / f"{i:03}.png", crop(areas[i % len(areas)], SIZE, rng))
     for kind, paint in DEFECTS.items():
         for i in range(N_PER_DEFECT):
-            surface = crop(photo[:, SPLIT:], SIZE, rng)
+            surface = crop(test, SIZE, rng)
             after, opacity = paint(surface, rng)
             write_png(folder / "test" / kind / f"{i:03}.png", after)
             write_png(folder / "ground_truth" / kind / f"{i:03}_mask.png", visible_mask(surface, after, opacity))
@@ -180,7 +186,7 @@ def trivial_auroc(category_folder: Path | str, img_size: int) -> float:
 
 def make_sample(out: Path) -> None:
     """Write the dataset into `out` unless it is there already, and print its figures; nothing else is ever touched."""
-    readme = README.format(version=VERSION, last=SPLIT - 1).encode()
+    readme = README.format(version=VERSION, first=FIRST_TEST, last=LAST_TEST).encode()
     is_there = (out / "README.txt").is_file() and (out / "README.txt").read_bytes() == readme
     if out.exists() and not is_there:
         raise UserError(f"{out}: not this sample (version {VERSION}); move it away or change --out")

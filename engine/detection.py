@@ -1,262 +1,112 @@
 """The detection mode: anomaly maps of the test images to metrics, curves and panels."""
 
-import json
-import tempfile
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 import data_loader
 from config import Config
 from engine import checkpoint, runtime
-from engine.inference import Detection, detect
+from engine.inference import detect
+from engine.result import OPTIMAL, Result
+from engine.techniques import Preparation, Technique, configured
 from engine.threshold import load_thresholds
-from evaluation import metrics, plots
-
-OPTIMAL = "optimal"
-METRIC_KEYS = (
-    *metrics.IMAGE_KEYS,
-    *metrics.PIXEL_KEYS,
-    *metrics.IMAGE_KEYS_AT_THRESHOLD,
-    *metrics.PIXEL_KEYS_AT_THRESHOLD,
-    "image_threshold",
-    "pixel_threshold",
-)
 
 
 def detection(config: Config) -> Path:
     """Detect on test/ with the configured checkpoint; the folder of results."""
+    technique = configured(config)
     with runtime.mendable_errors():
         category = data_loader.category_folder(Path(config.data.data_path), config.data.category)
         pictures = data_loader.list_test(category)
         ckpt = checkpoint.load(config)
-        nominal = load_thresholds(config, ckpt, "no_masking") if config.metrics.threshold else None
+        preparation = Preparation(config, [technique])
+        nominal = load_thresholds(config, ckpt, preparation, technique) if config.metrics.threshold else None
+    kinds = (config.metrics.threshold_type, OPTIMAL)
+    table, _ = evaluate(config, ckpt, preparation, pictures, {technique: nominal}, kinds)
+    print(table)
+    return result_folder(config, ckpt.name, technique)
+
+
+def result_folder(config: Config, checkpoint_name: str, technique: Technique) -> Path:
+    """Folder of a technique's results."""
     folder = Path(config.data.results_path) / config.data.run_name / config.data.category
-    folder = folder / f"checkpoint_{ckpt.name}" / "no_masking"
-    evaluation = Evaluation(config, folder, category, pictures, nominal)
-    dataset = data_loader.DRAEMTestDataset(pictures, config.data.img_size)
-    for result in detect(ckpt.model, dataset, config, "test images"):
-        evaluation.update(result)
-    print(evaluation.finish())
-    return folder
+    return folder / f"checkpoint_{checkpoint_name}" / technique.name
 
 
-class Evaluation:
-    """All that is asked of one technique: fed picture by picture, it writes the folder of its results.
+def made_with(
+    config: Config, path: Path, preparation: Preparation, technique: Technique, pictures: Sequence, kinds: Sequence[str]
+) -> dict[str, Any]:
+    """What results depend on; where it has changed since, they are out of date."""
+    stat = path.stat()
+    return preparation.identity(technique) | {
+        "checkpoint_file": path.name,
+        "checkpoint_size": stat.st_size,
+        "checkpoint_time": stat.st_mtime_ns,
+        "category": config.data.category,
+        "img_size": list(config.data.img_size),
+        "pictures": len(pictures),
+        "thresholds": list(kinds),
+        "p": config.metrics.p,
+        "k": config.metrics.k,
+    }
+
+
+def evaluate(
+    config: Config,
+    ckpt: checkpoint.Checkpoint,
+    preparation: Preparation,
+    pictures: list[data_loader.TestImage],
+    nominal: dict[Technique, dict[str, dict[str, float]] | None],
+    kinds: Sequence[str],
+) -> tuple[str, float]:
+    """Detect with one checkpoint under techniques that share an input variant, in one pass, and write their results.
 
     Args:
-        folder: where to write. category: folder that paths are told relative to. pictures: in the dataset's order.
-        nominal: thresholds of nominal images, `image` and `pixel` each by type; None: `optimal` only.
+        nominal: thresholds of nominal images of each technique, None where only `optimal` is asked for.
+        kinds: types of thresholds to judge at.
+
+    Returns:
+        tables of the metrics, and the seconds that the networks and reading for them took.
     """
-
-    def __init__(
-        self,
-        config: Config,
-        folder: Path,
-        category: Path,
-        pictures: list[data_loader.TestImage],
-        nominal: dict[str, dict[str, float]] | None,
-    ):
-        self.config, self.folder, self.category, self.pictures = config, folder, category, pictures
-        kind = config.metrics.threshold_type
-        self.thresholds = {kind: (nominal["image"][kind], nominal["pixel"][kind])} if nominal else {}
-        self.judged_by = kind if nominal else OPTIMAL
-        self.scores = np.zeros(len(pictures))
-        self.labels = np.array([int(picture.has_anomaly) for picture in pictures])
-        self.pixels = metrics.PixelMetrics()
-        self.notes: dict[str, str] = {}
-        self._vanished: list[str] = []
-        self._panels: set[Path] = set()
-        # Thresholds of the test set are known only after its last picture; until then the panels' arrays wait on disk.
-        can_judge = nominal is not None or config.metrics.visualisation == "none"
-        folder.mkdir(parents=True, exist_ok=True)
-        self._waiting = None if can_judge else tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  (closed by finish)
-
-    def name(self, idx: int) -> str:
-        """Path of a picture within its category."""
-        return self.pictures[idx].path.relative_to(self.category).as_posix()
-
-    def update(self, result: Detection) -> None:
-        """Take in one picture."""
-        picture = self.pictures[result.idx]
-        self.scores[result.idx] = metrics.image_score(result.anomaly_map)
-        if picture.mask_path or not picture.has_anomaly:
-            self.pixels.update(result.anomaly_map, result.mask)
-        if picture.mask_path and not result.mask.any():
-            self._vanished.append(self.name(result.idx))
-        if self._waiting:
-            with runtime.naming(self.folder):
-                for array in (result.image, result.reconstruction, result.anomaly_map, result.mask):
-                    np.save(self._waiting, array)
-        else:
-            self._write_panel(result)
-
-    def finish(self) -> str:
-        """Write metrics, lists, curves and the panels still to come; the metrics as a table for people."""
-        self.thresholds[OPTIMAL] = (
-            metrics.optimal_image_threshold(self.labels, self.scores),
-            self.pixels.optimal_threshold(),
+    [variant] = {technique.variant for technique in nominal}
+    dataset = preparation.dataset(pictures, variant)
+    notes: dict[str, str | list[str]] = {}
+    if variant.registered and (kept := preparation.unregistered(pictures)):
+        names = [path.relative_to(path.parents[2]).as_posix() for path in kept]
+        shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+        count = f"{len(kept)} of {len(pictures)} pictures"
+        notes["registration"] = f"{count} could not be registered and are kept as they are: {shown}"
+        notes["unregistered"] = names
+    category = Path(config.data.data_path) / config.data.category
+    results = {
+        technique: Result(
+            config,
+            result_folder(config, ckpt.name, technique),
+            category,
+            pictures,
+            thresholds,
+            kinds,
+            made_with(config, ckpt.path, preparation, technique, pictures, kinds),
+            notes,
         )
-        self._take_notes()
-        over_all = metrics.image_metrics(self.labels, self.scores)
-        table = {}
-        for kind, (image_threshold, pixel_threshold) in self.thresholds.items():
-            values = over_all | metrics.image_metrics_at(self.labels, self.scores, image_threshold)
-            values |= self.pixels.compute(pixel_threshold)
-            values |= {"image_threshold": image_threshold, "pixel_threshold": pixel_threshold}
-            values = table[kind] = {key: values[key] for key in METRIC_KEYS}
-            reasons = {key: self._reason(key) for key, value in values.items() if value is None}
-            if kind == OPTIMAL:
-                reasons["thresholds"] = "chosen on the test set: optimistic"
-            content = values | {"notes": self.notes | reasons}
-            text = json.dumps(content, indent=2, allow_nan=False) + "\n"
-            runtime.write_text(self.folder / kind / "metrics.json", text)
-            runtime.write_text(self.folder / kind / "metrics.txt", _table({kind: values}, self.notes) + "\n")
-        self._write_lists()
-        self._draw_curves()
-        self._write_waiting_panels()
-        for path in set((self.folder / "panels").rglob("*.png")) - self._panels:
-            path.unlink()  # of an earlier run
-        return _table(table, self.notes)
+        for technique, thresholds in nominal.items()
+    }
+    seconds = 0.0
+    for found, taken in _timed(detect(ckpt.model, dataset, config, "test images")):
+        seconds += taken
+        for technique, result in results.items():
+            result.update(found.under(technique))
+    return "\n".join(result.finish() for result in results.values()), seconds
 
-    def _predicted(self, idx: int) -> bool | None:
-        threshold = self.thresholds[self.judged_by][0]
-        return None if threshold is None else bool(self.scores[idx] > threshold)
 
-    def _take_notes(self) -> None:
-        unmasked = sum(picture.has_anomaly and not picture.mask_path for picture in self.pictures)
-        if unmasked:
-            self.notes["pixels"] = f"{unmasked} defect images without a mask are left out of the pixel metrics"
-        if self._vanished:
-            names = ", ".join(self._vanished)
-            self.notes["masks"] = f"masks that vanish at this img_size (their images keep the label): {names}"
-
-    def _reason(self, key: str) -> str:
-        if key in (*metrics.PIXEL_KEYS, *metrics.PIXEL_KEYS_AT_THRESHOLD, "pixel_threshold"):
-            if not any(picture.mask_path for picture in self.pictures):
-                return "no defect image has a mask"
-            return self.pixels.missing or "no threshold"
-        return "test/ has no nominal image" if self.labels.all() else "test/ has no defect image"
-
-    def _write_lists(self) -> None:
-        rows = []
-        for idx, (label, score) in enumerate(zip(self.labels, self.scores, strict=True)):
-            predicted = self._predicted(idx)
-            rows.append([self.name(idx), int(label), repr(float(score)), "" if predicted is None else int(predicted)])
-        wrong = [row for row in rows if row[3] not in ("", row[1])]
-        lists = {"scores.csv": rows, "misclassified.csv": wrong if self.config.metrics.misclassifications else None}
-        for name, content in lists.items():
-            if content is None:
-                (self.folder / name).unlink(missing_ok=True)
-                continue
-            runtime.write_csv(self.folder / name, [["path", "label", "score", "prediction"], *content])
-
-    def _wants_panel(self, idx: int) -> bool:
-        wanted = self.config.metrics.visualisation
-        if wanted == "errors":
-            return self._predicted(idx) not in (None, bool(self.labels[idx]))
-        if isinstance(wanted, int):  # spread over nominal and defective ones alike
-            return idx in np.linspace(0, len(self.pictures) - 1, min(wanted, len(self.pictures))).astype(int)
-        return wanted == "all"
-
-    def _write_panel(self, result: Detection) -> None:
-        if not self._wants_panel(result.idx):
+def _timed(items: Iterator[Any]) -> Iterator[tuple[Any, float]]:
+    """Items, each with the seconds that it was waited for."""
+    while True:
+        start = time.perf_counter()
+        try:
+            item = next(items)
+        except StopIteration:
             return
-        picture = self.pictures[result.idx]
-        predicted, (image_threshold, pixel_threshold) = self._predicted(result.idx), self.thresholds[self.judged_by]
-        is_correct = None if predicted is None else predicted == picture.has_anomaly
-        verdict = f"score {self.scores[result.idx]:.3f}"
-        if predicted is not None:
-            said, sign = ("anomalous", ">") if predicted else ("nominal", "<=")
-            right = "correct" if is_correct else "WRONG"
-            verdict = f"{said}: {verdict} {sign} {image_threshold:.3f} ({self.judged_by}), {right}"
-        name = picture.path.name if picture.path.suffix == ".png" else f"{picture.path.name}.png"
-        path = self.folder / "panels" / picture.path.parent.name / name
-        has_truth = bool(picture.mask_path) or not picture.has_anomaly
-        composed = plots.panel(
-            f"{self.config.data.category}/{self.name(result.idx)}",
-            verdict,
-            is_correct,
-            result.image,
-            result.reconstruction,
-            result.anomaly_map,
-            result.mask if has_truth else None,
-            result.anomaly_map > (np.inf if pixel_threshold is None else pixel_threshold),
-        )
-        with runtime.replacing(path) as beside:
-            plots.write_image(beside, composed)
-        self._panels.add(path)
-
-    def _write_waiting_panels(self) -> None:
-        if self._waiting:
-            with self._waiting:
-                self._waiting.seek(0)
-                for idx in range(len(self.pictures)):
-                    self._write_panel(Detection(idx, *(np.load(self._waiting) for _ in range(4))))
-
-    def _draw_curves(self) -> None:
-        """ROC, precision-recall, PRO and IoU figures, as far as they are asked for and defined."""
-        image_threshold, pixel_threshold = self.thresholds[self.judged_by]
-        image, pixel = metrics.image_curves(self.labels, self.scores), self.pixels.curves()
-        wanted = self.config.metrics
-        title = f"{self.config.data.category}, {self.folder.parent.name}"
-        for name, is_wanted, x, y, levels in (
-            ("roc", wanted.auroc, "fpr", "tpr", {"image": image, "pixel": pixel}),
-            ("precision_recall", wanted.pr, "tpr", "precision", {"image": image, "pixel": pixel}),
-            ("pro", wanted.pro, "fpr", "pro", {"pixel": pixel}),
-            ("iou", wanted.iou, "threshold", "iou", {"pixel": pixel}),
-        ):
-            path = self.folder / f"{name}.png"
-            path.unlink(missing_ok=True)
-            levels = {level: curve for level, curve in levels.items() if curve is not None}
-            if not is_wanted or not levels:
-                continue
-            points = {
-                level: (threshold, self.judged_by)
-                for level, threshold in (("image", image_threshold), ("pixel", pixel_threshold))
-                if level in levels and threshold is not None
-            }
-            with runtime.replacing(path) as beside:
-                plots.curves(beside, name, title, x, y, levels, points)
-
-
-ROWS = {
-    "image_auroc": "image AUROC",
-    "image_ap": "image AP",
-    "image_f1": "image F1, largest",
-    "pixel_auroc": "pixel AUROC",
-    "pixel_ap": "pixel AP",
-    "pixel_f1": "pixel F1, largest",
-    "pro": "PRO to 30 % false positives",
-    "pro_05": "PRO to 5 % false positives",
-    "iou_max": "IoU, largest",
-    "image_threshold": "image threshold",
-    "accuracy": "  accuracy",
-    "image_f1_at_threshold": "  image F1",
-    "true_positives": "  true positives",
-    "false_positives": "  false positives",
-    "true_negatives": "  true negatives",
-    "false_negatives": "  false negatives",
-    "pixel_threshold": "pixel threshold",
-    "iou": "  IoU",
-    "pixel_f1_at_threshold": "  pixel F1",
-}
-
-
-def _cell(value: float | int | None) -> str:
-    return "-" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
-
-
-def _table(columns: dict[str, dict[str, Any]], notes: dict[str, str]) -> str:
-    """Metrics as text, a column for each threshold type; values over all thresholds stand once."""
-    lines = [f"{'':30}" + "".join(f"{kind:>14}" for kind in columns)]
-    for key, label in ROWS.items():
-        values = [column[key] for column in columns.values()]
-        if key in (*metrics.IMAGE_KEYS, *metrics.PIXEL_KEYS):
-            values = values[:1]
-        lines.append(f"{label:30}" + "".join(f"{_cell(value):>14}" for value in values))
-    lines += [f"note: {note}" for note in notes.values()]
-    if OPTIMAL in columns:
-        lines.append("note: the thresholds `optimal` are chosen on the test set: optimistic")
-    return "\n".join(lines)
+        yield item, time.perf_counter() - start

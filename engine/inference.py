@@ -1,34 +1,52 @@
 """Checkpoint and images to anomaly maps: the one place that runs the networks to detect."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
 import data_loader
 from config import Config
 from engine import runtime
+from engine.techniques import Technique
 from errors import UserError
+from evaluation.metrics import PixelMetrics
 from model import DRAEM
 
 
 @dataclass(frozen=True)
 class Detection:
     """What the networks make of one picture: `image` and `reconstruction` float32 (H, W, 3), BGR; `anomaly_map` float32
-    (H, W), the probability of 'anomalous'; `mask` bool (H, W); `idx` in the dataset."""
+    (H, W), the probability of 'anomalous'; `mask` bool (H, W); `idx` in the dataset. `valid` bool (H, W): False where
+    pixels count nowhere; `region` bool (H, W): where the category's region lies; None for all True and all False."""
 
     idx: int
     image: np.ndarray
     reconstruction: np.ndarray
     anomaly_map: np.ndarray
     mask: np.ndarray
+    valid: np.ndarray | None = None
+    region: np.ndarray | None = None
+
+    def under(self, technique: Technique) -> "Detection":
+        """The same with what a technique leaves out being 0 in the map and not valid."""
+        valid = self.valid
+        if technique.masking != "no" and self.region is not None:
+            valid = ~self.region if valid is None else valid & ~self.region
+        if valid is None or valid.all():
+            return replace(self, valid=None)
+        return replace(self, anomaly_map=np.where(valid, self.anomaly_map, np.float32(0)), valid=valid)
 
 
 @torch.inference_mode()
-def detect(model: DRAEM, dataset: data_loader.DRAEMTestDataset, config: Config, title: str) -> Iterator[Detection]:
-    """Run the networks once over every picture, in order."""
+def detect(model: DRAEM, dataset: Dataset, config: Config, title: str) -> Iterator[Detection]:
+    """Run the networks once over every sample (`image`, `mask`, `idx`; perhaps `valid`, `region`), in order.
+
+    The title is that of the progress bar; without one there is none.
+    """
     device = runtime.select_device(config.train.device)
     precision = runtime.select_precision(config.train.precision, device)
     layout = runtime.memory_format(precision)
@@ -37,7 +55,10 @@ def detect(model: DRAEM, dataset: data_loader.DRAEMTestDataset, config: Config, 
     is_small = len(dataset) <= 8 * config.data.test_batch_size
     workers = 0 if is_small else data_loader.worker_count(config.data.num_workers, device.type == "cuda")
     loader = data_loader.test_loader(dataset, config.data.test_batch_size, workers, device.type == "cuda")
-    with tqdm(total=len(dataset), desc=title, unit="image") as bar, runtime.mendable_errors():
+    with (
+        tqdm(total=len(dataset), desc=title, unit="image", leave=None, disable=not title) as bar,
+        runtime.mendable_errors(),
+    ):
         for batch in loader:
             image = batch["image"].to(device, non_blocking=True)
             with runtime.autocast(device, precision):
@@ -45,10 +66,43 @@ def detect(model: DRAEM, dataset: data_loader.DRAEMTestDataset, config: Config, 
             maps = torch.softmax(logits.float(), dim=1)[:, 1].cpu().numpy()
             for idx, anomaly_map in zip(batch["idx"].tolist(), maps, strict=True):
                 if not np.isfinite(anomaly_map).all():
-                    path = dataset.images[idx].path
-                    raise UserError(f"{path}: its anomaly map is not finite; use another checkpoint, or precision=fp32")
+                    name = dataset.name(idx)
+                    raise UserError(f"{name}: its anomaly map is not finite; use another checkpoint, or precision=fp32")
+            planes = {key: batch[key][:, 0].numpy() for key in ("valid", "region") if key in batch}
             reconstructions = reconstruction.float().permute(0, 2, 3, 1).cpu().numpy()
             images = batch["image"].permute(0, 2, 3, 1).numpy()
             for i, idx in enumerate(batch["idx"].tolist()):
-                yield Detection(idx, images[i], reconstructions[i], maps[i], batch["mask"][i, 0].numpy() > 0)
+                mask = batch["mask"][i, 0].numpy() > 0
+                rest = {key: plane[i] for key, plane in planes.items()}
+                yield Detection(idx, images[i], reconstructions[i], maps[i], mask, **rest)
             bar.update(len(maps))
+
+
+class SyntheticSamples(Dataset):
+    """Synthetic anomalies on nominal images as samples to detect on, the same ones each time.
+
+    Args:
+        nominal: training samples of the images to put them on. count: samples, at least; each image gets as many.
+    """
+
+    def __init__(self, nominal: data_loader.DRAEMTrainDataset, count: int = 64):
+        self.nominal, self.count = nominal, -(-count // len(nominal)) * len(nominal)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def name(self, idx: int) -> str:
+        """What errors call a sample."""
+        return str(self.nominal.files[idx % len(self.nominal)])
+
+    def __getitem__(self, idx: int) -> dict[str, torch.Tensor | int]:
+        sample = self.nominal[idx]
+        return {"image": sample["augmented_image"], "mask": sample["anomaly_mask"], "idx": idx}
+
+
+def synthetic_pixel_ap(model: DRAEM, samples: SyntheticSamples, config: Config) -> float | None:
+    """Pixel AP on synthetic anomalies: tells checkpoints apart without any test image. None without a masked pixel."""
+    pixels = PixelMetrics()
+    for result in detect(model, samples, config, ""):
+        pixels.update(result.anomaly_map, result.mask)
+    return pixels.compute()["pixel_ap"]

@@ -1,6 +1,7 @@
 """The threshold mode: thresholds from nominal images that were not trained on."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,14 +9,15 @@ import data_loader
 from config import Config
 from engine import checkpoint, runtime
 from engine.inference import detect
+from engine.techniques import Preparation, Technique, configured
 from errors import UserError
 from evaluation.metrics import image_score
 from evaluation.thresholds import NominalScores
 
 
-def thresholds_path(config: Config, ckpt: checkpoint.Checkpoint, technique: str) -> Path:
+def thresholds_path(config: Config, ckpt: checkpoint.Checkpoint, technique: Technique) -> Path:
     """File that the thresholds of a checkpoint and technique are kept in."""
-    return config.run_folder / "thresholds" / f"checkpoint_{ckpt.name}" / f"{technique}.json"
+    return config.run_folder / "thresholds" / f"checkpoint_{ckpt.name}" / f"{technique.name}.json"
 
 
 def nominal_images(config: Config, ckpt: checkpoint.Checkpoint) -> tuple[list[data_loader.TestImage], bool]:
@@ -35,38 +37,59 @@ def nominal_images(config: Config, ckpt: checkpoint.Checkpoint) -> tuple[list[da
 
 
 def compute_thresholds(config: Config) -> Path:
-    """Compute, save and print the thresholds of the configured checkpoint; the file they are in."""
+    """Compute, save and print the thresholds of the configured checkpoint and technique; the file they are in."""
+    technique = configured(config)
     with runtime.mendable_errors():
         ckpt = checkpoint.load(config)
-        pictures, is_held_out = nominal_images(config, ckpt)
-    height, width = config.data.img_size
-    image_scores = NominalScores(config.metrics.p, config.metrics.k, len(pictures))
-    pixel_scores = NominalScores(config.metrics.p, config.metrics.k, len(pictures) * height * width)
-    dataset = data_loader.DRAEMTestDataset(pictures, config.data.img_size)
-    for result in detect(ckpt.model, dataset, config, "nominal images"):
-        image_scores.update(image_score(result.anomaly_map))
-        pixel_scores.update(result.anomaly_map)
-    content = _identity(config, ckpt, "no_masking") | {
-        "checkpoint_file": ckpt.path.as_posix(),
-        "pictures": len(pictures),
-        "held_out": is_held_out,
-        "image": image_scores.compute(),
-        "pixel": pixel_scores.compute(),
-        "settings": config.model_dump(mode="json"),
-    }
-    path = thresholds_path(config, ckpt, "no_masking")
-    runtime.write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+        preparation = Preparation(config, [technique])
+    [content] = thresholds_of(config, ckpt, preparation, [technique])
     print(_table(content, ckpt))
-    return path
+    return thresholds_path(config, ckpt, technique)
 
 
-def _identity(config: Config, ckpt: checkpoint.Checkpoint, technique: str) -> dict[str, Any]:
+def thresholds_of(
+    config: Config, ckpt: checkpoint.Checkpoint, preparation: Preparation, techniques: Sequence[Technique]
+) -> list[dict[str, Any]]:
+    """Compute and save the thresholds of techniques that share an input variant, in one pass; the files' content."""
+    with runtime.mendable_errors():
+        pictures, is_held_out = nominal_images(config, ckpt)
+    [variant] = {technique.variant for technique in techniques}
+    dataset = preparation.dataset(pictures, variant)
+    height, width = config.data.img_size
+    p, k, count = config.metrics.p, config.metrics.k, len(pictures)
+    scores = [(NominalScores(p, k, count), NominalScores(p, k, count * height * width)) for _ in techniques]
+    for result in detect(ckpt.model, dataset, config, "nominal images"):
+        for technique, (image_scores, pixel_scores) in zip(techniques, scores, strict=True):
+            seen = result.under(technique)
+            image_scores.update(image_score(seen.anomaly_map))
+            pixel_scores.update(seen.anomaly_map if seen.valid is None else seen.anomaly_map[seen.valid])
+    contents = []
+    with runtime.mendable_errors():
+        for technique, (image_scores, pixel_scores) in zip(techniques, scores, strict=True):
+            content = _identity(config, ckpt, preparation, technique) | {
+                "checkpoint_file": ckpt.path.as_posix(),
+                "pictures": count,
+                "held_out": is_held_out,
+                "unregistered": len(preparation.unregistered(pictures)) if variant.registered else 0,
+                "pixels_left_out": count * height * width - pixel_scores.count,
+                "image": image_scores.compute(),
+                "pixel": pixel_scores.compute(),
+                "settings": config.model_dump(mode="json"),
+            }
+            text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+            runtime.write_text(thresholds_path(config, ckpt, technique), text)
+            contents.append(content)
+    return contents
+
+
+def _identity(
+    config: Config, ckpt: checkpoint.Checkpoint, preparation: Preparation, technique: Technique
+) -> dict[str, Any]:
     """What must agree for thresholds to be used."""
-    return {
+    return preparation.identity(technique) | {
         "checkpoint": ckpt.name,
         "fingerprint": ckpt.fingerprint,
         "category": config.data.category,
-        "technique": technique,
         "img_size": list(config.data.img_size),
         "p": config.metrics.p,
         "k": config.metrics.k,
@@ -83,10 +106,17 @@ def _table(content: dict[str, Any], ckpt: checkpoint.Checkpoint) -> str:
     p, k = content["p"], content["k"]
     names = {"max": "max", "p_quantile": f"p_quantile (p = {p:g})", "k_sigma": f"k_sigma (k = {k:g})"}
     rows = [f"{names[kind]:22}{content['image'][kind]:10.4f}{content['pixel'][kind]:10.4f}" for kind in names]
-    return "\n".join([f"thresholds from {content['pictures']} {source}", f"{'':22}{'image':>10}{'pixel':>10}", *rows])
+    head = [f"thresholds from {content['pictures']} {source}"]
+    if content["unregistered"]:
+        head.append(f"{content['unregistered']} of them could not be registered and are kept as they are")
+    if content["pixels_left_out"]:
+        head.append(f"{content['pixels_left_out']:,} pixels count nowhere: masked, or without a source")
+    return "\n".join([*head, f"{'':22}{'image':>10}{'pixel':>10}", *rows])
 
 
-def load_thresholds(config: Config, ckpt: checkpoint.Checkpoint, technique: str) -> dict[str, dict[str, float]]:
+def load_thresholds(
+    config: Config, ckpt: checkpoint.Checkpoint, preparation: Preparation, technique: Technique
+) -> dict[str, dict[str, float]]:
     """Thresholds that fit this checkpoint, image size and technique: `image` and `pixel`, each by type.
 
     UserError where they are not computed yet, or belong to something else.
@@ -102,7 +132,7 @@ def load_thresholds(config: Config, ckpt: checkpoint.Checkpoint, technique: str)
         result = {scope: {kind: float(value) for kind, value in content[scope].items()} for scope in ("image", "pixel")}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: damaged; {mend}") from error
-    for key, wanted in _identity(config, ckpt, technique).items():
+    for key, wanted in _identity(config, ckpt, preparation, technique).items():
         if content.get(key) != wanted:
             raise UserError(f"{path}: computed for {key} = {content.get(key)}, but now it is {wanted}; {mend}")
     return result

@@ -16,14 +16,15 @@ from tqdm import tqdm
 import data_loader
 from config import Config
 from engine import checkpoint, runtime
+from engine.inference import SyntheticSamples, synthetic_pixel_ap
 from errors import UserError
 from evaluation import plots
 from loss import DRAEMLoss
 from model import DRAEM
-from synthesis import AnomalySynthesizer, read_image
+from synthesis import AnomalySynthesizer
 
 TERMS = ("l2", "ssim", "focal")
-LOG_COLUMNS = ("epoch", *TERMS, "loss", "learning_rate", "samples_per_second", "seconds")
+LOG_COLUMNS = ("epoch", *TERMS, "loss", "learning_rate", "samples_per_second", "seconds", "val_ap")
 NOT_FINITE = (
     "training stops, nothing of this epoch is kept\n"
     "lower train.learning_rate, or set train.precision=fp32, and run again"
@@ -46,7 +47,8 @@ def train(config: Config, settings_text: str) -> Path:
     """
     run, seed = config.run_folder, config.train.seed
     with runtime.mendable_errors():
-        dataset, held_out = _datasets(config)
+        dataset, validation = _datasets(config)
+        held_out = [file.name for file in validation.nominal.files] if validation else []
         device = runtime.select_device(config.train.device)
         precision = runtime.select_precision(config.train.precision, device)
         torch.manual_seed(seed)
@@ -83,7 +85,11 @@ def train(config: Config, settings_text: str) -> Path:
             row = {"epoch": epoch, **losses, "loss": sum(losses.values())}
             row |= {"learning_rate": optimizer.param_groups[0]["lr"], "seconds": round(seconds, 3)}
             row |= {"samples_per_second": round(len(dataset) / seconds, 2)}
-            board.add(epoch, *(summary.scalar(key, row[key]) for key in LOG_COLUMNS[1:]))
+            is_kept = epoch >= config.train.save_from and epoch % config.train.save_every == 0
+            is_kept |= epoch == config.train.epochs
+            row["val_ap"] = synthetic_pixel_ap(model, validation, config) if is_kept and validation else None
+            model.train()
+            board.add(epoch, *(summary.scalar(key, row[key]) for key in LOG_COLUMNS[1:] if row[key] is not None))
             epochs.set_postfix({term: f"{losses[term]:.4f}" for term in TERMS})
             if config.train.visualize and (epoch % config.train.visualize_every == 0 or epoch == config.train.epochs):
                 grid = plots.sample_grid(**sample)
@@ -96,8 +102,7 @@ def train(config: Config, settings_text: str) -> Path:
             _write_log(run / "train_log.csv", log)
             content = {"model": model.state_dict(), "epoch": epoch, "settings": config.model_dump(mode="json")}
             content["held_out"] = held_out
-            is_kept = epoch >= config.train.save_from and epoch % config.train.save_every == 0
-            if is_kept or epoch == config.train.epochs:
+            if is_kept:
                 checkpoint.save(checkpoint.epoch_path(run, epoch), content)
             state = {"optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict()}
             checkpoint.save(run / "last.pt", content | state)
@@ -136,14 +141,12 @@ class _Board:
         self._stream.close()
 
 
-def _datasets(config: Config) -> tuple[data_loader.DRAEMTrainDataset, list[str]]:
-    """Training samples, and names of the held-out images. Decodes every image of train/good."""
+def _datasets(config: Config) -> tuple[data_loader.DRAEMTrainDataset, SyntheticSamples | None]:
+    """Samples to train on, and those on held-out images where there are any. Decodes every image of train/good."""
     category = data_loader.category_folder(Path(config.data.data_path), config.data.category)
     files = data_loader.list_nominal(category)
     files, held_out = data_loader.split_nominal(files, config.data.val_split, config.train.seed)
     textures = data_loader.list_textures(Path(config.data.anomaly_source_path))
-    for file in held_out:
-        read_image(file)
     synthesizer = AnomalySynthesizer(textures, config.data.img_size, config.train.cut)
     dataset = data_loader.DRAEMTrainDataset(files, synthesizer, config.train.seed)
     if config.data.img_size == (32, 32) and 1 in (config.train.batch_size, len(dataset) % config.train.batch_size):
@@ -151,7 +154,10 @@ def _datasets(config: Config) -> tuple[data_loader.DRAEMTrainDataset, list[str]]
             f"train.batch_size = {config.train.batch_size} leaves a batch of one of the {len(dataset)} images, and at "
             "img_size 32 batch norm needs two; change one of them"
         )
-    return dataset, [file.name for file in held_out]
+    if not held_out:
+        return dataset, None
+    perlin_only = AnomalySynthesizer(textures, config.data.img_size)
+    return dataset, SyntheticSamples(data_loader.DRAEMTrainDataset(held_out, perlin_only, config.train.seed, stream=4))
 
 
 def _learning_rate_factor(config: Config):

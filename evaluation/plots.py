@@ -5,6 +5,7 @@ Colors are Okabe and Ito's, which color-blind people can tell apart, and mean th
 
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -155,6 +156,70 @@ def outline(picture: np.ndarray, mask: np.ndarray, color: str) -> None:
     cv2.drawContours(picture, contours, -1, _bgr(color), 2 if min(size) >= TILE else 1)
 
 
+def contact_sheet(
+    title: str, sections: dict[str, list[tuple[str, np.ndarray, np.ndarray, np.ndarray]]], columns: int = 4
+) -> np.ndarray:
+    """Pictures with their outlines, small, under headings.
+
+    Args:
+        sections: heading -> captions, images uint8 (H, W, 3) BGR, ground truth and prediction bool (H, W).
+
+    Returns:
+        uint8 picture (h, w, 3), BGR.
+    """
+    rows = []
+    for heading, items in sections.items():
+        tiles = []
+        for caption, image, truth, prediction in items:
+            tile = _tile(image).copy()
+            outline(tile, prediction, PREDICTION)
+            outline(tile, truth, TRUTH)
+            tiles.append(np.vstack([tile, _text(caption, tile.shape[1], 12)]))
+        tiles += [np.full_like(tiles[0], BACKGROUND)] * (-len(tiles) % columns)
+        lines = [_row(tiles[i : i + columns]) for i in range(0, len(tiles), columns)]
+        rows += [_text(heading, lines[0].shape[1], 14), *lines]
+    width = max(row.shape[1] for row in rows)
+    rows = [_text(title, width, 16), *rows, _text("orange: predicted, light blue: ground truth", width, 12)]
+    return np.vstack(
+        [
+            cv2.copyMakeBorder(row, 0, 0, 0, width - row.shape[1], cv2.BORDER_CONSTANT, value=(BACKGROUND,) * 3)
+            for row in rows
+        ]
+    )
+
+
+def _figure(width: float, height: float):
+    # Not pyplot: it keeps global state, and windows where there is a screen.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def score_histogram(
+    path: Path, title: str, nominal: np.ndarray, anomalous: np.ndarray, thresholds: dict[str, float]
+) -> None:
+    """Write the histogram of image scores (N,) of nominal and of anomalous images with thresholds by name, as PNG."""
+    figure = _figure(7.2, 4.4)
+    axes = figure.add_subplot()
+    everything = np.concatenate([nominal, anomalous, list(thresholds.values())])
+    low, high = everything.min(), everything.max()
+    edges = np.linspace(low, high if high > low else low + 1e-3, 41)
+    for scores, color, label in ((nominal, NOMINAL, "nominal"), (anomalous, ANOMALOUS, "anomalous")):
+        label = f"{label} ({len(scores)} images)"
+        axes.hist(scores, edges, color=color, alpha=0.55, label=label, edgecolor=color, linewidth=0.8)
+    for (name, value), style in zip(thresholds.items(), ("-", "--", "-.", ":"), strict=False):
+        axes.axvline(value, color=OPERATING_POINT, linestyle=style, linewidth=1.5, label=f"{name} {value:.3f}")
+    axes.set(xlabel="image score (largest smoothed probability of 'anomalous')", ylabel="images")
+    axes.yaxis.get_major_locator().set_params(integer=True)
+    axes.set_title(f"Image scores and thresholds\n{title}", fontsize=11)
+    axes.grid(alpha=0.3)
+    axes.legend(loc="best", framealpha=0.9, fontsize=9)
+    figure.savefig(path, format="png")
+
+
 CURVE_TITLES = {
     "roc": ("Receiver operating characteristic", "false positive rate", "true positive rate"),
     "precision_recall": ("Precision and recall", "recall", "precision"),
@@ -179,12 +244,8 @@ def curves(
         levels: `image` or `pixel` -> curves of evaluation.metrics, each with `threshold` falling.
         operating_points: level -> threshold and its name.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     heading, x_label, y_label = CURVE_TITLES[name]
-    figure = Figure(figsize=(6.4, 5.2), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = _figure(6.4, 5.2)
     axes = figure.add_subplot()
     for level, curve in levels.items():
         axes.plot(curve[x], curve[y], color=LEVELS[level], label=level, linewidth=2)
@@ -200,4 +261,87 @@ def curves(
     axes.set_title(f"{heading}\n{title}", fontsize=11)
     axes.grid(alpha=0.3)
     axes.legend(loc="best", framealpha=0.9)
+    figure.savefig(path, format="png")
+
+
+# What a batch's figure shows: level, name of CURVE_TITLES, keys of the curves.
+BATCH_CURVES = (
+    ("image", "roc", "fpr", "tpr"),
+    ("image", "precision_recall", "tpr", "precision"),
+    ("pixel", "pro", "fpr", "pro"),
+    ("pixel", "roc", "fpr", "tpr"),
+    ("pixel", "precision_recall", "tpr", "precision"),
+    ("pixel", "iou", "threshold", "iou"),
+)
+# Lines of a batch: Okabe and Ito's colors but black and yellow; beyond six the line style changes.
+BATCH_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+BATCH_STYLES = ("-", "--", ":", "-.")
+
+
+def batch_colors(count: int, rising: bool) -> list[dict[str, Any]]:
+    """Line properties for `count` lines; `rising`: along a color scale, dark to bright."""
+    if rising:
+        from matplotlib import colormaps
+
+        return [{"color": colormaps["viridis"](0.9 * i / max(count - 1, 1))} for i in range(count)]
+    styles = [(style, color) for style in BATCH_STYLES for color in BATCH_COLORS]
+    return [{"color": color, "linestyle": style} for style, color in (styles[i % len(styles)] for i in range(count))]
+
+
+def batch_curves(path: Path, title: str, lines: dict[str, dict[str, np.ndarray]], rising: bool) -> None:
+    """Write all curves of several results over each other, as PNG.
+
+    Args:
+        lines: label -> arrays named `<level>_<key>` with the keys of evaluation.metrics' curves; any may be missing.
+        rising: the labels are in an order, such as training time.
+    """
+    figure = _figure(12.5, 8.2)
+    for axes, (level, name, x, y) in zip(figure.subplots(2, 3).ravel(), BATCH_CURVES, strict=True):
+        heading, x_label, y_label = CURVE_TITLES[name]
+        for (label, arrays), style in zip(lines.items(), batch_colors(len(lines), rising), strict=True):
+            if f"{level}_{x}" in arrays:
+                axes.plot(arrays[f"{level}_{x}"], arrays[f"{level}_{y}"], label=label, linewidth=1.6, **style)
+        right = 0.3 if name == "pro" else 1.0
+        axes.set(xlabel=x_label, ylabel=y_label, xlim=(-0.015 * right, 1.015 * right), ylim=(-0.02, 1.02))
+        axes.set_title(f"{level}s: {heading}" if name != "pro" and name != "iou" else heading, fontsize=10)
+        axes.grid(alpha=0.3)
+    handles = {
+        label: handle for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    if handles:
+        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=6, fontsize=9)
+    figure.suptitle(title, fontsize=12)
+    figure.savefig(path, format="png")
+
+
+def metric_over_checkpoints(
+    path: Path,
+    title: str,
+    metrics: dict[str, dict[str, dict[str, float]]],
+    checkpoints: list[str],
+    marks: dict[str, str],
+) -> None:
+    """Write how metrics change with training, a line per category, as PNG.
+
+    Args:
+        metrics: label of a metric -> category -> checkpoint -> value. checkpoints: names in order.
+        marks: label -> checkpoint to mark with a vertical line.
+    """
+    figure = _figure(6.2 * len(metrics), 4.6)
+    place = {name: i for i, name in enumerate(checkpoints)}
+    for axes, (label, categories) in zip(np.atleast_1d(figure.subplots(1, len(metrics))), metrics.items(), strict=True):
+        for (category, values), style in zip(categories.items(), batch_colors(len(categories), False), strict=True):
+            known = [name for name in checkpoints if name in values]
+            axes.plot([place[n] for n in known], [values[n] for n in known], "o", markersize=5, color=style["color"])
+            axes.plot([place[n] for n in known], [values[n] for n in known], label=category, **style)
+        for (mark, name), look in zip(marks.items(), ("-", ":"), strict=False):
+            axes.axvline(place[name], color=OPERATING_POINT, linestyle=look, linewidth=1.2, label=f"{mark}: {name}")
+        axes.set(xlabel="checkpoint (epoch)", ylabel=label)
+        axes.set_xticks(range(len(checkpoints)), checkpoints, rotation=45 if len(checkpoints) > 8 else 0)
+        axes.grid(alpha=0.3)
+    handles = {
+        label: handle for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, fontsize=9)
+    figure.suptitle(title, fontsize=12)
     figure.savefig(path, format="png")

@@ -65,23 +65,29 @@ def test_a_single_missing_mask_is_named(tmp_path):
 
 
 def test_mask_rules(tmp_path):
+    picture = write(tmp_path / "picture.png", np.zeros((64, 64), np.uint8))
+
+    def anomalous(path, size):
+        [sample] = data_loader.DRAEMTestDataset([data_loader.TestImage(picture, True, path)], size)
+        return sample["mask"][0].numpy() > 0
+
     mask = np.zeros((64, 64), np.uint8)
     mask[:32] = 1
     ones = write(tmp_path / "ones.png", mask)
     expected = np.zeros((32, 32), bool)
     expected[:16] = True
-    np.testing.assert_array_equal(data_loader.read_mask(ones, (64, 64), (32, 32)), expected)
+    np.testing.assert_array_equal(anomalous(ones, (32, 32)), expected)
     wide = write(tmp_path / "wide.png", mask.astype(np.uint16))
-    np.testing.assert_array_equal(data_loader.read_mask(wide, (64, 64), (32, 32)), expected)
+    np.testing.assert_array_equal(anomalous(wide, (32, 32)), expected)
     full = write(tmp_path / "full.png", mask.astype(np.uint16) * 65535)
-    np.testing.assert_array_equal(data_loader.read_mask(full, (64, 64), (32, 32)), expected)
+    np.testing.assert_array_equal(anomalous(full, (32, 32)), expected)
     mask[:] = 0
     mask[20, 21] = 255  # one pixel of 64 x 64 is a quarter of one of 32 x 32: it vanishes
     tiny = write(tmp_path / "tiny.png", mask)
-    assert not data_loader.read_mask(tiny, (64, 64), (32, 32)).any()
-    assert data_loader.read_mask(tiny, (64, 64), (64, 64)).sum() == 1
+    assert not anomalous(tiny, (32, 32)).any()
+    assert anomalous(tiny, (64, 64)).sum() == 1
     with pytest.raises(UserError, match=r"tiny\.png: mask of 64 x 64 pixels, but its image has 48 x 64"):
-        data_loader.read_mask(tiny, (64, 48), (32, 32))
+        data_loader.read_mask(tiny, (64, 48))
 
 
 def test_test_sample(tmp_path):

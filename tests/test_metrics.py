@@ -216,5 +216,5 @@ def test_nominal_thresholds_keep_only_the_tail():
     assert tracemalloc.get_traced_memory()[0] < 5e6  # all of them would be 105 MB
     tracemalloc.stop()
     assert summary.compute()["p_quantile"] == pytest.approx(0.99, abs=1e-3)
-    with pytest.raises(ValueError, match="at least one"):
+    with pytest.raises(ValueError, match="no scores"):
         NominalScores(99, 3, 0).compute()

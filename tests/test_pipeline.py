@@ -14,7 +14,7 @@ import torch
 from conftest import DATA, ROOT, main_py, write
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from engine import detection, inference
+from engine import inference, result
 from evaluation import metrics
 
 MODES = ("--train", "--threshold", "--detection")
@@ -95,7 +95,7 @@ def test_metrics_are_those_of_the_maps(workplace, cli, monkeypatch):
     maps, truth = (np.concatenate([pair[i].ravel() for pair in test]) for i in (0, 1))
     for kind in ("k_sigma", "optimal"):
         content = json.loads((folder / kind / "metrics.json").read_text())
-        assert set(content) == {*detection.METRIC_KEYS, "notes"}
+        assert set(content) == {*result.METRIC_KEYS, "notes"}
         assert content["image_auroc"] == pytest.approx(roc_auc_score(labels, scores))
         assert content["image_ap"] == pytest.approx(average_precision_score(labels, scores))
         assert content["pixel_auroc"] == pytest.approx(roc_auc_score(truth, maps), abs=1e-4)
@@ -112,7 +112,10 @@ def test_metrics_are_those_of_the_maps(workplace, cli, monkeypatch):
     assert [int(row["prediction"]) for row in rows] == (scores > content["image_threshold"]).astype(int).tolist()
     wrong = [row["path"] for row in rows if row["label"] != row["prediction"]]
     assert [row["path"] for row in rows_of(folder / "misclassified.csv")] == wrong
-    assert {p.name for p in folder.glob("*.png")} == {"roc.png", "precision_recall.png", "pro.png", "iou.png"}
+    assert {p.name for p in folder.glob("*.png")} == {
+        *("roc.png", "precision_recall.png", "pro.png", "iou.png", "scores.png"),
+        *(["mistakes.png"] if wrong else []),
+    }
     panels = sorted(p.relative_to(folder / "panels").as_posix() for p in (folder / "panels").rglob("*.png"))
     assert panels == [f"{kind}/{i:03}.png" for kind in ("good", "spot") for i in range(3)]
 
@@ -122,7 +125,9 @@ def test_only_what_is_asked_for_is_drawn(workplace, cli):
     arguments = [word for value in off for word in ("--set", value)]
     folder = workplace / "results/tiny/tile/checkpoint_2/no_masking"
     assert cli("--train", "--detection", *arguments, "--set", "metrics.visualisation=2")[0] == 0
-    assert sorted(p.name for p in folder.iterdir()) == ["optimal", "panels", "scores.csv"]
+    assert sorted(p.name for p in folder.iterdir()) == [
+        *("curves.npz", "made_with.json", "optimal", "panels", "scores.csv", "scores.png"),
+    ]
     panels = folder / "panels"
     assert sorted(p.relative_to(panels).as_posix() for p in panels.rglob("*.png")) == ["good/000.png", "spot/002.png"]
     assert cli("--detection", *arguments, "--set", "metrics.visualisation=errors")[0] == 0

@@ -1,0 +1,90 @@
+"""Comparison of results: rows with the keys `category`, `checkpoint`, `technique`, `threshold` and the metrics."""
+
+from typing import Any
+
+from scipy.stats import rankdata
+
+from evaluation import metrics
+
+HEADLINE, TIE = "image_auroc", "pixel_ap"
+PLAIN = "no_masking"  # checkpoints are compared by results without masking and registration
+METRICS = metrics.IMAGE_KEYS + metrics.PIXEL_KEYS
+METRICS_AT_THRESHOLD = ("accuracy", "image_f1_at_threshold", *metrics.PIXEL_KEYS_AT_THRESHOLD)
+
+
+def training_order(name: str) -> tuple:
+    """Checkpoints in the order of training time."""
+    return (not name.isdecimal(), int(name) if name.isdecimal() else 0, name)
+
+
+def best_of_categories(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Of each category and metric the best value and every combination that reaches it; None where undefined."""
+    best: dict[str, dict[str, Any]] = {}
+    for category in dict.fromkeys(row["category"] for row in rows):
+        best[category] = {}
+        for metric in (*METRICS, *METRICS_AT_THRESHOLD):
+            own = [row for row in rows if row["category"] == category and row[metric] is not None]
+            value = max((row[metric] for row in own), default=None)
+            where = ["checkpoint", "technique", *(["threshold"] if metric in METRICS_AT_THRESHOLD else [])]
+            reached = {tuple(row[column] for column in where): None for row in own if row[metric] == value}
+            combinations = [dict(zip(where, names, strict=True)) for names in reached]
+            best[category][metric] = {"value": value, "reached_by": combinations}
+    return best
+
+
+def plain_results(rows: list[dict[str, Any]], metric: str, threshold: str | None = None) -> dict[str, dict[str, float]]:
+    """Category -> checkpoint -> value, without masking and registration, of a threshold where one is named."""
+    table: dict[str, dict[str, float]] = {}
+    for row in rows:
+        if row["technique"] == PLAIN and row[metric] is not None and threshold in (None, row["threshold"]):
+            table.setdefault(row["category"], {})[row["checkpoint"]] = row[metric]
+    return table
+
+
+def mean_ranks(table: dict[str, dict[str, float]]) -> dict[str, float]:
+    """Checkpoint -> rank (1 is best, equals share theirs) averaged over categories; only checkpoints that all have."""
+    if not table:
+        return {}
+    names = sorted(set.intersection(*map(set, table.values())), key=training_order)
+    ranks = [rankdata([-values[name] for name in names]) for values in table.values()]
+    return {name: float(sum(own[i] for own in ranks) / len(ranks)) for i, name in enumerate(names)}
+
+
+def mean(table: dict[str, dict[str, float]], checkpoint: str) -> float | None:
+    values = [values[checkpoint] for values in table.values() if checkpoint in values]
+    return sum(values) / len(values) if values else None
+
+
+def overall(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The checkpoint with the best mean rank over categories: of each metric, and of the headline."""
+    tie = mean_ranks(plain_results(rows, TIE))
+    best = {}
+    kinds = dict.fromkeys(row["threshold"] for row in rows)
+    cases = [(metric, None) for metric in METRICS]
+    cases += [(metric, kind) for metric in METRICS_AT_THRESHOLD for kind in kinds]
+    for metric, kind in cases:
+        table = plain_results(rows, metric, kind)
+        ranks = mean_ranks(table)
+        if not ranks:
+            continue
+        chosen = min(ranks, key=lambda name: (ranks[name], tie.get(name, 0), training_order(name)))
+        tied = [name for name in ranks if ranks[name] == ranks[chosen]]
+        best[metric if kind is None else f"{metric} ({kind})"] = {
+            "checkpoint": chosen,
+            "tied": tied,
+            "mean_rank": ranks[chosen],
+            "mean": mean(table, chosen),
+            "mean_ranks": ranks,
+        }
+    names = {row["checkpoint"] for row in rows if row["technique"] == PLAIN}
+    headline = None
+    if HEADLINE in best:
+        chosen = best[HEADLINE]["checkpoint"]
+        headline = {
+            "checkpoint": chosen,
+            "metric": HEADLINE,
+            "mean_rank": best[HEADLINE]["mean_rank"],
+            **{metric: mean(plain_results(rows, metric), chosen) for metric in (HEADLINE, TIE)},
+        }
+        names -= set(best[HEADLINE]["mean_ranks"])
+    return {"headline": headline, "overall": best, "not_in_every_category": sorted(names, key=training_order)}

@@ -1,0 +1,129 @@
+"""Train every category of a dataset, one after the other, each in a process of its own."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from main import Parser, add_config_flags, boolean, run
+
+if TYPE_CHECKING:
+    from config import Config
+
+# Predefined parameters. Each can be given as a flag of the same name, e.g. --categories bottle cable
+CATEGORIES = None  # names of categories; None: every folder of data.data_path that has train/good
+UPDATE_CONFIG = False  # True: data.category is set in the given settings file, too, so that it names the last one
+FORCE = False  # True: train anew what is complete already
+
+MAIN = Path(__file__).resolve().parent / "main.py"
+TEMPLATE = (
+    "train_all.yaml"  # in a run's folder: what it was started from; its config.yaml says what it was trained with
+)
+TIMES_HEAD = f"{'category':24}{'seconds':>10}{'h:m:s':>12}{'epochs':>8}  device\n"
+
+
+def main() -> int:
+    """Parse the command line and train; 1 where a category failed."""
+    parser = Parser(
+        prog="train_all.py",
+        description="Train every category of a dataset, each in a process of its own. Complete ones are skipped.",
+        epilog="example: python train_all.py --categories bottle cable --set train.epochs=100",
+    )
+    add_flag = parser.add_argument
+    add_flag("--categories", nargs="+", default=CATEGORIES, metavar="NAME", help="which (default: all that are there)")
+    for name, default, text in (
+        ("--update_config", UPDATE_CONFIG, "set data.category in the given settings file, too"),
+        ("--force", FORCE, "train anew what is complete"),
+    ):
+        add_flag(name, type=boolean, nargs="?", const=True, default=default, metavar="True|False", help=text)
+    add_config_flags(parser)
+    arguments = parser.parse_args()
+
+    from tqdm import tqdm
+
+    from config import edit_config, load_config, settings_text
+    from data_loader import chosen_categories
+    from engine import runtime
+
+    template = load_config(arguments.config, arguments.set)
+    names = chosen_categories(Path(template.data.data_path), arguments.categories)
+    times, failed, skipped = Path(template.data.checkpoint_path) / "training_times.txt", {}, []
+    device = runtime.select_device(template.train.device)
+    for name in (bar := tqdm(names, "categories", unit="category")):
+        bar.set_postfix_str(name)
+        config = template.model_copy(update={"data": template.data.model_copy(update={"category": name})})
+        if _is_complete(config) and not arguments.force:
+            skipped.append(name)
+            continue
+        text = settings_text(arguments.config, config)
+        runtime.write_text(config.run_folder / TEMPLATE, text)
+        if arguments.update_config:
+            runtime.write_text(arguments.config, edit_config(arguments.config, {"data.category": name}))
+        start, before = time.perf_counter(), 0 if arguments.force else _epochs_done(config)
+        error = _train(config.run_folder / TEMPLATE, arguments.force)
+        seconds, epochs = round(time.perf_counter() - start), _epochs_done(config) - before
+        if error is not None:
+            failed[name] = error
+        elif epochs == 0:  # settings differ in something that changes no weights
+            skipped.append(name)
+        else:
+            kept = times.read_text(encoding="utf-8") if times.is_file() else TIMES_HEAD
+            clock = f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
+            runtime.write_text(times, kept + f"{name:24}{seconds:>10}{clock:>12}{epochs:>8}  {device}\n")
+    done = [name for name in names if name not in failed and name not in skipped]
+    print(f"trained: {', '.join(done) or '-'}" + (f"; complete already: {', '.join(skipped)}" if skipped else ""))
+    for name, error in failed.items():
+        print(f"failed: {name}: {error}")
+    print(f"training times: {times}")
+    return 1 if failed else 0
+
+
+def _is_complete(config: "Config") -> bool:
+    """Whether all epochs are done with these very settings; else main.py goes on, or says what differs."""
+    from config import load_config
+    from engine.checkpoint import epoch_path
+    from errors import UserError
+
+    kept = config.run_folder / "config.yaml"
+    if not kept.is_file() or not epoch_path(config.run_folder, config.train.epochs).is_file():
+        return False
+    try:
+        there = load_config(kept)
+    except UserError:
+        return False
+    return (there.model, there.train, there.data) == (config.model, config.train, config.data)
+
+
+def _epochs_done(config: "Config") -> int:
+    """Epochs in the run's log, 0 where there is none."""
+    log = config.run_folder / "train_log.csv"
+    lines = log.read_text(encoding="utf-8").splitlines()[1:] if log.is_file() else []
+    epoch = lines[-1].split(",")[0] if lines else "0"
+    return int(epoch) if epoch.isdecimal() else 0
+
+
+def _train(settings: Path, is_anew: bool) -> str | None:
+    """Train in a process of its own; what went wrong, or None. Its messages are passed on."""
+    command = [sys.executable, str(MAIN), "--train", "True", "--config", str(settings)]
+    if is_anew:
+        command += ["--set", "train.resume=never"]
+    tail = b""
+    with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
+        while chunk := process.stderr.read1(65536):
+            sys.stderr.buffer.write(chunk)
+            sys.stderr.buffer.flush()
+            tail = (tail + chunk)[-4000:]
+    if process.returncode == 0:
+        return None
+    if process.returncode == 130:
+        raise KeyboardInterrupt
+    lines = [line.strip() for line in tail.decode("utf-8", "replace").splitlines() if line.strip() and "|" not in line]
+    first = next((i for i, line in enumerate(lines) if line.startswith("error: ")), len(lines) - 1)
+    if process.returncode < 0:
+        return f"its process was ended by signal {-process.returncode}, often for want of memory"
+    return " ".join(lines[first:]).removeprefix("error: ") or f"exit status {process.returncode}"
+
+
+if __name__ == "__main__":
+    run(main)

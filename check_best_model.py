@@ -105,7 +105,7 @@ def _read_summary(results: Path, categories: list[str] | None) -> tuple[list[dic
         key = (category, checkpoint.removeprefix("checkpoint_"), technique, threshold)
         if key not in seen and not any(key[:3] == other[:3] for other in seen if not other[3]):
             raise UserError(f"{path}: the row of {', '.join(key)} is missing, its metrics.json is there; {MEND}")
-    there = {row["category"] for row in rows}
+    there = {key[0] for key in seen}
     for name in categories or ():
         if name not in there:
             raise UserError(

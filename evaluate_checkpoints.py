@@ -79,7 +79,8 @@ def main() -> int:
     _draw_batch(results, done)
     for key, error in failed.items():
         print(f"failed: {', '.join(part for part in key if part)}: {error}")
-    print(f"{len(rows) - len(failed)} combinations, {len(failed)} failures")
+    errors = sum(bool(row.get("error")) for row in rows)
+    print(f"{len(rows) - errors} combinations in the summary" + (f", {errors} failures" if errors else ""))
     print(f"results: {results / 'summary.csv'}")
     return 1 if failed else 0
 

@@ -1,5 +1,7 @@
 """A tiny dataset in MVTec AD form, and ways to call the program on it."""
 
+import functools
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +11,7 @@ import numpy as np
 import pytest
 
 import main as program
+from engine import inference
 
 DATA = Path(__file__).parent / "data"
 ROOT = Path(__file__).parent.parent
@@ -76,15 +79,49 @@ def workplace(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def cli(workplace: Path, monkeypatch, capsys):
-    """Call main.py with these arguments, in this process: exit status, standard output, standard error."""
+def call(workplace: Path, monkeypatch, capsys):
+    """Call a program with these arguments, in this process: exit status, standard output, standard error."""
 
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["main.py", "--config", str(workplace / "config.yaml"), *arguments])
+    def call_program(name: str, *arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", "--config", str(workplace / "config.yaml"), *arguments])
         capsys.readouterr()
         with pytest.raises(SystemExit) as exit_:
-            program.run(program.main)
+            program.run(importlib.import_module(name).main)
         captured = capsys.readouterr()
         return exit_.value.code, captured.out, captured.err
 
-    return call
+    return call_program
+
+
+@pytest.fixture
+def cli(call):
+    """Call main.py likewise."""
+    return functools.partial(call, "main")
+
+
+def planted_detections(planted: dict, rng: np.random.Generator, separation=lambda model: 0.3):
+    """In place of engine.inference.detect: random maps, by `separation` higher inside the masks. Kept in `planted` by
+    (title, variant, index)."""
+
+    def detect(model, dataset, config, title):
+        shift = separation(model)
+        for idx in range(len(dataset)):
+            sample = dataset[idx]
+            mask, valid, region = (sample[key][0].numpy() > 0 for key in ("mask", "valid", "region"))
+            scores = np.clip(rng.normal(0.4 + shift * mask, 0.15), 0, 1).astype(np.float32)
+            image = sample["image"].permute(1, 2, 0).numpy()
+            found = inference.Detection(idx, image, image, scores, mask, valid, region)
+            planted[title, dataset.variant, idx] = found
+            yield found
+
+    return detect
+
+
+def checked(outcome, words) -> None:
+    """A mistake told as it should be: exit status 2, one or two lines, all words in them."""
+    status, _, error = outcome
+    said = [line for line in error.splitlines() if line.strip() and "|" not in line]  # progress bars aside
+    assert status == 2 and "Traceback" not in error, error
+    assert said[0].startswith("error: ") and len(said) <= 2, said
+    for word in words:
+        assert word in "\n".join(said), error

@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import SETTINGS, main_py, make_dataset, write
+from conftest import SETTINGS, checked, main_py, make_dataset, write
 
 from engine import checkpoint, runtime
 
@@ -132,20 +132,11 @@ THRESHOLDED = [
 ]
 
 
-def check(outcome, words) -> None:
-    status, _, error = outcome
-    said = [line for line in error.splitlines() if line.strip() and "|" not in line]  # progress bars aside
-    assert status == 2 and "Traceback" not in error, error
-    assert said[0].startswith("error: ") and len(said) <= 2, said
-    for word in words:
-        assert word in "\n".join(said), error
-
-
 @pytest.mark.parametrize(("spoil", "arguments", "words"), UNTRAINED)
 def test_mistakes_before_training(workplace, cli, spoil, arguments, words):
     if spoil:
         spoil(workplace)
-    check(cli(*arguments), words)
+    checked(cli(*arguments), words)
     assert not list(workplace.rglob("*.pt"))
 
 
@@ -167,7 +158,7 @@ def test_mistakes_after_training(workplace, cli, trained, spoil, arguments, word
     if spoil:
         spoil(workplace)
     files = {path: path.read_bytes() for path in workplace.rglob("*") if path.is_file()}
-    check(cli(*arguments), words)
+    checked(cli(*arguments), words)
     assert all(path.read_bytes() == content for path, content in files.items())
 
 
@@ -185,7 +176,7 @@ def test_disk_full_and_no_permission(workplace, cli, monkeypatch, code):
         replace(source, target)
 
     monkeypatch.setattr(runtime.os, "replace", refuse)
-    check(cli("--train", "--set", "train.visualize=false"), ["refused by the system", str(last)])
+    checked(cli("--train", "--set", "train.visualize=false"), ["refused by the system", str(last)])
     assert last.read_bytes() == before and not list(workplace.rglob(".last*"))
 
 

@@ -204,7 +204,10 @@ def _report(best: dict[str, Any]) -> str:
     if free["overall"]:
         overall = free["overall"]
         same = headline and overall["checkpoint"] == headline["checkpoint"]
-        apart = "" if same or "difference" not in overall else f", {overall['difference']:.4f} below the best"
+        apart = ""
+        if not same and "difference" in overall:
+            side = "below" if overall["difference"] >= 0 else "above"
+            apart = f", {abs(overall['difference']):.4f} {side} that of checkpoint {headline['checkpoint']}"
         lines.append(
             f"Without any test label **checkpoint {overall['checkpoint']}** is chosen{' as well' if same else ''}: it "
             "has the best mean rank in pixel AP on synthetic anomalies put on held-out nominal images (`val_ap`). Its "

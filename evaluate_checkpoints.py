@@ -163,17 +163,13 @@ def _kinds(thresholds: list[str]) -> list[str]:
 def _is_complete(item: Item, thresholds: list[str]) -> bool:
     """Whether results are there for all techniques and thresholds, made from this very checkpoint and settings."""
     from engine.detection import made_with, result_folder
-    from engine.result import MADE_WITH
+    from engine.result import read_made_with
 
     for technique in item.techniques:
         folder = result_folder(item.config, str(item.epoch), technique)
         wanted = made_with(item.config, item.path, item.preparation, technique, item.pictures, thresholds)
-        try:
-            there = json.loads((folder / MADE_WITH).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return False
-        kinds = set(there.pop("thresholds", ()))
-        if not set(wanted.pop("thresholds")) <= kinds or any(there.get(key) != wanted[key] for key in wanted):
+        there = read_made_with(folder)
+        if any(there.get(key) != value for key, value in wanted.items() if key != "thresholds"):
             return False
         if not all((folder / kind / "metrics.json").is_file() for kind in thresholds):
             return False

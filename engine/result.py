@@ -29,6 +29,15 @@ CURVES = "curves.npz"
 MISTAKES = 8  # of each kind, on the contact sheet
 
 
+def read_made_with(folder: Path) -> dict[str, Any]:
+    """What complete results in a folder were made with; empty where there are none."""
+    try:
+        content = json.loads((folder / MADE_WITH).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) and isinstance(content.get("thresholds"), list) else {}
+
+
 class Result:
     """All that is asked of one technique: fed picture by picture, it writes the folder of its results.
 
@@ -65,6 +74,12 @@ class Result:
         self._panels: set[Path] = set()
         # Nominal pictures of the highest scores and anomalous ones of the lowest: what can be on the contact sheet.
         self._extremes: tuple[list, list] = ([], [])
+        earlier = read_made_with(folder)
+        if any(earlier.get(key) != value for key, value in made_with.items() if key != "thresholds"):
+            for path in folder.glob("*/metrics.*"):  # of other weights or settings: not to stand beside these
+                path.unlink()
+        else:
+            made_with["thresholds"] = sorted({*made_with["thresholds"], *earlier["thresholds"]})
         (folder / MADE_WITH).unlink(missing_ok=True)
         # Thresholds of the test set are known only after its last picture; until then the panels' arrays wait on disk.
         can_judge = self.judged_by != OPTIMAL or config.metrics.visualisation == "none"

@@ -138,6 +138,16 @@ def test_only_what_is_asked_for_is_drawn(workplace, cli):
     assert not list(panels.rglob("*.png"))
 
 
+def test_metrics_of_other_weights_do_not_stay_beside_new_ones(workplace, cli):
+    folder = workplace / "results/tiny/tile/checkpoint_2/no_masking"
+    assert cli("--train", "--threshold", "--detection", "--set", "metrics.threshold_type=max")[0] == 0
+    assert cli("--detection", "--set", "metrics.threshold_type=k_sigma")[0] == 0
+    kinds = {path.parent.name for path in folder.glob("*/metrics.json")}
+    assert kinds == {"max", "k_sigma", "optimal"}
+    assert cli("--train", "--threshold", "--detection", "--set", "train.resume=never")[0] == 0
+    assert {path.parent.name for path in folder.glob("*/metrics.json")} == {"p_quantile", "optimal"}
+
+
 def test_every_image_goes_through_the_networks_once(workplace, cli, monkeypatch):
     assert cli("--train", "--threshold")[0] == 0
     seen = []

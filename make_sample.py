@@ -16,7 +16,7 @@ from sklearn.metrics import roc_auc_score
 from errors import UserError
 from main import Parser, run
 
-VERSION = 2
+VERSION = 3
 SIZE = 128  # side of every picture
 N_TRAIN, N_GOOD, N_PER_DEFECT, N_PER_TEXTURE = 160, 24, 8, 10
 # Test crops come from the columns between these, training crops from either side: they share no pixel, and training
@@ -24,15 +24,15 @@ N_TRAIN, N_GOOD, N_PER_DEFECT, N_PER_TEXTURE = 160, 24, 8, 10
 FIRST_TEST, LAST_TEST = 176, 335
 SUPER = 4  # shapes are drawn this many times larger and averaged down: anti-aliased outlines
 Painted = tuple[np.ndarray, np.ndarray]  # a surface with its anomaly, and the anomaly's opacity in [0, 1]
-CATEGORIES = ("brick", "grass")
+CATEGORIES = ("brick", "gravel")
 FOREIGN = ("chelsea.png", "coffee.png")
-TEXTURES = ("gravel.png", "camera.png", "retina.jpg", "rocket.jpg", "hubble_deep_field.jpg", "astronaut.png")
+TEXTURES = ("grass.png", "camera.png", "retina.jpg", "rocket.jpg", "hubble_deep_field.jpg", "astronaut.png")
 README = """\
 DRAEM sample dataset, version {version}, written by make_sample.py in the MVTec AD layout.
 Made from photographs in scikit-image's wheel, turned grey; licenses as skimage.data states them:
-  categories      brick.png, grass.png: CC0. Test crops from columns {first} to {last}, training crops from the others
+  categories      brick.png, gravel.png: CC0. Test crops from columns {first} to {last}, training crops from the others
   foreign pieces  chelsea.png: CC0 (Stefan van der Walt); coffee.png: CC0 (Rachel Michetti)
-  textures        gravel.png: CC0; camera.png: CC0 (Lav Varshney); retina.jpg: CC0 (Mikael Haggstrom);
+  textures        grass.png: CC0; camera.png: CC0 (Lav Varshney); retina.jpg: CC0 (Mikael Haggstrom);
                   rocket.jpg: public domain (SpaceX); hubble_deep_field.jpg, astronaut.png: public domain (NASA)
 The anomalies are painted, not photographed: scores on this sample show that the code works, no more.
 """
@@ -92,7 +92,7 @@ def scratch(surface: np.ndarray, rng: np.random.Generator) -> Painted:
         for (x, y), w in zip((path + shift) * SUPER, width * SUPER / 2, strict=True):
             cv2.circle(canvas, (int(x), int(y)), int(w), 255, -1)
     core, flank = map(shrink, canvases)
-    # contrast grows with the surface's own: in grass, a groove that would show on brick passes for a blade
+    # contrast grows with the surface's own: in gravel, a groove that would show on brick passes for a gap
     base, contrast = soften(surface, 10), rng.choice([-1, 1]) * (65 + rng.uniform(0.9, 1.2) * surface.std())
     grooved = mix(mix(surface, base - np.sign(contrast) * 20, 0.6 * flank), base + contrast, 0.92 * core)
     return grooved, np.maximum(core, flank)

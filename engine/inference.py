@@ -1,10 +1,14 @@
 """Checkpoint and images to anomaly maps: the one place that runs the networks to detect."""
 
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 import torch
+from torch import nn
+from torch.nn.utils import fuse_conv_bn_eval
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
@@ -41,6 +45,17 @@ class Detection:
         return replace(self, anomaly_map=np.where(valid, self.anomaly_map, np.float32(0)), valid=valid)
 
 
+def _folded(model: DRAEM) -> DRAEM:
+    """A copy for inference: each batch norm folded into the convolution before it."""
+    model = copy.deepcopy(model).eval()
+    for layers in model.modules():
+        if isinstance(layers, nn.Sequential):
+            for i, (convolution, norm) in enumerate(pairwise(list(layers))):
+                if isinstance(norm, nn.BatchNorm2d):
+                    layers[i], layers[i + 1] = fuse_conv_bn_eval(convolution, norm), nn.Identity()
+    return model
+
+
 @torch.inference_mode()
 def detect(model: DRAEM, dataset: Dataset, config: Config, title: str) -> Iterator[Detection]:
     """Run the networks once over every sample (`image`, `mask`, `idx`; perhaps `valid`, `region`), in order.
@@ -50,7 +65,7 @@ def detect(model: DRAEM, dataset: Dataset, config: Config, title: str) -> Iterat
     device = runtime.select_device(config.train.device)
     precision = runtime.select_precision(config.train.precision, device)
     layout = runtime.memory_format(precision)
-    model = model.to(device, memory_format=layout).eval()
+    model = _folded(model).to(device, precision, memory_format=layout)
     # Starting loader processes takes longer than reading a few batches.
     is_small = len(dataset) <= 8 * config.data.test_batch_size
     workers = 0 if is_small else data_loader.worker_count(config.data.num_workers, device.type == "cuda")
@@ -60,9 +75,8 @@ def detect(model: DRAEM, dataset: Dataset, config: Config, title: str) -> Iterat
         runtime.mendable_errors(),
     ):
         for batch in loader:
-            image = batch["image"].to(device, non_blocking=True)
-            with runtime.autocast(device, precision):
-                reconstruction, logits = model(image.contiguous(memory_format=layout))
+            image = batch["image"].to(device, precision, non_blocking=True)
+            reconstruction, logits = model(image.contiguous(memory_format=layout))
             maps = torch.softmax(logits.float(), dim=1)[:, 1].cpu().numpy()
             for idx, anomaly_map in zip(batch["idx"].tolist(), maps, strict=True):
                 if not np.isfinite(anomaly_map).all():

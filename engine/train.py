@@ -88,7 +88,6 @@ def train(config: Config, settings_text: str) -> Path:
             is_kept = epoch >= config.train.save_from and epoch % config.train.save_every == 0
             is_kept |= epoch == config.train.epochs
             row["val_ap"] = synthetic_pixel_ap(model, validation, config) if is_kept and validation else None
-            model.train()
             board.add(epoch, *(summary.scalar(key, row[key]) for key in LOG_COLUMNS[1:] if row[key] is not None))
             epochs.set_postfix({term: f"{losses[term]:.4f}" for term in TERMS})
             if config.train.visualize and (epoch % config.train.visualize_every == 0 or epoch == config.train.epochs):

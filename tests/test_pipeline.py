@@ -40,14 +40,14 @@ def test_the_sample_through_all_modes(tmp_path):
     assert made.returncode == 0, made.stderr
     trivial = [float(line.rsplit(" ", 1)[1]) for line in made.stdout.splitlines() if "trivial" in line]
     assert len(trivial) == 2 and max(trivial) < 0.8
-    sets = ["model.base_width=2", "model.base_channels=2", "train.epochs=1", "data.img_size=32", "data.category=grass"]
+    sets = ["model.base_width=2", "model.base_channels=2", "train.epochs=1", "data.img_size=32", "data.category=gravel"]
     arguments = ["--config", ROOT / "configs/sample.yaml", *(word for value in sets for word in ("--set", value))]
     result = main_py(*(word for mode in MODES for word in (mode, "True")), *arguments, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     said = dict(line.split(": ", 1) for line in result.stdout.splitlines() if line.split(":")[0] in
                 ("checkpoint", "thresholds", "results"))  # fmt: skip
     assert list(said) == ["checkpoint", "thresholds", "results"] and all((tmp_path / p).exists() for p in said.values())
-    folder = tmp_path / "results/sample/grass/checkpoint_1/no_masking"
+    folder = tmp_path / "results/sample/gravel/checkpoint_1/no_masking"
     assert tmp_path / said["results"] == folder
     assert len(rows_of(folder / "scores.csv")) == 56 and len(list((folder / "panels").rglob("*.png"))) == 56
     again = subprocess.run([sys.executable, str(ROOT / "make_sample.py")], cwd=tmp_path, capture_output=True, text=True)

@@ -66,6 +66,9 @@ def detect(model: DRAEM, dataset: Dataset, config: Config, title: str) -> Iterat
     precision = runtime.select_precision(config.train.precision, device)
     layout = runtime.memory_format(precision)
     model = _folded(model).to(device, precision, memory_format=layout)
+    # Its logits in float32: rounded to bfloat16, different scores would become equal.
+    final = model.discriminative.decoder_segment.fin_out.float()
+    final.register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),))
     # Starting loader processes takes longer than reading a few batches.
     is_small = len(dataset) <= 8 * config.data.test_batch_size
     workers = 0 if is_small else data_loader.worker_count(config.data.num_workers, device.type == "cuda")

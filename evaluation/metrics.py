@@ -248,22 +248,23 @@ class PixelMetrics:
     def curves(self, points: int = 1000) -> dict[str, np.ndarray] | None:
         """For drawing, from the highest threshold down: `threshold`, `fpr`, `tpr` (recall), `precision`, `pro`, `iou`.
 
-        Each float64, at most about 2 x `points` long. None where undefined.
+        Each float64, at most about 2 x `points` long; the first point has nothing above its threshold, infinity. None
+        where undefined.
         """
         if self.missing:
             return None
         curve = self._cumulated()
-        fp, tp = curve["fp"][1:], curve["tp"][1:]
+        fp, tp = curve["fp"], curve["tp"]
         # Points that lie evenly along both axes, so that neither end is drawn coarsely.
         progress = fp / fp[-1] + tp / tp[-1]
         keep = np.unique(np.searchsorted(progress, np.linspace(0, 2, 2 * points)).clip(0, len(fp) - 1))
         fp, tp = fp[keep], tp[keep]
         return {
-            "threshold": curve["score"][keep],
+            "threshold": np.concatenate(([np.inf], curve["score"]))[keep],
             "fpr": fp / curve["fp"][-1],
             "tpr": tp / curve["tp"][-1],
-            "precision": tp / (tp + fp),
-            "pro": curve["pro"][1:][keep],
+            "precision": np.where(tp + fp > 0, tp / np.maximum(tp + fp, 1), 1.0),
+            "pro": curve["pro"][keep],
             "iou": tp / (fp + curve["tp"][-1]),
         }
 

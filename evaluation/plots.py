@@ -142,9 +142,9 @@ def panel(
     names = np.hstack([_text(name, width) for name in tiles])
     color = "#000000" if is_correct is None else NOMINAL if is_correct else ANOMALOUS
     head = np.hstack([_text(title, row.shape[1] // 2, 16), _text(verdict, row.shape[1] - row.shape[1] // 2, 16, color)])
-    key = _text("orange: predicted, light blue: ground truth", 2 * width, 12)
+    key = _text("orange: predicted, light blue: ground truth", width + GAP + 64, 12)  # as wide as the text needs
     foot = np.full((key.shape[0], row.shape[1], 3), BACKGROUND, np.uint8)
-    foot[:, -width:] = key[:, :width]
+    foot[:, -key.shape[1] :] = key
     return np.vstack([head, names, row, foot])
 
 

@@ -133,7 +133,7 @@ def test_invalid_pixels_count_nowhere():
     pixels.update(scores, bar, gap)
     assert pixels._regions == 1 and abs(pixels._overlap.sum() - 1) < 1e-12
     curve = pixels.curves()
-    assert abs(curve["pro"][0] - 3 / 8) < 1e-12
+    assert curve["pro"][0] == 0 and abs(curve["pro"][1] - 3 / 8) < 1e-12  # nothing is above the first threshold
 
 
 def test_memory_is_flat():

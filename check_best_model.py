@@ -41,10 +41,9 @@ def main() -> int:
         "run": config.data.run_name,
         "categories": best_of_categories(rows),
         **overall(rows),
-        "label_free": _label_free(config, rows),
         "failed": failed,
     }
-    _compare(best, rows)
+    best["label_free"] = _label_free(config, rows, best["headline"])
     runtime.write_text(results / "best_models.json", json.dumps(best, indent=2, allow_nan=False) + "\n")
     text = _report(best)
     runtime.write_text(results / "best_models.md", text)
@@ -116,30 +115,51 @@ def _read_summary(results: Path, categories: list[str] | None) -> tuple[list[dic
     return rows, failed
 
 
-def _label_free(config: "Config", rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """The choice by val_ap of train_log.csv: pixel AP on synthetic anomalies on held-out nominal images."""
+def _label_free(config: "Config", rows: list[dict[str, Any]], headline: dict[str, Any] | None) -> dict[str, Any]:
+    """The choice by val_ap of train_log.csv: pixel AP on synthetic anomalies on held-out nominal images.
+
+    Beside it what the choice on the test set reaches. No test label takes part in the choice.
+    """
     from evaluation.comparison import HEADLINE, mean, mean_ranks, plain_results, training_order
 
-    measured = plain_results(rows, HEADLINE)
-    table, missing = {}, []
-    for category in dict.fromkeys(row["category"] for row in rows):
-        log = Path(config.data.checkpoint_path) / category / config.data.run_name / "train_log.csv"
-        values = _read_val_ap(log)
-        own = {name: values[name] for name in measured.get(category, {}) if name in values}
-        if own:
+    measured, table = plain_results(rows, HEADLINE), {}
+    evaluated = {(row["category"], row["checkpoint"]) for row in rows}
+    names = list(dict.fromkeys(row["category"] for row in rows))
+    for category in names:
+        values = _read_val_ap(Path(config.data.checkpoint_path) / category / config.data.run_name / "train_log.csv")
+        if own := {name: value for name, value in values.items() if (category, name) in evaluated}:
             table[category] = own
-        else:
-            missing.append(category)
     categories = {}
     for category, values in table.items():
-        chosen = min(values, key=lambda name: (-values[name], training_order(name)))
-        categories[category] = {"checkpoint": chosen, "val_ap": values[chosen], HEADLINE: measured[category][chosen]}
-    ranks = mean_ranks(table)
-    overall = None
+        chosen, there = min(values, key=lambda name: (-values[name], training_order(name))), measured.get(category, {})
+        top = min(there, key=lambda name: (-there[name], training_order(name)), default=None)
+        categories[category] = {
+            "checkpoint": chosen,
+            "val_ap": values[chosen],
+            HEADLINE: there.get(chosen),
+            "best_checkpoint": top,
+            f"best_{HEADLINE}": there.get(top),
+            "difference": there[top] - there[chosen] if chosen in there else None,
+        }
+    overall, ranks = None, mean_ranks(table)
     if ranks:
         chosen = min(ranks, key=lambda name: (ranks[name], training_order(name)))
-        overall = {"checkpoint": chosen, "mean_rank": ranks[chosen], HEADLINE: mean(measured, chosen)}
-    return {"overall": overall, "categories": categories, "without_val_ap": missing}
+        overall = {
+            "checkpoint": chosen,
+            "mean_rank": ranks[chosen],
+            HEADLINE: mean(measured, chosen),
+            "difference": None,
+        }
+        if headline:  # over the categories that have both
+            both = {c: v for c, v in measured.items() if c in table and {chosen, headline["checkpoint"]} <= v.keys()}
+            if both:
+                overall[HEADLINE] = mean(both, chosen)
+                overall["difference"] = mean(both, headline["checkpoint"]) - overall[HEADLINE]
+    reason = None if ranks else "no checkpoint compared has a val_ap in every category"
+    if not table:
+        reason = "no val_ap in the training logs of the checkpoints compared (data.val_split was 0, or no log is there)"
+    without = [name for name in names if name not in table]
+    return {"overall": overall, "reason": reason, "categories": categories, "without_val_ap": without}
 
 
 def _read_val_ap(log: Path) -> dict[str, float]:
@@ -150,24 +170,12 @@ def _read_val_ap(log: Path) -> dict[str, float]:
         return {}
     try:
         with log.open(newline="", encoding="utf-8") as stream:
-            return {row["epoch"]: float(row["val_ap"]) for row in csv.DictReader(stream) if row["val_ap"]}
+            values = {row["epoch"]: float(row["val_ap"]) for row in csv.DictReader(stream) if row["val_ap"]}
+        if not all(map(math.isfinite, values.values())):
+            raise ValueError("val_ap is not a number")
+        return values
     except (KeyError, ValueError, TypeError, csv.Error) as error:
         raise UserError(f"{log}: damaged ({error}); restore it, or move it away to do without val_ap") from error
-
-
-def _compare(best: dict[str, Any], rows: list[dict[str, Any]]) -> None:
-    """Put beside each choice without labels what the choice on the test set reaches."""
-    from evaluation.comparison import HEADLINE, plain_results, training_order
-
-    measured = plain_results(rows, HEADLINE)
-    for category, choice in best["label_free"]["categories"].items():
-        values = measured[category]
-        top = min(values, key=lambda name: (-values[name], training_order(name)))
-        choice |= {"best_checkpoint": top, f"best_{HEADLINE}": values[top]}
-        choice["difference"] = values[top] - choice[HEADLINE]
-    overall = best["label_free"]["overall"]
-    if overall and best["headline"] and overall[HEADLINE] is not None:
-        overall["difference"] = best["headline"][HEADLINE] - overall[HEADLINE]
 
 
 def _cell(value: float | None) -> str:
@@ -184,10 +192,13 @@ def _report(best: dict[str, Any]) -> str:
     from evaluation.comparison import HEADLINE, TIE
 
     names = list(best["categories"])
-    count = f"{len(names)} {'category' if len(names) == 1 else 'categories'}"
     lines = [f"# Best models of run {best['run']}", ""]
     headline, free = best["headline"], best["label_free"]
     if headline:
+        ranked = headline["categories"]
+        count = f"{len(ranked)} {'category' if len(ranked) == 1 else 'categories'}"
+        if len(ranked) < len(names):
+            count += f" (not defined for {', '.join(name for name in names if name not in ranked)})"
         lines += [
             f"**Checkpoint {headline['checkpoint']}** has the best mean rank in image AUROC over {count} "
             f"({headline['mean_rank']:.2f}): mean image AUROC {_cell(headline[HEADLINE])}, mean pixel AP "
@@ -205,7 +216,7 @@ def _report(best: dict[str, Any]) -> str:
         overall = free["overall"]
         same = headline and overall["checkpoint"] == headline["checkpoint"]
         apart = ""
-        if not same and "difference" in overall:
+        if not same and overall["difference"] is not None:
             side = "below" if overall["difference"] >= 0 else "above"
             apart = f", {abs(overall['difference']):.4f} {side} that of checkpoint {headline['checkpoint']}"
         lines.append(
@@ -214,10 +225,7 @@ def _report(best: dict[str, Any]) -> str:
             f"mean image AUROC is {_cell(overall[HEADLINE])}{apart}."
         )
     else:
-        lines.append(
-            "No choice without test labels exists: no `val_ap` in the training logs for the checkpoints compared "
-            "(data.val_split was 0, or they were not kept)."
-        )
+        lines.append(f"No choice without test labels exists: {free['reason']}.")
     lines.append("")
     if best["failed"]:
         lines += ["Not evaluated, and missing in all of this:", ""]
@@ -254,7 +262,7 @@ def _report(best: dict[str, Any]) -> str:
                     choice["checkpoint"],
                     _cell(choice["val_ap"]),
                     _cell(choice[HEADLINE]),
-                    choice["best_checkpoint"],
+                    choice["best_checkpoint"] or "-",
                     _cell(choice[f"best_{HEADLINE}"]),
                     _cell(choice["difference"]),
                 ]

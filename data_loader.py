@@ -96,9 +96,12 @@ def category_folder(data_path: Path, category: str) -> Path:
 
 def chosen_categories(data_path: Path, names: Sequence[str] | None) -> list[str]:
     """The named categories, or all that are there; UserError where one is not there, or none is."""
+    present = list_categories(data_path)
     for name in names or ():
-        category_folder(data_path, name)
-    return list(dict.fromkeys(names)) if names else list_categories(data_path) or [category_folder(data_path, "*").name]
+        if name not in present:
+            category_folder(data_path, name)
+            raise UserError(f"category '{name}': must be a plain folder name; there are: {', '.join(present)}")
+    return list(dict.fromkeys(names)) if names else present or [category_folder(data_path, "*").name]
 
 
 def list_nominal(category: Path) -> list[Path]:

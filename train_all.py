@@ -45,6 +45,7 @@ def main() -> int:
     from config import edit_config, load_config, settings_text
     from data_loader import chosen_categories
     from engine import runtime
+    from errors import UserError
 
     template = load_config(arguments.config, arguments.set)
     names = chosen_categories(Path(template.data.data_path), arguments.categories)
@@ -53,24 +54,28 @@ def main() -> int:
     for name in (bar := tqdm(names, "categories", unit="category")):
         bar.set_postfix_str(name)
         config = template.model_copy(update={"data": template.data.model_copy(update={"category": name})})
-        if _is_complete(config) and not arguments.force:
-            skipped.append(name)
-            continue
-        text = settings_text(arguments.config, config)
-        runtime.write_text(config.run_folder / TEMPLATE, text)
-        if arguments.update_config:
-            runtime.write_text(arguments.config, edit_config(arguments.config, {"data.category": name}))
-        start, before = time.perf_counter(), 0 if arguments.force else _epochs_done(config)
-        error = _train(config.run_folder / TEMPLATE, arguments.force)
-        seconds, epochs = round(time.perf_counter() - start), _epochs_done(config) - before
+        is_anew = arguments.force or config.train.resume == "never"
+        try:
+            if not is_anew and _is_complete(config):
+                skipped.append(name)
+                continue
+            runtime.write_text(config.run_folder / TEMPLATE, settings_text(arguments.config, config))
+            if arguments.update_config:
+                runtime.write_text(arguments.config, edit_config(arguments.config, {"data.category": name}))
+            start, before = time.perf_counter(), 0 if is_anew else _epochs_done(config)
+            error = _train(config.run_folder / TEMPLATE, is_anew)
+            seconds, epochs = round(time.perf_counter() - start), _epochs_done(config) - before
+        except (UserError, OSError) as problem:
+            error = " ".join(str(problem).split())
         if error is not None:
             failed[name] = error
-        elif epochs == 0:  # settings differ in something that changes no weights
+            continue
+        if epochs <= 0:  # main.py found nothing to do
             skipped.append(name)
-        else:
-            kept = times.read_text(encoding="utf-8") if times.is_file() else TIMES_HEAD
-            clock = f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
-            runtime.write_text(times, kept + f"{name:24}{seconds:>10}{clock:>12}{epochs:>8}  {device}\n")
+            continue
+        kept = times.read_text(encoding="utf-8") if times.is_file() else TIMES_HEAD
+        clock = f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
+        runtime.write_text(times, kept + f"{name:24}{seconds:>10}{clock:>12}{epochs:>8}  {device}\n")
     done = [name for name in names if name not in failed and name not in skipped]
     print(f"trained: {', '.join(done) or '-'}" + (f"; complete already: {', '.join(skipped)}" if skipped else ""))
     for name, error in failed.items():
@@ -80,25 +85,30 @@ def main() -> int:
 
 
 def _is_complete(config: "Config") -> bool:
-    """Whether all epochs are done with these very settings; else main.py goes on, or says what differs."""
+    """Whether all epochs are done; UserError where they were done with settings that give other weights."""
     from config import load_config
     from engine.checkpoint import epoch_path
     from errors import UserError
 
-    kept = config.run_folder / "config.yaml"
-    if not kept.is_file() or not epoch_path(config.run_folder, config.train.epochs).is_file():
+    run, free = config.run_folder, {"resume", "device", "visualize", "visualize_every", "save_from", "save_every"}
+    if not (run / "config.yaml").is_file() or not epoch_path(run, config.train.epochs).is_file():
         return False
-    try:
-        there = load_config(kept)
-    except UserError:
-        return False
-    return (there.model, there.train, there.data) == (config.model, config.train, config.data)
+    there = load_config(run / "config.yaml")
+    pairs = {f"model.{key}": (getattr(there.model, key), value) for key, value in config.model}
+    pairs |= {f"train.{key}": (getattr(there.train, key), value) for key, value in config.train if key not in free}
+    pairs |= {f"data.{key}": (getattr(there.data, key), getattr(config.data, key)) for key in ("img_size", "val_split")}
+    changed = [f"{key} = {old}, now {new}" for key, (old, new) in pairs.items() if old != new]
+    if changed:
+        raise UserError(
+            f"{run}: complete, but trained with {'; '.join(changed)}; set it back, or another data.run_name, or --force"
+        )
+    return True
 
 
 def _epochs_done(config: "Config") -> int:
     """Epochs in the run's log, 0 where there is none."""
     log = config.run_folder / "train_log.csv"
-    lines = log.read_text(encoding="utf-8").splitlines()[1:] if log.is_file() else []
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[1:] if log.is_file() else []
     epoch = lines[-1].split(",")[0] if lines else "0"
     return int(epoch) if epoch.isdecimal() else 0
 

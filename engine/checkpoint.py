@@ -92,6 +92,12 @@ def saved_epochs(run: Path) -> list[int]:
     return sorted(int(match[1]) for match in found if match)
 
 
+def epoch_of(path: Path) -> int:
+    """Epoch of a checkpoint of this program; of epoch_*.pt by name alone."""
+    named = re.fullmatch(r"epoch_(\d+)", path.stem)
+    return int(named[1]) if named else read(path)["epoch"]
+
+
 def find(config: Config, load_epoch: int | str) -> Path:
     """Path of the checkpoint that data.load_epoch means; UserError lists what is there."""
     run = config.run_folder

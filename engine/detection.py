@@ -24,8 +24,7 @@ def detection(config: Config) -> Path:
         preparation = Preparation(config, [technique])
         nominal = load_thresholds(config, ckpt, preparation, technique) if config.metrics.threshold else None
     kinds = (config.metrics.threshold_type, OPTIMAL)
-    table, _ = evaluate(config, ckpt, preparation, pictures, {technique: nominal}, kinds)
-    print(table)
+    print(evaluate(config, ckpt, preparation, pictures, {technique: nominal}, kinds))
     return result_folder(config, ckpt.name, technique)
 
 
@@ -35,22 +34,12 @@ def result_folder(config: Config, checkpoint_name: str, technique: Technique) ->
     return folder / f"checkpoint_{checkpoint_name}" / technique.name
 
 
-def made_with(
-    config: Config, path: Path, preparation: Preparation, technique: Technique, pictures: Sequence, kinds: Sequence[str]
+def identity(
+    config: Config, fingerprint: str, preparation: Preparation, technique: Technique, pictures: Sequence
 ) -> dict[str, Any]:
-    """What results depend on; where it has changed since, they are out of date."""
-    stat = path.stat()
-    return preparation.identity(technique) | {
-        "checkpoint_file": path.name,
-        "checkpoint_size": stat.st_size,
-        "checkpoint_time": stat.st_mtime_ns,
-        "category": config.data.category,
-        "img_size": list(config.data.img_size),
-        "pictures": len(pictures),
-        "thresholds": list(kinds),
-        "p": config.metrics.p,
-        "k": config.metrics.k,
-    }
+    """What the numbers depend on; where it has changed since, they are out of date."""
+    own = {"category": config.data.category, "fingerprint": fingerprint, "p": config.metrics.p, "k": config.metrics.k}
+    return own | preparation.identity(technique, pictures)
 
 
 def evaluate(
@@ -58,9 +47,9 @@ def evaluate(
     ckpt: checkpoint.Checkpoint,
     preparation: Preparation,
     pictures: list[data_loader.TestImage],
-    nominal: dict[Technique, dict[str, dict[str, float]] | None],
+    nominal: dict[Technique, dict[str, Any] | None],
     kinds: Sequence[str],
-) -> tuple[str, float]:
+) -> str:
     """Detect with one checkpoint under techniques that share an input variant, in one pass, and write their results.
 
     Args:
@@ -68,37 +57,35 @@ def evaluate(
         kinds: types of thresholds to judge at.
 
     Returns:
-        tables of the metrics, and the seconds that the networks and reading for them took.
+        tables of the metrics.
     """
-    [variant] = {technique.variant for technique in nominal}
-    dataset = preparation.dataset(pictures, variant)
-    notes: dict[str, str | list[str]] = {}
-    if variant.registered and (kept := preparation.unregistered(pictures)):
-        names = [path.relative_to(path.parents[2]).as_posix() for path in kept]
-        shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-        count = f"{len(kept)} of {len(pictures)} pictures"
-        notes["registration"] = f"{count} could not be registered and are kept as they are: {shown}"
-        notes["unregistered"] = names
+    dataset = preparation.dataset(pictures, list(nominal))
     category = Path(config.data.data_path) / config.data.category
-    results = {
-        technique: Result(
-            config,
-            result_folder(config, ckpt.name, technique),
-            category,
-            pictures,
-            thresholds,
-            kinds,
-            made_with(config, ckpt.path, preparation, technique, pictures, kinds),
-            notes,
-        )
-        for technique, thresholds in nominal.items()
-    }
+    results = {}
+    for technique, thresholds in nominal.items():
+        notes: dict[str, Any] = {}
+        if technique.registered and (kept := preparation.unregistered(pictures)):
+            shown = ", ".join(kept[:3]) + (", ..." if len(kept) > 3 else "")
+            count = f"{len(kept)} of {len(pictures)} pictures"
+            notes["registration"] = f"{count} could not be registered and are kept as they are: {shown}"
+            notes["unregistered"] = kept
+        if thresholds and not thresholds["held_out"]:
+            notes["nominal"] = "max, p_quantile and k_sigma come from TRAINING images: nothing was held out"
+        folder, made_with = result_folder(config, ckpt.name, technique), checkpoint_file(ckpt.path)
+        made_with |= identity(config, ckpt.fingerprint, preparation, technique, pictures)
+        results[technique] = Result(config, folder, category, pictures, thresholds, kinds, made_with, notes)
     seconds = 0.0
     for found, taken in _timed(detect(ckpt.model, dataset, config, "test images")):
         seconds += taken
         for technique, result in results.items():
             result.update(found.under(technique))
-    return "\n".join(result.finish() for result in results.values()), seconds
+    return "\n".join(result.finish(seconds) for result in results.values())
+
+
+def checkpoint_file(path: Path) -> dict[str, Any]:
+    """What tells quickly whether a checkpoint's file is still the same."""
+    stat = path.stat()
+    return {"checkpoint_file": path.as_posix(), "checkpoint_size": stat.st_size, "checkpoint_time": stat.st_mtime_ns}
 
 
 def _timed(items: Iterator[Any]) -> Iterator[tuple[Any, float]]:

@@ -38,6 +38,12 @@ def read_made_with(folder: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) and isinstance(content.get("thresholds"), list) else {}
 
 
+def is_made_with(there: dict[str, Any], wanted: dict[str, Any]) -> bool:
+    """Whether results that are there have the numbers that are wanted."""
+    ignored = ("thresholds", "checkpoint_")
+    return all(there.get(key) == value for key, value in wanted.items() if not key.startswith(ignored))
+
+
 class Result:
     """All that is asked of one technique: fed picture by picture, it writes the folder of its results.
 
@@ -45,7 +51,8 @@ class Result:
         folder: where to write. category: folder that paths are told relative to. pictures: in the dataset's order.
         nominal: thresholds of nominal images, `image` and `pixel` each by type; None: `optimal` only.
         kinds: types of thresholds to judge at.
-        made_with: what the results depend on; kept with them, written last.
+        made_with: what the results depend on; kept with them, written last. Keys that begin with `checkpoint_` do not
+            count: the same weights can lie in several files.
         notes: to be told with the metrics; lists only in the JSON.
     """
 
@@ -55,7 +62,7 @@ class Result:
         folder: Path,
         category: Path,
         pictures: list[data_loader.TestImage],
-        nominal: dict[str, dict[str, float]] | None,
+        nominal: dict[str, Any] | None,
         kinds: Sequence[str],
         made_with: dict[str, Any],
         notes: dict[str, Any],
@@ -68,18 +75,19 @@ class Result:
         self.scores = np.zeros(len(pictures))
         self.labels = np.array([int(picture.has_anomaly) for picture in pictures])
         self.pixels = metrics.PixelMetrics()
-        self.made_with, self.notes = made_with, dict(notes)
+        self.kinds, self.made_with, self.notes = list(kinds), made_with, dict(notes)
         self._vanished: list[str] = []
         self._left_out = self._seen = 0
         self._panels: set[Path] = set()
         # Nominal pictures of the highest scores and anomalous ones of the lowest: what can be on the contact sheet.
         self._extremes: tuple[list, list] = ([], [])
         earlier = read_made_with(folder)
-        if any(earlier.get(key) != value for key, value in made_with.items() if key != "thresholds"):
+        made_with["thresholds"] = list(kinds)
+        if is_made_with(earlier, made_with):
+            made_with["thresholds"] += [kind for kind in earlier["thresholds"] if kind not in kinds]
+        else:
             for path in folder.glob("*/metrics.*"):  # of other weights or settings: not to stand beside these
                 path.unlink()
-        else:
-            made_with["thresholds"] = sorted({*made_with["thresholds"], *earlier["thresholds"]})
         (folder / MADE_WITH).unlink(missing_ok=True)
         # Thresholds of the test set are known only after its last picture; until then the panels' arrays wait on disk.
         can_judge = self.judged_by != OPTIMAL or config.metrics.visualisation == "none"
@@ -118,8 +126,11 @@ class Result:
             item = (score, -result.idx, image, result.mask.copy(), result.anomaly_map.copy())
             (heapq.heappush if len(kept) < MISTAKES else heapq.heapreplace)(kept, item)
 
-    def finish(self) -> str:
-        """Write metrics, lists, curves and the panels still to come; the metrics as a table for people."""
+    def finish(self, seconds: float) -> str:
+        """Write metrics, lists, curves and the panels still to come; the metrics as a table for people.
+
+        seconds: that inference took.
+        """
         self.thresholds[OPTIMAL] = (
             metrics.optimal_image_threshold(self.labels, self.scores),
             self.pixels.optimal_threshold(),
@@ -128,6 +139,8 @@ class Result:
         over_all = metrics.image_metrics(self.labels, self.scores)
         table = {}
         for kind, (image_threshold, pixel_threshold) in self.thresholds.items():
+            if kind not in self.kinds:
+                continue
             values = over_all | metrics.image_metrics_at(self.labels, self.scores, image_threshold)
             values |= self.pixels.compute(pixel_threshold)
             values |= {"image_threshold": image_threshold, "pixel_threshold": pixel_threshold}
@@ -145,7 +158,8 @@ class Result:
         self._write_waiting_panels()
         for path in set((self.folder / "panels").rglob("*.png")) - self._panels:
             path.unlink()  # of an earlier run
-        made_with = self.made_with | {"settings": self.config.model_dump(mode="json")}
+        made_with = self.made_with | {"images": len(self.pictures), "seconds": round(seconds, 3)}
+        made_with |= {"settings": self.config.model_dump(mode="json")}
         runtime.write_text(self.folder / MADE_WITH, json.dumps(made_with, indent=2, allow_nan=False) + "\n")
         return _table(table, self.notes)
 

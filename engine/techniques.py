@@ -59,6 +59,21 @@ def configured(config: Config) -> Technique:
     return Technique(masked if config.metrics.masking else "no", config.data.image_registration)
 
 
+@dataclass(frozen=True)
+class Registered:
+    """A picture laid over the reference, or as it is where that cannot be trusted.
+
+    image, mask: uint8 (H, W, 3) and (H, W) at img_size. valid: bool (H, W), False where the warp has no source.
+    frame: (height, width) that regions are told in: the reference's, or the picture's own.
+    """
+
+    image: np.ndarray
+    mask: np.ndarray
+    valid: np.ndarray
+    frame: tuple[int, int]
+    is_trusted: bool
+
+
 class Preparation:
     """Brings one category's pictures before the networks. Each picture is registered once, whatever asks for it.
 
@@ -66,19 +81,18 @@ class Preparation:
         config: the settings. techniques: those that will be asked for.
 
     Raises:
-        UserError: masking without regions, a region file or reference picture that cannot be read.
+        UserError: masking without regions, a region file or a named reference picture that cannot be read.
     """
 
     def __init__(self, config: Config, techniques: Sequence[Technique]):
         self.config = config
         self.key = f"masking.regions.{config.data.category}"
-        self.region_source = self.reference_source = None  # what tells them from others
-        self.reference = self._region = None
-        self._homographies: dict[Path, np.ndarray | None] = {}
+        self._region_source = self._region = self._reference = None
+        self._registered: dict[Path, Registered] = {}
         if any(technique.masking != "no" for technique in techniques):
             self._read_region(config.masking.regions.get(config.data.category))
-        if any(technique.registered for technique in techniques):
-            self._read_reference(config.data.registration_reference)
+        if any(technique.registered for technique in techniques) and config.data.registration_reference:
+            self._read_reference()
 
     def _read_region(self, region: list[list[int]] | str | None) -> None:
         if region is None:
@@ -88,70 +102,117 @@ class Preparation:
             )
         if isinstance(region, str):
             self._region = read_image(Path(region), flags=cv2.IMREAD_GRAYSCALE) > 127
-            region = _digest(Path(region))
-        self.region_source = region
+            region = _file_digest(Path(region))
+        self._region_source = region
 
-    def _read_reference(self, path: str | None) -> None:
-        if path is None:
-            path = data_loader.list_nominal(
-                data_loader.category_folder(Path(self.config.data.data_path), self.config.data.category)
-            )[0]
-        self.reference, self.reference_source = read_image(Path(path)), _digest(Path(path))
+    def _read_reference(self) -> tuple[np.ndarray, str]:
+        """The picture that others are laid over, and what tells it from others."""
+        if self._reference is None:
+            path = self.config.data.registration_reference
+            if path is None:
+                folder = data_loader.category_folder(Path(self.config.data.data_path), self.config.data.category)
+                path = data_loader.list_nominal(folder)[0]
+            self._reference = read_image(Path(path)), _file_digest(Path(path))
+        return self._reference
 
-    def check(self, path: Path, techniques: Sequence[Technique]) -> None:
-        """UserError where the regions do not fit a picture, or the reference that it is laid over."""
-        for technique in techniques:
-            if technique.masking != "no":
-                self.region(self.reference.shape[:2] if technique.registered else read_image(path).shape[:2], path)
+    def check(self, pictures: Sequence[data_loader.TestImage], techniques: Sequence[Technique]) -> None:
+        """UserError where the regions do not fit a picture. Pictures that cannot be read are told when they are due."""
+        if all(technique.masking == "no" for technique in techniques):
+            return
+        for picture in pictures:
+            try:
+                shape = read_image(picture.path).shape[:2]
+            except UserError:
+                continue
+            self.region(shape, picture.path)
 
-    def identity(self, technique: Technique) -> dict[str, Any]:
-        """What the maps of a technique depend on besides weights and pictures."""
+    def identity(self, technique: Technique, pictures: Sequence[data_loader.TestImage]) -> dict[str, Any]:
+        """What maps and metrics depend on besides the weights."""
+        device = runtime.select_device(self.config.train.device)
         return {
             "technique": technique.name,
-            "regions": self.region_source if technique.masking != "no" else None,
-            "reference": self.reference_source if technique.registered else None,
+            "regions": self._region_source if technique.masking != "no" else None,
+            "reference": self._read_reference()[1] if technique.registered else None,
+            "img_size": list(self.config.data.img_size),
+            "precision": str(runtime.select_precision(self.config.train.precision, device)),
+            "pictures_digest": _pictures_digest(pictures),
         }
 
-    def dataset(self, pictures: Sequence[data_loader.TestImage], variant: Variant) -> "VariantDataset":
-        """The pictures in an input variant."""
-        homographies = self._register(pictures) if variant.registered else None
-        return VariantDataset(pictures, self.config.data.img_size, self, homographies, variant)
+    def dataset(self, pictures: Sequence[data_loader.TestImage], techniques: Sequence[Technique]) -> "VariantDataset":
+        """The pictures in the input variant that these techniques share."""
+        [variant] = {technique.variant for technique in techniques}
+        if variant.registered:
+            self._register(pictures)
+        needs_region = any(technique.masking != "no" for technique in techniques)
+        return VariantDataset(pictures, self.config.data.img_size, self, variant, needs_region)
 
-    def _register(self, pictures: Sequence[data_loader.TestImage]) -> list[np.ndarray | None]:
-        new = [picture.path for picture in pictures if picture.path not in self._homographies]
+    def _register(self, pictures: Sequence[data_loader.TestImage]) -> None:
+        new = [picture for picture in pictures if picture.path not in self._registered]
+        if not new:
+            return
+        reference, _ = self._read_reference()
+        reader, size = data_loader.DRAEMTestDataset(new, self.config.data.img_size), self.config.data.img_size
+
+        def register(idx: int) -> Registered:
+            image, mask = reader.read(idx)
+            homography = registration.register(image, reference)
+            if homography is None:
+                valid = np.ones(size, bool)
+                return Registered(resize(image, size), resize(mask, size), valid, image.shape[:2], False)
+            frame = reference.shape[:2]
+            mask, _ = registration.warp(mask, homography, frame, cv2.INTER_NEAREST)
+            image, has_source = registration.warp(image, homography, frame)
+            valid = ~masking.resize_region(~has_source, size)
+            return Registered(resize(image, size), resize(mask, size), valid, frame, True)
+
         workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        if new:
-            with runtime.mendable_errors(), ThreadPoolExecutor(workers) as pool:  # OpenCV works outside Python's lock
-                found = pool.map(lambda path: registration.register(read_image(path), self.reference), new)
-                for path, homography in zip(
-                    new, tqdm(found, "registration", len(new), unit="image", leave=None), strict=True
-                ):
-                    self._homographies[path] = homography
-        return [self._homographies[picture.path] for picture in pictures]
+        with runtime.mendable_errors(), ThreadPoolExecutor(workers) as pool:  # OpenCV works outside Python's lock
+            found = pool.map(register, range(len(new)))
+            for picture, result in zip(
+                new, tqdm(found, "registration", len(new), unit="image", leave=None), strict=True
+            ):
+                self._registered[picture.path] = result
 
-    def unregistered(self, pictures: Sequence[data_loader.TestImage]) -> list[Path]:
-        """Pictures whose registration cannot be trusted: they are kept as they are."""
-        return [picture.path for picture in pictures if self._homographies.get(picture.path) is None]
+    def registered(self, path: Path) -> Registered:
+        """A picture that `dataset` has registered."""
+        return self._registered[path]
+
+    def unregistered(self, pictures: Sequence[data_loader.TestImage]) -> list[str]:
+        """Pictures whose registration cannot be trusted, told from the category on: they are kept as they are."""
+        return [
+            picture.path.relative_to(picture.path.parents[2]).as_posix()
+            for picture in pictures
+            if not self._registered[picture.path].is_trusted
+        ]
 
     def region(self, shape: tuple[int, int], path: Path) -> np.ndarray:
-        """The category's region, bool (H, W), for a picture of this shape."""
-        if self.region_source is None:
-            return np.zeros(shape, bool)
+        """The category's region, bool (H, W), for a picture, or the reference it is laid over, of this shape."""
         if self._region is None:
             try:
-                return masking.region_mask(self.region_source, shape)
+                return masking.region_mask(self._region_source, shape)
             except ValueError as error:
-                raise UserError(f"{self.key}: {error}, as {path} is; mend it") from error
+                raise UserError(f"{self.key}: {error}: {path}, or the reference that it is laid over") from error
         if self._region.shape != shape:
             found, wanted = ("{1} x {0}".format(*size) for size in (self._region.shape, shape))
             raise UserError(
-                f"{self.key}: mask of {found} pixels, but {path} has {wanted} (width x height); give one of its size"
+                f"{self.key}: mask of {found} pixels, but {path} (or the reference that it is laid over) has {wanted} "
+                "(width x height); give one of its size"
             )
         return self._region
 
 
-def _digest(path: Path) -> str:
+def _file_digest(path: Path) -> str:
     return f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()[:16]}"
+
+
+def _pictures_digest(pictures: Sequence[data_loader.TestImage]) -> str:
+    """Digest of names, sizes and times of pictures and their masks."""
+    digest = hashlib.sha256()
+    for picture in pictures:
+        for path in (picture.path, *([picture.mask_path] if picture.mask_path else [])):
+            stat = path.stat()
+            digest.update(f"{'/'.join(path.parts[-3:])} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+    return digest.hexdigest()[:16]
 
 
 class VariantDataset(data_loader.DRAEMTestDataset):
@@ -163,25 +224,25 @@ class VariantDataset(data_loader.DRAEMTestDataset):
         pictures: Sequence[data_loader.TestImage],
         image_size: tuple[int, int],
         preparation: Preparation,
-        homographies: list[np.ndarray | None] | None,
         variant: Variant,
+        needs_region: bool,
     ):
         super().__init__(pictures, image_size)
-        self.preparation, self.homographies, self.variant = preparation, homographies, variant
+        self.preparation, self.variant, self.needs_region = preparation, variant, needs_region
 
     def __getitem__(self, idx: int) -> dict[str, torch.Tensor | int]:
-        image, mask = self.read(idx)
-        homography = self.homographies[idx] if self.homographies else None
-        valid = np.ones(self.image_size, bool)
-        if homography is not None:
-            size = self.preparation.reference.shape[:2]
-            mask, _ = registration.warp(mask, homography, size, cv2.INTER_NEAREST)
-            image, has_source = registration.warp(image, homography, size)
-            valid = ~masking.resize_region(~has_source, self.image_size)
-        region = self.preparation.region(image.shape[:2], self.images[idx].path)
-        region = masking.resize_region(region, self.image_size)
+        path, size = self.images[idx].path, self.image_size
+        valid, region = np.ones(size, bool), np.zeros(size, bool)
+        if self.variant.registered:
+            seen = self.preparation.registered(path)
+            image, mask, valid, frame = seen.image, seen.mask, seen.valid, seen.frame
+        else:
+            image, mask = self.read(idx)
+            frame = image.shape[:2]
+        if self.needs_region:
+            region = masking.resize_region(self.preparation.region(frame, path), size)
         if self.variant.pre_masked:
-            image = resize(image, self.image_size).copy()
+            image = resize(image, size).copy()
             image[region] = 0
         sample = self.sample(idx, image, mask)
         return sample | {"valid": torch.from_numpy(valid[None]), "region": torch.from_numpy(region[None])}

@@ -53,8 +53,7 @@ def thresholds_of(
     """Compute and save the thresholds of techniques that share an input variant, in one pass; the files' content."""
     with runtime.mendable_errors():
         pictures, is_held_out = nominal_images(config, ckpt)
-    [variant] = {technique.variant for technique in techniques}
-    dataset = preparation.dataset(pictures, variant)
+    dataset = preparation.dataset(pictures, techniques)
     height, width = config.data.img_size
     p, k, count = config.metrics.p, config.metrics.k, len(pictures)
     scores = [(NominalScores(p, k, count), NominalScores(p, k, count * height * width)) for _ in techniques]
@@ -66,11 +65,11 @@ def thresholds_of(
     contents = []
     with runtime.mendable_errors():
         for technique, (image_scores, pixel_scores) in zip(techniques, scores, strict=True):
-            content = _identity(config, ckpt, preparation, technique) | {
+            content = _identity(config, ckpt, preparation, technique, pictures) | {
                 "checkpoint_file": ckpt.path.as_posix(),
                 "pictures": count,
                 "held_out": is_held_out,
-                "unregistered": len(preparation.unregistered(pictures)) if variant.registered else 0,
+                "unregistered": preparation.unregistered(pictures) if technique.registered else [],
                 "pixels_left_out": count * height * width - pixel_scores.count,
                 "image": image_scores.compute(),
                 "pixel": pixel_scores.compute(),
@@ -83,16 +82,20 @@ def thresholds_of(
 
 
 def _identity(
-    config: Config, ckpt: checkpoint.Checkpoint, preparation: Preparation, technique: Technique
+    config: Config,
+    ckpt: checkpoint.Checkpoint,
+    preparation: Preparation,
+    technique: Technique,
+    pictures: Sequence[data_loader.TestImage],
 ) -> dict[str, Any]:
     """What must agree for thresholds to be used."""
-    return preparation.identity(technique) | {
+    return {
         "checkpoint": ckpt.name,
         "fingerprint": ckpt.fingerprint,
         "category": config.data.category,
-        "img_size": list(config.data.img_size),
         "p": config.metrics.p,
         "k": config.metrics.k,
+        **preparation.identity(technique, pictures),
     }
 
 
@@ -108,7 +111,7 @@ def _table(content: dict[str, Any], ckpt: checkpoint.Checkpoint) -> str:
     rows = [f"{names[kind]:22}{content['image'][kind]:10.4f}{content['pixel'][kind]:10.4f}" for kind in names]
     head = [f"thresholds from {content['pictures']} {source}"]
     if content["unregistered"]:
-        head.append(f"{content['unregistered']} of them could not be registered and are kept as they are")
+        head.append(f"{len(content['unregistered'])} of them could not be registered and are kept as they are")
     if content["pixels_left_out"]:
         head.append(f"{content['pixels_left_out']:,} pixels count nowhere: masked, or without a source")
     return "\n".join([*head, f"{'':22}{'image':>10}{'pixel':>10}", *rows])
@@ -116,8 +119,8 @@ def _table(content: dict[str, Any], ckpt: checkpoint.Checkpoint) -> str:
 
 def load_thresholds(
     config: Config, ckpt: checkpoint.Checkpoint, preparation: Preparation, technique: Technique
-) -> dict[str, dict[str, float]]:
-    """Thresholds that fit this checkpoint, image size and technique: `image` and `pixel`, each by type.
+) -> dict[str, Any]:
+    """Thresholds that fit this checkpoint, image size and technique: `image` and `pixel`, each by type, and `held_out`.
 
     UserError where they are not computed yet, or belong to something else.
     """
@@ -130,9 +133,11 @@ def load_thresholds(
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         result = {scope: {kind: float(value) for kind, value in content[scope].items()} for scope in ("image", "pixel")}
+        result["held_out"] = bool(content["held_out"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: damaged; {mend}") from error
-    for key, wanted in _identity(config, ckpt, preparation, technique).items():
+    pictures, _ = nominal_images(config, ckpt)
+    for key, wanted in _identity(config, ckpt, preparation, technique, pictures).items():
         if content.get(key) != wanted:
             raise UserError(f"{path}: computed for {key} = {content.get(key)}, but now it is {wanted}; {mend}")
     return result

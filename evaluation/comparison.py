@@ -83,6 +83,7 @@ def overall(rows: list[dict[str, Any]]) -> dict[str, Any]:
         headline = {
             "checkpoint": chosen,
             "metric": HEADLINE,
+            "categories": list(plain_results(rows, HEADLINE)),
             "mean_rank": best[HEADLINE]["mean_rank"],
             **{metric: mean(plain_results(rows, metric), chosen) for metric in (HEADLINE, TIE)},
         }

@@ -110,11 +110,19 @@ def image_metrics_at(labels: np.ndarray, scores: np.ndarray, threshold: float | 
 
 def _bin(scores: np.ndarray) -> np.ndarray:
     """Bin numbers, rising with the score: int32, of float32 scores in [0, 1]."""
-    bits = np.minimum(scores, np.float32(1) - scores).view(np.int32)  # 1 - score is exact from 0.5 on
+    # 1 - score is exact from 0.5 on; -0 is 0
+    bits = np.minimum(scores, np.float32(1) - scores).view(np.int32) & np.int32(0x7FFFFFFF)
     index = np.full(bits.shape, _HALF, np.int32)
     for begin, end, drop, first in reversed(_tier_bins()[:-1]):
         np.copyto(index, ((bits - begin) >> drop) + first, where=bits < end)
     return np.where(scores < 0.5, index, 2 * _HALF - index)
+
+
+def _threshold_bin(threshold: float) -> int:
+    """The bin that a threshold lies in, -1 below all, _BINS above all."""
+    if not 0 <= threshold <= 1:
+        return -1 if threshold < 0 else _BINS
+    return int(_bin(np.array([threshold], np.float32))[0])
 
 
 def _bin_scores() -> np.ndarray:
@@ -203,6 +211,7 @@ class PixelMetrics:
                 "tp": cumulate(self._anomalous),
                 "pro": cumulate(self._overlap) / max(self._regions, 1),
                 "score": _bin_scores()[occupied],
+                "bin": occupied,
             }
         return self._curve
 
@@ -230,7 +239,8 @@ class PixelMetrics:
             "pixel_f1_at_threshold": None,
         }
         if threshold is not None:
-            above = int(np.sum(curve["score"] > threshold))
+            # Scores that equal the threshold are not above it: its own bin does not count.
+            above = int(np.sum(curve["bin"] > _threshold_bin(threshold)))
             result["iou"] = float(tp[above] / (fp[above] + positives))
             result["pixel_f1_at_threshold"] = float(2 * tp[above] / (tp[above] + fp[above] + positives))
         return result
@@ -243,7 +253,10 @@ class PixelMetrics:
         tp, fp, score = curve["tp"][1:], curve["fp"][1:], curve["score"]
         f1 = 2 * tp / (tp + fp + tp[-1])
         best = len(f1) - 1 - int(np.argmax(f1[::-1]))
-        return _midway(score[best + 1] if best + 1 < len(score) else None, score[best])
+        threshold = _midway(score[best + 1] if best + 1 < len(score) else None, score[best])
+        while _threshold_bin(threshold) >= curve["bin"][best]:  # on the edge that two bins share
+            threshold = float(np.nextafter(np.float32(threshold), np.float32(-1)))
+        return threshold
 
     def curves(self, points: int = 1000) -> dict[str, np.ndarray] | None:
         """For drawing, from the highest threshold down: `threshold`, `fpr`, `tpr` (recall), `precision`, `pro`, `iou`.

@@ -328,9 +328,12 @@ def metric_over_checkpoints(
         marks: label -> checkpoint to mark with a vertical line.
     """
     figure = _figure(6.2 * len(metrics), 4.6)
+    names = list(dict.fromkeys(name for categories in metrics.values() for name in categories))
+    styles = dict(zip(names, batch_colors(len(names), False), strict=True))
     place = {name: i for i, name in enumerate(checkpoints)}
     for axes, (label, categories) in zip(np.atleast_1d(figure.subplots(1, len(metrics))), metrics.items(), strict=True):
-        for (category, values), style in zip(categories.items(), batch_colors(len(categories), False), strict=True):
+        for category, values in categories.items():
+            style = styles[category]
             known = [name for name in checkpoints if name in values]
             axes.plot([place[n] for n in known], [values[n] for n in known], "o", markersize=5, color=style["color"])
             axes.plot([place[n] for n in known], [values[n] for n in known], label=category, **style)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import torch
 from conftest import ROOT, SETTINGS, checked, make_dataset, planted_detections, write
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from engine import inference, result
+from engine import checkpoint, inference, result
 from engine.techniques import Variant
 from evaluation import comparison, metrics
 
@@ -66,16 +67,21 @@ def test_train_all_trains_each_and_says_how_long(trained_two):
 
 def test_train_all_skips_what_is_complete_and_goes_on_after_failures(two, call):
     before = {path: path.read_bytes() for path in two.rglob("*.pt")}
+    (two / "checkpoints/wall").write_text("a file where a run's folder should be")
+    make_dataset(two, "wall")
     write(two / "mvtec/broken/train/good/0.png", np.zeros((40, 48), np.uint8))
     (two / "mvtec/broken/train/good/1.png").write_bytes(b"x")
     (two / "mvtec/broken/train/good/2.png").write_bytes(b"x")
     status, out, error = call("train_all", "--update_config", "--set", "train.epochs=2")
     assert status == 1 and "complete already: tile, wood" in out and "Traceback" not in error
-    [failure] = [line for line in out.splitlines() if line.startswith("failed: ")]
-    assert failure.startswith("failed: broken: ") and "cannot be decoded" in failure
+    broken, wall = [line for line in out.splitlines() if line.startswith("failed: ")]
+    assert broken.startswith("failed: broken: ") and "cannot be decoded" in broken
+    assert wall.startswith("failed: wall: ") and "checkpoints/wall" in wall
     assert all(path.read_bytes() == content for path, content in before.items())
     text = (two / "config.yaml").read_text()
-    assert "category: wood " in text and "# which one" in text and "# a comment to keep" in text
+    assert "category: broken " in text and "# which one" in text and "# a comment to keep" in text
+    status, out, _ = call("train_all", "--categories", "wood", "--set", "train.learning_rate=0.5")
+    assert status == 1 and "train.learning_rate = 0.001, now 0.5" in out and "--force" in out
     assert call("train_all", "--categories", "wood", "--force")[0] == 0
     assert (two / "checkpoints/wood/tiny/epoch_0002.pt").stat().st_mtime > (
         two / "checkpoints/tile/tiny/epoch_0002.pt"
@@ -221,7 +227,10 @@ def test_complete_results_are_skipped_and_changed_ones_are_not(two, call):
     assert status == 0 and "16 complete already, 0 to do" in out
     assert all(path.stat().st_mtime_ns == time for path, time in files.items())
     shutil.rmtree(folder / "wood/checkpoint_1")
-    (two / "checkpoints/tile/tiny/epoch_0002.pt").touch()
+    tile_2 = two / "checkpoints/tile/tiny/epoch_0002.pt"
+    tile_2.touch()  # the same weights still
+    content = checkpoint.read(two / "checkpoints/tile/tiny/epoch_0001.pt")
+    checkpoint.save(tile_2, content | {"epoch": 2})
     status, out, _ = call("evaluate_checkpoints", *arguments)
     assert status == 0 and "8 complete already, 8 to do" in out
     changed = {path for path, time in files.items() if path.stat().st_mtime_ns != time}
@@ -236,6 +245,129 @@ def test_complete_results_are_skipped_and_changed_ones_are_not(two, call):
     )
     _, _, _, images, seconds, speed = lines[1].split()
     assert images == "6" and float(speed) == pytest.approx(6 / float(seconds), rel=0.2)
+
+
+def test_what_is_out_of_date_is_done_again_or_left_out(two, call):
+    arguments, summary = PLAIN, two / "results/tiny/summary.csv"
+    assert call("evaluate_checkpoints", *arguments)[0] == 0
+
+    def done_again(*more):
+        status, out, _ = call("evaluate_checkpoints", *arguments, *more)
+        assert status == 0
+        return int(re.search(r"(\d+) to do", out)[1])
+
+    assert done_again() == 0 and done_again("--checkpoints", "last", "2") == 0  # last.pt holds the same weights
+    assert done_again("--set", "metrics.visualisation=none") == 16
+    assert done_again() == 16
+    (two / "results/tiny/tile/checkpoint_1/no_masking/max/metrics.json").write_text("{")
+    assert done_again() == 4
+    mask = two / "mvtec/tile/ground_truth/spot/001_mask.png"
+    write(mask, np.zeros((40, 48), np.uint8))
+    assert done_again() == 8
+    summary.write_bytes(b"\xff\x00nonsense")
+    shutil.rmtree(two / "results/tiny/curves")
+    (two / "results/tiny/inference_times.txt").unlink()
+    assert done_again() == 0 and len(rows_of(summary)) == 16
+    assert len(list((two / "results/tiny/curves").iterdir())) == 4
+    assert len((two / "results/tiny/inference_times.txt").read_text().splitlines()) == 5
+    (two / "checkpoints/wood/tiny/epoch_0002.pt").unlink()
+    assert done_again() == 0
+    assert {(row["category"], row["checkpoint"]) for row in rows_of(summary)} == {
+        ("tile", "1"),
+        ("tile", "2"),
+        ("wood", "1"),
+    }
+    assert done_again("--categories", "wood", "--set", "metrics.p=50") == 4
+    assert {row["category"] for row in rows_of(summary)} == {"wood"}  # the others are of another p
+    shutil.rmtree(two / "mvtec/wood/test")
+    status, out, _ = call("evaluate_checkpoints", *arguments)
+    assert status == 1 and "wood: " in out
+    assert {row["category"] for row in rows_of(summary) if not row["error"]} == {"tile"}
+
+
+def test_only_the_asked_for_thresholds_are_written(two, call):
+    assert call("evaluate_checkpoints", *PLAIN, "--thresholds", "max")[0] == 0
+    assert {row["threshold"] for row in rows_of(two / "results/tiny/summary.csv")} == {"max"}
+
+
+def test_registered_techniques_run_and_are_told(two, call, monkeypatch):
+    seen = []
+    forward = inference.DRAEM.forward
+    monkeypatch.setattr(inference.DRAEM, "forward", lambda self, x: seen.append(len(x)) or forward(self, x))
+    status, out, _ = call("evaluate_checkpoints", "--categories", "tile", "--checkpoints", "1", *REGIONS)
+    assert status == 0 and "24 combinations" in out
+    assert sum(seen) == 4 * (6 + 2)  # four inputs for six techniques: test and held-out images once each
+    folder = two / "results/tiny/tile/checkpoint_1/no_masking_registered"
+    notes = json.loads((folder / "max/metrics.json").read_text())["notes"]
+    assert len(notes["unregistered"]) == 6 and notes["registration"].startswith(
+        "6 of 6 pictures could not be registered"
+    )
+    kept = json.loads((two / "checkpoints/tile/tiny/thresholds/checkpoint_1/no_masking_registered.json").read_text())
+    assert len(kept["unregistered"]) == 2 and all(name.startswith("train/good/") for name in kept["unregistered"])
+
+
+def test_masking_by_settings_needs_regions_everywhere(two, call):
+    outcome = call("evaluate_checkpoints", *REGIONS, "--set", "metrics.masking=true")
+    checked(outcome, ["masking.regions.wood", "no region"])
+
+
+def test_one_class_and_nothing_held_out(two, call):
+    """Undefined metrics are empty in the summary, null in the report, and it says why there is no label-free choice."""
+    shutil.rmtree(two / "mvtec/tile/test/good")
+    assert call("evaluate_checkpoints", *PLAIN)[0] == 0
+    assert call("check_best_model")[0] == 0
+    best = json.loads((two / "results/tiny/best_models.json").read_text())
+    assert best["headline"]["categories"] == ["wood"]
+    assert best["categories"]["tile"]["image_auroc"] == {"value": None, "reached_by": []}
+    assert best["label_free"]["categories"]["tile"]["image_auroc"] is None
+    assert best["label_free"]["overall"]["checkpoint"] in ("1", "2")
+    assert "not defined for tile" in (two / "results/tiny/best_models.md").read_text()
+    assert call("train_all", "--force", "--set", "data.val_split=0")[0] == 0
+    assert call("evaluate_checkpoints", *PLAIN)[0] == 0
+    assert call("check_best_model")[0] == 0
+    report = (two / "results/tiny/best_models.md").read_text()
+    assert "No choice without test labels exists: no val_ap" in report and "data.val_split was 0" in report
+    text = (two / "results/tiny/wood/checkpoint_1/no_masking/max/metrics.txt").read_text()
+    assert "TRAINING images" in text
+
+
+def test_a_process_that_is_killed_costs_one_category(two, call, monkeypatch):
+    killer = two / "killer.py"
+    killer.write_text(
+        "import os, runpy, sys\n"
+        "if 'wood' in sys.argv[-1]: os.kill(os.getpid(), 9)\n"
+        f"sys.path.insert(0, {str(ROOT)!r})\nsys.argv[0] = 'main.py'\n"
+        f"runpy.run_path({str(ROOT / 'main.py')!r}, run_name='__main__')\n"
+    )
+    monkeypatch.setattr("train_all.MAIN", killer)
+    status, out, _ = call("train_all", "--set", "train.epochs=3")
+    assert status == 1 and "trained: tile" in out and "failed: wood: its process was ended by signal 9" in out
+
+
+def test_the_label_free_choice_is_compared_over_equal_categories(two, call):
+    """Category a: checkpoints 1 and 2 with val_ap; b: checkpoint 1 only, without. The best of both is not compared with
+    a choice that was made in one."""
+    rows = [("a", 1, 0.6), ("a", 2, 0.9), ("b", 1, 0.5)]
+    columns = ("category", "checkpoint", "technique", "threshold", *result.METRIC_KEYS, "error")
+    path = two / "results/tiny/summary.csv"
+    path.parent.mkdir(parents=True)
+    with path.open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, columns)
+        writer.writeheader()
+        for category, name, auroc in rows:
+            head = {"category": category, "checkpoint": name, "technique": "no_masking", "threshold": "optimal"}
+            writer.writerow(head | {"image_auroc": auroc})
+    log = two / "checkpoints/a/tiny/train_log.csv"
+    log.parent.mkdir(parents=True)
+    log.write_text("epoch,val_ap\n1,0.2\n2,0.3\n")
+    assert call("check_best_model")[0] == 0
+    best = json.loads((two / "results/tiny/best_models.json").read_text())
+    assert best["headline"]["checkpoint"] == "1"
+    free = best["label_free"]
+    assert free["overall"]["checkpoint"] == "2" and free["without_val_ap"] == ["b"]
+    assert free["overall"]["difference"] == pytest.approx(0.6 - 0.9)  # both in category a
+    log.write_text("epoch,val_ap\n1,nan\n")
+    checked(call("check_best_model"), ["train_log.csv", "damaged"])
 
 
 def test_a_failing_item_costs_no_other(two, call):
@@ -328,6 +460,7 @@ def test_mistakes_of_the_report(workplace, call, evaluated, spoil, arguments, wo
         ("evaluate_checkpoints", ["--checkpoints", "first"], ["--checkpoints first", "last or an epoch"]),
         ("evaluate_checkpoints", ["--categories", "tile", "oak"], ["no category 'oak'", "there are: tile, wood"]),
         ("train_all", ["--categories", "oak"], ["no category 'oak'", "there are: tile, wood"]),
+        ("train_all", ["--categories", "tile/"], ["'tile/'", "plain folder name"]),
         ("evaluate_checkpoints", ["--maskings", "pre"], ["masking.regions.tile", "no region"]),
         ("evaluate_checkpoints", ["--maskings", "all"], ["--maskings"]),
         ("evaluate_checkpoints", ["--set", "masking.regions.wood={root}/small.png"], ["masking.regions.wood", "9 x 9"]),

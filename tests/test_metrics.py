@@ -218,3 +218,27 @@ def test_nominal_thresholds_keep_only_the_tail():
     assert summary.compute()["p_quantile"] == pytest.approx(0.99, abs=1e-3)
     with pytest.raises(ValueError, match="no scores"):
         NominalScores(99, 3, 0).compute()
+
+
+@pytest.mark.parametrize("value", [0.0, -0.0, 0.1, 0.4725, 0.5, 0.7, 1.0])
+def test_scores_equal_to_the_threshold_are_not_above_it(value):
+    mask = np.zeros((8, 8), bool)
+    mask[:2] = True
+    pixels = PixelMetrics()
+    pixels.update(np.full((8, 8), value, np.float32), mask)
+    at = pixels.compute(float(np.float32(value)))
+    assert at["iou"] == 0 and at["pixel_f1_at_threshold"] == 0
+    assert pixels.compute(pixels.optimal_threshold())["iou"] == pytest.approx(0.25)
+
+
+def test_the_optimal_threshold_reaches_the_largest_f1():
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        mask = rng.random((16, 16)) < 0.3
+        scores = np.round(rng.random((16, 16)) * 0.6 + 0.3 * mask, 2).astype(np.float32)  # many ties
+        pixels = PixelMetrics()
+        pixels.update(scores, mask)
+        predicted = scores > pixels.optimal_threshold()
+        f1 = 2 * (predicted & mask).sum() / (predicted.sum() + mask.sum())
+        assert pixels.compute()["pixel_f1"] == pytest.approx(f1)
+        assert pixels.compute(pixels.optimal_threshold())["pixel_f1_at_threshold"] == pytest.approx(f1)

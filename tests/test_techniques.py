@@ -41,7 +41,7 @@ def test_pre_masking_blackens_the_input_and_post_masking_does_not(workplace):
     config = load_config(workplace / "config.yaml", [REGION[1]])
     preparation = Preparation(config, techniques.TECHNIQUES[:3])
     pictures = list_test(workplace / "mvtec/tile")
-    plain, pre = (preparation.dataset(pictures, Variant(False, is_pre))[4] for is_pre in (False, True))
+    plain, pre = (preparation.dataset(pictures, [Technique(masking)])[4] for masking in ("post", "pre"))
     region = masking.resize_region(masking.region_mask([[0, 10, 0, 48], [20, 24, 5, 9]], (40, 48)), (32, 32))
     np.testing.assert_array_equal(plain["region"][0].numpy(), region)
     assert plain["valid"].all() and (plain["image"].numpy() > 0.3).all()
@@ -85,7 +85,7 @@ def test_a_mask_file_is_a_region_too(workplace):
     for value in (path.as_posix(), "[5, 9, 7, 30]"):
         config = load_config(workplace / "config.yaml", [f"masking.regions.tile={value}"])
         preparation = Preparation(config, [Technique("post")])
-        samples.append(preparation.dataset(pictures, Variant(False, False))[0]["region"].numpy())
+        samples.append(preparation.dataset(pictures, [Technique("post")])[0]["region"].numpy())
     np.testing.assert_array_equal(*samples)
 
 
@@ -147,7 +147,7 @@ def shifted(tmp_path):
 def test_registered_pictures_and_masks_lie_over_the_reference(shifted):
     config, pictures, homographies, reference = shifted
     preparation = Preparation(config, [Technique("no", True)])
-    dataset = preparation.dataset(pictures, Variant(True, False))
+    dataset = preparation.dataset(pictures, [Technique("no", True)])
     expected = cv2.resize(reference, (256, 224)).astype(np.float32) / 255
     for sample, (dy, dx) in zip((dataset[i] for i in range(3)), homographies, strict=True):
         mask, valid = sample["mask"][0].numpy() > 0, sample["valid"][0].numpy()
@@ -160,7 +160,7 @@ def test_registered_pictures_and_masks_lie_over_the_reference(shifted):
         assert np.abs(image - expected)[compared].mean() < 0.01  # unregistered it is 0.06 and more
         share = 1 - (1 - abs(dy) / 220) * (1 - abs(dx) / 260)
         assert 1 - valid.mean() == pytest.approx(share, abs=0.015)
-    assert preparation.unregistered(pictures) == [pictures[3].path]
+    assert preparation.unregistered(pictures) == ["test/good/0.png"]
     assert dataset[3]["valid"].all() and float(dataset[3]["image"].min()) == pytest.approx(90 / 255)
 
 
@@ -169,8 +169,8 @@ def test_each_picture_is_registered_once(shifted, monkeypatch):
     preparation, count, register = Preparation(config, [Technique("no", True)]), [], techniques.registration.register
     monkeypatch.setattr(techniques.registration, "register", lambda *pair: count.append(1) or register(*pair))
     for _ in range(3):
-        preparation.dataset(pictures, Variant(True, False))
-        preparation.dataset(pictures[:2], Variant(True, True))
+        preparation.dataset(pictures, [Technique("no", True)])
+        preparation.dataset(pictures[:2], [Technique("pre", True)])
     assert len(count) == 4
 
 

@@ -244,7 +244,7 @@ def _metrics(path: Path) -> dict[str, Any] | None:
 
 
 def _current_results(results: Path, config: "Config", failed: dict) -> list[Found]:
-    """Results on disk, in a natural order: without those of items that failed, of other weights or of other settings."""
+    """Results on disk, in a natural order: not those of failed items, of other weights or of other settings."""
     from engine.result import read_made_with
     from engine.techniques import TECHNIQUES
     from errors import UserError

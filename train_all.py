@@ -65,8 +65,9 @@ def main() -> int:
             start, before = time.perf_counter(), 0 if is_anew else _epochs_done(config)
             error = _train(config.run_folder / TEMPLATE, is_anew)
             seconds, epochs = round(time.perf_counter() - start), _epochs_done(config) - before
-        except (UserError, OSError) as problem:
-            error = " ".join(str(problem).split())
+        except Exception as problem:  # one category's failure is recorded and costs no other
+            text = str(problem) if isinstance(problem, UserError) else f"{type(problem).__name__}: {problem}"
+            error = " ".join(text.split())
         if error is not None:
             failed[name] = error
             continue

@@ -67,7 +67,7 @@ def overall(rows: list[dict[str, Any]]) -> dict[str, Any]:
         ranks = mean_ranks(table)
         if not ranks:
             continue
-        chosen = min(ranks, key=lambda name: (ranks[name], tie.get(name, 0), training_order(name)))
+        chosen = min(ranks, key=lambda name: (ranks[name], tie.get(name, float("inf")), training_order(name)))
         tied = [name for name in ranks if ranks[name] == ranks[chosen]]
         best[metric if kind is None else f"{metric} ({kind})"] = {
             "checkpoint": chosen,

@@ -1,7 +1,9 @@
 """A tiny dataset in MVTec AD form, and ways to call the program on it."""
 
+import csv
 import functools
 import importlib
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -125,3 +127,29 @@ def checked(outcome, words) -> None:
     assert said[0].startswith("error: ") and len(said) <= 2, said
     for word in words:
         assert word in "\n".join(said), error
+
+
+def rows_of(path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as stream:
+        return list(csv.DictReader(stream))
+
+
+@pytest.fixture(scope="module")
+def trained_two(tmp_path_factory):
+    """Categories tile and wood, trained by train_all.py for two epochs."""
+    root = tmp_path_factory.mktemp("two")
+    make_dataset(root)
+    make_dataset(root, "wood")
+    (root / "config.yaml").write_text(SETTINGS.format(root=root.as_posix()))
+    command = [sys.executable, str(ROOT / "train_all.py"), "--config", str(root / "config.yaml")]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    return root, done.stdout
+
+
+@pytest.fixture
+def two(workplace, trained_two):
+    """A workplace of one's own with both categories trained."""
+    make_dataset(workplace, "wood")
+    shutil.copytree(trained_two[0] / "checkpoints", workplace / "checkpoints")
+    return workplace

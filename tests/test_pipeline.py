@@ -1,6 +1,5 @@
 """The three modes as a user runs them."""
 
-import csv
 import json
 import shutil
 import subprocess
@@ -11,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import DATA, ROOT, main_py, write
+from conftest import DATA, ROOT, main_py, rows_of, write
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from engine import inference, result
@@ -19,11 +18,6 @@ from evaluation import metrics
 
 MODES = ("--train", "--threshold", "--detection")
 PAIR = "DRAEM_seg_large_ae_large_0.0001_800_bs8_bottle_"
-
-
-def rows_of(path) -> list[dict[str, str]]:
-    with path.open(newline="", encoding="utf-8") as stream:
-        return list(csv.DictReader(stream))
 
 
 def test_help_is_quick_and_explains_the_modes(tmp_path):

@@ -1,0 +1,199 @@
+"""evaluate_checkpoints.py: passes, completeness, failures, mistakes."""
+
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+from conftest import checked, make_dataset, rows_of, write
+
+from engine import checkpoint, inference
+
+REGIONS = ("--set", "masking.regions.tile=[[0, 10, 0, 48]]")
+
+PLAIN = ("--maskings", "no", "--registrations", "False")
+
+
+def test_thresholds_and_post_masking_add_no_forward_pass(two, call, monkeypatch):
+    seen = []
+    forward = inference.DRAEM.forward
+    monkeypatch.setattr(inference.DRAEM, "forward", lambda self, x: seen.append(len(x)) or forward(self, x))
+    one = ("--categories", "tile", "--checkpoints", "2", *REGIONS, "--registrations", "False", "--force")
+
+    def passes(*arguments):
+        seen.clear()
+        assert call("evaluate_checkpoints", *one, *arguments)[0] == 0
+        return sum(seen)
+
+    n_test, n_nominal = 6, 2
+    assert passes("--maskings", "no", "--thresholds", "optimal") == n_test
+    assert passes("--maskings", "no", "post") == n_test + n_nominal  # all four thresholds, both techniques
+    assert passes("--maskings", "no", "post") == n_test  # nominal images are not run again
+    assert passes() == n_test + n_test + n_nominal  # pre-masking is an input of its own
+
+
+def test_complete_results_are_skipped_and_changed_ones_are_not(two, call):
+    arguments = ("--categories", "tile", "wood", *PLAIN)
+    assert call("evaluate_checkpoints", *arguments)[0] == 0
+    folder = two / "results/tiny"
+    files = {path: path.stat().st_mtime_ns for path in folder.glob("*/checkpoint_*/*/*/metrics.json")}
+    assert len(files) == 2 * 2 * 4
+    status, out, _ = call("evaluate_checkpoints", *arguments)
+    assert status == 0 and "16 complete already, 0 to do" in out
+    assert all(path.stat().st_mtime_ns == time for path, time in files.items())
+    shutil.rmtree(folder / "wood/checkpoint_1")
+    tile_2 = two / "checkpoints/tile/tiny/epoch_0002.pt"
+    tile_2.touch()  # the same weights still
+    content = checkpoint.read(two / "checkpoints/tile/tiny/epoch_0001.pt")
+    checkpoint.save(tile_2, content | {"epoch": 2})
+    status, out, _ = call("evaluate_checkpoints", *arguments)
+    assert status == 0 and "8 complete already, 8 to do" in out
+    changed = {path for path, time in files.items() if path.stat().st_mtime_ns != time}
+    assert {path.parts[-5:-2] for path in changed} == {
+        ("tile", "checkpoint_2", "no_masking"),
+        ("wood", "checkpoint_1", "no_masking"),
+    }
+    assert "0 complete already, 16 to do" in call("evaluate_checkpoints", *arguments, "--set", "metrics.p=90")[1]
+    lines = (folder / "inference_times.txt").read_text().splitlines()
+    assert len(lines) == 5 and lines[0].split() == list(
+        ("category", "checkpoint", "technique", "images", "seconds", "images_per_second")
+    )
+    _, _, _, images, seconds, speed = lines[1].split()
+    assert images == "6" and float(speed) == pytest.approx(6 / float(seconds), rel=0.2)
+
+
+def test_what_is_out_of_date_is_done_again_or_left_out(two, call):
+    arguments, summary = PLAIN, two / "results/tiny/summary.csv"
+    assert call("evaluate_checkpoints", *arguments)[0] == 0
+
+    def done_again(*more):
+        status, out, _ = call("evaluate_checkpoints", *arguments, *more)
+        assert status == 0
+        return int(re.search(r"(\d+) to do", out)[1])
+
+    assert done_again() == 0 and done_again("--checkpoints", "last", "2") == 0  # last.pt holds the same weights
+    assert done_again("--set", "metrics.visualisation=none") == 16
+    assert done_again() == 16
+    (two / "results/tiny/tile/checkpoint_1/no_masking/max/metrics.json").write_text("{")
+    assert done_again() == 4
+    mask = two / "mvtec/tile/ground_truth/spot/001_mask.png"
+    write(mask, np.zeros((40, 48), np.uint8))
+    assert done_again() == 8
+    summary.write_bytes(b"\xff\x00nonsense")
+    shutil.rmtree(two / "results/tiny/curves")
+    (two / "results/tiny/inference_times.txt").unlink()
+    assert done_again() == 0 and len(rows_of(summary)) == 16
+    assert len(list((two / "results/tiny/curves").iterdir())) == 4
+    assert len((two / "results/tiny/inference_times.txt").read_text().splitlines()) == 5
+    (two / "checkpoints/wood/tiny/epoch_0002.pt").unlink()
+    assert done_again() == 0
+    assert {(row["category"], row["checkpoint"]) for row in rows_of(summary)} == {
+        ("tile", "1"),
+        ("tile", "2"),
+        ("wood", "1"),
+    }
+    assert done_again("--categories", "wood", "--set", "metrics.p=50") == 4
+    assert {row["category"] for row in rows_of(summary)} == {"wood"}  # the others are of another p
+    shutil.rmtree(two / "mvtec/wood/test")
+    status, out, _ = call("evaluate_checkpoints", *arguments)
+    assert status == 1 and "wood: " in out
+    assert {row["category"] for row in rows_of(summary) if not row["error"]} == {"tile"}
+
+
+def test_only_the_asked_for_thresholds_are_written(two, call):
+    assert call("evaluate_checkpoints", *PLAIN, "--thresholds", "max")[0] == 0
+    assert {row["threshold"] for row in rows_of(two / "results/tiny/summary.csv")} == {"max"}
+
+
+def test_registered_techniques_run_and_are_told(two, call, monkeypatch):
+    seen = []
+    forward = inference.DRAEM.forward
+    monkeypatch.setattr(inference.DRAEM, "forward", lambda self, x: seen.append(len(x)) or forward(self, x))
+    status, out, _ = call("evaluate_checkpoints", "--categories", "tile", "--checkpoints", "1", *REGIONS)
+    assert status == 0 and "24 combinations" in out
+    assert sum(seen) == 4 * (6 + 2)  # four inputs for six techniques: test and held-out images once each
+    folder = two / "results/tiny/tile/checkpoint_1/no_masking_registered"
+    notes = json.loads((folder / "max/metrics.json").read_text())["notes"]
+    assert len(notes["unregistered"]) == 6 and notes["registration"].startswith(
+        "6 of 6 pictures could not be registered"
+    )
+    kept = json.loads((two / "checkpoints/tile/tiny/thresholds/checkpoint_1/no_masking_registered.json").read_text())
+    assert len(kept["unregistered"]) == 2 and all(name.startswith("train/good/") for name in kept["unregistered"])
+
+
+def test_masking_by_settings_needs_regions_everywhere(two, call):
+    outcome = call("evaluate_checkpoints", *REGIONS, "--set", "metrics.masking=true")
+    checked(outcome, ["masking.regions.wood", "no region"])
+
+
+def test_a_failing_item_costs_no_other(two, call):
+    make_dataset(two, "untrained")
+    content = (two / "checkpoints/tile/tiny/epoch_0001.pt").read_bytes()
+    (two / "checkpoints/tile/tiny/epoch_0001.pt").write_bytes(content[:1000])
+    status, out, error = call("evaluate_checkpoints", *PLAIN)
+    assert status == 1 and "Traceback" not in error
+    failures = [line for line in out.splitlines() if line.startswith("failed: ")]
+    assert len(failures) == 2 and "untrained: never trained" in failures[0] and "tile, 1, no_masking" in failures[1]
+    summary = rows_of(two / "results/tiny/summary.csv")
+    assert sum(not row["error"] for row in summary) == 12
+    assert {(row["category"], row["checkpoint"]) for row in summary if row["error"]} == {
+        ("untrained", ""),
+        ("tile", "1"),
+    }
+    status, out, _ = call("check_best_model")
+    report = (two / "results/tiny/best_models.md").read_text()
+    assert (
+        status == 0 and "untrained: never trained" in report and "not every category has them: checkpoints 1" in report
+    )
+    # a later call for something else keeps the failures; one that mends them drops them
+    assert call("evaluate_checkpoints", *PLAIN, "--categories", "wood")[0] == 0
+    assert sum(bool(row["error"]) for row in rows_of(two / "results/tiny/summary.csv")) == 2
+    (two / "checkpoints/tile/tiny/epoch_0001.pt").write_bytes(content)
+    shutil.rmtree(two / "mvtec/untrained")
+    call("evaluate_checkpoints", *PLAIN)
+    errors = [row["category"] for row in rows_of(two / "results/tiny/summary.csv") if row["error"]]
+    assert errors == ["untrained"]  # gone from the dataset, not from the record
+
+
+def test_batch_pictures_compare_what_there_is_more_than_one_of(two, call):
+    assert call("evaluate_checkpoints", *PLAIN)[0] == 0
+    curves = two / "results/tiny/curves"
+    assert {path.name for path in curves.iterdir()} == {
+        *(f"checkpoint_{epoch}_no_masking.png" for epoch in (1, 2)),
+        *(f"category_{name}_no_masking.png" for name in ("tile", "wood")),
+    }
+
+
+@pytest.mark.parametrize(
+    ("program", "arguments", "words"),
+    [
+        ("evaluate_checkpoints", ["--checkpoints", "7"], ["epoch_0007.pt", "saved epochs: 1, 2"]),
+        ("evaluate_checkpoints", ["--checkpoints", "first"], ["--checkpoints first", "last or an epoch"]),
+        ("evaluate_checkpoints", ["--categories", "tile", "oak"], ["no category 'oak'", "there are: tile, wood"]),
+        ("train_all", ["--categories", "oak"], ["no category 'oak'", "there are: tile, wood"]),
+        ("train_all", ["--categories", "tile/"], ["'tile/'", "plain folder name"]),
+        ("evaluate_checkpoints", ["--maskings", "pre"], ["masking.regions.tile", "no region"]),
+        ("evaluate_checkpoints", ["--maskings", "all"], ["--maskings"]),
+        ("evaluate_checkpoints", ["--set", "masking.regions.wood={root}/small.png"], ["masking.regions.wood", "9 x 9"]),
+        (
+            "evaluate_checkpoints",
+            ["--set", "masking.regions.wood=[[0, 99, 0, 3]]"],
+            ["masking.regions.wood", "48 x 40"],
+        ),
+        ("evaluate_checkpoints", ["--set", "data.registration_reference=none.png"], ["none.png", "cannot be read"]),
+        ("evaluate_checkpoints", ["--set", "data.data_path={root}/textures"], ["no dataset in", "make_sample.py"]),
+        ("train_all", ["--set", "data.data_path={root}/textures"], ["no dataset in", "make_sample.py"]),
+    ],
+)
+def test_mistakes_before_anything_runs(two, call, program, arguments, words):
+    write(two / "small.png", np.zeros((9, 9), np.uint8))
+    arguments = [argument.replace("{root}", two.as_posix()) for argument in arguments]
+    checked(call(program, *arguments), words)
+    assert not (two / "results").exists()
+
+
+@pytest.mark.parametrize("program", ["train_all", "evaluate_checkpoints", "check_best_model"])
+def test_help(call, program):
+    status, out, _ = call(program, "--help")
+    assert status == 0 and "--config" in out and "--set" in out and "example:" in out

@@ -3,7 +3,9 @@
 <category>/train/good/*, <category>/test/good/*, <category>/test/<defect>/*, <category>/ground_truth/<defect>/*_mask.*
 """
 
+import ctypes
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +16,15 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from errors import UserError
-from synthesis import AnomalySynthesizer, read_image, resize
+from synthesis import AnomalySynthesizer, decoded, read_image, resize
 
 # One thread a process: the processes share out the work, and OpenCV's pool of threads hangs in one that was forked.
 cv2.setNumThreads(1)
+
+# glibc gives large arrays back to the system at once, and clears each new one page by page: as slow as filling it.
+if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
+    libc.mallopt(-4, 0)  # M_MMAP_MAX: large blocks come from the heap as well
+    libc.mallopt(-1, -1)  # M_TRIM_THRESHOLD: the heap keeps them
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"}
 
@@ -193,18 +200,20 @@ def _to_tensor(image: np.ndarray) -> torch.Tensor:
 class DRAEMTrainDataset(Dataset):
     """Nominal images with synthetic anomalies.
 
-    Every image is decoded once, here. `dataset[k]` is sample k % N of epoch k // N; its randomness comes from
+    `dataset[k]` is sample k % N of epoch k // N; its randomness comes from
     (seed, epoch, index) alone, so it is the same whichever worker makes it.
     Samples are dicts: `image`, `augmented_image` float32 (3, H, W) in [0, 1]; `anomaly_mask` (1, H, W); `has_anomaly`
     (1,); `idx`.
+
+    Args:
+        images: files, decoded once, here, or decoded images, uint8 (H, W, 3), BGR, of the synthesizer's image size.
     """
 
-    def __init__(self, files: Sequence[Path], synthesizer: AnomalySynthesizer, seed: int = 0, stream: int = 1):
-        self.files, self.stream = list(files), stream
-        self.images = np.empty((len(files), *synthesizer.image_size, 3), np.uint8)
-        for i, file in enumerate(files):
-            self.images[i] = read_image(file, synthesizer.image_size)
-        self.synthesizer, self.seed = synthesizer, seed
+    def __init__(
+        self, images: Sequence[Path | np.ndarray], synthesizer: AnomalySynthesizer, seed: int = 0, stream: int = 1
+    ):
+        self.images = decoded(images, synthesizer.image_size)
+        self.synthesizer, self.seed, self.stream = synthesizer, seed, stream
 
     def __len__(self) -> int:
         return len(self.images)
@@ -268,14 +277,6 @@ class EpochSampler(Sampler):
     def __iter__(self) -> Iterator[int]:
         order = np.random.default_rng([self.seed, self.epoch, 0, 2]).permutation(self.count)
         return iter((self.epoch * self.count + order).tolist())
-
-
-def worker_count(setting: int | str, on_gpu: bool) -> int:
-    """Loader processes: the setting, or for 'auto' all cores (at most 8), half of them where the CPU also trains."""
-    if setting != "auto":
-        return int(setting)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(8, cores if on_gpu else cores // 2)
 
 
 def train_loader(dataset: DRAEMTrainDataset, batch_size: int, workers: int, pin_memory: bool = False) -> DataLoader:

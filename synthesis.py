@@ -31,7 +31,6 @@ MAX_LATTICE_EXPONENT = 5  # lattice of 2^0 to 2^5 periods
 NOISE_THRESHOLD = 0.5
 MAX_BETA = 0.8  # share of the nominal image that shines through
 MIN_CUTOUT = 10  # pixels
-KEPT_TEXTURES = 2**30  # bytes of decoded textures that one process keeps
 
 
 def read_image(path: Path, size: tuple[int, int] | None = None, flags: int = cv2.IMREAD_COLOR) -> np.ndarray:
@@ -47,6 +46,11 @@ def read_image(path: Path, size: tuple[int, int] | None = None, flags: int = cv2
     if image is None:
         raise UserError(f"{path}: cannot be decoded as an image; mend or remove the file")
     return image if size is None else resize(image, size)
+
+
+def decoded(images: Sequence[Path | np.ndarray], size: tuple[int, int]) -> Sequence[np.ndarray]:
+    """Images, uint8 (H, W, 3), of `size` (height, width): files read, decoded images as they are."""
+    return [read_image(file, size) for file in images] if isinstance(images[0], Path) else images
 
 
 def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -82,27 +86,17 @@ class AnomalySynthesizer:
     """Turns a nominal image into a training sample.
 
     Args:
-        textures: texture files, decoded when first used and kept.
+        textures: files, decoded here and kept, or decoded textures, uint8 (H, W, 3) of `image_size`.
         image_size: height and width of the samples.
         cut: with probability 0.2 a flat rectangle instead of the Perlin branch.
     """
 
-    def __init__(self, textures: Sequence[Path], image_size: tuple[int, int], cut: bool = False):
-        if not textures:
+    def __init__(self, textures: Sequence[Path | np.ndarray], image_size: tuple[int, int], cut: bool = False):
+        if not len(textures):
             raise ValueError("synthesis needs at least one texture")
-        self.textures = list(textures)
+        self.textures = decoded(textures, image_size)
         self.image_size = tuple(image_size)
         self.cut = cut
-        self._decoded: dict[int, np.ndarray] = {}
-
-    def _texture(self, index: int) -> np.ndarray:
-        """Decoded texture, uint8 (H, W, 3)."""
-        if index not in self._decoded:
-            texture = read_image(self.textures[index], self.image_size)
-            if (len(self._decoded) + 1) * texture.nbytes > KEPT_TEXTURES:
-                return texture
-            self._decoded[index] = texture
-        return self._decoded[index]
 
     def augment_texture(self, texture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Three different augmenters, in the order drawn; uint8 (H, W, 3) to the same."""
@@ -122,13 +116,13 @@ class AnomalySynthesizer:
         return rotate(noise, rng.uniform(-MAX_ROTATION, MAX_ROTATION)) > NOISE_THRESHOLD
 
     def _blend_perlin(self, image: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        texture = self.augment_texture(self._texture(int(rng.integers(len(self.textures)))), rng)
+        texture = self.augment_texture(self.textures[rng.integers(len(self.textures))], rng)
         mask = self.perlin_mask(rng)
         beta = np.float32(rng.uniform(0, MAX_BETA))
-        augmented = image.copy()
-        inside = texture[mask].astype(np.float32) / 255
-        augmented[mask] = (1 - beta) * inside + beta * image[mask]
-        return augmented, mask
+        # Blended everywhere and copied inside: three plain passes are faster than gathering the mask's pixels.
+        blended = np.multiply(texture, (1 - beta) / 255, dtype=np.float32)
+        blended += beta * image
+        return cv2.copyTo(blended, mask.view(np.uint8), image.copy()), mask
 
     def _cut_out(self, image: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         where = []

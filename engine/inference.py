@@ -1,9 +1,10 @@
 """Checkpoint and images to anomaly maps: the one place that runs the networks to detect."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -71,7 +72,7 @@ def detect(model: DRAEM, dataset: Dataset, config: Config, title: str) -> Iterat
     final.register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),))
     # Starting loader processes takes longer than reading a few batches.
     is_small = len(dataset) <= 8 * config.data.test_batch_size
-    workers = 0 if is_small else data_loader.worker_count(config.data.num_workers, device.type == "cuda")
+    workers = 0 if is_small else runtime.worker_count(config.data.num_workers, device)
     loader = data_loader.test_loader(dataset, config.data.test_batch_size, workers, device.type == "cuda")
     with (
         tqdm(total=len(dataset), desc=title, unit="image", leave=None, disable=not title) as bar,
@@ -99,18 +100,19 @@ class SyntheticSamples(Dataset):
     """Synthetic anomalies on nominal images as samples to detect on, the same ones each time.
 
     Args:
-        nominal: training samples of the images to put them on. count: samples, at least; each image gets as many.
+        nominal: training samples of the images to put them on. files: those images'. count: samples, at least; each
+            image gets as many.
     """
 
-    def __init__(self, nominal: data_loader.DRAEMTrainDataset, count: int = 64):
-        self.nominal, self.count = nominal, -(-count // len(nominal)) * len(nominal)
+    def __init__(self, nominal: data_loader.DRAEMTrainDataset, files: Sequence[Path], count: int = 64):
+        self.nominal, self.files, self.count = nominal, list(files), -(-count // len(nominal)) * len(nominal)
 
     def __len__(self) -> int:
         return self.count
 
     def name(self, idx: int) -> str:
         """What errors call a sample."""
-        return str(self.nominal.files[idx % len(self.nominal)])
+        return str(self.files[idx % len(self.files)])
 
     def __getitem__(self, idx: int) -> dict[str, torch.Tensor | int]:
         sample = self.nominal[idx]

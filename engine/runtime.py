@@ -1,6 +1,7 @@
 """Device, precision, seeds; files written whole; errors that users can mend."""
 
 import csv
+import hashlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -46,6 +47,27 @@ def memory_format(precision: torch.dtype) -> torch.memory_format:
 def autocast(device: torch.device, precision: torch.dtype) -> torch.autocast:
     """Runs the networks in `precision`."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == torch.bfloat16)
+
+
+def core_count() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def worker_count(setting: int | str, device: torch.device) -> int:
+    """Loader processes: the setting; for `auto` the cores (at most 8), half of them where they run the networks too."""
+    if setting != "auto":
+        return int(setting)
+    return min(8, core_count() if device.type != "cpu" else core_count() // 2)
+
+
+def files_digest(paths: Iterable[Path]) -> str:
+    """Digest of names, sizes and times of files."""
+    digest = hashlib.sha256()
+    for path in paths:
+        stat = path.stat()
+        digest.update(f"{'/'.join(path.parts[-3:])} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+    return digest.hexdigest()[:16]
 
 
 @contextmanager

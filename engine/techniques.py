@@ -1,7 +1,6 @@
 """Techniques of evaluation: what is done to pictures before the networks see them, and to anomaly maps afterwards."""
 
 import hashlib
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -165,8 +164,8 @@ class Preparation:
             valid = ~masking.resize_region(~has_source, size)
             return Registered(resize(image, size), resize(mask, size), valid, frame, True)
 
-        workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        with runtime.mendable_errors(), ThreadPoolExecutor(workers) as pool:  # OpenCV works outside Python's lock
+        # Threads: OpenCV works outside the interpreter's lock.
+        with runtime.mendable_errors(), ThreadPoolExecutor(runtime.core_count()) as pool:
             found = pool.map(register, range(len(new)))
             for picture, result in zip(
                 new, tqdm(found, "registration", len(new), unit="image", leave=None), strict=True
@@ -206,13 +205,9 @@ def _file_digest(path: Path) -> str:
 
 
 def _pictures_digest(pictures: Sequence[data_loader.TestImage]) -> str:
-    """Digest of names, sizes and times of pictures and their masks."""
-    digest = hashlib.sha256()
-    for picture in pictures:
-        for path in (picture.path, *([picture.mask_path] if picture.mask_path else [])):
-            stat = path.stat()
-            digest.update(f"{'/'.join(path.parts[-3:])} {stat.st_size} {stat.st_mtime_ns}\n".encode())
-    return digest.hexdigest()[:16]
+    """Digest of pictures and their masks."""
+    files = ((picture.path, picture.mask_path) for picture in pictures)
+    return runtime.files_digest(path for pair in files for path in pair if path)
 
 
 class VariantDataset(data_loader.DRAEMTestDataset):

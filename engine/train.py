@@ -3,7 +3,7 @@
 import csv
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
@@ -16,6 +16,7 @@ from tqdm import tqdm
 import data_loader
 from config import Config
 from engine import checkpoint, runtime
+from engine.decoded import DecodedImages
 from engine.inference import SyntheticSamples, synthetic_pixel_ap
 from errors import UserError
 from evaluation import plots
@@ -47,8 +48,8 @@ def train(config: Config, settings_text: str) -> Path:
     """
     run, seed = config.run_folder, config.train.seed
     with runtime.mendable_errors():
-        dataset, validation = _datasets(config)
-        held_out = [file.name for file in validation.nominal.files] if validation else []
+        files = _files(config)
+        held_out = [file.name for file in files.held_out]
         device = runtime.select_device(config.train.device)
         precision = runtime.select_precision(config.train.precision, device)
         torch.manual_seed(seed)
@@ -64,9 +65,11 @@ def train(config: Config, settings_text: str) -> Path:
         )
         return next(path for path in (last, checkpoint.epoch_path(run, done), run / "last.pt") if path.is_file())
 
+    with runtime.mendable_errors():
+        dataset, validation = _datasets(config, files)
     stale = _earlier_files(run) if done == 0 else []
     print(f"training {config.data.category} on {len(dataset)} images ({len(held_out)} held out), {device}, {precision}")
-    workers = data_loader.worker_count(config.data.num_workers, device.type == "cuda")
+    workers = runtime.worker_count(config.data.num_workers, device)
     loader = data_loader.train_loader(dataset, config.train.batch_size, workers, device.type == "cuda")
     log = _read_log(run / "train_log.csv", done)
     with runtime.mendable_errors(), _Board(run / "logs", done + 1) as board:
@@ -140,23 +143,37 @@ class _Board:
         self._stream.close()
 
 
-def _datasets(config: Config) -> tuple[data_loader.DRAEMTrainDataset, SyntheticSamples | None]:
-    """Samples to train on, and those on held-out images where there are any. Decodes every image of train/good."""
+class _Files(NamedTuple):
+    training: list[Path]
+    held_out: list[Path]
+    textures: list[Path]
+
+
+def _files(config: Config) -> _Files:
+    """Images to train on and those held out, and textures. Nothing is decoded yet."""
     category = data_loader.category_folder(Path(config.data.data_path), config.data.category)
     files = data_loader.list_nominal(category)
     files, held_out = data_loader.split_nominal(files, config.data.val_split, config.train.seed)
     textures = data_loader.list_textures(Path(config.data.anomaly_source_path))
-    synthesizer = AnomalySynthesizer(textures, config.data.img_size, config.train.cut)
-    dataset = data_loader.DRAEMTrainDataset(files, synthesizer, config.train.seed)
-    if config.data.img_size == (32, 32) and 1 in (config.train.batch_size, len(dataset) % config.train.batch_size):
+    if config.data.img_size == (32, 32) and 1 in (config.train.batch_size, len(files) % config.train.batch_size):
         raise UserError(
-            f"train.batch_size = {config.train.batch_size} leaves a batch of one of the {len(dataset)} images, and at "
+            f"train.batch_size = {config.train.batch_size} leaves a batch of one of the {len(files)} images, and at "
             "img_size 32 batch norm needs two; change one of them"
         )
-    if not held_out:
+    return _Files(files, held_out, textures)
+
+
+def _datasets(config: Config, files: _Files) -> tuple[data_loader.DRAEMTrainDataset, SyntheticSamples | None]:
+    """Samples to train on, and those on held-out images where there are any. Decodes all images and textures."""
+    size, seed, folder = config.data.img_size, config.train.seed, config.run_folder.parent
+    textures = DecodedImages(Path(config.data.checkpoint_path), "textures", files.textures, size)
+    images = DecodedImages(folder, "training images", files.training, size)
+    dataset = data_loader.DRAEMTrainDataset(images, AnomalySynthesizer(textures, size, config.train.cut), seed)
+    if not files.held_out:
         return dataset, None
-    perlin_only = AnomalySynthesizer(textures, config.data.img_size)
-    return dataset, SyntheticSamples(data_loader.DRAEMTrainDataset(held_out, perlin_only, config.train.seed, stream=4))
+    images = DecodedImages(folder, "held-out images", files.held_out, size)
+    synthetic = data_loader.DRAEMTrainDataset(images, AnomalySynthesizer(textures, size), seed, stream=4)
+    return dataset, SyntheticSamples(synthetic, files.held_out)
 
 
 def _learning_rate_factor(config: Config):

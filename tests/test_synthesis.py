@@ -100,10 +100,12 @@ def test_cutout_takes_a_fifth_of_the_samples(textures, nominal, monkeypatch):
 
 
 def test_nothing_is_synthesized_for_clean_samples(textures, nominal, monkeypatch):
+    synthesizer = AnomalySynthesizer(textures, (64, 96))
     monkeypatch.setattr(synthesis, "P_CLEAN", 1.0)
-    monkeypatch.setattr(synthesis, "read_image", None)
-    monkeypatch.setattr(synthesis, "perlin_noise", None)
-    assert AnomalySynthesizer(textures, (64, 96))(nominal, np.random.default_rng(0))[3][0] == 0
+    synthesizer.textures = None
+    for name in ("read_image", "augmenters", "perlin_noise"):
+        monkeypatch.setattr(synthesis, name, None)
+    assert synthesizer(nominal, np.random.default_rng(0))[3][0] == 0
 
 
 def test_augmenters_depend_on_the_generator_alone(textures, nominal):

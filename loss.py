@@ -25,12 +25,13 @@ class SSIM(nn.Module):
         return self.window[offset.clamp(0, len(self.window) - 1)] * ((offset >= 0) & (offset < len(self.window)))
 
     def _blur(self, maps: Tensor) -> Tensor:
-        """Gaussian mean around each pixel, maps (M, H, W)."""
+        """Gaussian mean around each pixel, maps (..., H, W)."""
         if maps.dtype == torch.float64:
             # The original's window is a product rounded to float32, which no pair of 1-D passes reproduces. Narrower
             # types cannot tell the difference; float64 can, and follows the original to the last digit.
             window = (self.window[:, None] * self.window).double()
-            return F.conv2d(maps[:, None], window[None, None], padding=len(self.window) // 2)[:, 0]
+            planes = maps.reshape(-1, 1, *maps.shape[-2:])
+            return F.conv2d(planes, window[None, None], padding=len(self.window) // 2).view(maps.shape)
         # Two 1-D passes as products with band matrices: convolutions of one channel are many times slower.
         rows, columns = (self._band(size).to(maps) for size in maps.shape[-2:])
         return rows @ (maps @ columns)
@@ -43,8 +44,8 @@ class SSIM(nn.Module):
             c1, c2 = (0.01 * dynamic_range) ** 2, (0.03 * dynamic_range) ** 2
 
         image, target = image.contiguous(), target.contiguous()  # planes, whatever the networks' memory format
-        maps = torch.stack((image, target, image * image, target * target, image * target))  # (5, N, C, H, W)
-        mu_x, mu_y, xx, yy, xy = self._blur(maps.view(-1, *maps.shape[-2:])).view(maps.shape)
+        mu_x, xx, xy = self._blur(torch.stack((image, image * image, image * target)))
+        mu_y, yy = self._blur(torch.stack((target, target * target)))  # apart: no gradient flows back through these
         mu_xy, mu_squares = mu_x * mu_y, mu_x * mu_x + mu_y * mu_y
         covariance, variances = xy - mu_xy, xx + yy - mu_squares
         similarity = (2 * mu_xy + c1) * (2 * covariance + c2) / ((mu_squares + c1) * (variances + c2))

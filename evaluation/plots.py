@@ -48,7 +48,7 @@ def _text(text: str, width: int, size: int = 14, color: str = "#000000") -> np.n
 def _tile(array: np.ndarray) -> np.ndarray:
     """(H, W) or (H, W, 3), float in [0, 1] or bool or uint8 -> uint8 BGR, enlarged to at least TILE pixels."""
     if array.dtype != np.uint8:
-        array = (np.clip(array.astype(np.float32), 0, 1) * 255 + 0.5).astype(np.uint8)
+        array = (np.clip(array.astype(np.float32), 0, 1) * 255 + 0.5).astype(np.uint8, order="C")  # OpenCV draws on it
     if array.ndim == 2:
         array = cv2.cvtColor(array, cv2.COLOR_GRAY2BGR)
     factor = -(-TILE // min(array.shape[:2]))

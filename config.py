@@ -140,6 +140,7 @@ class Train(_Section):
     seed: _whole(0, 2**32 - 1) = 0
     device: Annotated[str, AfterValidator(_device)] = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    compile: Literal["auto", "on", "off"] = "auto"
     resume: Literal["auto", "never", "must"] = "auto"
     save_from: _whole(1, 1_000_000) = 500
     save_every: _whole(1, 1_000_000) = 50

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 import data_loader
 from config import Config
-from engine import runtime
+from engine import compilation, runtime
 from engine.techniques import Technique
 from errors import UserError
 from evaluation.metrics import PixelMetrics
@@ -70,6 +70,7 @@ def detect(model: DRAEM, dataset: Dataset, config: Config, title: str) -> Iterat
     # Its logits in float32: rounded to bfloat16, different scores would become equal.
     final = model.discriminative.decoder_segment.fin_out.float()
     final.register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),))
+    network = compilation.ForInference(model, config.train.compile, len(dataset))
     # Starting loader processes takes longer than reading a few batches.
     is_small = len(dataset) <= 8 * config.data.test_batch_size
     workers = 0 if is_small else runtime.worker_count(config.data.num_workers, device)
@@ -80,7 +81,7 @@ def detect(model: DRAEM, dataset: Dataset, config: Config, title: str) -> Iterat
     ):
         for batch in loader:
             image = batch["image"].to(device, precision, non_blocking=True)
-            reconstruction, logits = model(image.contiguous(memory_format=layout))
+            reconstruction, logits = network(image.contiguous(memory_format=layout))
             maps = torch.softmax(logits.float(), dim=1)[:, 1].cpu().numpy()
             for idx, anomaly_map in zip(batch["idx"].tolist(), maps, strict=True):
                 if not np.isfinite(anomaly_map).all():

@@ -2,6 +2,7 @@
 
 import csv
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from tqdm import tqdm
 
 import data_loader
 from config import Config
-from engine import checkpoint, runtime
+from engine import checkpoint, compilation, runtime
 from engine.decoded import DecodedImages
 from engine.inference import SyntheticSamples, synthetic_pixel_ap
 from errors import UserError
@@ -69,6 +70,7 @@ def train(config: Config, settings_text: str) -> Path:
         dataset, validation = _datasets(config, files)
     stale = _earlier_files(run) if done == 0 else []
     print(f"training {config.data.category} on {len(dataset)} images ({len(held_out)} held out), {device}, {precision}")
+    network = compilation.for_training(model, config.train.compile, device)
     workers = runtime.worker_count(config.data.num_workers, device)
     loader = data_loader.train_loader(dataset, config.train.batch_size, workers, device.type == "cuda")
     log = _read_log(run / "train_log.csv", done)
@@ -78,7 +80,7 @@ def train(config: Config, settings_text: str) -> Path:
         for epoch in epochs:
             start = time.perf_counter()
             loader.sampler.epoch = epoch
-            losses, sample = _train_epoch(model, loader, optimizer, device, precision, epoch)
+            losses, sample = _train_epoch(network, loader, optimizer, device, precision, epoch)
             _check_weights(model, epoch)
             if epoch == done + 1:  # from here on it is this run's folder; a start that failed has cost nothing
                 for path in stale:
@@ -235,7 +237,7 @@ def _earlier_files(run: Path) -> list[Path]:
 
 
 def _train_epoch(
-    model: DRAEM, loader: Any, optimizer: Any, device: torch.device, precision: torch.dtype, epoch: int
+    network: Callable, loader: Any, optimizer: Any, device: torch.device, precision: torch.dtype, epoch: int
 ) -> tuple[dict[str, float], dict[str, Any]]:
     """One pass. Mean of each loss term, and the first batch with what the networks made of it, for the sample grid."""
     criterion = DRAEMLoss().to(device)
@@ -248,7 +250,7 @@ def _train_epoch(
             batch[key].to(device, non_blocking=True) for key in ("image", "augmented_image", "anomaly_mask")
         )
         with runtime.autocast(device, precision):
-            reconstruction, logits = model(augmented.contiguous(memory_format=layout))
+            reconstruction, logits = network(augmented.contiguous(memory_format=layout))
         terms = criterion(reconstruction, logits, image, mask)
         optimizer.zero_grad(set_to_none=True)
         sum(terms.values()).backward()

@@ -1,0 +1,80 @@
+"""torch.compile: when it is asked for, and what happens where it fails."""
+
+import pytest
+import torch
+
+from engine import compilation
+from engine.inference import _folded
+from errors import UserError
+from model import DRAEM
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """In place of torch.compile: counts what is compiled and how often that runs."""
+    calls = {"compiled": 0, "runs": 0}
+
+    def compile_(model, **options):
+        calls["compiled"] += 1
+
+        def network(x):
+            calls["runs"] += 1
+            return model(x)
+
+        return network
+
+    monkeypatch.setattr(torch, "compile", compile_)
+    return calls
+
+
+def identity(x):
+    return x, x
+
+
+@pytest.mark.parametrize(
+    ("setting", "device", "expected"),
+    [("auto", "cpu", 0), ("auto", "cuda", 1), ("on", "cpu", 1), ("off", "cuda", 0), ("off", "cpu", 0)],
+)
+def test_training_is_compiled_on_cuda_or_where_asked_for(counted, setting, device, expected):
+    network = compilation.for_training(identity, setting, torch.device(device))
+    assert network(torch.zeros(2, 3))[0].shape == (2, 3)
+    assert counted == {"compiled": expected, "runs": expected}
+
+
+@pytest.mark.parametrize(("setting", "images", "expected"), [("auto", 10**9, 1), ("auto", 100, 0), ("off", 10**9, 0)])
+def test_inference_is_compiled_where_minutes_of_work_remain(counted, setting, images, expected):
+    network = compilation.ForInference(identity, setting, images)
+    for _ in range(5):
+        network(torch.zeros(2, 3))
+    assert counted == {"compiled": expected, "runs": 3 * expected}
+
+
+def test_a_last_batch_of_another_size_runs_uncompiled(counted):
+    network = compilation.ForInference(identity, "on", 10)
+    assert [len(network(torch.zeros(n, 3))[0]) for n in (4, 4, 2)] == [4, 4, 2]
+    assert counted == {"compiled": 1, "runs": 2}
+
+
+def test_where_the_compiler_fails(monkeypatch, capsys):
+    def broken(*arguments, **options):
+        def network(x):
+            raise torch._dynamo.exc.BackendCompilerFailed(None, RuntimeError("no compiler"), [])
+
+        return network
+
+    monkeypatch.setattr(torch, "compile", broken)
+    network = compilation.Compiled(identity, "auto")
+    assert [len(network(torch.zeros(2, 3))) for _ in range(2)] == [2, 2]
+    assert capsys.readouterr().out.count("going on without it") == 1
+    with pytest.raises(UserError, match=r"train.compile = on: .*no compiler"):
+        compilation.Compiled(identity, "on")(torch.zeros(2, 3))
+
+
+def test_compiled_maps_are_the_same():
+    torch.manual_seed(0)
+    model, x = _folded(DRAEM(2, 2)).eval(), torch.rand(2, 3, 32, 32)
+    with torch.inference_mode():
+        expected = model(x)
+        found = compilation.ForInference(model, "on", 2)(x)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)

@@ -6,7 +6,7 @@ else
 RUN := $(VENV)/bin/python
 endif
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint bench clean
 
 demo: $(VENV)/.installed
 	$(RUN) make_sample.py
@@ -14,6 +14,10 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed-dev lint
 	$(RUN) -m pytest
+
+bench: $(VENV)/.installed
+	for name in help metrics synthesis train_small inference epoch detection evaluate; do \
+		$(RUN) -m benchmarks.$$name || exit 1; done
 
 lint: $(VENV)/.installed-dev
 	$(RUN) -m ruff check .

@@ -57,6 +57,15 @@ def _folded(model: DRAEM) -> DRAEM:
     return model
 
 
+def prepared(model: DRAEM, device: torch.device, precision: torch.dtype) -> DRAEM:
+    """A copy for inference in `precision`, but for its logits."""
+    model = _folded(model).to(device, precision, memory_format=runtime.memory_format(precision))
+    # Its logits in float32: rounded to bfloat16, different scores would become equal.
+    final = model.discriminative.decoder_segment.fin_out.float()
+    final.register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),))
+    return model
+
+
 @torch.inference_mode()
 def detect(model: DRAEM, dataset: Dataset, config: Config, title: str) -> Iterator[Detection]:
     """Run the networks once over every sample (`image`, `mask`, `idx`; perhaps `valid`, `region`), in order.
@@ -66,11 +75,7 @@ def detect(model: DRAEM, dataset: Dataset, config: Config, title: str) -> Iterat
     device = runtime.select_device(config.train.device)
     precision = runtime.select_precision(config.train.precision, device)
     layout = runtime.memory_format(precision)
-    model = _folded(model).to(device, precision, memory_format=layout)
-    # Its logits in float32: rounded to bfloat16, different scores would become equal.
-    final = model.discriminative.decoder_segment.fin_out.float()
-    final.register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),))
-    network = compilation.ForInference(model, config.train.compile, len(dataset))
+    network = compilation.ForInference(prepared(model, device, precision), config.train.compile, len(dataset))
     # Starting loader processes takes longer than reading a few batches.
     is_small = len(dataset) <= 8 * config.data.test_batch_size
     workers = 0 if is_small else runtime.worker_count(config.data.num_workers, device)

@@ -241,33 +241,23 @@ def _train_epoch(
 ) -> tuple[dict[str, float], dict[str, Any]]:
     """One pass. Mean of each loss term, and the first batch with what the networks made of it, for the sample grid."""
     criterion = DRAEMLoss().to(device)
-    layout = runtime.memory_format(precision)
     total, count, pending = dict.fromkeys(TERMS, 0.0), 0, []
     rate = optimizer.param_groups[0]["lr"]
     bar = tqdm(loader, f"epoch {epoch}", leave=False, unit="batch", disable=None)
     for step, batch in enumerate(bar, 1):
-        image, augmented, mask = (
-            batch[key].to(device, non_blocking=True) for key in ("image", "augmented_image", "anomaly_mask")
-        )
-        with runtime.autocast(device, precision):
-            reconstruction, logits = network(augmented.contiguous(memory_format=layout))
-        terms = criterion(reconstruction, logits, image, mask)
-        optimizer.zero_grad(set_to_none=True)
-        sum(terms.values()).backward()
-        optimizer.step()
-
+        terms, (reconstruction, logits) = train_step(network, criterion, optimizer, batch, device, precision)
         if step == 1:
             arrays = {
-                "image": image,
-                "augmented": augmented,
+                "image": batch["image"],
+                "augmented": batch["augmented_image"],
                 "reconstruction": reconstruction,
-                "mask": mask,
+                "mask": batch["anomaly_mask"],
                 "prediction": torch.softmax(logits.float(), dim=1)[:, 1:],
             }
             sample = {name: tensor.detach().float().cpu().numpy() for name, tensor in arrays.items()}
 
         # Losses stay on the device until a few are read at once.
-        pending.append((len(image), torch.stack([terms[term].detach() for term in TERMS])))
+        pending.append((len(logits), torch.stack([terms[term].detach() for term in TERMS])))
         if len(pending) == READ_EVERY or step == len(loader):
             _read_losses(pending, total, epoch, step)
             count += sum(n for n, _ in pending)
@@ -275,6 +265,27 @@ def _train_epoch(
             speed = {"lr": f"{rate:.1e}", "samples/s": f"{count / (bar.format_dict['elapsed'] or 1):.1f}"}
             bar.set_postfix({term: f"{total[term] / count:.4f}" for term in TERMS} | speed)
     return {term: total[term] / count for term in TERMS}, sample
+
+
+def train_step(
+    network: Callable,
+    criterion: DRAEMLoss,
+    optimizer: torch.optim.Optimizer,
+    batch: dict[str, Tensor],
+    device: torch.device,
+    precision: torch.dtype,
+) -> tuple[dict[str, Tensor], tuple[Tensor, Tensor]]:
+    """One step on a batch of training samples; the loss terms, still on the device, and the networks' outputs."""
+    image, augmented, mask = (
+        batch[key].to(device, non_blocking=True) for key in ("image", "augmented_image", "anomaly_mask")
+    )
+    with runtime.autocast(device, precision):
+        outputs = network(augmented.contiguous(memory_format=runtime.memory_format(precision)))
+    terms = criterion(*outputs, image, mask)
+    optimizer.zero_grad(set_to_none=True)
+    sum(terms.values()).backward()
+    optimizer.step()
+    return terms, outputs
 
 
 def _read_losses(pending: list[tuple[int, Tensor]], total: dict[str, float], epoch: int, step: int) -> None:

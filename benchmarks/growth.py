@@ -1,0 +1,97 @@
+"""How time and memory grow with image size, batch size and number of images."""
+
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+from benchmarks import common
+
+COLUMNS = ("varied", "image size", "batch size", "images", "mode", "seconds", "ms per image", "peak memory, MB")
+
+
+def measured(command: list[str]) -> tuple[float, float]:
+    """Seconds that a process takes, and the most memory, in MB, that it and its children hold at once.
+
+    Anonymous memory: pages of mapped files are the system's to drop. Linux only.
+    """
+    start, peak = time.perf_counter(), 0
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None:
+        peak = max(peak, _anonymous(process.pid))
+        time.sleep(0.05)
+    seconds = time.perf_counter() - start
+    if process.returncode:
+        raise RuntimeError(process.stderr.read())
+    return seconds, peak / 1000
+
+
+def _anonymous(pid: int) -> int:
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    own = next((int(line.split()[1]) for line in status.splitlines() if line.startswith("RssAnon")), 0)
+    return own + sum(_anonymous(int(child)) for child in children)
+
+
+def grow(varied: str, size: int, batch: int, images: int, flags) -> list[dict]:
+    """A row for an epoch of training on `images` images, and one for detection of as many."""
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        settings = common.make_dataset(Path(folder), size, images, images // 2, images - images // 2, textures=12)
+        settings += [f"model.base_width={flags.width}", f"model.base_channels={flags.channels}"]
+        settings += [f"data.img_size={size}", f"train.batch_size={batch}", f"data.test_batch_size={batch}"]
+        settings += ["data.val_split=0", "metrics.visualisation=none", "metrics.threshold=false"]
+        overrides = [word for setting in settings for word in ("--set", setting)]
+        for mode, more in (("training", ["--train", "--set", "train.epochs=1"]), ("detection", ["--detection"])):
+            seconds, peak = measured(common.python(common.ROOT / "main.py", *more, *overrides))
+            values = (varied, size, batch, images, mode, seconds, 1e3 * seconds / images, peak)
+            rows.append(dict(zip(COLUMNS, values, strict=True)))
+            print("| " + " | ".join(f"{v:.1f}" if isinstance(v, float) else str(v) for v in values) + " |", flush=True)
+    return rows
+
+
+def draw(path: Path, rows: list[dict]) -> None:
+    """Write the figure: time above, memory below, over each varied quantity."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 6.6), dpi=110, layout="constrained")
+    axes = figure.subplots(2, 3)
+    for column, varied in enumerate(("image size", "batch size", "images")):
+        for line, (value, label) in enumerate((("seconds", "seconds"), ("peak memory, MB", "peak memory, MB"))):
+            for mode, color in (("training", "#0072B2"), ("detection", "#D55E00")):
+                own = [row for row in rows if row["varied"] == varied and row["mode"] == mode]
+                axes[line, column].plot(
+                    [r[varied] for r in own], [r[value] for r in own], "o-", color=color, label=mode
+                )
+            axes[line, column].set(xlabel=varied, ylabel=label, xscale="log", ylim=(0, None))
+            axes[line, column].set_xticks([r[varied] for r in own], [str(r[varied]) for r in own])
+            axes[line, column].minorticks_off()
+            axes[line, column].grid(alpha=0.3)
+    for i in (0, 2):
+        axes[0, i].set(yscale="log", ylim=(None, None))
+    axes[0, 0].legend()
+    figure.suptitle("Whole processes: an epoch of training, and detection without panels")
+    figure.savefig(path)
+
+
+def main() -> None:
+    """Measure every case, print the table, draw the figure."""
+    flags = common.arguments(__doc__, width=8, channels=4, most=10_000)
+    common.header(f"growth, base_width {flags.width}, base_channels {flags.channels}")
+    print("| " + " | ".join(COLUMNS) + " |\n" + "|---" * len(COLUMNS) + "|")
+    rows = []
+    for size in (128, 256, 512):
+        rows += grow("image size", size, 8, 200, flags)
+    for batch in (2, 8, 32):
+        rows += grow("batch size", 128, batch, 200, flags)
+    for images in (100, 1000, 10_000):
+        if images <= flags.most:
+            rows += grow("images", 128, 8, images, flags)
+    draw(Path(__file__).parent / "growth.png", rows)
+
+
+if __name__ == "__main__":
+    main()

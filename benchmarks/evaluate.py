@@ -1,4 +1,4 @@
-"""Row 8: evaluate_checkpoints.py, one checkpoint, all techniques and thresholds, against the forward passes it needs."""
+"""Row 8: evaluate_checkpoints.py, one checkpoint, all techniques and thresholds, against its forward passes alone."""
 
 import subprocess
 import tempfile

@@ -19,8 +19,6 @@ if not hasattr(np, "sctypes"):  # imgaug 0.4.0 reads this table at import; numpy
         "others": [bool, object, bytes, str, np.void],
     }
 
-import imgaug.augmenters as iaa  # after the table above
-
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # a broken image is told by its name, once
 
 P_ROTATE = 0.3  # nominal images that are rotated
@@ -66,8 +64,10 @@ def rotate(image: np.ndarray, degrees: float) -> np.ndarray:
 
 
 @lru_cache(maxsize=1)
-def augmenters() -> tuple[iaa.Augmenter, ...]:
+def augmenters() -> tuple:
     """The original's ten, made in each process: some do not survive being sent to another. They see BGR as it is."""
+    import imgaug.augmenters as iaa  # half a second that only training needs
+
     return (
         iaa.GammaContrast((0.5, 2.0), per_channel=True),
         iaa.MultiplyAndAddToBrightness(mul=(0.8, 1.2), add=(-30, 30)),
@@ -103,7 +103,7 @@ class AnomalySynthesizer:
         for index in rng.choice(len(augmenters()), 3, replace=False):
             augmenter = augmenters()[index]
             augmenter.seed_(int(rng.integers(2**31)))
-            if isinstance(inner := getattr(augmenter, "children", None), iaa.Sequential):
+            if hasattr(inner := getattr(augmenter, "children", None), "seed_"):
                 # seed_ passes over it, and the order of its two would come from global state
                 inner.seed_(int(rng.integers(2**31)))
             texture = augmenter.augment_image(texture)

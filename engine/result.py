@@ -79,6 +79,7 @@ class Result:
         self._vanished: list[str] = []
         self._left_out = self._seen = 0
         self._panels: set[Path] = set()
+        self._background = runtime.Background()  # panels
         # Nominal pictures of the highest scores and anomalous ones of the lowest: what can be on the contact sheet.
         self._extremes: tuple[list, list] = ([], [])
         earlier = read_made_with(folder)
@@ -156,6 +157,7 @@ class Result:
         self._draw_curves()
         self._draw_scores()
         self._write_waiting_panels()
+        self._background.wait()
         for path in set((self.folder / "panels").rglob("*.png")) - self._panels:
             path.unlink()  # of an earlier run
         made_with = self.made_with | {"images": len(self.pictures), "seconds": round(seconds, 3)}
@@ -220,18 +222,10 @@ class Result:
         name = picture.path.name if picture.path.suffix == ".png" else f"{picture.path.name}.png"
         path = self.folder / "panels" / picture.path.parent.name / name
         has_truth = bool(picture.mask_path) or not picture.has_anomaly
-        composed = plots.panel(
-            f"{self.config.data.category}/{self.name(result.idx)}",
-            verdict,
-            is_correct,
-            result.image,
-            result.reconstruction,
-            result.anomaly_map,
-            result.mask if has_truth else None,
-            result.anomaly_map > (np.inf if pixel_threshold is None else pixel_threshold),
-        )
-        with runtime.replacing(path) as beside:
-            plots.write_image(beside, composed)
+        above = result.anomaly_map > (np.inf if pixel_threshold is None else pixel_threshold)
+        arrays = (result.image, result.reconstruction, result.anomaly_map, result.mask if has_truth else None, above)
+        title = f"{self.config.data.category}/{self.name(result.idx)}"
+        self._background.do(_write_panel, path, title, verdict, is_correct, *arrays)
         self._panels.add(path)
 
     def _write_waiting_panels(self) -> None:
@@ -324,6 +318,11 @@ ROWS = {
     "iou": "  IoU",
     "pixel_f1_at_threshold": "  pixel F1",
 }
+
+
+def _write_panel(path: Path, *content: Any) -> None:
+    with runtime.replacing(path) as beside:
+        plots.write_image(beside, plots.panel(*content))
 
 
 def _cell(value: float | int | None) -> str:

@@ -3,7 +3,9 @@
 import csv
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -91,6 +93,24 @@ def replacing(path: Path) -> Iterator[Path]:
             os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+class Background:
+    """Work done in threads while the caller goes on, so little at a time that what waits for it stays small."""
+
+    def __init__(self):
+        self._pool = ThreadPoolExecutor(core_count())
+        self._pending: deque[Future] = deque()
+
+    def do(self, work: Callable, *arguments: Any) -> None:
+        """Have it done; raises what an earlier piece has raised."""
+        self._pending.append(self._pool.submit(work, *arguments))
+        self.wait(2 * core_count())
+
+    def wait(self, pending: int = 0) -> None:
+        """Until no more than so many pieces are left; raises what one of the others has raised."""
+        while len(self._pending) > pending:
+            self._pending.popleft().result()
 
 
 def write_text(path: Path, text: str) -> None:

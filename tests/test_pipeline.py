@@ -214,5 +214,11 @@ def test_pictures_show_what_they_should(workplace, cli):
     tile = cv2.resize(image, None, fx=6, fy=6, interpolation=cv2.INTER_NEAREST)
     places = cv2.matchTemplate(panel, tile, cv2.TM_SQDIFF)
     assert places.min() < 1 and cv2.minMaxLoc(places)[2][0] == 0  # the input stands first, unchanged
+    # From 192 pixels on nothing is enlarged.
+    assert cli("--detection", "--set", "metrics.threshold=false", "--set", "data.img_size=256")[0] == 0
+    panel = cv2.imread(str(workplace / "results/tiny/tile/checkpoint_2/no_masking/panels/spot/000.png"))
+    image = cv2.resize(cv2.imread(str(workplace / "mvtec/tile/test/spot/000.png")), (256, 256))
+    places = cv2.matchTemplate(panel, image, cv2.TM_SQDIFF)
+    assert places.min() < 1 and cv2.minMaxLoc(places)[2][0] == 0 and panel.shape[1] == 6 * (256 + 6)
     grid = cv2.imread(str(workplace / "checkpoints/tile/tiny/images/epoch_0002.png"))
     assert grid.shape[1] == 5 * (192 + 6)

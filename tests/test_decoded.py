@@ -1,0 +1,90 @@
+"""Decoded images in a mapped file."""
+
+import os
+import pickle
+
+import cv2
+import numpy as np
+import pytest
+
+import data_loader
+from engine import decoded
+from engine.decoded import DecodedImages
+from errors import UserError
+from synthesis import AnomalySynthesizer, read_image
+
+SIZE = (32, 64)
+
+
+@pytest.fixture
+def files(tmp_path):
+    rng = np.random.default_rng(0)
+    paths = [tmp_path / "pictures" / f"{i}.png" for i in range(5)]
+    paths[0].parent.mkdir()
+    for path in paths:
+        cv2.imwrite(str(path), rng.integers(0, 256, (40, 48, 3), dtype=np.uint8))
+    return paths
+
+
+def same(images, files) -> bool:
+    return len(images) == len(files) and all(
+        np.array_equal(image, read_image(file, SIZE)) for image, file in zip(images, files, strict=True)
+    )
+
+
+def test_they_are_what_the_files_hold_and_are_decoded_once(tmp_path, files, monkeypatch):
+    first = DecodedImages(tmp_path, "some pictures", files, SIZE)
+    assert same(first, files) and first.path.name.startswith("some_pictures_32x64_")
+    with pytest.raises(IndexError):
+        first[5]
+    expected = [image.copy() for image in first]
+    monkeypatch.setattr(decoded, "read_image", None)
+    again = DecodedImages(tmp_path, "some pictures", files, SIZE)
+    assert again.path == first.path and all(map(np.array_equal, again, expected))
+
+
+def test_they_are_made_anew_when_a_file_changes(tmp_path, files):
+    old = DecodedImages(tmp_path, "pictures", files, SIZE)
+    other_size = DecodedImages(tmp_path, "pictures", files, (64, 64))
+    cv2.imwrite(str(files[3]), np.full((40, 48, 3), 7, np.uint8))
+    os.utime(files[3], ns=(1, 1))
+    new = DecodedImages(tmp_path, "pictures", files, SIZE)
+    assert same(new, files) and (new[3] == 7).all()
+    assert sorted(tmp_path.glob("*.npy")) == sorted([new.path, other_size.path]) and not old.path.exists()
+    fewer = DecodedImages(tmp_path, "pictures", files[:4], SIZE)
+    assert same(fewer, files[:4])
+
+
+def test_images_beyond_the_limit_are_decoded_when_drawn(tmp_path, files, monkeypatch):
+    monkeypatch.setattr(decoded, "LIMIT", 2 * 3 * SIZE[0] * SIZE[1] + 1)
+    images = DecodedImages(tmp_path, "pictures", files, SIZE)
+    assert same(images, files) and images.path.stat().st_size < 3 * 3 * SIZE[0] * SIZE[1]
+    files[1].unlink()
+    assert images[1].shape == (*SIZE, 3)
+    files[2].unlink()
+    with pytest.raises(UserError, match=r"2\.png"):
+        images[2]
+
+
+def test_a_broken_file_leaves_nothing_behind(tmp_path, files):
+    files[4].write_bytes(b"x")
+    with pytest.raises(UserError, match=r"4\.png: cannot be decoded"):
+        DecodedImages(tmp_path / "there", "pictures", files, SIZE)
+    assert not list((tmp_path / "there").iterdir())
+
+
+def test_a_worker_process_gets_the_file_and_not_its_content(tmp_path, files):
+    images = DecodedImages(tmp_path, "pictures", files, SIZE)
+    assert same(images, files)
+    sent = pickle.dumps(images)
+    assert len(sent) < 2000 and same(pickle.loads(sent), files)
+
+
+def test_samples_are_those_of_the_files(tmp_path, files):
+    kept = DecodedImages(tmp_path, "pictures", files, SIZE)
+    mapped = data_loader.DRAEMTrainDataset(kept, AnomalySynthesizer(kept, SIZE), seed=1)
+    plain = data_loader.DRAEMTrainDataset(files, AnomalySynthesizer(files, SIZE), seed=1)
+    assert len(mapped) == 5
+    for key in range(30):
+        first, second = mapped[key], plain[key]
+        assert all(np.array_equal(first[name], second[name]) for name in first)

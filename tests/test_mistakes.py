@@ -180,6 +180,17 @@ def test_disk_full_and_no_permission(workplace, cli, monkeypatch, code):
     assert last.read_bytes() == before and not list(workplace.rglob(".last*"))
 
 
+def test_disk_full_while_panels_are_written(workplace, cli, monkeypatch):
+    assert cli("--train", "--set", "train.epochs=1", "--set", "train.visualize=false")[0] == 0
+
+    def refuse(path, image):
+        raise OSError(errno.ENOSPC, "no space left")
+
+    monkeypatch.setattr("evaluation.plots.write_image", refuse)
+    checked(cli("--detection", "--set", "metrics.threshold=false"), ["no space left", "panels"])
+    assert not list(workplace.rglob("metrics.json.part")) and not list(workplace.rglob("panels/*/*.png"))
+
+
 def test_interrupted(workplace, cli, monkeypatch):
     def interrupt(*arguments):
         raise KeyboardInterrupt

@@ -31,6 +31,7 @@ NOT_FINITE = (
     "training stops, nothing of this epoch is kept\n"
     "lower train.learning_rate, or set train.precision=fp32, and run again"
 )
+SAVE_EVERY = 30  # seconds between states to resume from: for large networks a state takes longer than a short epoch
 READ_EVERY = 10  # steps between looks at the losses: each look waits for the device
 
 
@@ -74,6 +75,7 @@ def train(config: Config, settings_text: str) -> Path:
     workers = runtime.worker_count(config.data.num_workers, device)
     loader = data_loader.train_loader(dataset, config.train.batch_size, workers, device.type == "cuda")
     log = _read_log(run / "train_log.csv", done)
+    saved = 0.0
     with runtime.mendable_errors(), _Board(run / "logs", done + 1) as board:
         total = config.train.epochs
         epochs = tqdm(range(done + 1, total + 1), "epochs", initial=done, total=total, unit="epoch")
@@ -108,8 +110,10 @@ def train(config: Config, settings_text: str) -> Path:
             content["held_out"] = held_out
             if is_kept:
                 checkpoint.save(checkpoint.epoch_path(run, epoch), content)
-            state = {"optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict()}
-            checkpoint.save(run / "last.pt", content | state)
+            if is_kept or epoch == done + 1 or time.monotonic() - saved >= SAVE_EVERY:
+                state = {"optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict()}
+                checkpoint.save(run / "last.pt", content | state)
+                saved = time.monotonic()
     return last
 
 

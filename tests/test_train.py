@@ -128,6 +128,23 @@ def test_killed_and_resumed_ends_with_the_same_weights(workplace):
     assert [int(row["epoch"]) for row in log_of(config)] == [1, 2, 3, 4, 5, 6]
 
 
+def test_states_to_resume_from_do_not_hold_up_short_epochs(workplace, monkeypatch):
+    """Saved after the first epoch, with what is kept, and then as often as SAVE_EVERY says."""
+    saved, save = [], checkpoint.save
+
+    def record(path, content):
+        saved.append((path.name, content["epoch"]))
+        save(path, content)
+
+    monkeypatch.setattr(checkpoint, "save", record)
+    settings = ["train.epochs=5", "train.save_from=3", "train.save_every=3", "train.visualize=false"]
+    for seconds, expected in ((1e9, [1, 3, 5]), (0, [1, 2, 3, 4, 5])):
+        monkeypatch.setattr("engine.train.SAVE_EVERY", seconds)
+        saved.clear()
+        train(config_of(workplace, *settings, f"data.run_name=every{seconds:.0f}"), "")
+        assert [epoch for name, epoch in saved if name == "last.pt"] == expected
+
+
 def test_a_finished_run_says_so_and_can_be_extended(workplace, capsys):
     config = config_of(workplace, "train.visualize=false")
     first = train(config, "")

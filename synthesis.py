@@ -48,7 +48,7 @@ def read_image(path: Path, size: tuple[int, int] | None = None, flags: int = cv2
 
 def decoded(images: Sequence[Path | np.ndarray], size: tuple[int, int]) -> Sequence[np.ndarray]:
     """Images, uint8 (H, W, 3), of `size` (height, width): files read, decoded images as they are."""
-    return [read_image(file, size) for file in images] if isinstance(images[0], Path) else images
+    return images if isinstance(images[0], np.ndarray) else [read_image(file, size) for file in images]
 
 
 def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:

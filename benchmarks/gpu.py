@@ -25,7 +25,7 @@ def endless(dataset: data_loader.DRAEMTrainDataset, batch: int, workers: int) ->
 
 def main() -> None:
     """Time both against float32 eager contiguous without TF32."""
-    flags = common.arguments(__doc__, runs=5, steps=20, size=256, batch=8, inference_batch=16, width=128, channels=64)
+    flags = common.arguments(__doc__, runs=5, steps=200, size=256, batch=8, inference_batch=16, width=128, channels=64)
     if not torch.cuda.is_available():
         print("no CUDA GPU here: nothing is measured")
         return
@@ -40,26 +40,27 @@ def main() -> None:
         size = (flags.size, flags.size)
         files, textures = data_loader.list_nominal(root / "mvtec/made_up"), data_loader.list_textures(root / "textures")
         dataset = data_loader.DRAEMTrainDataset(files, AnomalySynthesizer(textures, size))
-        batches = endless(dataset, flags.batch, runtime.worker_count("auto", device))
+        # A loader of its own for each, and many steps: what was made ahead cannot hide a slow loader.
+        loaders = [endless(dataset, flags.batch, runtime.worker_count("auto", device)) for _ in range(3)]
         trainer, eager = Trainer(flags.width, flags.channels), Trainer(flags.width, flags.channels, compile_="off")
         model = DRAEM(flags.width, flags.channels).to(device).train()
         optimizer = plain.optimizer(model)
 
-        def steps(step) -> None:
+        def steps(step, batches: Iterator[dict]) -> None:
             for _ in range(flags.steps):
                 step(next(batches))
 
         works = {
-            "plain fp32": lambda: steps(lambda batch: plain.train_step(model, optimizer, batch, device)),
-            "project, compile off": lambda: steps(eager.step),
-            "project": lambda: steps(trainer.step),
+            "plain fp32": lambda: steps(lambda batch: plain.train_step(model, optimizer, batch, device), loaders[0]),
+            "project, compile off": lambda: steps(eager.step, loaders[1]),
+            "project": lambda: steps(trainer.step, loaders[2]),
         }
         common.compare("training, with loader", works, flags.runs, per=flags.steps * flags.batch)
 
     precision = runtime.select_precision("auto", device)
     model = model.eval()
     network = prepared(model, device, precision)
-    compiled = compilation.Compiled(network, "on", options={"freezing": True})
+    compiled = compilation.Compiled(network, "on", freezing=True)
     x = torch.rand(flags.inference_batch, 3, flags.size, flags.size, device=device)
     ours = x.to(precision).contiguous(memory_format=runtime.memory_format(precision))
     with torch.inference_mode():

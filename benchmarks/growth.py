@@ -13,27 +13,29 @@ COLUMNS = ("varied", "image size", "batch size", "images", "mode", "seconds", "m
 def measured(command: list[str]) -> tuple[float, float]:
     """Seconds that a process takes, and the most memory, in MB, that it and its children hold at once.
 
-    Anonymous memory: pages of mapped files are the system's to drop. Linux only.
+    Anonymous and shared memory: pages of mapped files are the system's to drop. Linux only.
     """
     start, peak = time.perf_counter(), 0
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    while process.poll() is None:
-        peak = max(peak, _anonymous(process.pid))
-        time.sleep(0.05)
-    seconds = time.perf_counter() - start
-    if process.returncode:
-        raise RuntimeError(process.stderr.read())
+    with tempfile.TemporaryFile("w+") as errors:
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors)
+        while process.poll() is None:
+            peak = max(peak, _held(process.pid))
+            time.sleep(0.1)
+        seconds = time.perf_counter() - start
+        errors.seek(0)
+        if process.returncode:
+            raise RuntimeError(errors.read())
     return seconds, peak / 1000
 
 
-def _anonymous(pid: int) -> int:
+def _held(pid: int) -> int:
     try:
-        status = Path(f"/proc/{pid}/status").read_text()
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     except (FileNotFoundError, ProcessLookupError):
         return 0
-    own = next((int(line.split()[1]) for line in status.splitlines() if line.startswith("RssAnon")), 0)
-    return own + sum(_anonymous(int(child)) for child in children)
+    own = sum(int(line.split()[1]) for line in lines if line.startswith(("Pss_Anon", "Pss_Shmem")))
+    return own + sum(_held(int(child)) for child in children)
 
 
 def grow(varied: str, size: int, batch: int, images: int, flags) -> list[dict]:

@@ -33,7 +33,7 @@ def main() -> None:
             f"200 images: {seconds:.1f} s of inference, so compile: auto {'compiles' if pays else 'does not compile'}"
         )
         if flags.compiled or pays:
-            compiled = compilation.Compiled(network, "on", options={"freezing": True})
+            compiled = compilation.Compiled(network, "on", freezing=True)
             print(f"compilation and first pass: {common.seconds(lambda: compiled(ours)):.1f} s")
             works = {"plain, one by one": works["plain, one by one"], "project": works["project"]}
             works["project, compiled"] = lambda: compiled(ours)[1].float().cpu()

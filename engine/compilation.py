@@ -2,9 +2,11 @@
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
+import torch._dynamo
+import torch._functorch.config
+import torch._inductor.config
 from torch import Tensor, nn
 
 from errors import UserError
@@ -34,7 +36,7 @@ class ForInference:
             self._compile()
 
     def _compile(self) -> None:
-        self._network = Compiled(self._network, self._setting, options={"freezing": True})
+        self._network = Compiled(self._network, self._setting, freezing=True)
 
     def __call__(self, x: Tensor) -> Sequence[Tensor]:
         self._passes += 1
@@ -53,19 +55,32 @@ class Compiled:
     """A model compiled for the shape that it is first given; other shapes, as that of a last batch, run uncompiled.
 
     Where the compiler fails, UserError if `setting` is on; with auto the model runs uncompiled from then on.
+    `freezing`: weights become constants; for inference only.
     """
 
-    def __init__(self, model: nn.Module, setting: str, **options: Any):
-        self._model, self._setting, self._shape = model, setting, None
-        self._compiled = torch.compile(model, dynamic=False, **options)
+    def __init__(self, model: nn.Module, setting: str, mode: str | None = None, freezing: bool = False):
+        self._model, self._setting, self._mode, self._shape = model, setting, mode, None
+        self._freezing = freezing
+        self._compiled: Callable | None = None
 
     def __call__(self, x: Tensor) -> Sequence[Tensor]:
         self._shape = self._shape or x.shape
         if x.shape != self._shape:
             return self._model(x)
         try:
-            return self._compiled(x)
-        except torch._dynamo.exc.TorchDynamoException as error:
+            # Read while tracing, so it cannot be an option of torch.compile; where the backward pass is compiled at
+            # once, its failure is met here as well.
+            with (
+                torch._inductor.config.patch(freezing=self._freezing),
+                torch._functorch.config.patch(force_non_lazy_backward_lowering=True),
+            ):
+                if self._compiled is None:
+                    # Apart from other models of the same class, whose number would end compilation.
+                    self._compiled = torch.compile(self._model, dynamic=False, mode=self._mode, isolate_recompiles=True)
+                return self._compiled(x)
+        except (torch._dynamo.exc.TorchDynamoException, RuntimeError) as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
             reason = " ".join(str(error).split())[:160]
             if self._setting == "on":
                 mend = "set it to auto or off"

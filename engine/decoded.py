@@ -1,9 +1,11 @@
 """Decoded images in a file that all processes share: decoded once, and no memory that grows with their number."""
 
+import io
+import math
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import numpy as np
@@ -35,12 +37,22 @@ class DecodedImages(Sequence):
         stem = f"{title.replace(' ', '_')}_{size[0]}x{size[1]}"
         self.path = folder / f"{stem}_{runtime.files_digest(self.files)}.npy"
         self._mapped: np.ndarray | None = None
-        if not self.path.is_file():
+        if not self._is_whole():
             self._write(title)
             for path in folder.glob(f"{stem}_*.npy"):
                 if path != self.path:
                     with suppress(OSError):  # Windows keeps what another run has open
                         path.unlink()
+
+    def _is_whole(self) -> bool:
+        """Whether the file is there, and not cut short by a machine that went down."""
+        return self.path.is_file() and self.path.stat().st_size == len(self._header()) + math.prod(self.shape)
+
+    def _header(self) -> bytes:
+        stream = io.BytesIO()
+        header = {"descr": "|u1", "fortran_order": False, "shape": self.shape}
+        np.lib.format.write_array_header_1_0(stream, header)
+        return stream.getvalue()
 
     def _write(self, title: str) -> None:
         """Decode and write in order. Not through the map: a full disk would end the process there."""
@@ -53,14 +65,14 @@ class DecodedImages(Sequence):
                 ThreadPoolExecutor(runtime.core_count()) as pool,
                 tqdm(total=self.shape[0], desc=f"decoding {title}", unit="image", leave=None) as bar,
             ):
-                header = {"descr": "|u1", "fortran_order": False, "shape": self.shape}
-                np.lib.format.write_array_header_1_0(stream, header)
+                stream.write(self._header())
                 for start in range(0, self.shape[0], CHUNK):
                     chunk = self.files[start : min(start + CHUNK, self.shape[0])]
                     for image in pool.map(lambda file: read_image(file, self.size), chunk):
                         stream.write(image)
                         bar.update()
-            os.replace(beside, self.path)
+            with suppress(PermissionError) if self._is_whole() else nullcontext():  # Windows: another run has it open
+                os.replace(beside, self.path)
         finally:
             beside.unlink(missing_ok=True)
 
@@ -71,10 +83,11 @@ class DecodedImages(Sequence):
         if not -len(self) <= index < len(self):
             raise IndexError(index)
         index %= len(self)
-        if index >= self.shape[0]:
+        if self._mapped is None and index < self.shape[0]:
+            with suppress(FileNotFoundError):  # deleted meanwhile
+                self._mapped = np.asarray(np.load(self.path, mmap_mode="r"))
+        if self._mapped is None or index >= self.shape[0]:
             return read_image(self.files[index], self.size)
-        if self._mapped is None:
-            self._mapped = np.asarray(np.load(self.path, mmap_mode="r"))
         return self._mapped[index]
 
     def __getstate__(self) -> dict:

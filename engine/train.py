@@ -105,12 +105,12 @@ def train(config: Config, settings_text: str) -> Path:
             scheduler.step()
 
             log.append(row)
-            _write_log(run / "train_log.csv", log)
             content = {"model": model.state_dict(), "epoch": epoch, "settings": config.model_dump(mode="json")}
             content["held_out"] = held_out
             if is_kept:
                 checkpoint.save(checkpoint.epoch_path(run, epoch), content)
             if is_kept or epoch == done + 1 or time.monotonic() - saved >= SAVE_EVERY:
+                _write_log(run / "train_log.csv", log)
                 state = {"optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict()}
                 checkpoint.save(run / "last.pt", content | state)
                 saved = time.monotonic()

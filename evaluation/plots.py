@@ -15,11 +15,11 @@ NOMINAL = "#0072B2"
 ANOMALOUS = "#D55E00"
 OPERATING_POINT = "#000000"
 LEVELS = {"image": "#CC79A7", "pixel": "#009E73"}
-TRUTH = "#56B4E9"
-PREDICTION = "#E69F00"
+TRUTH, PREDICTION = "#56B4E9", "#E69F00"
 TILE = 192  # pixels a small image is enlarged to
-GAP = 6
-BACKGROUND = 255
+GAP, BACKGROUND = 6, 255
+# Where there is a choice one filter: trying them all on every line takes twice as long and saves 3 %.
+PNG_FILTER = [cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_UP] if hasattr(cv2, "IMWRITE_PNG_FILTER") else []
 
 
 def _bgr(color: str) -> tuple[int, int, int]:
@@ -28,7 +28,7 @@ def _bgr(color: str) -> tuple[int, int, int]:
 
 def write_image(path: Path, image: np.ndarray) -> None:
     """Write a uint8 BGR picture as PNG; OSError where that fails."""
-    done, data = cv2.imencode(".png", image, [cv2.IMWRITE_PNG_COMPRESSION, 1])
+    done, data = cv2.imencode(".png", image, [cv2.IMWRITE_PNG_COMPRESSION, 1, *PNG_FILTER])
     if not done:
         raise OSError(f"{path}: picture could not be encoded")
     Path(path).write_bytes(data)

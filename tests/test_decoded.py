@@ -66,6 +66,15 @@ def test_images_beyond_the_limit_are_decoded_when_drawn(tmp_path, files, monkeyp
         images[2]
 
 
+def test_a_file_that_is_deleted_or_cut_short_is_no_loss(tmp_path, files):
+    images = DecodedImages(tmp_path, "pictures", files, SIZE)
+    whole = images.path.read_bytes()
+    images.path.unlink()
+    assert same(images, files)
+    images.path.write_bytes(whole[:-1])
+    assert same(DecodedImages(tmp_path, "pictures", files, SIZE), files) and images.path.read_bytes() == whole
+
+
 def test_a_broken_file_leaves_nothing_behind(tmp_path, files):
     files[4].write_bytes(b"x")
     with pytest.raises(UserError, match=r"4\.png: cannot be decoded"):

@@ -188,7 +188,7 @@ def test_disk_full_while_panels_are_written(workplace, cli, monkeypatch):
 
     monkeypatch.setattr("evaluation.plots.write_image", refuse)
     checked(cli("--detection", "--set", "metrics.threshold=false"), ["no space left", "panels"])
-    assert not list(workplace.rglob("metrics.json.part")) and not list(workplace.rglob("panels/*/*.png"))
+    assert not list(workplace.rglob("panels/*/*.png")) and not list(workplace.rglob("made_with.json"))
 
 
 def test_interrupted(workplace, cli, monkeypatch):

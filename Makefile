@@ -16,8 +16,9 @@ test: $(VENV)/.installed-dev lint
 	$(RUN) -m pytest
 
 bench: $(VENV)/.installed
-	for name in help metrics synthesis train_small inference epoch detection evaluate; do \
-		$(RUN) -m benchmarks.$$name || exit 1; done
+	for name in help metrics synthesis train_small detection evaluate; do $(RUN) -m benchmarks.$$name || exit 1; done
+	$(RUN) -m benchmarks.inference --width 32 --channels 16 --size 128
+	$(RUN) -m benchmarks.epoch --images 64
 
 lint: $(VENV)/.installed-dev
 	$(RUN) -m ruff check .

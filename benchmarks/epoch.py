@@ -13,7 +13,7 @@ from engine.train import train
 
 def main() -> None:
     """Time runs of one and of more epochs; the difference is what whole epochs take, with all that is saved."""
-    flags = common.arguments(__doc__, width=32, channels=16, size=128, batch=8, images=200, epochs=2, runs=3)
+    flags = common.arguments(__doc__, width=32, channels=16, size=128, batch=8, images=200, epochs=1, runs=5)
     common.header(
         f"epoch of {flags.images} images, base_width {flags.width}, base_channels {flags.channels}, "
         f"{flags.size} x {flags.size}, batch {flags.batch}"

@@ -14,7 +14,7 @@ from model import DRAEM
 
 def main() -> None:
     """Time the whole process on 80 test and 40 held-out images; four input variants of each."""
-    flags = common.arguments(__doc__, runs=3, size=128, width=32, channels=16, images=80, held_out=40)
+    flags = common.arguments(__doc__, runs=5, size=128, width=32, channels=16, images=80, held_out=40)
     common.header(f"evaluate_checkpoints.py, {flags.images} test and {flags.held_out} held-out images")
     with tempfile.TemporaryDirectory() as folder:
         half = flags.images // 2

@@ -68,12 +68,14 @@ def draw(path: Path, rows: list[dict]) -> None:
                 axes[line, column].plot(
                     [r[varied] for r in own], [r[value] for r in own], "o-", color=color, label=mode
                 )
-            axes[line, column].set(xlabel=varied, ylabel=label, xscale="log", ylim=(0, None))
+            axes[line, column].set(xlabel=varied, ylabel=label, xscale="log")
             axes[line, column].set_xticks([r[varied] for r in own], [str(r[varied]) for r in own])
             axes[line, column].minorticks_off()
+            if value == "seconds" and varied != "batch size":
+                axes[line, column].set_yscale("log")
+            else:
+                axes[line, column].set_ylim(0, None)
             axes[line, column].grid(alpha=0.3)
-    for i in (0, 2):
-        axes[0, i].set(yscale="log", ylim=(None, None))
     axes[0, 0].legend()
     figure.suptitle("Whole processes: an epoch of training, and detection without panels")
     figure.savefig(path)
@@ -91,7 +93,7 @@ def main() -> None:
         rows += grow("batch size", 128, batch, 200, flags)
     for images in (100, 1000, 10_000):
         if images <= flags.most:
-            rows += grow("images", 128, 8, images, flags)
+            rows += grow("images", 64, 8, images, flags)
     draw(Path(__file__).parent / "growth.png", rows)
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 import skimage
-from sklearn.metrics import roc_auc_score
 
 from errors import UserError
+from evaluation.metrics import image_metrics
 from main import Parser, run
 
 VERSION = 3
@@ -181,7 +181,7 @@ def trivial_auroc(category_folder: Path | str, img_size: int) -> float:
     pictures = [cv2.resize(cv2.imread(str(p)), (img_size, img_size)).astype(np.float32) / 255 for p in train + test]
     deviations = np.abs(np.array(pictures[len(train) :]) - np.mean(pictures[: len(train)], axis=0)).mean(3)
     scores = [cv2.blur(deviation, (21, 21), borderType=cv2.BORDER_CONSTANT).max() for deviation in deviations]
-    return float(roc_auc_score([path.parent.name != "good" for path in test], scores))
+    return image_metrics(np.array([path.parent.name != "good" for path in test]), np.array(scores))["image_auroc"]
 
 
 def make_sample(out: Path) -> None:

@@ -1,12 +1,10 @@
 """torch.compile where it pays."""
 
+import importlib
 import time
 from collections.abc import Callable, Sequence
 
 import torch
-import torch._dynamo
-import torch._functorch.config
-import torch._inductor.config
 from torch import Tensor, nn
 
 from errors import UserError
@@ -59,6 +57,9 @@ class Compiled:
     """
 
     def __init__(self, model: nn.Module, setting: str, mode: str | None = None, freezing: bool = False):
+        # The compiler's modules: a second to import, which only those who compile should wait for.
+        for module in ("torch._dynamo", "torch._functorch.config", "torch._inductor.config"):
+            importlib.import_module(module)
         self._model, self._setting, self._mode, self._shape = model, setting, mode, None
         self._freezing = freezing
         self._compiled: Callable | None = None

@@ -5,7 +5,6 @@ A score is anomalous where it is greater than the threshold. What is undefined i
 
 import cv2
 import numpy as np
-from sklearn.metrics import auc, average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
 
 IMAGE_KEYS = ("image_auroc", "image_ap", "image_f1")
 PIXEL_KEYS = ("pixel_auroc", "pixel_ap", "pixel_f1", "pro", "pro_05", "iou_max")
@@ -48,34 +47,65 @@ def image_score(anomaly_map: np.ndarray) -> float:
     return float(cv2.boxFilter(anomaly_map, cv2.CV_64F, window, normalize=True, borderType=cv2.BORDER_CONSTANT).max())
 
 
+def _area(x: np.ndarray, y: np.ndarray) -> float:
+    """Under the curve through these points (trapezoids)."""
+    return float(np.sum(np.diff(x) * (y[1:] + y[:-1])) / 2)
+
+
+def _over_all(fp: np.ndarray, tp: np.ndarray) -> tuple[float, float, float]:
+    """AUROC, AP and the largest F1, from counts (N + 1,) of falling thresholds, the first with nothing above it."""
+    precision, positives = tp[1:] / (tp[1:] + fp[1:]), tp[-1]
+    auroc = _area(fp, tp) / (float(positives) * float(fp[-1]))
+    return auroc, float(np.sum(np.diff(tp) * precision) / positives), float(_f1(fp, tp).max())
+
+
+def _f1(fp: np.ndarray, tp: np.ndarray) -> np.ndarray:
+    return 2 * tp / (tp + fp + tp[-1])
+
+
+def _precision(fp: np.ndarray, tp: np.ndarray) -> np.ndarray:
+    return np.where(tp + fp > 0, tp / np.maximum(tp + fp, 1), 1.0)
+
+
+def _image_counts(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """Thresholds (N + 1,): infinity and each score that occurs, falling; nominal and anomalous images that reach them.
+
+    None where `labels` (N,), 0 or 1, has one class.
+    """
+    order = np.argsort(-np.asarray(scores, np.float64), kind="stable")
+    labels, scores = np.asarray(labels)[order], np.asarray(scores, np.float64)[order]
+    if len(np.unique(labels)) < 2:
+        return None
+    last = np.append(np.flatnonzero(np.diff(scores)), len(scores) - 1)  # of each run of equal scores
+    fp, tp = (np.append(0, np.cumsum(labels == label)[last]) for label in (0, 1))
+    return np.append(np.inf, scores[last]), fp, tp
+
+
 def image_metrics(labels: np.ndarray, scores: np.ndarray) -> dict[str, float | None]:
     """IMAGE_KEYS over all thresholds; all None where `labels` (N,), 0 or 1, has one class. `scores`: float (N,)."""
-    if len(np.unique(labels)) < 2:
-        return dict.fromkeys(IMAGE_KEYS)
-    precision, recall, _ = precision_recall_curve(labels, scores)
-    return {
-        "image_auroc": float(roc_auc_score(labels, scores)),
-        "image_ap": float(average_precision_score(labels, scores)),
-        "image_f1": float(_f1(precision, recall).max()),
-    }
-
-
-def _f1(precision: np.ndarray, recall: np.ndarray) -> np.ndarray:
-    return 2 * precision * recall / np.maximum(precision + recall, np.finfo(float).tiny)
+    counts = _image_counts(labels, scores)
+    return dict(zip(IMAGE_KEYS, _over_all(*counts[1:]) if counts else [None] * len(IMAGE_KEYS), strict=True))
 
 
 def optimal_image_threshold(labels: np.ndarray, scores: np.ndarray) -> float | None:
     """Midway between the lowest score that reaches the largest F1 and the next lower one; None with one class only."""
-    if len(np.unique(labels)) < 2:
+    counts = _image_counts(labels, scores)
+    if counts is None:
         return None
-    precision, recall, candidates = precision_recall_curve(labels, scores)
-    f1 = _f1(precision, recall)[:-1]
-    best = int(np.argmax(np.isclose(f1, f1.max(), rtol=1e-12, atol=0)))  # candidates rise: the lowest of equals
-    return _midway(candidates[best - 1] if best else None, candidates[best])
+    candidates, fp, tp = counts
+    return _midway(candidates, _last_best(_f1(fp, tp)))
 
 
-def _midway(lower: float | None, score: float) -> float:
-    return float(np.nextafter(score, -np.inf)) if lower is None else (float(lower) + float(score)) / 2
+def _last_best(f1: np.ndarray) -> int:
+    """Place of the lowest threshold with the largest F1: quotients of whole numbers, so equal ones are the same."""
+    return len(f1) - 1 - int(np.argmax(f1[::-1]))
+
+
+def _midway(scores: np.ndarray, place: int) -> float:
+    """Between the score at a place of a falling row and the next; just below it where there is none."""
+    if place + 1 == len(scores):
+        return float(np.nextafter(scores[place], -np.inf))
+    return (float(scores[place + 1]) + float(scores[place])) / 2
 
 
 def image_curves(labels: np.ndarray, scores: np.ndarray) -> dict[str, np.ndarray] | None:
@@ -83,12 +113,11 @@ def image_curves(labels: np.ndarray, scores: np.ndarray) -> dict[str, np.ndarray
 
     Counts are of scores that reach the threshold. None where `labels` has one class.
     """
-    if len(np.unique(labels)) < 2:
+    counts = _image_counts(labels, scores)
+    if counts is None:
         return None
-    fpr, tpr, thresholds = roc_curve(labels, scores, drop_intermediate=False)
-    fp, tp = fpr * np.sum(labels == 0), tpr * np.sum(labels == 1)
-    precision = np.where(tp + fp > 0, tp / np.maximum(tp + fp, 1), 1.0)
-    return {"threshold": thresholds, "fpr": fpr, "tpr": tpr, "precision": precision}
+    thresholds, fp, tp = counts
+    return {"threshold": thresholds, "fpr": fp / fp[-1], "tpr": tp / tp[-1], "precision": _precision(fp, tp)}
 
 
 def image_metrics_at(labels: np.ndarray, scores: np.ndarray, threshold: float | None) -> dict[str, float | int | None]:
@@ -227,11 +256,11 @@ class PixelMetrics:
         curve = self._cumulated()
         fp, tp, pro = curve["fp"], curve["tp"], curve["pro"]
         positives, negatives = int(tp[-1]), int(fp[-1])
-        f1 = 2 * tp[1:] / (tp[1:] + fp[1:] + positives)
+        auroc, ap, f1 = _over_all(fp, tp)
         result = {
-            "pixel_auroc": float(auc(fp, tp)) / (positives * negatives),
-            "pixel_ap": float(np.sum(np.diff(tp) * (tp[1:] / (tp[1:] + fp[1:])))) / positives,
-            "pixel_f1": float(f1.max()),
+            "pixel_auroc": auroc,
+            "pixel_ap": ap,
+            "pixel_f1": f1,
             "pro": _area_to(fp / negatives, pro, 0.3),
             "pro_05": _area_to(fp / negatives, pro, 0.05),
             "iou_max": float((tp / (fp + positives)).max()),
@@ -250,10 +279,8 @@ class PixelMetrics:
         if self.missing:
             return None
         curve = self._cumulated()
-        tp, fp, score = curve["tp"][1:], curve["fp"][1:], curve["score"]
-        f1 = 2 * tp / (tp + fp + tp[-1])
-        best = len(f1) - 1 - int(np.argmax(f1[::-1]))
-        threshold = _midway(score[best + 1] if best + 1 < len(score) else None, score[best])
+        best = _last_best(_f1(curve["fp"], curve["tp"])[1:])
+        threshold = _midway(curve["score"], best)
         while _threshold_bin(threshold) >= curve["bin"][best]:  # on the edge that two bins share
             threshold = float(np.nextafter(np.float32(threshold), np.float32(-1)))
         return threshold
@@ -276,7 +303,7 @@ class PixelMetrics:
             "threshold": np.concatenate(([np.inf], curve["score"]))[keep],
             "fpr": fp / curve["fp"][-1],
             "tpr": tp / curve["tp"][-1],
-            "precision": np.where(tp + fp > 0, tp / np.maximum(tp + fp, 1), 1.0),
+            "precision": _precision(fp, tp),
             "pro": curve["pro"][keep],
             "iou": tp / (fp + curve["tp"][-1]),
         }
@@ -286,4 +313,4 @@ def _area_to(x: np.ndarray, y: np.ndarray, limit: float) -> float:
     """Area under the curve up to x = limit, divided by it."""
     inside = int(np.searchsorted(x, limit, side="right"))
     at_limit = np.interp(limit, x, y)
-    return float(auc(np.append(x[:inside], limit), np.append(y[:inside], at_limit))) / limit
+    return _area(np.append(x[:inside], limit), np.append(y[:inside], at_limit)) / limit

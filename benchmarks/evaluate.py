@@ -44,7 +44,12 @@ def main() -> None:
                 path.unlink()
             subprocess.run(command, check=True, capture_output=True)
 
-        common.compare("evaluation", {"forward passes alone": forward, "whole process": whole}, flags.runs)
+        def start() -> None:
+            packages = "import engine.detection, matplotlib.backends.backend_agg, matplotlib.figure"
+            subprocess.run(common.python("-c", packages), check=True)
+
+        works = {"forward passes alone": forward, "starting Python, imports": start, "whole process": whole}
+        common.compare("evaluation", works, flags.runs)
 
 
 if __name__ == "__main__":

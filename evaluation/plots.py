@@ -55,14 +55,15 @@ def _tile(array: np.ndarray) -> np.ndarray:
     return cv2.resize(array, None, fx=factor, fy=factor, interpolation=cv2.INTER_NEAREST) if factor > 1 else array
 
 
+def _pad(picture: np.ndarray, below: int, right: int) -> np.ndarray:
+    """With so many rows and columns of background added."""
+    return cv2.copyMakeBorder(picture, 0, below, 0, right, cv2.BORDER_CONSTANT, value=(BACKGROUND,) * 3)
+
+
 def _row(tiles: list[np.ndarray]) -> np.ndarray:
     """Tiles side by side with gaps."""
     height = max(tile.shape[0] for tile in tiles)
-    padded = [
-        cv2.copyMakeBorder(tile, 0, height - tile.shape[0], 0, GAP, cv2.BORDER_CONSTANT, value=(BACKGROUND,) * 3)
-        for tile in tiles
-    ]
-    return np.hstack(padded)
+    return np.hstack([_pad(tile, height - tile.shape[0], GAP) for tile in tiles])
 
 
 def _heat(scores: np.ndarray) -> np.ndarray:
@@ -180,28 +181,31 @@ def contact_sheet(
         rows += [_text(heading, lines[0].shape[1], 14), *lines]
     width = max(row.shape[1] for row in rows)
     rows = [_text(title, width, 16), *rows, _text("orange: predicted, light blue: ground truth", width, 12)]
-    return np.vstack(
-        [
-            cv2.copyMakeBorder(row, 0, 0, 0, width - row.shape[1], cv2.BORDER_CONSTANT, value=(BACKGROUND,) * 3)
-            for row in rows
-        ]
-    )
+    return np.vstack([_pad(row, 0, width - row.shape[1]) for row in rows])
 
 
 def _figure(width: float, height: float, layout: str | None = "constrained"):
     # Not pyplot: it keeps global state, and windows where there is a screen.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), dpi=110, layout=layout)
-    FigureCanvasAgg(figure)
-    return figure
+    return Figure(figsize=(width, height), dpi=110, layout=layout)
+
+
+def _finish(figure, path: Path, title: str, columns: int) -> None:
+    """Write a figure of several axes with one legend for all."""
+    handles = {
+        label: handle for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    if handles:
+        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns, fontsize=9)
+    figure.suptitle(title, fontsize=12)
+    figure.savefig(path, format="png")
 
 
 def _axes(width: float, height: float):
-    """Axes alone in a figure, with room for a title of two lines: found by trial, it takes twice the time."""
+    """Axes alone in a figure, with fixed room for a title of two lines: fitting the layout would double the time."""
     figure = _figure(width, height, layout=None)
-    left, bottom, right, top = 0.72, 0.52, 0.16, 0.55  # inches
+    left, bottom, right, top = 0.72, 0.52, 0.3, 0.55  # inches
     return figure.add_axes((left / width, bottom / height, 1 - (left + right) / width, 1 - (bottom + top) / height))
 
 
@@ -310,13 +314,7 @@ def batch_curves(path: Path, title: str, lines: dict[str, dict[str, np.ndarray]]
         axes.set(xlabel=x_label, ylabel=y_label, xlim=(-0.015 * right, 1.015 * right), ylim=(-0.02, 1.02))
         axes.set_title(f"{level}s: {heading}" if name != "pro" and name != "iou" else heading, fontsize=10)
         axes.grid(alpha=0.3)
-    handles = {
-        label: handle for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
-    }
-    if handles:
-        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=6, fontsize=9)
-    figure.suptitle(title, fontsize=12)
-    figure.savefig(path, format="png")
+    _finish(figure, path, title, 6)
 
 
 def metric_over_checkpoints(
@@ -347,9 +345,4 @@ def metric_over_checkpoints(
         axes.set(xlabel="checkpoint (epoch)", ylabel=label)
         axes.set_xticks(range(len(checkpoints)), checkpoints, rotation=45 if len(checkpoints) > 8 else 0)
         axes.grid(alpha=0.3)
-    handles = {
-        label: handle for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
-    }
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, fontsize=9)
-    figure.suptitle(title, fontsize=12)
-    figure.savefig(path, format="png")
+    _finish(figure, path, title, 4)

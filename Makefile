@@ -15,7 +15,7 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed-dev lint
 	$(RUN) -m pytest
 
-bench: $(VENV)/.installed
+bench: $(VENV)/.installed-dev
 	for name in help metrics synthesis train_small detection evaluate; do $(RUN) -m benchmarks.$$name || exit 1; done
 	$(RUN) -m benchmarks.inference --width 32 --channels 16 --size 128
 	$(RUN) -m benchmarks.epoch --images 64

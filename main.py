@@ -49,6 +49,7 @@ def run(program: Callable[[], int]) -> None:
         if not isinstance(error, MemoryError) and "out of memory" not in str(error) and "allocate" not in str(error):
             raise
         mend = "lower train.batch_size or data.test_batch_size, data.img_size, model.base_width or model.base_channels"
+        mend += ", and on a GPU set train.compile=off"
         sys.exit(_tell(f"out of memory; {mend}", 2))
     except OSError as error:
         if error.filename is None and error.errno is None:

@@ -3,24 +3,22 @@
 from functools import lru_cache
 
 import numpy as np
+import torch
 
 
 @lru_cache(maxsize=64)
-def _axis(size: int, periods: int) -> tuple[np.ndarray, np.ndarray]:
+def _axis(size: int, periods: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Fade weights, and weights times distance, of every lattice point along one axis: two float32 (size, periods + 1).
 
     A size that `periods` does not divide is sampled as the next larger one that it does, and cropped.
     """
-    position = np.arange(size) / -(-size // periods)
-    cell = position.astype(int)
-    t = position - cell
+    rows, step = np.arange(size), -(-size // periods)
+    cell, t = rows // step, rows % step / step
     fade = t**3 * (t * (6 * t - 15) + 10)
-    weight = np.zeros((size, periods + 1))
-    distance = np.zeros((size, periods + 1))
-    rows = np.arange(size)
+    weight, distance = np.zeros((2, size, periods + 1))
     weight[rows, cell], weight[rows, cell + 1] = 1 - fade, fade
     distance[rows, cell], distance[rows, cell + 1] = (1 - fade) * t, fade * (t - 1)
-    return weight.astype(np.float32), distance.astype(np.float32)
+    return torch.from_numpy(weight).float(), torch.from_numpy(distance).float()
 
 
 def perlin_noise(
@@ -60,6 +58,7 @@ def perlin_noise(
     weight_y, distance_y = _axis(shape[0], res[0])
     weight_x, distance_x = _axis(shape[1], res[1])
     scale = np.float32(np.sqrt(2))
-    down, right = np.cos(angles).astype(np.float32) * scale, np.sin(angles).astype(np.float32) * scale
-    left = np.hstack((distance_y @ down, weight_y @ right))
-    return left @ np.hstack((weight_x, distance_x)).T
+    down, right = (torch.from_numpy(part(angles).astype(np.float32) * scale) for part in (np.cos, np.sin))
+    # Torch's products: loader processes run them in one thread, while NumPy's library would start one for each core.
+    left = torch.hstack((distance_y @ down, weight_y @ right))
+    return (left @ torch.hstack((weight_x, distance_x)).T).numpy()

@@ -76,18 +76,19 @@ def header(title: str) -> None:
     print(f"# {title}\n# {machine()}", flush=True)
 
 
-def make_dataset(root: Path, size: int, train: int, good: int, bad: int, textures: int) -> list[str]:
+def make_dataset(root: Path, size: int, train: int, good: int, bad: int, textures: int, spread: int = 512) -> list[str]:
     """Write a category `made_up` in MVTec AD form of crops of a photograph, and textures; settings that name them.
 
     Args:
         size: side of the pictures, up to 512. train, good, bad: numbers of pictures. A defect is a gray disc.
+        spread: pixels that the crops begin within: few of them, and the pictures can be registered.
     """
     rng = np.random.default_rng(0)
     photo = load_grey("brick.png")
     folder = root / "mvtec" / "made_up"
 
     def picture() -> np.ndarray:
-        y, x = rng.integers(0, 513 - size, 2)
+        y, x = rng.integers(0, min(spread, 513 - size), 2)
         return photo[y : y + size, x : x + size] + rng.normal(0, 4, (size, size))
 
     for i in range(train):

@@ -19,7 +19,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         half = flags.images // 2
         train = 5 * flags.held_out
-        settings = common.make_dataset(Path(folder), flags.size, train, flags.images - half, half, textures=3)
+        settings = common.make_dataset(
+            Path(folder), flags.size, train, flags.images - half, half, textures=3, spread=12
+        )
         settings += [f"model.base_width={flags.width}", f"model.base_channels={flags.channels}", "train.epochs=1"]
         settings += [f"data.img_size={flags.size}", "metrics.visualisation=none"]
         settings += ["masking.regions.made_up=[[0, 16, 0, 64]]"]

@@ -39,15 +39,22 @@ def _held(pid: int) -> int:
 
 
 def grow(varied: str, size: int, batch: int, images: int, flags) -> list[dict]:
-    """A row for an epoch of training on `images` images, and one for detection of as many."""
+    """Rows for an epoch of training on `images` images, and for detection of as many, as they are and registered."""
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        settings = common.make_dataset(Path(folder), size, images, images // 2, images - images // 2, textures=12)
+        settings = common.make_dataset(
+            Path(folder), size, images, images // 2, images - images // 2, textures=12, spread=12
+        )
         settings += [f"model.base_width={flags.width}", f"model.base_channels={flags.channels}"]
         settings += [f"data.img_size={size}", f"train.batch_size={batch}", f"data.test_batch_size={batch}"]
         settings += ["data.val_split=0", "metrics.visualisation=none", "metrics.threshold=false"]
         overrides = [word for setting in settings for word in ("--set", setting)]
-        for mode, more in (("training", ["--train", "--set", "train.epochs=1"]), ("detection", ["--detection"])):
+        registered = ["--detection", "--set", "data.image_registration=true"]
+        for mode, more in (
+            ("training", ["--train", "--set", "train.epochs=1"]),
+            ("detection", ["--detection"]),
+            ("registered", registered),
+        ):
             seconds, peak = measured(common.python(common.ROOT / "main.py", *more, *overrides))
             values = (varied, size, batch, images, mode, seconds, 1e3 * seconds / images, peak)
             rows.append(dict(zip(COLUMNS, values, strict=True)))
@@ -63,7 +70,7 @@ def draw(path: Path, rows: list[dict]) -> None:
     axes = figure.subplots(2, 3)
     for column, varied in enumerate(("image size", "batch size", "images")):
         for line, (value, label) in enumerate((("seconds", "seconds"), ("peak memory, MB", "peak memory, MB"))):
-            for mode, color in (("training", "#0072B2"), ("detection", "#D55E00")):
+            for mode, color in (("training", "#0072B2"), ("detection", "#D55E00"), ("registered", "#009E73")):
                 own = [row for row in rows if row["varied"] == varied and row["mode"] == mode]
                 axes[line, column].plot(
                     [r[varied] for r in own], [r[value] for r in own], "o-", color=color, label=mode
@@ -77,7 +84,7 @@ def draw(path: Path, rows: list[dict]) -> None:
                 axes[line, column].set_ylim(0, None)
             axes[line, column].grid(alpha=0.3)
     axes[0, 0].legend()
-    figure.suptitle("Whole processes: an epoch of training, and detection without panels")
+    figure.suptitle("Whole processes: an epoch of training; detection without panels, also of registered pictures")
     figure.savefig(path)
 
 
@@ -94,7 +101,8 @@ def main() -> None:
     for images in (100, 1000, 10_000):
         if images <= flags.most:
             rows += grow("images", 64, 8, images, flags)
-    draw(Path(__file__).parent / "growth.png", rows)
+    if flags.most >= 10_000:
+        draw(Path(__file__).parent / "growth.png", rows)
 
 
 if __name__ == "__main__":

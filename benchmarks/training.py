@@ -27,7 +27,7 @@ class Trainer:
         self.precision = runtime.select_precision(precision, self.device)
         layout = runtime.memory_format(self.precision)
         self.model = DRAEM(width, channels).to(self.device, memory_format=layout).train()
-        self.network = compilation.for_training(self.model, compile_, self.device)
+        self.network = compilation.for_training(self.model, compile_, self.device, steps=700 * 25)
         self.optimizer = torch.optim.Adam(self.model.parameters(), 1e-4, fused=True)
         self.criterion = DRAEMLoss().to(self.device)
 

@@ -9,14 +9,18 @@ from torch import Tensor, nn
 
 from errors import UserError
 
-# Measured: on a CPU a compiled inference saves 7 % (AVX512-BF16) to 28 % (AMX) of the time and takes 20 to 30 s to
-# compile, so that below five minutes of work it would rather cost. Compiled training is slower there.
-PAYS_FROM = 300  # seconds of inference
+# Seconds of inference that compilation pays from: measured, it saves 28 % of them with AMX and 7 % without, and takes
+# 20 to 30. Compiled training is slower on a CPU.
+PAYS_FROM = 100 if torch.cpu.get_capabilities().get("amx_bf16") else 300
+# Steps of training that it pays from on CUDA, where it takes one or two minutes: an estimate.
+PAYS_FROM_STEP = 5000
 
 
-def for_training(model: nn.Module, setting: str, device: torch.device) -> Callable[[Tensor], Sequence[Tensor]]:
-    """The model, compiled with CUDA graphs where `setting` is on, or auto and the device CUDA."""
-    if setting == "off" or (setting == "auto" and device.type != "cuda"):
+def for_training(
+    model: nn.Module, setting: str, device: torch.device, steps: int
+) -> Callable[[Tensor], Sequence[Tensor]]:
+    """The model, compiled where `setting` is on, or auto, the device CUDA and `steps` many; there with CUDA graphs."""
+    if setting == "off" or (setting == "auto" and (device.type != "cuda" or steps < PAYS_FROM_STEP)):
         return model
     return Compiled(model, setting, mode="reduce-overhead" if device.type == "cuda" else None)
 
@@ -61,13 +65,15 @@ class Compiled:
         for module in ("torch._dynamo", "torch._functorch.config", "torch._inductor.config"):
             importlib.import_module(module)
         self._model, self._setting, self._mode, self._shape = model, setting, mode, None
-        self._freezing = freezing
+        self._freezing, self._has_run = freezing, False
         self._compiled: Callable | None = None
 
     def __call__(self, x: Tensor) -> Sequence[Tensor]:
         self._shape = self._shape or x.shape
         if x.shape != self._shape:
             return self._model(x)
+        if self._has_run:
+            return self._compiled(x)
         try:
             # Read while tracing, so it cannot be an option of torch.compile; where the backward pass is compiled at
             # once, its failure is met here as well.
@@ -76,9 +82,12 @@ class Compiled:
                 torch._functorch.config.patch(force_non_lazy_backward_lowering=True),
             ):
                 if self._compiled is None:
+                    print("compiling the networks: 20 seconds to 2 minutes")
                     # Apart from other models of the same class, whose number would end compilation.
                     self._compiled = torch.compile(self._model, dynamic=False, mode=self._mode, isolate_recompiles=True)
-                return self._compiled(x)
+                result = self._compiled(x)
+                self._has_run = True  # errors from here on are not the compiler's
+                return result
         except (torch._dynamo.exc.TorchDynamoException, RuntimeError) as error:
             if isinstance(error, torch.OutOfMemoryError):
                 raise
@@ -87,5 +96,5 @@ class Compiled:
                 mend = "set it to auto or off"
                 raise UserError(f"train.compile = on: torch.compile fails here ({reason}); {mend}") from error
             print(f"torch.compile fails here ({reason}); going on without it")
-            self._compiled = self._model
+            self._compiled, self._has_run = self._model, True
             return self._model(x)

@@ -3,12 +3,12 @@
 import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import fuse_conv_bn_eval
 from torch.utils.data import Dataset
 from tqdm import tqdm
@@ -84,22 +84,33 @@ def detect(model: DRAEM, dataset: Dataset, config: Config, title: str) -> Iterat
         tqdm(total=len(dataset), desc=title, unit="image", leave=None, disable=not title) as bar,
         runtime.mendable_errors(),
     ):
-        for batch in loader:
-            image = batch["image"].to(device, precision, non_blocking=True)
-            reconstruction, logits = network(image.contiguous(memory_format=layout))
-            maps = torch.softmax(logits.float(), dim=1)[:, 1].cpu().numpy()
-            for idx, anomaly_map in zip(batch["idx"].tolist(), maps, strict=True):
-                if not np.isfinite(anomaly_map).all():
-                    name = dataset.name(idx)
-                    raise UserError(f"{name}: its anomaly map is not finite; use another checkpoint, or precision=fp32")
-            planes = {key: batch[key][:, 0].numpy() for key in ("valid", "region") if key in batch}
-            reconstructions = reconstruction.float().permute(0, 2, 3, 1).cpu().numpy()
-            images = batch["image"].permute(0, 2, 3, 1).numpy()
-            for i, idx in enumerate(batch["idx"].tolist()):
-                mask = batch["mask"][i, 0].numpy() > 0
-                rest = {key: plane[i] for key, plane in planes.items()}
-                yield Detection(idx, images[i], reconstructions[i], maps[i], mask, **rest)
-            bar.update(len(maps))
+
+        def started() -> Iterator[tuple[dict[str, Tensor], Tensor, Tensor]]:
+            for batch in loader:
+                image = batch["image"].to(device, precision, non_blocking=True)
+                yield batch, *network(image.contiguous(memory_format=layout))
+
+        # One batch ahead: a GPU works on the next while what it made of this one is used.
+        for made, _ in pairwise(chain(started(), [None])):
+            yield from _detections(*made, dataset)
+            bar.update(len(made[0]["idx"]))
+
+
+def _detections(
+    batch: dict[str, Tensor], reconstruction: Tensor, logits: Tensor, dataset: Dataset
+) -> Iterator[Detection]:
+    maps = torch.softmax(logits.float(), dim=1)[:, 1].cpu().numpy()
+    for idx, anomaly_map in zip(batch["idx"].tolist(), maps, strict=True):
+        if not np.isfinite(anomaly_map).all():
+            name = dataset.name(idx)
+            raise UserError(f"{name}: its anomaly map is not finite; use another checkpoint, or precision=fp32")
+    planes = {key: batch[key][:, 0].numpy() for key in ("valid", "region") if key in batch}
+    reconstructions = reconstruction.float().permute(0, 2, 3, 1).cpu().numpy()
+    images = batch["image"].permute(0, 2, 3, 1).numpy()
+    for i, idx in enumerate(batch["idx"].tolist()):
+        mask = batch["mask"][i, 0].numpy() > 0
+        rest = {key: plane[i] for key, plane in planes.items()}
+        yield Detection(idx, images[i], reconstructions[i], maps[i], mask, **rest)
 
 
 class SyntheticSamples(Dataset):

@@ -19,11 +19,12 @@ def select_device(setting: str) -> torch.device:
     """`auto`: the first of cuda, mps, cpu that is there. UserError where the one asked for is not."""
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if setting == "auto":
-        return torch.device(next(name for name, there in available.items() if there))
+        setting = next(name for name, there in available.items() if there)
     device = torch.device(setting)
     if not available[device.type] or (device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()):
         there = ", ".join(name for name, is_there in available.items() if is_there)
         raise UserError(f"train.device = {setting}: not available here; use one of: auto, {there}")
+    torch.backends.cudnn.benchmark = True  # batches have one shape: cuDNN tries which algorithm is fastest for it
     return device
 
 

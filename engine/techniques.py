@@ -58,21 +58,6 @@ def configured(config: Config) -> Technique:
     return Technique(masked if config.metrics.masking else "no", config.data.image_registration)
 
 
-@dataclass(frozen=True)
-class Registered:
-    """A picture laid over the reference, or as it is where that cannot be trusted.
-
-    image, mask: uint8 (H, W, 3) and (H, W) at img_size. valid: bool (H, W), False where the warp has no source.
-    frame: (height, width) that regions are told in: the reference's, or the picture's own.
-    """
-
-    image: np.ndarray
-    mask: np.ndarray
-    valid: np.ndarray
-    frame: tuple[int, int]
-    is_trusted: bool
-
-
 class Preparation:
     """Brings one category's pictures before the networks. Each picture is registered once, whatever asks for it.
 
@@ -87,7 +72,7 @@ class Preparation:
         self.config = config
         self.key = f"masking.regions.{config.data.category}"
         self._region_source = self._region = self._reference = None
-        self._registered: dict[Path, Registered] = {}
+        self._homographies: dict[Path, np.ndarray | None] = {}  # no pictures: there may be very many
         if any(technique.masking != "no" for technique in techniques):
             self._read_region(config.masking.regions.get(config.data.category))
         if any(technique.registered for technique in techniques) and config.data.registration_reference:
@@ -146,42 +131,38 @@ class Preparation:
         return VariantDataset(pictures, self.config.data.img_size, self, variant, needs_region)
 
     def _register(self, pictures: Sequence[data_loader.TestImage]) -> None:
-        new = [picture for picture in pictures if picture.path not in self._registered]
+        new = [picture.path for picture in pictures if picture.path not in self._homographies]
         if not new:
             return
         reference, _ = self._read_reference()
-        reader, size = data_loader.DRAEMTestDataset(new, self.config.data.img_size), self.config.data.img_size
-
-        def register(idx: int) -> Registered:
-            image, mask = reader.read(idx)
-            homography = registration.register(image, reference)
-            if homography is None:
-                valid = np.ones(size, bool)
-                return Registered(resize(image, size), resize(mask, size), valid, image.shape[:2], False)
-            frame = reference.shape[:2]
-            mask, _ = registration.warp(mask, homography, frame, cv2.INTER_NEAREST)
-            image, has_source = registration.warp(image, homography, frame)
-            valid = ~masking.resize_region(~has_source, size)
-            return Registered(resize(image, size), resize(mask, size), valid, frame, True)
-
         # Threads: OpenCV works outside the interpreter's lock.
         with runtime.mendable_errors(), ThreadPoolExecutor(runtime.core_count()) as pool:
-            found = pool.map(register, range(len(new)))
-            for picture, result in zip(
-                new, tqdm(found, "registration", len(new), unit="image", leave=None), strict=True
-            ):
-                self._registered[picture.path] = result
+            found = pool.map(lambda path: registration.register(read_image(path), reference), new)
+            bar = tqdm(found, "registration", len(new), unit="image", leave=None)
+            self._homographies.update(zip(new, bar, strict=True))
 
-    def registered(self, path: Path) -> Registered:
-        """A picture that `dataset` has registered."""
-        return self._registered[path]
+    def registered(
+        self, path: Path, image: np.ndarray, mask: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """A picture that `dataset` has registered, laid over the reference; as it is where that cannot be trusted.
+
+        Returns:
+            image and mask, uint8, and where the warp has a source, bool (H, W), None for everywhere.
+        """
+        homography = self._homographies[path]
+        if homography is None:
+            return image, mask, None
+        frame = self._read_reference()[0].shape[:2]
+        mask, _ = registration.warp(mask, homography, frame, cv2.INTER_NEAREST)
+        image, has_source = registration.warp(image, homography, frame)
+        return image, mask, has_source
 
     def unregistered(self, pictures: Sequence[data_loader.TestImage]) -> list[str]:
         """Pictures whose registration cannot be trusted, told from the category on: they are kept as they are."""
         return [
             picture.path.relative_to(picture.path.parents[2]).as_posix()
             for picture in pictures
-            if not self._registered[picture.path].is_trusted
+            if self._homographies[picture.path] is None
         ]
 
     def region(self, shape: tuple[int, int], path: Path) -> np.ndarray:
@@ -228,14 +209,13 @@ class VariantDataset(data_loader.DRAEMTestDataset):
     def __getitem__(self, idx: int) -> dict[str, torch.Tensor | int]:
         path, size = self.images[idx].path, self.image_size
         valid, region = np.ones(size, bool), np.zeros(size, bool)
+        image, mask = self.read(idx)
         if self.variant.registered:
-            seen = self.preparation.registered(path)
-            image, mask, valid, frame = seen.image, seen.mask, seen.valid, seen.frame
-        else:
-            image, mask = self.read(idx)
-            frame = image.shape[:2]
+            image, mask, has_source = self.preparation.registered(path, image, mask)
+            if has_source is not None:
+                valid = ~masking.resize_region(~has_source, size)
         if self.needs_region:
-            region = masking.resize_region(self.preparation.region(frame, path), size)
+            region = masking.resize_region(self.preparation.region(image.shape[:2], path), size)
         if self.variant.pre_masked:
             image = resize(image, size).copy()
             image[region] = 0

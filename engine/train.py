@@ -71,9 +71,10 @@ def train(config: Config, settings_text: str) -> Path:
         dataset, validation = _datasets(config, files)
     stale = _earlier_files(run) if done == 0 else []
     print(f"training {config.data.category} on {len(dataset)} images ({len(held_out)} held out), {device}, {precision}")
-    network = compilation.for_training(model, config.train.compile, device)
     workers = runtime.worker_count(config.data.num_workers, device)
     loader = data_loader.train_loader(dataset, config.train.batch_size, workers, device.type == "cuda")
+    steps = (config.train.epochs - done) * len(loader)
+    network = compilation.for_training(model, config.train.compile, device, steps)
     log = _read_log(run / "train_log.csv", done)
     saved = 0.0
     with runtime.mendable_errors(), _Board(run / "logs", done + 1) as board:
@@ -227,6 +228,11 @@ def _resume(config: Config, model: DRAEM, optimizer: Any, scheduler: Any, held_o
         optimizer.load_state_dict(content["optimizer"])
     except (RuntimeError, ValueError) as error:
         raise UserError(f"{path}: does not fit this model; set train.resume=never to start anew") from error
+    # Moments keep the memory format that they were saved in, and the fused step takes them as lying like the weights.
+    for parameter, state in optimizer.state.items():
+        for key, value in state.items():
+            if value.shape == parameter.shape:
+                state[key] = torch.empty_like(parameter).copy_(value)
     # Epochs, rate and milestones are the settings' of now, so that a run can be extended.
     scheduler.load_state_dict(content["scheduler"] | {"base_lrs": [config.train.learning_rate]})
     for group in optimizer.param_groups:

@@ -49,7 +49,7 @@ def image_score(anomaly_map: np.ndarray) -> float:
 
 def _area(x: np.ndarray, y: np.ndarray) -> float:
     """Under the curve through these points (trapezoids)."""
-    return float(np.sum(np.diff(x) * (y[1:] + y[:-1])) / 2)
+    return float(np.sum(np.diff(x) * ((y[1:] + y[:-1]) / 2)))  # halved first: whole numbers could overflow
 
 
 def _over_all(fp: np.ndarray, tp: np.ndarray) -> tuple[float, float, float]:
@@ -102,10 +102,9 @@ def _last_best(f1: np.ndarray) -> int:
 
 
 def _midway(scores: np.ndarray, place: int) -> float:
-    """Between the score at a place of a falling row and the next; just below it where there is none."""
-    if place + 1 == len(scores):
-        return float(np.nextafter(scores[place], -np.inf))
-    return (float(scores[place + 1]) + float(scores[place])) / 2
+    """Between the score at a place of a falling row and the next, but below it; just below it where there is none."""
+    below = float(np.nextafter(scores[place], -np.inf))
+    return below if place + 1 == len(scores) else min(below, (float(scores[place + 1]) + float(scores[place])) / 2)
 
 
 def image_curves(labels: np.ndarray, scores: np.ndarray) -> dict[str, np.ndarray] | None:

@@ -205,7 +205,7 @@ def _finish(figure, path: Path, title: str, columns: int) -> None:
 def _axes(width: float, height: float):
     """Axes alone in a figure, with fixed room for a title of two lines: fitting the layout would double the time."""
     figure = _figure(width, height, layout=None)
-    left, bottom, right, top = 0.72, 0.52, 0.3, 0.55  # inches
+    left, bottom, right, top = 0.8, 0.52, 0.3, 0.55  # inches
     return figure.add_axes((left / width, bottom / height, 1 - (left + right) / width, 1 - (bottom + top) / height))
 
 

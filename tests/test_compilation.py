@@ -30,11 +30,18 @@ def identity(x):
 
 
 @pytest.mark.parametrize(
-    ("setting", "device", "expected"),
-    [("auto", "cpu", 0), ("auto", "cuda", 1), ("on", "cpu", 1), ("off", "cuda", 0), ("off", "cpu", 0)],
+    ("setting", "device", "steps", "expected"),
+    [
+        ("auto", "cpu", 10**6, 0),
+        ("auto", "cuda", 10**6, 1),
+        ("auto", "cuda", 1000, 0),
+        ("on", "cpu", 1, 1),
+        ("off", "cuda", 10**6, 0),
+        ("off", "cpu", 10**6, 0),
+    ],
 )
-def test_training_is_compiled_on_cuda_or_where_asked_for(counted, setting, device, expected):
-    network = compilation.for_training(identity, setting, torch.device(device))
+def test_training_is_compiled_where_it_pays_or_is_asked_for(counted, setting, device, steps, expected):
+    network = compilation.for_training(identity, setting, torch.device(device), steps)
     assert network(torch.zeros(2, 3))[0].shape == (2, 3)
     assert counted == {"compiled": expected, "runs": expected}
 
@@ -68,6 +75,22 @@ def test_where_the_compiler_fails(monkeypatch, capsys):
         compilation.Compiled(identity, "on")(torch.zeros(2, 3))
 
 
+def test_later_errors_are_not_taken_for_the_compilers(monkeypatch):
+    def fragile(model, **options):
+        def network(x):
+            if x.any():
+                raise RuntimeError("device-side assert")
+            return model(x)
+
+        return network
+
+    monkeypatch.setattr(torch, "compile", fragile)
+    network = compilation.Compiled(identity, "auto")
+    network(torch.zeros(2, 3))
+    with pytest.raises(RuntimeError, match="device-side assert"):
+        network(torch.ones(2, 3))
+
+
 class Tiny(torch.nn.Module):
     def __init__(self):
         super().__init__()
@@ -81,8 +104,8 @@ def test_compiled_models_give_the_same_and_each_its_own():
     """Frozen weights of the one must not serve the other."""
     x = torch.rand(2, 3, 8, 8)
     for _ in range(2):
-        model = Tiny().eval()
-        with torch.inference_mode():
+        with torch.inference_mode():  # as detection prepares its networks: weights that cannot be trained any more
+            model = Tiny().eval()
             expected = model(x)[1]
             found = compilation.ForInference(model, "on", 2)(x)[1]
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)

@@ -9,7 +9,7 @@ import pytest
 from conftest import DATA
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import auc, average_precision_score, roc_auc_score
+from sklearn.metrics import auc, average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
 
 from evaluation import metrics
 from evaluation.metrics import PixelMetrics
@@ -167,6 +167,34 @@ def test_undefined_pixel_metrics_are_none():
 def test_bad_maps_are_refused(scores):
     with pytest.raises(ValueError, match="must"):
         PixelMetrics().update(scores.astype(np.float32), np.zeros((4, 4), bool))
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 6)), min_size=1, max_size=40), st.sampled_from([bool, np.int8]))
+def test_image_metrics_with_ties_are_those_of_scikit_learn(images, dtype):
+    labels, scores = np.array([label for label, _ in images], dtype), np.array([score / 7 for _, score in images])
+    found, curves = metrics.image_metrics(labels, scores), metrics.image_curves(labels, scores)
+    if len(set(labels.tolist())) < 2:
+        assert set(found.values()) == {None} and curves is None
+        return
+    assert found["image_auroc"] == pytest.approx(roc_auc_score(labels, scores))
+    assert found["image_ap"] == pytest.approx(average_precision_score(labels, scores))
+    precision, recall, _ = precision_recall_curve(labels, scores)
+    assert found["image_f1"] == pytest.approx((2 * precision * recall / np.maximum(precision + recall, 1e-9)).max())
+    fpr, tpr, thresholds = roc_curve(labels, scores, drop_intermediate=False)
+    for key, expected in (("fpr", fpr), ("tpr", tpr), ("threshold", thresholds)):
+        np.testing.assert_allclose(curves[key], expected, rtol=1e-12)
+    np.testing.assert_allclose(curves["precision"][1:], precision[:-1][::-1], rtol=1e-12)
+
+
+def test_counts_of_very_many_pixels_do_not_overflow():
+    fp, tp = np.array([0, 10**10, 2 * 10**10]), np.array([0, 10**10, 10**10])
+    assert metrics._over_all(fp, tp) == pytest.approx((0.75, 0.5, 2 / 3))
+
+
+def test_the_optimal_threshold_lies_below_the_score_it_lets_pass():
+    lower, upper = 1 + 2.0**-52, 1 + 2.0**-51  # no number between them; half of their sum is the upper one
+    threshold = metrics.optimal_image_threshold(np.array([0, 1]), np.array([lower, upper]))
+    assert lower <= threshold < upper
 
 
 def test_image_metrics_at_a_threshold():

@@ -15,8 +15,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from config import load_config
 from engine import checkpoint, runtime
-from engine.train import _learning_rate_factor, train
+from engine.train import _learning_rate_factor, _resume, train
 from loss import DRAEMLoss
+from model import DRAEM
 
 
 def config_of(workplace, *overrides):
@@ -75,6 +76,25 @@ def test_same_seed_same_weights(workplace):
     assert same(weights(paths[0]), weights(paths[1]))
     other = train(config_of(workplace, "data.run_name=c", "train.seed=1", "train.visualize=false"), "")
     assert not same(weights(paths[0]), weights(other))
+
+
+@pytest.mark.parametrize(("before", "after"), [("bf16", "fp32"), ("fp32", "bf16")])
+def test_a_run_can_go_on_in_another_precision(workplace, before, after):
+    """Whose weights lie in another order: each must still meet its own moments."""
+    train(config_of(workplace, "train.epochs=1", f"train.precision={before}", "train.visualize=false"), "")
+    config = config_of(workplace, "train.epochs=2", f"train.precision={after}")
+    layout = torch.channels_last if after == "bf16" else torch.contiguous_format
+    model = DRAEM(config.model.base_width, config.model.base_channels).to(memory_format=layout)
+    optimizer = torch.optim.Adam(model.parameters(), 1e-3, fused=True)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1)
+    content = checkpoint.read(config.run_folder / "last.pt")
+    _resume(config, model, optimizer, scheduler, content["held_out"])
+    names = [name for name, _ in model.named_parameters()]
+    expected = {name: content["optimizer"]["state"][i] for i, name in enumerate(names)}
+    for name, parameter in model.named_parameters():
+        for key in ("exp_avg", "exp_avg_sq"):
+            state = optimizer.state[parameter][key]
+            assert state.stride() == parameter.stride() and torch.equal(state, expected[name][key])
 
 
 def test_files_of_a_run(workplace):

@@ -76,8 +76,8 @@ def detect(model: DRAEM, dataset: Dataset, config: Config, title: str) -> Iterat
     precision = runtime.select_precision(config.train.precision, device)
     layout = runtime.memory_format(precision)
     network = compilation.ForInference(prepared(model, device, precision), config.train.compile, len(dataset))
-    # Starting loader processes takes longer than reading a few batches.
-    is_small = len(dataset) <= 8 * config.data.test_batch_size
+    # Starting loader processes takes longer than reading some batches, and on a CPU they take it from the networks.
+    is_small = len(dataset) <= 16 * config.data.test_batch_size
     workers = 0 if is_small else runtime.worker_count(config.data.num_workers, device)
     loader = data_loader.test_loader(dataset, config.data.test_batch_size, workers, device.type == "cuda")
     with (

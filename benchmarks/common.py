@@ -44,8 +44,10 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def compare(title: str, works: dict[str, Callable[[], object]], runs: int = 5, warmup: int = 1, per: int = 1) -> None:
-    """Time the works in turn and print a line for each; the first is the baseline of the ratios.
+def compare(
+    title: str, works: dict[str, Callable[[], object]], runs: int = 5, warmup: int = 1, per: int = 1
+) -> dict[str, list[float]]:
+    """Time the works in turn and print a line for each; the first is the baseline of the ratios. Their seconds.
 
     Args:
         runs: counted calls of each. warmup: calls of each before. per: what a call's time is divided by.
@@ -57,6 +59,7 @@ def compare(title: str, works: dict[str, Callable[[], object]], runs: int = 5, w
             if run >= warmup:
                 times[name].append(taken)
     report(title, times)
+    return times
 
 
 def report(title: str, times: dict[str, list[float]]) -> None:

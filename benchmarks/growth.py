@@ -7,6 +7,7 @@ from pathlib import Path
 
 from benchmarks import common
 
+COLORS = {"training": "#0072B2", "detection": "#D55E00", "detection, registered": "#009E73"}
 COLUMNS = ("varied", "image size", "batch size", "images", "mode", "seconds", "ms per image", "peak memory, MB")
 
 
@@ -53,7 +54,7 @@ def grow(varied: str, size: int, batch: int, images: int, flags) -> list[dict]:
         for mode, more in (
             ("training", ["--train", "--set", "train.epochs=1"]),
             ("detection", ["--detection"]),
-            ("registered", registered),
+            ("detection, registered", registered),
         ):
             seconds, peak = measured(common.python(common.ROOT / "main.py", *more, *overrides))
             values = (varied, size, batch, images, mode, seconds, 1e3 * seconds / images, peak)
@@ -70,7 +71,11 @@ def draw(path: Path, rows: list[dict]) -> None:
     axes = figure.subplots(2, 3)
     for column, varied in enumerate(("image size", "batch size", "images")):
         for line, (value, label) in enumerate((("seconds", "seconds"), ("peak memory, MB", "peak memory, MB"))):
-            for mode, color in (("training", "#0072B2"), ("detection", "#D55E00"), ("registered", "#009E73")):
+            for mode, color in (
+                ("training", "#0072B2"),
+                ("detection", "#D55E00"),
+                ("detection, registered", "#009E73"),
+            ):
                 own = [row for row in rows if row["varied"] == varied and row["mode"] == mode]
                 axes[line, column].plot(
                     [r[varied] for r in own], [r[value] for r in own], "o-", color=color, label=mode

@@ -113,7 +113,9 @@ def find(config: Config, load_epoch: int | str) -> Path:
         raise UserError(f"data.load_epoch: {path} is a folder; name a checkpoint file")
     epochs = ", ".join(map(str, saved_epochs(run)))
     there = (
-        f"saved epochs: {epochs}" if epochs else f"nothing is saved in {run}; train first: python main.py --train True"
+        f"saved epochs: {epochs}"
+        if epochs
+        else f"nothing is saved in {run}; train first: python main.py --train True (with the same --config and --set)"
     )
     raise UserError(f"data.load_epoch: no checkpoint {path}; {there}")
 

@@ -71,6 +71,8 @@ def train(config: Config, settings_text: str) -> Path:
         dataset, validation = _datasets(config, files)
     stale = _earlier_files(run) if done == 0 else []
     print(f"training {config.data.category} on {len(dataset)} images ({len(held_out)} held out), {device}, {precision}")
+    if done:
+        print(f"going on after epoch {done}, which {run / 'last.pt'} was saved at")
     workers = runtime.worker_count(config.data.num_workers, device)
     loader = data_loader.train_loader(dataset, config.train.batch_size, workers, device.type == "cuda")
     steps = (config.train.epochs - done) * len(loader)

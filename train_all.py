@@ -91,10 +91,8 @@ def _is_complete(config: "Config") -> bool:
     from engine.checkpoint import epoch_path
     from errors import UserError
 
-    run, free = (
-        config.run_folder,
-        {"resume", "device", "compile", "visualize", "visualize_every", "save_from", "save_every"},
-    )
+    run = config.run_folder
+    free = {"resume", "device", "compile", "visualize", "visualize_every", "save_from", "save_every"}
     if not (run / "config.yaml").is_file() or not epoch_path(run, config.train.epochs).is_file():
         return False
     there = load_config(run / "config.yaml")

@@ -1,6 +1,5 @@
 """torch.compile where it pays."""
 
-import importlib
 import time
 from collections.abc import Callable, Sequence
 
@@ -61,19 +60,25 @@ class Compiled:
     """
 
     def __init__(self, model: nn.Module, setting: str, mode: str | None = None, freezing: bool = False):
-        # The compiler's modules: a second to import, which only those who compile should wait for.
-        for module in ("torch._dynamo", "torch._functorch.config", "torch._inductor.config"):
-            importlib.import_module(module)
-        self._model, self._setting, self._mode, self._shape = model, setting, mode, None
-        self._freezing, self._has_run = freezing, False
+        self._model, self._setting, self._mode, self._freezing = model, setting, mode, freezing
+        self._shape: torch.Size | None = None
         self._compiled: Callable | None = None
 
     def __call__(self, x: Tensor) -> Sequence[Tensor]:
         self._shape = self._shape or x.shape
         if x.shape != self._shape:
             return self._model(x)
-        if self._has_run:
-            return self._compiled(x)
+        if self._compiled is None:
+            return self._first(x)
+        return self._compiled(x)
+
+    def _first(self, x: Tensor) -> Sequence[Tensor]:
+        """Compile and run; errors of later runs are not the compiler's."""
+        import torch._dynamo  # these take a second, which only those who compile should wait for
+        import torch._functorch.config
+        import torch._inductor.config
+
+        print("compiling the networks: 20 seconds to 2 minutes")
         try:
             # Read while tracing, so it cannot be an option of torch.compile; where the backward pass is compiled at
             # once, its failure is met here as well.
@@ -81,13 +86,9 @@ class Compiled:
                 torch._inductor.config.patch(freezing=self._freezing),
                 torch._functorch.config.patch(force_non_lazy_backward_lowering=True),
             ):
-                if self._compiled is None:
-                    print("compiling the networks: 20 seconds to 2 minutes")
-                    # Apart from other models of the same class, whose number would end compilation.
-                    self._compiled = torch.compile(self._model, dynamic=False, mode=self._mode, isolate_recompiles=True)
-                result = self._compiled(x)
-                self._has_run = True  # errors from here on are not the compiler's
-                return result
+                # Apart from other models of the same class, whose number would end compilation.
+                compiled = torch.compile(self._model, dynamic=False, mode=self._mode, isolate_recompiles=True)
+                result = compiled(x)
         except (torch._dynamo.exc.TorchDynamoException, RuntimeError) as error:
             if isinstance(error, torch.OutOfMemoryError):
                 raise
@@ -96,5 +97,6 @@ class Compiled:
                 mend = "set it to auto or off"
                 raise UserError(f"train.compile = on: torch.compile fails here ({reason}); {mend}") from error
             print(f"torch.compile fails here ({reason}); going on without it")
-            self._compiled, self._has_run = self._model, True
-            return self._model(x)
+            compiled, result = self._model, self._model(x)
+        self._compiled = compiled
+        return result

@@ -16,7 +16,7 @@ from errors import UserError
 
 
 def select_device(setting: str) -> torch.device:
-    """`auto`: the first of cuda, mps, cpu that is there. UserError where the one asked for is not."""
+    """`auto`: the first of cuda, mps, cpu that is there. UserError where the one asked for is not. Sets cuDNN up."""
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if setting == "auto":
         setting = next(name for name, there in available.items() if there)

@@ -84,7 +84,9 @@ def _image_counts(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, n
 def image_metrics(labels: np.ndarray, scores: np.ndarray) -> dict[str, float | None]:
     """IMAGE_KEYS over all thresholds; all None where `labels` (N,), 0 or 1, has one class. `scores`: float (N,)."""
     counts = _image_counts(labels, scores)
-    return dict(zip(IMAGE_KEYS, _over_all(*counts[1:]) if counts else [None] * len(IMAGE_KEYS), strict=True))
+    if counts is None:
+        return dict.fromkeys(IMAGE_KEYS)
+    return dict(zip(IMAGE_KEYS, _over_all(*counts[1:]), strict=True))
 
 
 def optimal_image_threshold(labels: np.ndarray, scores: np.ndarray) -> float | None:

@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from engine import compilation
+from engine.inference import prepared
 from errors import UserError
+from model import DRAEM
 
 
 @pytest.fixture
@@ -91,6 +93,17 @@ def test_later_errors_are_not_taken_for_the_compilers(monkeypatch):
         network(torch.ones(2, 3))
 
 
+def test_compiled_maps_are_the_same():
+    torch.manual_seed(0)
+    x = torch.rand(2, 3, 32, 32)
+    with torch.inference_mode():  # as detection prepares its networks: weights that cannot be trained any more
+        network = prepared(DRAEM(2, 2).eval(), torch.device("cpu"), torch.float32)
+        expected = network(x)
+        found = compilation.ForInference(network, "on", 2)(x)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
 class Tiny(torch.nn.Module):
     def __init__(self):
         super().__init__()
@@ -104,7 +117,7 @@ def test_compiled_models_give_the_same_and_each_its_own():
     """Frozen weights of the one must not serve the other."""
     x = torch.rand(2, 3, 8, 8)
     for _ in range(2):
-        with torch.inference_mode():  # as detection prepares its networks: weights that cannot be trained any more
+        with torch.inference_mode():
             model = Tiny().eval()
             expected = model(x)[1]
             found = compilation.ForInference(model, "on", 2)(x)[1]

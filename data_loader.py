@@ -3,28 +3,19 @@
 <category>/train/good/*, <category>/test/good/*, <category>/test/<defect>/*, <category>/ground_truth/<defect>/*_mask.*
 """
 
-import ctypes
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+import runtime
 from errors import UserError
-from synthesis import AnomalySynthesizer, decoded, read_image, resize
-
-# One thread a process: the processes share out the work, and OpenCV's pool of threads hangs in one that was forked.
-cv2.setNumThreads(1)
-
-# glibc gives large arrays back to the system at once, and clears each new one page by page: as slow as filling it.
-if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
-    libc.mallopt(-4, 0)  # M_MMAP_MAX: large blocks come from the heap as well
-    libc.mallopt(-1, -1)  # M_TRIM_THRESHOLD: the heap keeps them
+from image_io import read_all, read_image, read_mask, resize
+from synthesis import AnomalySynthesizer
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"}
 
@@ -180,18 +171,6 @@ def list_test(category: Path) -> list[TestImage]:
     return images
 
 
-def read_mask(path: Path, original_size: tuple[int, int]) -> np.ndarray:
-    """Ground-truth mask, uint8 (H, W), 255 where anomalous; UserError where it is not of its picture's size."""
-    mask = read_image(path, flags=cv2.IMREAD_UNCHANGED)
-    mask = mask if mask.ndim == 2 else mask[..., 0]
-    if mask.shape != tuple(original_size):
-        found, wanted = ("{1} x {0}".format(*shape) for shape in (mask.shape, original_size))
-        raise UserError(f"{path}: mask of {found} pixels, but its image has {wanted} (width x height); replace it")
-    if mask.max() == 1:
-        return mask.astype(np.uint8) * np.uint8(255)
-    return (mask >> 8).astype(np.uint8) if mask.dtype == np.uint16 else mask
-
-
 def _to_tensor(image: np.ndarray) -> torch.Tensor:
     """(H, W, C) -> contiguous (C, H, W)."""
     return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
@@ -212,7 +191,7 @@ class DRAEMTrainDataset(Dataset):
     def __init__(
         self, images: Sequence[Path | np.ndarray], synthesizer: AnomalySynthesizer, seed: int = 0, stream: int = 1
     ):
-        self.images = decoded(images, synthesizer.image_size)
+        self.images = read_all(images, synthesizer.image_size)
         self.synthesizer, self.seed, self.stream = synthesizer, seed, stream
 
     def __len__(self) -> int:
@@ -289,9 +268,10 @@ def train_loader(dataset: DRAEMTrainDataset, batch_size: int, workers: int, pin_
         persistent_workers=workers > 0,
         prefetch_factor=4 if workers else None,
         pin_memory=pin_memory,
+        worker_init_fn=runtime.setup,
     )
 
 
 def test_loader(dataset: Dataset, batch_size: int, workers: int, pin_memory: bool = False) -> DataLoader:
     """Batches of test samples, in order."""
-    return DataLoader(dataset, batch_size, num_workers=workers, pin_memory=pin_memory)
+    return DataLoader(dataset, batch_size, num_workers=workers, pin_memory=pin_memory, worker_init_fn=runtime.setup)

@@ -12,9 +12,9 @@ import cv2
 import numpy as np
 import skimage
 
+from cli import Parser, run
 from errors import UserError
 from evaluation.metrics import image_metrics
-from main import Parser, run
 
 VERSION = 3
 SIZE = 128  # side of every picture

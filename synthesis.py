@@ -7,19 +7,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from errors import UserError
+import runtime
+from image_io import read_all, rotate
 from perlin import perlin_noise
-
-if not hasattr(np, "sctypes"):  # imgaug 0.4.0 reads this table at import; numpy 2 dropped it
-    np.sctypes = {
-        "int": [np.int8, np.int16, np.int32, np.int64],
-        "uint": [np.uint8, np.uint16, np.uint32, np.uint64],
-        "float": [np.float16, np.float32, np.float64],
-        "complex": [np.complex64, np.complex128],
-        "others": [bool, object, bytes, str, np.void],
-    }
-
-cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # a broken image is told by its name, once
 
 P_ROTATE = 0.3  # nominal images that are rotated
 P_CLEAN = 0.5  # samples of the Perlin branch that stay clean
@@ -31,41 +21,10 @@ MAX_BETA = 0.8  # share of the nominal image that shines through
 MIN_CUTOUT = 10  # pixels
 
 
-def read_image(path: Path, size: tuple[int, int] | None = None, flags: int = cv2.IMREAD_COLOR) -> np.ndarray:
-    """Image file -> uint8 (H, W, 3) BGR, resized (linear) to `size` (height, width) if given.
-
-    Gray images get three equal channels, alpha is dropped, 16 bits become 8. Raises UserError where it does not decode.
-    """
-    try:
-        data = np.fromfile(path, np.uint8)  # not imread: that fails on non-ASCII paths on Windows
-        image = cv2.imdecode(data, flags) if data.size else None
-    except (OSError, cv2.error) as error:
-        raise UserError(f"{path}: cannot be read ({error}); mend or remove the file") from error
-    if image is None:
-        raise UserError(f"{path}: cannot be decoded as an image; mend or remove the file")
-    return image if size is None else resize(image, size)
-
-
-def decoded(images: Sequence[Path | np.ndarray], size: tuple[int, int]) -> Sequence[np.ndarray]:
-    """Images, uint8 (H, W, 3), of `size` (height, width): files read, decoded images as they are."""
-    return images if isinstance(images[0], np.ndarray) else [read_image(file, size) for file in images]
-
-
-def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Linear resize of (H, W) or (H, W, C) to `size` (height, width), as the original does it."""
-    return image if image.shape[:2] == tuple(size) else cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
-
-
-def rotate(image: np.ndarray, degrees: float) -> np.ndarray:
-    """Rotate clockwise about the center, linear, zeros outside: what imgaug's `Affine(rotate=degrees)` gives."""
-    height, width = image.shape[:2]
-    matrix = cv2.getRotationMatrix2D((width / 2 - 0.5, height / 2 - 0.5), -degrees, 1.0)
-    return cv2.warpAffine(image, matrix, (width, height), flags=cv2.INTER_LINEAR)
-
-
 @lru_cache(maxsize=1)
 def augmenters() -> tuple:
     """The original's ten, made in each process: some do not survive being sent to another. They see BGR as it is."""
+    runtime.restore_numpy_table()
     import imgaug.augmenters as iaa  # half a second that only training needs
 
     return (
@@ -94,7 +53,7 @@ class AnomalySynthesizer:
     def __init__(self, textures: Sequence[Path | np.ndarray], image_size: tuple[int, int], cut: bool = False):
         if not len(textures):
             raise ValueError("synthesis needs at least one texture")
-        self.textures = decoded(textures, image_size)
+        self.textures = read_all(textures, image_size)
         self.image_size = tuple(image_size)
         self.cut = cut
 

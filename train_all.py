@@ -1,26 +1,11 @@
 """Train every category of a dataset, one after the other, each in a process of its own."""
 
-import subprocess
-import sys
-import time
-from pathlib import Path
-from typing import TYPE_CHECKING
-
-from main import Parser, add_config_flags, boolean, run
-
-if TYPE_CHECKING:
-    from config import Config
+from cli import Parser, add_config_flags, boolean, run
 
 # Predefined parameters. Each can be given as a flag of the same name, e.g. --categories bottle cable
 CATEGORIES = None  # names of categories; None: every folder of data.data_path that has train/good
 UPDATE_CONFIG = False  # True: data.category is set in the given settings file, too, so that it names the last one
 FORCE = False  # True: train anew what is complete already
-
-MAIN = Path(__file__).resolve().parent / "main.py"
-TEMPLATE = (
-    "train_all.yaml"  # in a run's folder: what it was started from; its config.yaml says what it was trained with
-)
-TIMES_HEAD = f"{'category':24}{'seconds':>10}{'h:m:s':>12}{'epochs':>8}  device\n"
 
 
 def main() -> int:
@@ -40,101 +25,14 @@ def main() -> int:
     add_config_flags(parser)
     arguments = parser.parse_args()
 
-    from tqdm import tqdm
-
-    from config import edit_config, load_config, settings_text
-    from data_loader import chosen_categories
-    from engine import runtime
-    from errors import UserError
-
-    template = load_config(arguments.config, arguments.set)
-    names = chosen_categories(Path(template.data.data_path), arguments.categories)
-    times, failed, skipped = Path(template.data.checkpoint_path) / "training_times.txt", {}, []
-    device = runtime.select_device(template.train.device)
-    for name in (bar := tqdm(names, "categories", unit="category")):
-        bar.set_postfix_str(name)
-        config = template.model_copy(update={"data": template.data.model_copy(update={"category": name})})
-        is_anew = arguments.force or config.train.resume == "never"
-        try:
-            if not is_anew and _is_complete(config):
-                skipped.append(name)
-                continue
-            runtime.write_text(config.run_folder / TEMPLATE, settings_text(arguments.config, config))
-            if arguments.update_config:
-                runtime.write_text(arguments.config, edit_config(arguments.config, {"data.category": name}))
-            start, before = time.perf_counter(), 0 if is_anew else _epochs_done(config)
-            error = _train(config.run_folder / TEMPLATE, is_anew)
-            seconds, epochs = round(time.perf_counter() - start), _epochs_done(config) - before
-        except Exception as problem:  # one category's failure is recorded and costs no other
-            text = str(problem) if isinstance(problem, UserError) else f"{type(problem).__name__}: {problem}"
-            error = " ".join(text.split())
-        if error is not None:
-            failed[name] = error
-            continue
-        if epochs <= 0:  # main.py found nothing to do
-            skipped.append(name)
-            continue
-        kept = times.read_text(encoding="utf-8") if times.is_file() else TIMES_HEAD
-        clock = f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
-        runtime.write_text(times, kept + f"{name:24}{seconds:>10}{clock:>12}{epochs:>8}  {device}\n")
-    done = [name for name in names if name not in failed and name not in skipped]
-    print(f"trained: {', '.join(done) or '-'}" + (f"; complete already: {', '.join(skipped)}" if skipped else ""))
-    for name, error in failed.items():
-        print(f"failed: {name}: {error}")
-    print(f"training times: {times}")
-    return 1 if failed else 0
-
-
-def _is_complete(config: "Config") -> bool:
-    """Whether all epochs are done; UserError where they were done with settings that give other weights."""
+    import runtime  # the heavy packages come only now: --help stays quick
     from config import load_config
-    from engine.checkpoint import epoch_path
-    from errors import UserError
+    from engine import train_batch
 
-    run = config.run_folder
-    free = {"resume", "device", "compile", "visualize", "visualize_every", "save_from", "save_every"}
-    if not (run / "config.yaml").is_file() or not epoch_path(run, config.train.epochs).is_file():
-        return False
-    there = load_config(run / "config.yaml")
-    pairs = {f"model.{key}": (getattr(there.model, key), value) for key, value in config.model}
-    pairs |= {f"train.{key}": (getattr(there.train, key), value) for key, value in config.train if key not in free}
-    pairs |= {f"data.{key}": (getattr(there.data, key), getattr(config.data, key)) for key in ("img_size", "val_split")}
-    changed = [f"{key} = {old}, now {new}" for key, (old, new) in pairs.items() if old != new]
-    if changed:
-        raise UserError(
-            f"{run}: complete, but trained with {'; '.join(changed)}; set it back, or another data.run_name, or --force"
-        )
-    return True
-
-
-def _epochs_done(config: "Config") -> int:
-    """Epochs in the run's log, 0 where there is none."""
-    log = config.run_folder / "train_log.csv"
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[1:] if log.is_file() else []
-    epoch = lines[-1].split(",")[0] if lines else "0"
-    return int(epoch) if epoch.isdecimal() else 0
-
-
-def _train(settings: Path, is_anew: bool) -> str | None:
-    """Train in a process of its own; what went wrong, or None. Its messages are passed on."""
-    command = [sys.executable, str(MAIN), "--train", "True", "--config", str(settings)]
-    if is_anew:
-        command += ["--set", "train.resume=never"]
-    tail = b""
-    with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
-        while chunk := process.stderr.read1(65536):
-            sys.stderr.buffer.write(chunk)
-            sys.stderr.buffer.flush()
-            tail = (tail + chunk)[-4000:]
-    if process.returncode == 0:
-        return None
-    if process.returncode == 130:
-        raise KeyboardInterrupt
-    lines = [line.strip() for line in tail.decode("utf-8", "replace").splitlines() if line.strip() and "|" not in line]
-    first = next((i for i, line in enumerate(lines) if line.startswith("error: ")), len(lines) - 1)
-    if process.returncode < 0:
-        return f"its process was ended by signal {-process.returncode}, often for want of memory"
-    return " ".join(lines[first:]).removeprefix("error: ") or f"exit status {process.returncode}"
+    runtime.setup()
+    config = load_config(arguments.config, arguments.set)
+    failures = train_batch.run(config, arguments.config, arguments.categories, arguments.update_config, arguments.force)
+    return 1 if failures else 0
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import torch
 
-from engine import runtime
+import runtime
 from make_sample import load_grey, write_png
 
 
@@ -75,7 +75,8 @@ def report(title: str, times: dict[str, list[float]]) -> None:
 
 
 def header(title: str) -> None:
-    """Print what is measured and where."""
+    """Set the process up as the programs do; print what is measured and where."""
+    runtime.setup()
     print(f"# {title}\n# {machine()}", flush=True)
 
 

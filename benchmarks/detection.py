@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 
 import data_loader
+import runtime
 from benchmarks import common, plain
-from engine import runtime
-from engine.inference import prepared
+from inference.networks import optimized
 from model import DRAEM
 
 
@@ -31,7 +31,7 @@ def main() -> None:
         main_py("--train", "--threshold")
         device = runtime.select_device("auto")
         precision = runtime.select_precision("auto", device)
-        network = prepared(DRAEM(1, 1), device, precision)
+        network = optimized(DRAEM(1, 1), device, precision)
         x = torch.rand(8, 3, flags.size, flags.size, device=device).to(precision)
         x = x.contiguous(memory_format=runtime.memory_format(precision))
         pictures = data_loader.list_test(root / "mvtec/made_up")[half - flags.few // 2 :][: flags.few]

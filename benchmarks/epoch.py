@@ -8,7 +8,7 @@ from pathlib import Path
 from benchmarks import common
 from benchmarks.training import Trainer, random_batch
 from config import load_config
-from engine.train import train
+from engine import train
 
 
 def main() -> None:
@@ -30,7 +30,7 @@ def main() -> None:
         def run(epochs: int) -> float:
             config = load_config(common.ROOT / "config.yaml", [*settings, f"train.epochs={epochs}"])
             with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-                return common.seconds(lambda: train(config, ""))
+                return common.seconds(lambda: train.run(config, ""))
 
         run(1)  # decodes images and textures
         for _ in range(flags.runs):

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 
+import runtime
 from benchmarks import common
-from engine import runtime
-from engine.inference import prepared
+from inference.networks import optimized
 from model import DRAEM
 
 
@@ -32,7 +32,7 @@ def main() -> None:
 
         device = runtime.select_device("auto")
         precision = runtime.select_precision("auto", device)
-        network = prepared(DRAEM(flags.width, flags.channels), device, precision)
+        network = optimized(DRAEM(flags.width, flags.channels), device, precision)
         x = torch.rand(8, 3, flags.size, flags.size, device=device).to(precision)
         x = x.contiguous(memory_format=runtime.memory_format(precision))
 

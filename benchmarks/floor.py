@@ -4,9 +4,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-import data_loader  # noqa: F401  (keeps freed memory in the heap, as all programs here do)
+import runtime
 from benchmarks import common
-from engine import runtime
 from model import DRAEM
 
 

@@ -7,10 +7,11 @@ from pathlib import Path
 import torch
 
 import data_loader
+import runtime
 from benchmarks import common, plain
 from benchmarks.training import Trainer
-from engine import compilation, runtime
-from engine.inference import prepared
+from inference import networks
+from inference.networks import optimized
 from model import DRAEM
 from synthesis import AnomalySynthesizer
 
@@ -66,8 +67,8 @@ def main() -> None:
         compare("training, with loader", flags.batch, works)
 
     model = model.eval()
-    network = prepared(model, device, precision)
-    compiled = compilation.Compiled(network, "on", freezing=True)
+    network = optimized(model, device, precision)
+    compiled = networks.Compiled(network, "on", freezing=True)
     x = torch.rand(flags.inference_batch, 3, flags.size, flags.size, device=device)
     ours = x.to(precision).contiguous(memory_format=runtime.memory_format(precision))
     with torch.inference_mode():

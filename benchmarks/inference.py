@@ -3,10 +3,12 @@
 import torch
 from torch.utils.data import Dataset
 
+import runtime
 from benchmarks import common
 from config import load_config
-from engine import compilation, runtime
-from engine.inference import detect, prepared
+from inference import networks
+from inference.detect import detect
+from inference.networks import optimized
 from model import DRAEM
 
 
@@ -32,7 +34,7 @@ def main() -> None:
     device = runtime.select_device("auto")
     precision = runtime.select_precision("auto", device)
     model = DRAEM(flags.width, flags.channels).to(device).eval()
-    network = prepared(model, device, precision)
+    network = optimized(model, device, precision)
     with torch.inference_mode():
         for n in (1, 8):
             x = torch.rand(n, 3, flags.size, flags.size, device=device)
@@ -49,7 +51,7 @@ def main() -> None:
             "200 images by detect, once", {"plain, one by one": times["plain, one by one"][:1], "project": [detected]}
         )
         if flags.compiled:
-            compiled = compilation.Compiled(network, "on", freezing=True)
+            compiled = networks.Compiled(network, "on", freezing=True)
             print(f"compilation and first pass: {common.seconds(lambda: compiled(ours)):.1f} s")
             works = {"plain, one by one": works["plain, one by one"], "project": works["project"]}
             works["project, compiled"] = lambda: compiled(ours)[1].float().cpu()

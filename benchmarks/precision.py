@@ -7,11 +7,11 @@ import numpy as np
 
 import data_loader
 from benchmarks import common
+from cli import add_config_flags
 from config import load_config
-from engine import checkpoint
-from engine.inference import detect
 from evaluation import metrics
-from main import add_config_flags
+from inference import checkpoint
+from inference.detect import detect
 
 
 def main() -> None:

@@ -3,11 +3,12 @@
 import torch
 from torch import Tensor
 
+import runtime
 from benchmarks import common, plain
-from engine import compilation, runtime
-from engine.train import train_step
+from inference import networks
 from loss import DRAEMLoss
 from model import DRAEM
+from training.loop import train_step
 
 
 def random_batch(size: int, n: int) -> dict[str, Tensor]:
@@ -27,7 +28,7 @@ class Trainer:
         self.precision = runtime.select_precision(precision, self.device)
         layout = runtime.memory_format(self.precision)
         self.model = DRAEM(width, channels).to(self.device, memory_format=layout).train()
-        self.network = compilation.for_training(self.model, compile_, self.device, steps=700 * 25)
+        self.network = networks.for_training(self.model, compile_, self.device, steps=700 * 25)
         self.optimizer = torch.optim.Adam(self.model.parameters(), 1e-4, fused=True)
         self.criterion = DRAEMLoss().to(self.device)
 

@@ -6,15 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import data_loader
+import runtime
 from config import Config
-from engine import checkpoint, runtime
-from engine.inference import detect
-from engine.result import OPTIMAL, Result
-from engine.techniques import Preparation, Technique, configured
 from engine.threshold import load_thresholds
+from evaluation.thresholds import OPTIMAL
+from inference import checkpoint
+from inference.detect import detect
+from inference.techniques import Preparation, Technique, configured
+from reporting.result import Result
 
 
-def detection(config: Config) -> Path:
+def run(config: Config) -> Path:
     """Detect on test/ with the configured checkpoint; the folder of results."""
     technique = configured(config)
     with runtime.mendable_errors():
@@ -24,7 +26,7 @@ def detection(config: Config) -> Path:
         preparation = Preparation(config, [technique])
         nominal = load_thresholds(config, ckpt, preparation, technique) if config.metrics.threshold else None
     kinds = (config.metrics.threshold_type, OPTIMAL)
-    print(evaluate(config, ckpt, preparation, pictures, {technique: nominal}, kinds))
+    print(evaluate_pass(config, ckpt, preparation, pictures, {technique: nominal}, kinds))
     return result_folder(config, ckpt.name, technique)
 
 
@@ -42,7 +44,7 @@ def identity(
     return own | preparation.identity(technique, pictures)
 
 
-def evaluate(
+def evaluate_pass(
     config: Config,
     ckpt: checkpoint.Checkpoint,
     preparation: Preparation,

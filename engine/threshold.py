@@ -6,13 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import data_loader
+import runtime
 from config import Config
-from engine import checkpoint, runtime
-from engine.inference import detect
-from engine.techniques import Preparation, Technique, configured
 from errors import UserError
 from evaluation.metrics import image_score
 from evaluation.thresholds import NominalScores
+from inference import checkpoint
+from inference.detect import detect
+from inference.techniques import Preparation, Technique, configured
+from reporting import tables
 
 
 def thresholds_path(config: Config, ckpt: checkpoint.Checkpoint, technique: Technique) -> Path:
@@ -36,7 +38,7 @@ def nominal_images(config: Config, ckpt: checkpoint.Checkpoint) -> tuple[list[da
     return [data_loader.TestImage(file, False) for file in held_out or files], bool(held_out)
 
 
-def compute_thresholds(config: Config) -> Path:
+def run(config: Config) -> Path:
     """Compute, save and print the thresholds of the configured checkpoint and technique; the file they are in."""
     technique = configured(config)
     with runtime.mendable_errors():
@@ -108,13 +110,14 @@ def _table(content: dict[str, Any], ckpt: checkpoint.Checkpoint) -> str:
         source = "TRAINING images (val_split is 0: nothing was held out, so these thresholds are too low)"
     p, k = content["p"], content["k"]
     names = {"max": "max", "p_quantile": f"p_quantile (p = {p:g})", "k_sigma": f"k_sigma (k = {k:g})"}
-    rows = [f"{names[kind]:22}{content['image'][kind]:10.4f}{content['pixel'][kind]:10.4f}" for kind in names]
+    rows = [("", "image", "pixel")]
+    rows += [(name, content["image"][kind], content["pixel"][kind]) for kind, name in names.items()]
     head = [f"thresholds from {content['pictures']} {source}"]
     if content["unregistered"]:
         head.append(f"{len(content['unregistered'])} of them could not be registered and are kept as they are")
     if content["pixels_left_out"]:
         head.append(f"{content['pixels_left_out']:,} pixels count nowhere: masked, or without a source")
-    return "\n".join([*head, f"{'':22}{'image':>10}{'pixel':>10}", *rows])
+    return "\n".join([*head, tables.number_table(rows, 22, 10)])
 
 
 def load_thresholds(

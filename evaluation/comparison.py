@@ -89,3 +89,53 @@ def overall(rows: list[dict[str, Any]]) -> dict[str, Any]:
         }
         names -= set(best[HEADLINE]["mean_ranks"])
     return {"headline": headline, "overall": best, "not_in_every_category": sorted(names, key=training_order)}
+
+
+def label_free(
+    rows: list[dict[str, Any]], val_ap: dict[str, dict[str, float]], headline: dict[str, Any] | None
+) -> dict[str, Any]:
+    """The choice by val_ap: pixel AP on synthetic anomalies on held-out nominal images. No test label takes part in it.
+
+    Beside it stands what the choice on the test set reaches.
+
+    Args:
+        rows: as above. val_ap: category -> checkpoint -> value. headline: of `overall`.
+    """
+    measured, table = plain_results(rows, HEADLINE), {}
+    evaluated = {(row["category"], row["checkpoint"]) for row in rows}
+    names = list(dict.fromkeys(row["category"] for row in rows))
+    for category in names:
+        values = val_ap.get(category, {})
+        if own := {name: value for name, value in values.items() if (category, name) in evaluated}:
+            table[category] = own
+    categories = {}
+    for category, values in table.items():
+        chosen, there = min(values, key=lambda name: (-values[name], training_order(name))), measured.get(category, {})
+        top = min(there, key=lambda name: (-there[name], training_order(name)), default=None)
+        categories[category] = {
+            "checkpoint": chosen,
+            "val_ap": values[chosen],
+            HEADLINE: there.get(chosen),
+            "best_checkpoint": top,
+            f"best_{HEADLINE}": there.get(top),
+            "difference": there[top] - there[chosen] if chosen in there else None,
+        }
+    overall, ranks = None, mean_ranks(table)
+    if ranks:
+        chosen = min(ranks, key=lambda name: (ranks[name], training_order(name)))
+        overall = {
+            "checkpoint": chosen,
+            "mean_rank": ranks[chosen],
+            HEADLINE: mean(measured, chosen),
+            "difference": None,
+        }
+        if headline:  # over the categories that have both
+            both = {c: v for c, v in measured.items() if c in table and {chosen, headline["checkpoint"]} <= v.keys()}
+            if both:
+                overall[HEADLINE] = mean(both, chosen)
+                overall["difference"] = mean(both, headline["checkpoint"]) - overall[HEADLINE]
+    reason = None if ranks else "no checkpoint compared has a val_ap in every category"
+    if not table:
+        reason = "no val_ap in the training logs of the checkpoints compared (data.val_split was 0, or no log is there)"
+    without = [name for name in names if name not in table]
+    return {"overall": overall, "reason": reason, "categories": categories, "without_val_ap": without}

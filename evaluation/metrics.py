@@ -17,6 +17,14 @@ IMAGE_KEYS_AT_THRESHOLD = (
     "false_negatives",
 )
 PIXEL_KEYS_AT_THRESHOLD = ("iou", "pixel_f1_at_threshold")
+METRIC_KEYS = (  # of metrics.json
+    *IMAGE_KEYS,
+    *PIXEL_KEYS,
+    *IMAGE_KEYS_AT_THRESHOLD,
+    *PIXEL_KEYS_AT_THRESHOLD,
+    "image_threshold",
+    "pixel_threshold",
+)
 
 SCORE_WINDOW = 21  # pixels, of the average pooling behind an image score
 

@@ -2,6 +2,10 @@
 
 import numpy as np
 
+NOMINAL_KINDS = ("max", "p_quantile", "k_sigma")  # from scores of nominal images
+OPTIMAL = "optimal"  # from the test set itself
+KINDS = (*NOMINAL_KINDS, OPTIMAL)
+
 
 class NominalScores:
     """Maximum, percentile, and mean + k sigma of many scores, of which only the highest are kept.

@@ -12,8 +12,8 @@ import cv2
 import numpy as np
 import pytest
 
-import main as program
-from engine import inference
+import cli as command_line
+from inference import detect as inference
 
 DATA = Path(__file__).parent / "data"
 ROOT = Path(__file__).parent.parent
@@ -88,7 +88,7 @@ def call(workplace: Path, monkeypatch, capsys):
         monkeypatch.setattr(sys, "argv", [f"{name}.py", "--config", str(workplace / "config.yaml"), *arguments])
         capsys.readouterr()
         with pytest.raises(SystemExit) as exit_:
-            program.run(importlib.import_module(name).main)
+            command_line.run(importlib.import_module(name).main)
         captured = capsys.readouterr()
         return exit_.value.code, captured.out, captured.err
 
@@ -102,7 +102,7 @@ def cli(call):
 
 
 def planted_detections(planted: dict, rng: np.random.Generator, separation=lambda model: 0.3):
-    """In place of engine.inference.detect: random maps, by `separation` higher inside the masks. Kept in `planted` by
+    """In place of inference.detect.detect: random maps, by `separation` higher inside the masks. Kept in `planted` by
     (title, variant, index)."""
 
     def detect(model, dataset, config, title):
@@ -112,7 +112,7 @@ def planted_detections(planted: dict, rng: np.random.Generator, separation=lambd
             mask, valid, region = (sample[key][0].numpy() > 0 for key in ("mask", "valid", "region"))
             scores = np.clip(rng.normal(0.4 + shift * mask, 0.15), 0, 1).astype(np.float32)
             image = sample["image"].permute(1, 2, 0).numpy()
-            found = inference.Detection(idx, image, image, scores, mask, valid, region)
+            found = inference.NetworkOutput(idx, image, image, scores, mask, valid, region)
             planted[title, dataset.variant, idx] = found
             yield found
 

@@ -6,8 +6,9 @@ import pytest
 from conftest import make_dataset, write
 
 import data_loader
+import image_io
 from errors import UserError
-from synthesis import read_image
+from image_io import read_image
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "JPEG", "bmp", "tif", "TIFF"])
@@ -87,7 +88,7 @@ def test_mask_rules(tmp_path):
     assert not anomalous(tiny, (32, 32)).any()
     assert anomalous(tiny, (64, 64)).sum() == 1
     with pytest.raises(UserError, match=r"tiny\.png: mask of 64 x 64 pixels, but its image has 48 x 64"):
-        data_loader.read_mask(tiny, (64, 48))
+        image_io.read_mask(tiny, (64, 48))
 
 
 def test_test_sample(tmp_path):

@@ -5,7 +5,8 @@ import pytest
 from conftest import ROOT, make_dataset, rows_of, write
 from sklearn.metrics import average_precision_score
 
-from engine import inference
+from inference import detect as inference
+from training import validation
 
 
 def test_train_all_trains_each_and_says_how_long(trained_two):
@@ -58,7 +59,7 @@ def test_a_process_that_is_killed_costs_one_category(two, call, monkeypatch):
         f"sys.path.insert(0, {str(ROOT)!r})\nsys.argv[0] = 'main.py'\n"
         f"runpy.run_path({str(ROOT / 'main.py')!r}, run_name='__main__')\n"
     )
-    monkeypatch.setattr("train_all.MAIN", killer)
+    monkeypatch.setattr("engine.train_batch.MAIN", killer)
     status, out, _ = call("train_all", "--set", "train.epochs=3")
     assert status == 1 and "trained: tile" in out and "failed: wood: its process was ended by signal 9" in out
 
@@ -76,20 +77,20 @@ def test_val_ap_stands_at_kept_epochs_only(two, call):
 def test_val_ap_is_that_of_the_maps(two, monkeypatch):
     """Half of the samples stay clean, none is of the training stream, and the same come each time."""
     from config import load_config
-    from engine.train import _datasets, _files
+    from engine.train import datasets, find_files
 
     config = load_config(two / "config.yaml")
-    _, samples = _datasets(config, _files(config))
+    _, samples = datasets(config, find_files(config))
     assert len(samples) == 64 and {samples.name(i) for i in range(64)} == set(map(str, samples.files))
-    again = _datasets(config, _files(config))[1]
+    again = datasets(config, find_files(config))[1]
     clean = 0
     for idx in range(64):
         np.testing.assert_array_equal(samples[idx]["image"], again[idx]["image"])
         clean += not samples[idx]["mask"].any()
     assert 18 <= clean <= 50
     maps = [np.random.default_rng(idx).random((32, 32), np.float32) for idx in range(64)]
-    found = (inference.Detection(i, None, None, maps[i], samples[i]["mask"][0].numpy() > 0) for i in range(64))
-    monkeypatch.setattr(inference, "detect", lambda *_: found)
+    found = (inference.NetworkOutput(i, None, None, maps[i], samples[i]["mask"][0].numpy() > 0) for i in range(64))
+    monkeypatch.setattr(validation, "detect", lambda *_: found)
     truth = np.concatenate([samples[idx]["mask"].numpy().ravel() for idx in range(64)])
     expected = average_precision_score(truth, np.concatenate([one.ravel() for one in maps]))
-    assert inference.synthetic_pixel_ap(None, samples, config) == pytest.approx(expected, abs=1e-5)
+    assert validation.synthetic_pixel_ap(None, samples, config) == pytest.approx(expected, abs=1e-5)

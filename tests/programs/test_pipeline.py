@@ -13,8 +13,8 @@ import torch
 from conftest import DATA, ROOT, main_py, rows_of, write
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from engine import inference, result
 from evaluation import metrics
+from inference import detect as inference
 
 MODES = ("--train", "--threshold", "--detection")
 PAIR = "DRAEM_seg_large_ae_large_0.0001_800_bs8_bottle_"
@@ -60,7 +60,7 @@ def test_metrics_are_those_of_the_maps(workplace, cli, monkeypatch):
             scores = np.clip(rng.normal(0.4 + 0.3 * mask, 0.15), 0, 1).astype(np.float32)
             image = sample["image"].permute(1, 2, 0).numpy()
             planted[title, idx] = scores, mask
-            yield inference.Detection(idx, image, image, scores, mask)
+            yield inference.NetworkOutput(idx, image, image, scores, mask)
 
     assert cli("--train")[0] == 0
     monkeypatch.setattr("engine.threshold.detect", detect)
@@ -89,7 +89,7 @@ def test_metrics_are_those_of_the_maps(workplace, cli, monkeypatch):
     maps, truth = (np.concatenate([pair[i].ravel() for pair in test]) for i in (0, 1))
     for kind in ("k_sigma", "optimal"):
         content = json.loads((folder / kind / "metrics.json").read_text())
-        assert set(content) == {*result.METRIC_KEYS, "notes"}
+        assert set(content) == {*metrics.METRIC_KEYS, "notes"}
         assert content["image_auroc"] == pytest.approx(roc_auc_score(labels, scores))
         assert content["image_ap"] == pytest.approx(average_precision_score(labels, scores))
         assert content["pixel_auroc"] == pytest.approx(roc_auc_score(truth, maps), abs=1e-4)

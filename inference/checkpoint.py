@@ -1,4 +1,4 @@
-"""Save, load and resume; the original's weight files."""
+"""Read checkpoints: this program's, and the original's pair of weight files."""
 
 import hashlib
 import pickle
@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from config import Config
-from engine.runtime import replacing
 from errors import UserError
 from model import DRAEM
 
@@ -39,15 +38,6 @@ class Checkpoint:
     fingerprint: str
     held_out: list[str] | None
     settings: dict[str, Any]
-
-
-def save(path: Path, content: dict[str, Any]) -> None:
-    """Write a checkpoint beside, then replace."""
-    with replacing(path) as beside, beside.open("wb") as stream:
-        try:
-            torch.save(content, stream)
-        except RuntimeError as error:  # torch closes its archive over a failed write and hides what failed
-            raise error.__context__ if isinstance(error.__context__, OSError) else error from None
 
 
 def read(path: Path) -> dict[str, Any]:

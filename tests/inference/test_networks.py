@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from engine import compilation
-from engine.inference import prepared
 from errors import UserError
+from inference import networks
+from inference.networks import optimized
 from model import DRAEM
 
 
@@ -43,21 +43,21 @@ def identity(x):
     ],
 )
 def test_training_is_compiled_where_it_pays_or_is_asked_for(counted, setting, device, steps, expected):
-    network = compilation.for_training(identity, setting, torch.device(device), steps)
+    network = networks.for_training(identity, setting, torch.device(device), steps)
     assert network(torch.zeros(2, 3))[0].shape == (2, 3)
     assert counted == {"compiled": expected, "runs": expected}
 
 
 @pytest.mark.parametrize(("setting", "images", "expected"), [("auto", 10**9, 1), ("auto", 100, 0), ("off", 10**9, 0)])
 def test_inference_is_compiled_where_minutes_of_work_remain(counted, setting, images, expected):
-    network = compilation.ForInference(identity, setting, images)
+    network = networks.ForInference(identity, setting, images)
     for _ in range(5):
         network(torch.zeros(2, 3))
     assert counted == {"compiled": expected, "runs": 3 * expected}
 
 
 def test_a_last_batch_of_another_size_runs_uncompiled(counted):
-    network = compilation.ForInference(identity, "on", 10)
+    network = networks.ForInference(identity, "on", 10)
     assert [len(network(torch.zeros(n, 3))[0]) for n in (4, 4, 2)] == [4, 4, 2]
     assert counted == {"compiled": 1, "runs": 2}
 
@@ -70,11 +70,11 @@ def test_where_the_compiler_fails(monkeypatch, capsys):
         return network
 
     monkeypatch.setattr(torch, "compile", broken)
-    network = compilation.Compiled(identity, "auto")
+    network = networks.Compiled(identity, "auto")
     assert [len(network(torch.zeros(2, 3))) for _ in range(2)] == [2, 2]
     assert capsys.readouterr().out.count("going on without it") == 1
     with pytest.raises(UserError, match=r"train.compile = on: .*no compiler"):
-        compilation.Compiled(identity, "on")(torch.zeros(2, 3))
+        networks.Compiled(identity, "on")(torch.zeros(2, 3))
 
 
 def test_later_errors_are_not_taken_for_the_compilers(monkeypatch):
@@ -87,7 +87,7 @@ def test_later_errors_are_not_taken_for_the_compilers(monkeypatch):
         return network
 
     monkeypatch.setattr(torch, "compile", fragile)
-    network = compilation.Compiled(identity, "auto")
+    network = networks.Compiled(identity, "auto")
     network(torch.zeros(2, 3))
     with pytest.raises(RuntimeError, match="device-side assert"):
         network(torch.ones(2, 3))
@@ -97,9 +97,9 @@ def test_compiled_maps_are_the_same():
     torch.manual_seed(0)
     x = torch.rand(2, 3, 32, 32)
     with torch.inference_mode():  # as detection prepares its networks: weights that cannot be trained any more
-        network = prepared(DRAEM(2, 2).eval(), torch.device("cpu"), torch.float32)
+        network = optimized(DRAEM(2, 2).eval(), torch.device("cpu"), torch.float32)
         expected = network(x)
-        found = compilation.ForInference(network, "on", 2)(x)
+        found = networks.ForInference(network, "on", 2)(x)
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
@@ -120,5 +120,5 @@ def test_compiled_models_give_the_same_and_each_its_own():
         with torch.inference_mode():
             model = Tiny().eval()
             expected = model(x)[1]
-            found = compilation.ForInference(model, "on", 2)(x)[1]
+            found = networks.ForInference(model, "on", 2)(x)[1]
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)

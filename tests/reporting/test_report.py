@@ -12,9 +12,8 @@ import torch
 from conftest import ROOT, checked, planted_detections, rows_of
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from engine import result
-from engine.techniques import Variant
 from evaluation import comparison, metrics
+from inference.techniques import Variant
 
 PLAIN = ("--maskings", "no", "--registrations", "False")
 
@@ -48,7 +47,7 @@ def test_planted_scores_arrive_in_the_report(two, call, monkeypatch):
     assert status == 0 and out.splitlines()[-1] == f"results: {results}/summary.csv"
     assert "16 combinations" in out
     summary = rows_of(results / "summary.csv")
-    assert list(summary[0]) == ["category", "checkpoint", "technique", "threshold", *result.METRIC_KEYS, "error"]
+    assert list(summary[0]) == ["category", "checkpoint", "technique", "threshold", *metrics.METRIC_KEYS, "error"]
     assert len(summary) == 2 * 2 * 4 and not any(row["error"] for row in summary)
     labels = np.array([0, 0, 0, 1, 1, 1])
     expected = {}
@@ -72,7 +71,7 @@ def test_planted_scores_arrive_in_the_report(two, call, monkeypatch):
                         assert float(row["image_threshold"]) == pytest.approx(threshold)
                         assert float(row["accuracy"]) == pytest.approx(((scores > threshold) == labels).mean())
 
-    monkeypatch.setattr("engine.inference.detect", None)  # no network is run from here on
+    monkeypatch.setattr("inference.detect.detect", None)  # no network is run from here on
     status, out, _ = call("check_best_model")
     best = json.loads((results / "best_models.json").read_text())
     assert status == 0 and out.splitlines()[-1] == f"report: {results}/best_models.md"
@@ -121,7 +120,7 @@ def test_the_label_free_choice_is_compared_over_equal_categories(two, call):
     """Category a: checkpoints 1 and 2 with val_ap; b: checkpoint 1 only, without. The best of both is not compared with
     a choice that was made in one."""
     rows = [("a", 1, 0.6), ("a", 2, 0.9), ("b", 1, 0.5)]
-    columns = ("category", "checkpoint", "technique", "threshold", *result.METRIC_KEYS, "error")
+    columns = ("category", "checkpoint", "technique", "threshold", *metrics.METRIC_KEYS, "error")
     path = two / "results/tiny/summary.csv"
     path.parent.mkdir(parents=True)
     with path.open("w", newline="") as stream:
@@ -245,7 +244,7 @@ def test_the_chain_on_the_sample(tmp_path):
     for row in summary:
         folder = results / row["category"] / f"checkpoint_{row['checkpoint']}" / row["technique"]
         kept = json.loads((folder / row["threshold"] / "metrics.json").read_text())
-        assert all(kept[key] == (float(row[key]) if row[key] else None) for key in result.METRIC_KEYS)
+        assert all(kept[key] == (float(row[key]) if row[key] else None) for key in metrics.METRIC_KEYS)
         scores = rows_of(folder / "scores.csv")
         labels, values = ([float(one[key]) for one in scores] for key in ("label", "score"))
         assert float(row["image_auroc"]) == pytest.approx(roc_auc_score(labels, values))

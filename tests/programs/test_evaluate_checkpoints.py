@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from conftest import checked, make_dataset, rows_of, write
 
-from engine import checkpoint, inference
+from inference import checkpoint
+from inference import detect as inference
+from training.state import write_checkpoint
 
 REGIONS = ("--set", "masking.regions.tile=[[0, 10, 0, 48]]")
 
@@ -46,7 +48,7 @@ def test_complete_results_are_skipped_and_changed_ones_are_not(two, call):
     tile_2 = two / "checkpoints/tile/tiny/epoch_0002.pt"
     tile_2.touch()  # the same weights still
     content = checkpoint.read(two / "checkpoints/tile/tiny/epoch_0001.pt")
-    checkpoint.save(tile_2, content | {"epoch": 2})
+    write_checkpoint(tile_2, content | {"epoch": 2})
     status, out, _ = call("evaluate_checkpoints", *arguments)
     assert status == 0 and "8 complete already, 8 to do" in out
     changed = {path for path, time in files.items() if path.stat().st_mtime_ns != time}

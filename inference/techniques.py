@@ -13,11 +13,11 @@ import torch
 from tqdm import tqdm
 
 import data_loader
+import runtime
 from config import Config
-from engine import runtime
 from errors import UserError
 from evaluation import masking, registration
-from synthesis import read_image, resize
+from image_io import read_image, resize
 
 MASKINGS = ("no", "pre", "post")
 

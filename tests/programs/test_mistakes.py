@@ -9,7 +9,9 @@ import pytest
 import torch
 from conftest import SETTINGS, checked, main_py, make_dataset, write
 
-from engine import checkpoint, runtime
+import runtime
+from inference import checkpoint
+from training.state import write_checkpoint
 
 # What is done to the workplace, the arguments, and words of the message.
 
@@ -58,7 +60,7 @@ def _other_checkpoint(w):
     path = w / "checkpoints/tile/tiny/epoch_0002.pt"
     content = checkpoint.read(path)
     content["model"]["reconstructive.decoder.fin_out.0.bias"] += 1
-    checkpoint.save(path, content)
+    write_checkpoint(path, content)
 
 
 UNTRAINED = [
@@ -186,7 +188,7 @@ def test_disk_full_while_panels_are_written(workplace, cli, monkeypatch):
     def refuse(path, image):
         raise OSError(errno.ENOSPC, "no space left")
 
-    monkeypatch.setattr("evaluation.plots.write_image", refuse)
+    monkeypatch.setattr("image_io.write_image", refuse)
     checked(cli("--detection", "--set", "metrics.threshold=false"), ["no space left", "panels"])
     assert not list(workplace.rglob("panels/*/*.png")) and not list(workplace.rglob("made_with.json"))
 
@@ -195,6 +197,6 @@ def test_interrupted(workplace, cli, monkeypatch):
     def interrupt(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("engine.train._train_epoch", interrupt)
+    monkeypatch.setattr("training.loop.train_epoch", interrupt)
     status, _, error = cli("--train")
     assert status == 130 and "interrupted" in error and "Traceback" not in error

@@ -12,9 +12,10 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 import data_loader
 from config import load_config
 from data_loader import list_test
-from engine import inference, techniques
-from engine.techniques import Preparation, Technique, Variant
 from evaluation import masking, metrics
+from inference import detect as inference
+from inference import techniques
+from inference.techniques import Preparation, Technique, Variant
 
 REGION = ("--set", "masking.regions.tile=[[0, 10, 0, 48], [20, 24, 5, 9]]", "--set", "metrics.masking=true")
 
@@ -179,9 +180,9 @@ def test_what_a_technique_leaves_out_is_zero_and_not_valid():
     region[0] = True
     valid = np.ones((4, 4), bool)
     valid[:, 0] = False
-    found = inference.Detection(0, None, None, ones, region, valid, region)
+    found = inference.NetworkOutput(0, None, None, ones, region, valid, region)
     assert (found.under(Technique("no", True)).anomaly_map == valid).all()
     for name in ("pre", "post"):
         seen = found.under(Technique(name))
         assert (seen.anomaly_map == (valid & ~region)).all() and (seen.valid == (valid & ~region)).all()
-    assert inference.Detection(0, None, None, ones, region, ~region | True, region).under(Technique()).valid is None
+    assert inference.NetworkOutput(0, None, None, ones, region, ~region | True, region).under(Technique()).valid is None

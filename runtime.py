@@ -1,8 +1,10 @@
 """Device, precision, seeds; files written whole; errors that users can mend."""
 
 import csv
+import ctypes
 import hashlib
 import os
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -10,9 +12,35 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 import torch
 
 from errors import UserError
+
+
+def setup(_worker: int | None = None) -> None:
+    """Set the process up: the C library's allocator, OpenCV, NumPy. Programs call it, and loader processes too."""
+    # One thread a process: the processes share out the work, and OpenCV's pool of threads hangs in one that was forked.
+    cv2.setNumThreads(1)
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # a broken image is told by its name, once
+    # glibc gives large arrays back to the system at once, and clears each new one page by page: as slow as filling it.
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        libc.mallopt(-4, 0)  # M_MMAP_MAX: large blocks come from the heap as well
+        libc.mallopt(-1, -1)  # M_TRIM_THRESHOLD: the heap keeps them
+    restore_numpy_table()
+
+
+def restore_numpy_table() -> None:
+    """Give NumPy back the table of types that imgaug 0.4.0 reads when it is imported; NumPy 2 has dropped it."""
+    if not hasattr(np, "sctypes"):
+        np.sctypes = {
+            "int": [np.int8, np.int16, np.int32, np.int64],
+            "uint": [np.uint8, np.uint16, np.uint32, np.uint64],
+            "float": [np.float16, np.float32, np.float64],
+            "complex": [np.complex64, np.complex128],
+            "others": [bool, object, bytes, str, np.void],
+        }
 
 
 def select_device(setting: str) -> torch.device:

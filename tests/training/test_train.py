@@ -13,11 +13,13 @@ import torch
 from conftest import DATA, ROOT
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import runtime
 from config import load_config
-from engine import checkpoint, runtime
-from engine.train import _learning_rate_factor, _resume, train
+from engine import train
+from inference import checkpoint
 from loss import DRAEMLoss
-from model import DRAEM
+from training import state
+from training.state import TrainingState, learning_rate_factor
 
 
 def config_of(workplace, *overrides):
@@ -39,20 +41,20 @@ def log_of(config) -> list[dict[str, str]]:
 
 def test_learning_rates_follow_the_original(workplace):
     """x 0.2 after round(0.8 E) and round(0.9 E) epochs: the original's ten epochs, and one it drops twice at."""
-    factor = _learning_rate_factor(config_of(workplace, "train.epochs=10"))
+    factor = learning_rate_factor(config_of(workplace, "train.epochs=10"))
     assert [factor(done) for done in range(10)] == pytest.approx([1] * 8 + [0.2, 0.04])
-    factor = _learning_rate_factor(config_of(workplace, "train.epochs=7"))
+    factor = learning_rate_factor(config_of(workplace, "train.epochs=7"))
     assert [factor(done) for done in range(7)] == pytest.approx([1] * 6 + [0.04])
 
 
 def test_learning_rates_are_those_of_the_golden_trajectory(workplace):
-    factor = _learning_rate_factor(config_of(workplace, "train.epochs=10"))
+    factor = learning_rate_factor(config_of(workplace, "train.epochs=10"))
     golden = np.load(DATA / "trajectory.npz")["losses_l2_ssim_focal_lr"][:, 3]
     assert [1e-4 * factor(step // 2) for step in range(20)] == pytest.approx(golden.tolist(), rel=1e-9)
 
 
 def test_a_start_that_fails_costs_the_earlier_run_nothing(workplace, cli):
-    train(config_of(workplace), "old")
+    train.run(config_of(workplace), "old")
     files = {path: path.read_bytes() for path in (workplace / "checkpoints").rglob("*") if path.is_file()}
     (workplace / "textures/kind/0.jpg").write_bytes(b"x")
     (workplace / "textures/kind/1.jpg").write_bytes(b"x")
@@ -67,28 +69,28 @@ def test_a_start_that_fails_costs_the_earlier_run_nothing(workplace, cli):
 
 def test_the_loop_steps_the_learning_rate(workplace):
     config = config_of(workplace, "train.epochs=5", "train.visualize=false")
-    train(config, "")
+    train.run(config, "")
     assert [float(row["learning_rate"]) for row in log_of(config)] == pytest.approx([1e-3] * 4 + [1e-3 * 0.04])
 
 
 def test_same_seed_same_weights(workplace):
-    paths = [train(config_of(workplace, f"data.run_name={name}", "train.visualize=false"), "") for name in "ab"]
+    paths = [train.run(config_of(workplace, f"data.run_name={name}", "train.visualize=false"), "") for name in "ab"]
     assert same(weights(paths[0]), weights(paths[1]))
-    other = train(config_of(workplace, "data.run_name=c", "train.seed=1", "train.visualize=false"), "")
+    other = train.run(config_of(workplace, "data.run_name=c", "train.seed=1", "train.visualize=false"), "")
     assert not same(weights(paths[0]), weights(other))
 
 
 @pytest.mark.parametrize(("before", "after"), [("bf16", "fp32"), ("fp32", "bf16")])
 def test_a_run_can_go_on_in_another_precision(workplace, before, after):
     """Whose weights lie in another order: each must still meet its own moments."""
-    train(config_of(workplace, "train.epochs=1", f"train.precision={before}", "train.visualize=false"), "")
+    train.run(config_of(workplace, "train.epochs=1", f"train.precision={before}", "train.visualize=false"), "")
     config = config_of(workplace, "train.epochs=2", f"train.precision={after}")
-    layout = torch.channels_last if after == "bf16" else torch.contiguous_format
-    model = DRAEM(config.model.base_width, config.model.base_channels).to(memory_format=layout)
-    optimizer = torch.optim.Adam(model.parameters(), 1e-3, fused=True)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1)
     content = checkpoint.read(config.run_folder / "last.pt")
-    _resume(config, model, optimizer, scheduler, content["held_out"])
+    state = TrainingState(config, "", content["held_out"])
+    state.resume()
+    model, optimizer = state.model, state.optimizer
+    layout = torch.channels_last if after == "bf16" else torch.contiguous_format
+    assert all(value.is_contiguous(memory_format=layout) for value in model.parameters() if value.ndim == 4)
     names = [name for name, _ in model.named_parameters()]
     expected = {name: content["optimizer"]["state"][i] for i, name in enumerate(names)}
     for name, parameter in model.named_parameters():
@@ -99,7 +101,7 @@ def test_a_run_can_go_on_in_another_precision(workplace, before, after):
 
 def test_files_of_a_run(workplace):
     config = config_of(workplace, "train.epochs=5", "train.save_from=2", "train.save_every=2")
-    assert train(config, "# text\n") == config.run_folder / "epoch_0005.pt"
+    assert train.run(config, "# text\n") == config.run_folder / "epoch_0005.pt"
     assert checkpoint.saved_epochs(config.run_folder) == [2, 4, 5]
     names = {path.relative_to(config.run_folder).as_posix() for path in config.run_folder.rglob("*") if path.is_file()}
     assert {"config.yaml", "last.pt", "train_log.csv"} <= names
@@ -114,9 +116,9 @@ def test_files_of_a_run(workplace):
 
 
 def test_tensorboard_reads_the_events_of_an_interrupted_run(workplace):
-    train(config_of(workplace, "train.epochs=2"), "")
+    train.run(config_of(workplace, "train.epochs=2"), "")
     config = config_of(workplace, "train.epochs=3")
-    train(config, "")
+    train.run(config, "")
     events = EventAccumulator(str(config.run_folder / "logs"))
     events.Reload()
     rows = log_of(config)
@@ -129,7 +131,7 @@ def test_tensorboard_reads_the_events_of_an_interrupted_run(workplace):
 def test_killed_and_resumed_ends_with_the_same_weights(workplace):
     """Killed outright in the middle of an epoch, by a signal that nothing can catch."""
     overrides = ["train.epochs=6", "train.visualize=false", "data.num_workers=1"]
-    reference = train(config_of(workplace, *overrides, "data.run_name=whole"), "")
+    reference = train.run(config_of(workplace, *overrides, "data.run_name=whole"), "")
     config = config_of(workplace, *overrides)
     arguments = [word for override in overrides for word in ("--set", override)]
     command = [sys.executable, str(ROOT / "main.py"), "--train", "--config", str(workplace / "config.yaml"), *arguments]
@@ -150,36 +152,36 @@ def test_killed_and_resumed_ends_with_the_same_weights(workplace):
 
 def test_states_to_resume_from_do_not_hold_up_short_epochs(workplace, monkeypatch):
     """Saved after the first epoch, with what is kept, and then as often as SAVE_EVERY says."""
-    saved, save = [], checkpoint.save
+    saved, save = [], state.write_checkpoint
 
     def record(path, content):
         saved.append((path.name, content["epoch"]))
         save(path, content)
 
-    monkeypatch.setattr(checkpoint, "save", record)
+    monkeypatch.setattr(state, "write_checkpoint", record)
     settings = ["train.epochs=5", "train.save_from=3", "train.save_every=3", "train.visualize=false"]
     for seconds, expected in ((1e9, [1, 3, 5]), (0, [1, 2, 3, 4, 5])):
-        monkeypatch.setattr("engine.train.SAVE_EVERY", seconds)
+        monkeypatch.setattr("training.state.SAVE_EVERY", seconds)
         saved.clear()
-        train(config_of(workplace, *settings, f"data.run_name=every{seconds:.0f}"), "")
+        train.run(config_of(workplace, *settings, f"data.run_name=every{seconds:.0f}"), "")
         assert [epoch for name, epoch in saved if name == "last.pt"] == expected
 
 
 def test_a_finished_run_says_so_and_can_be_extended(workplace, capsys):
     config = config_of(workplace, "train.visualize=false")
-    first = train(config, "")
+    first = train.run(config, "")
     before = first.stat().st_mtime_ns
-    assert train(config, "") == first and first.stat().st_mtime_ns == before
+    assert train.run(config, "") == first and first.stat().st_mtime_ns == before
     assert "already trained for 2 epochs" in capsys.readouterr().out
     longer = config_of(workplace, "train.visualize=false", "train.epochs=3")
-    assert train(longer, "").name == "epoch_0003.pt"
+    assert train.run(longer, "").name == "epoch_0003.pt"
     assert [int(row["epoch"]) for row in log_of(longer)] == [1, 2, 3]
 
 
 def test_never_starts_anew_and_leaves_nothing_of_the_run_before(workplace):
-    train(config_of(workplace, "train.epochs=3"), "")
+    train.run(config_of(workplace, "train.epochs=3"), "")
     config = config_of(workplace, "train.epochs=2", "train.resume=never", "train.visualize=false")
-    train(config, "")
+    train.run(config, "")
     assert checkpoint.saved_epochs(config.run_folder) == [1, 2] and len(log_of(config)) == 2
     assert not list((config.run_folder / "images").glob("*"))
 
@@ -187,7 +189,7 @@ def test_never_starts_anew_and_leaves_nothing_of_the_run_before(workplace):
 @pytest.mark.parametrize("term", ["l2", "ssim", "focal"])
 def test_a_non_finite_loss_stops_and_reaches_no_checkpoint(workplace, cli, monkeypatch, term):
     config = config_of(workplace)
-    train(config_of(workplace, "train.epochs=1"), "")
+    train.run(config_of(workplace, "train.epochs=1"), "")
     before = (config.run_folder / "last.pt").read_bytes()
     forward, calls = DRAEMLoss.forward, []
 

@@ -105,7 +105,7 @@ def test_nothing_is_synthesized_for_clean_samples(textures, nominal, monkeypatch
     synthesizer = AnomalySynthesizer(textures, (64, 96))
     monkeypatch.setattr(synthesis, "P_CLEAN", 1.0)
     synthesizer.textures = None
-    for name in ("read_image", "augmenters", "perlin_noise"):
+    for name in ("read_all", "augmenters", "perlin_noise"):
         monkeypatch.setattr(synthesis, name, None)
     assert synthesizer(nominal, np.random.default_rng(0))[3][0] == 0
 

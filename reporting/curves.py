@@ -1,193 +1,17 @@
-"""Pictures: panels composed of arrays, curves drawn with matplotlib. A function is given its path or returns an array.
+"""Curves and histograms drawn with matplotlib; each function is given the path to write to."""
 
-Colors are Okabe and Ito's, which color-blind people can tell apart, and mean the same thing everywhere.
-"""
-
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from matplotlib import colormaps
+from matplotlib.figure import Figure
 
-NOMINAL = "#0072B2"
-ANOMALOUS = "#D55E00"
-OPERATING_POINT = "#000000"
-LEVELS = {"image": "#CC79A7", "pixel": "#009E73"}
-TRUTH, PREDICTION = "#56B4E9", "#E69F00"
-TILE = 192  # pixels a small image is enlarged to
-GAP, BACKGROUND = 6, 255
-# Where there is a choice one filter: trying them all on every line takes twice as long and saves 3 %.
-PNG_FILTER = [cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_UP] if hasattr(cv2, "IMWRITE_PNG_FILTER") else []
-
-
-def _bgr(color: str) -> tuple[int, int, int]:
-    return tuple(int(color[i : i + 2], 16) for i in (5, 3, 1))
-
-
-def write_image(path: Path, image: np.ndarray) -> None:
-    """Write a uint8 BGR picture as PNG; OSError where that fails."""
-    done, data = cv2.imencode(".png", image, [cv2.IMWRITE_PNG_COMPRESSION, 1, *PNG_FILTER])
-    if not done:
-        raise OSError(f"{path}: picture could not be encoded")
-    Path(path).write_bytes(data)
-
-
-@lru_cache(maxsize=256)
-def _text(text: str, width: int, size: int = 14, color: str = "#000000") -> np.ndarray:
-    """A strip with a line of text, uint8 (size + 8, width, 3) BGR; a text too long is cut at its start."""
-    font = ImageFont.load_default(size)
-    while font.getlength(text) > width - 4 and len(text) > 4:
-        text = "…" + text.lstrip("…")[1:]
-    strip = Image.new("RGB", (width, size + 8), "white")
-    ImageDraw.Draw(strip).text((2, 2), text, fill=color, font=font)
-    return np.asarray(strip)[..., ::-1]
-
-
-def _tile(array: np.ndarray) -> np.ndarray:
-    """(H, W) or (H, W, 3), float in [0, 1] or bool or uint8 -> uint8 BGR, enlarged to at least TILE pixels."""
-    if array.dtype != np.uint8:
-        array = (np.clip(array.astype(np.float32), 0, 1) * 255 + 0.5).astype(np.uint8, order="C")  # OpenCV draws on it
-    if array.ndim == 2:
-        array = cv2.cvtColor(array, cv2.COLOR_GRAY2BGR)
-    factor = -(-TILE // min(array.shape[:2]))
-    return cv2.resize(array, None, fx=factor, fy=factor, interpolation=cv2.INTER_NEAREST) if factor > 1 else array
-
-
-def _pad(picture: np.ndarray, below: int, right: int) -> np.ndarray:
-    """With so many rows and columns of background added."""
-    return cv2.copyMakeBorder(picture, 0, below, 0, right, cv2.BORDER_CONSTANT, value=(BACKGROUND,) * 3)
-
-
-def _row(tiles: list[np.ndarray]) -> np.ndarray:
-    """Tiles side by side with gaps."""
-    height = max(tile.shape[0] for tile in tiles)
-    return np.hstack([_pad(tile, height - tile.shape[0], GAP) for tile in tiles])
-
-
-def _heat(scores: np.ndarray) -> np.ndarray:
-    """Anomaly map (H, W) in [0, 1] -> colors, dark for 0 and bright for 1."""
-    return cv2.applyColorMap((np.clip(scores, 0, 1) * 255 + 0.5).astype(np.uint8), cv2.COLORMAP_INFERNO)
-
-
-def sample_grid(
-    image: np.ndarray,
-    augmented: np.ndarray,
-    reconstruction: np.ndarray,
-    mask: np.ndarray,
-    prediction: np.ndarray,
-    rows: int = 4,
-) -> np.ndarray:
-    """Training samples and what the networks make of them.
-
-    Args:
-        image, augmented, reconstruction: float (N, 3, H, W) in [0, 1], BGR. mask, prediction: float (N, 1, H, W).
-
-    Returns:
-        uint8 picture (h, w, 3), BGR; samples with an anomaly first.
-    """
-    order = np.argsort(-mask.reshape(len(mask), -1).max(axis=1), kind="stable")[:rows]
-    columns = {
-        "input": image,
-        "corrupted": augmented,
-        "reconstruction": reconstruction,
-        "mask": mask,
-        "predicted mask": prediction,
-    }
-    lines = []
-    for i in order:
-        planes = [values[i].transpose(1, 2, 0) for values in columns.values()]
-        lines.append(_row([_tile(plane if plane.shape[2] == 3 else plane[..., 0]) for plane in planes]))
-        lines.append(np.full((GAP, lines[-1].shape[1], 3), BACKGROUND, np.uint8))
-    width = lines[0].shape[1] // len(columns)
-    return np.vstack([np.hstack([_text(name, width) for name in columns]), *lines])
-
-
-def panel(
-    title: str,
-    verdict: str,
-    is_correct: bool | None,
-    image: np.ndarray,
-    reconstruction: np.ndarray,
-    anomaly_map: np.ndarray,
-    truth: np.ndarray | None,
-    prediction: np.ndarray,
-) -> np.ndarray:
-    """All that belongs to one result, side by side.
-
-    Args:
-        title: what the picture is. verdict: what was decided, and why. is_correct: None where it cannot be told.
-        image, reconstruction: float (H, W, 3) in [0, 1], BGR. anomaly_map: float (H, W) in [0, 1].
-        truth: bool (H, W), None where there is no ground-truth mask. prediction: bool (H, W).
-
-    Returns:
-        uint8 picture (h, w, 3), BGR.
-    """
-    overlay = _tile(image)
-    outline(overlay, prediction, PREDICTION)
-    if truth is not None:
-        outline(overlay, truth, TRUTH)
-    tiles = {
-        "input": _tile(image),
-        "reconstruction": _tile(reconstruction),
-        "anomaly map (0 dark, 1 bright)": _tile(_heat(anomaly_map)),
-        "ground truth" if truth is not None else "no ground truth": _tile(
-            truth if truth is not None else np.full(prediction.shape, 0.5, np.float32)
-        ),
-        "map above threshold": _tile(prediction),
-        "predicted / true outline": overlay,
-    }
-    row = _row(list(tiles.values()))
-    width = row.shape[1] // len(tiles)
-    names = np.hstack([_text(name, width) for name in tiles])
-    color = "#000000" if is_correct is None else NOMINAL if is_correct else ANOMALOUS
-    head = np.hstack([_text(title, row.shape[1] // 2, 16), _text(verdict, row.shape[1] - row.shape[1] // 2, 16, color)])
-    key = _text("orange: predicted, light blue: ground truth", width + GAP + 64, 12)  # as wide as the text needs
-    foot = np.full((key.shape[0], row.shape[1], 3), BACKGROUND, np.uint8)
-    foot[:, -key.shape[1] :] = key
-    return np.vstack([head, names, row, foot])
-
-
-def outline(picture: np.ndarray, mask: np.ndarray, color: str) -> None:
-    """Draw the outline of a mask (H, W) onto a uint8 picture a whole number of times as large."""
-    size = (picture.shape[1], picture.shape[0])
-    enlarged = cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
-    contours, _ = cv2.findContours(enlarged, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
-    cv2.drawContours(picture, contours, -1, _bgr(color), 2 if min(size) >= TILE else 1)
-
-
-def contact_sheet(
-    title: str, sections: dict[str, list[tuple[str, np.ndarray, np.ndarray, np.ndarray]]], columns: int = 4
-) -> np.ndarray:
-    """Pictures with their outlines, small, under headings.
-
-    Args:
-        sections: heading -> captions, images uint8 (H, W, 3) BGR, ground truth and prediction bool (H, W).
-
-    Returns:
-        uint8 picture (h, w, 3), BGR.
-    """
-    rows = []
-    for heading, items in sections.items():
-        tiles = []
-        for caption, image, truth, prediction in items:
-            tile = _tile(image).copy()
-            outline(tile, prediction, PREDICTION)
-            outline(tile, truth, TRUTH)
-            tiles.append(np.vstack([tile, _text(caption, tile.shape[1], 12)]))
-        tiles += [np.full_like(tiles[0], BACKGROUND)] * (-len(tiles) % columns)
-        lines = [_row(tiles[i : i + columns]) for i in range(0, len(tiles), columns)]
-        rows += [_text(heading, lines[0].shape[1], 14), *lines]
-    width = max(row.shape[1] for row in rows)
-    rows = [_text(title, width, 16), *rows, _text("orange: predicted, light blue: ground truth", width, 12)]
-    return np.vstack([_pad(row, 0, width - row.shape[1]) for row in rows])
+from reporting.colors import ANOMALOUS, LEVELS, NOMINAL, OPERATING_POINT
 
 
 def _figure(width: float, height: float, layout: str | None = "constrained"):
     # Not pyplot: it keeps global state, and windows where there is a screen.
-    from matplotlib.figure import Figure
-
     return Figure(figsize=(width, height), dpi=110, layout=layout)
 
 
@@ -290,8 +114,6 @@ BATCH_STYLES = ("-", "--", ":", "-.")
 def batch_colors(count: int, rising: bool) -> list[dict[str, Any]]:
     """Line properties for `count` lines; `rising`: along a color scale, dark to bright."""
     if rising:
-        from matplotlib import colormaps
-
         return [{"color": colormaps["viridis"](0.9 * i / max(count - 1, 1))} for i in range(count)]
     styles = [(style, color) for style in BATCH_STYLES for color in BATCH_COLORS]
     return [{"color": color, "linestyle": style} for style, color in (styles[i % len(styles)] for i in range(count))]

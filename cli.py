@@ -1,0 +1,64 @@
+"""What the programs share: flags, exit statuses, how errors are told."""
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from errors import UserError
+
+CONFIG = Path(__file__).resolve().parent / "config.yaml"
+DONE, FAULT, MISTAKE, INTERRUPTED = 0, 1, 2, 130  # exit statuses
+
+
+class Parser(argparse.ArgumentParser):
+    """Tells what is wrong in two lines instead of the whole usage."""
+
+    def error(self, message: str):
+        self.exit(MISTAKE, f"error: {message}\nsee: python {self.prog} --help\n")
+
+
+def boolean(text: str) -> bool:
+    """Value of a flag."""
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    raise argparse.ArgumentTypeError(f"'{text}' is neither True nor False")
+
+
+def add_config_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags that every program here has."""
+    parser.add_argument(
+        "--config", type=Path, default=CONFIG, metavar="PATH", help="settings (default: config.yaml beside main.py)"
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="e.g. --set train.epochs=100; repeatable"
+    )
+
+
+def run(program: Callable[[], int]) -> None:
+    """Run a program and exit: 0 done, 1 a fault of training, 2 a user's mistake, 130 interrupted."""
+    try:
+        sys.exit(program())
+    except UserError as error:
+        sys.exit(_tell(error, MISTAKE))
+    except FloatingPointError as error:
+        sys.exit(_tell(error, FAULT))
+    except KeyboardInterrupt:
+        sys.exit(_tell("interrupted; what was written stays (a training goes on from there)", INTERRUPTED))
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and "out of memory" not in str(error) and "allocate" not in str(error):
+            raise
+        mend = "lower train.batch_size or data.test_batch_size, data.img_size, model.base_width or model.base_channels"
+        mend += ", and on a GPU set train.compile=off"
+        sys.exit(_tell(f"out of memory; {mend}", MISTAKE))
+    except OSError as error:
+        if error.filename is None and error.errno is None:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        mend = "mend that (free space, permission, path) and run again"
+        sys.exit(_tell(f"{where}{error.strerror or error}; {mend}", MISTAKE))
+
+
+def _tell(message: object, status: int) -> int:
+    print(message if status == INTERRUPTED else f"error: {message}", file=sys.stderr)
+    return status

@@ -1,0 +1,91 @@
+"""Checkpoint and images to anomaly maps: the one place that runs the networks to detect."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+import data_loader
+import runtime
+from config import Config
+from errors import UserError
+from inference import networks
+from inference.techniques import Technique
+from model import DRAEM
+
+
+@dataclass(frozen=True)
+class NetworkOutput:
+    """What the networks make of one picture: `image` and `reconstruction` float32 (H, W, 3), BGR; `anomaly_map` float32
+    (H, W), the probability of 'anomalous'; `mask` bool (H, W); `idx` in the dataset. `valid` bool (H, W): False where
+    pixels count nowhere; `region` bool (H, W): where the category's region lies; None for all True and all False."""
+
+    idx: int
+    image: np.ndarray
+    reconstruction: np.ndarray
+    anomaly_map: np.ndarray
+    mask: np.ndarray
+    valid: np.ndarray | None = None
+    region: np.ndarray | None = None
+
+    def under(self, technique: Technique) -> "NetworkOutput":
+        """The same with what a technique leaves out being 0 in the map and not valid."""
+        valid = self.valid
+        if technique.masking != "no" and self.region is not None:
+            valid = ~self.region if valid is None else valid & ~self.region
+        if valid is None or valid.all():
+            return replace(self, valid=None)
+        return replace(self, anomaly_map=np.where(valid, self.anomaly_map, np.float32(0)), valid=valid)
+
+
+@torch.inference_mode()
+def detect(model: DRAEM, dataset: Dataset, config: Config, title: str) -> Iterator[NetworkOutput]:
+    """Run the networks once over every sample (`image`, `mask`, `idx`; perhaps `valid`, `region`), in order.
+
+    The title is that of the progress bar; without one there is none.
+    """
+    device = runtime.select_device(config.train.device)
+    precision = runtime.select_precision(config.train.precision, device)
+    layout = runtime.memory_format(precision)
+    network = networks.ForInference(networks.optimized(model, device, precision), config.train.compile, len(dataset))
+    # Starting loader processes takes longer than reading some batches, and on a CPU they take it from the networks.
+    is_small = len(dataset) <= 16 * config.data.test_batch_size
+    workers = 0 if is_small else runtime.worker_count(config.data.num_workers, device)
+    loader = data_loader.test_loader(dataset, config.data.test_batch_size, workers, device.type == "cuda")
+    with (
+        tqdm(total=len(dataset), desc=title, unit="image", leave=None, disable=not title) as bar,
+        runtime.mendable_errors(),
+    ):
+        before = None
+        for batch in loader:
+            image = batch["image"].to(device, precision, non_blocking=True)
+            after = batch, *network(image.contiguous(memory_format=layout))
+            # One batch ahead: a GPU works on the next while what it made of this one is used.
+            if before is not None:
+                yield from _outputs(*before, dataset)
+                bar.update(len(before[0]["idx"]))
+            before = after
+        if before is not None:
+            yield from _outputs(*before, dataset)
+            bar.update(len(before[0]["idx"]))
+
+
+def _outputs(
+    batch: dict[str, Tensor], reconstruction: Tensor, logits: Tensor, dataset: Dataset
+) -> Iterator[NetworkOutput]:
+    maps = torch.softmax(logits.float(), dim=1)[:, 1].cpu().numpy()
+    for idx, anomaly_map in zip(batch["idx"].tolist(), maps, strict=True):
+        if not np.isfinite(anomaly_map).all():
+            name = dataset.name(idx)
+            raise UserError(f"{name}: its anomaly map is not finite; use another checkpoint, or precision=fp32")
+    planes = {key: batch[key][:, 0].numpy() for key in ("valid", "region") if key in batch}
+    reconstructions = reconstruction.float().permute(0, 2, 3, 1).cpu().numpy()
+    images = batch["image"].permute(0, 2, 3, 1).numpy()
+    for i, idx in enumerate(batch["idx"].tolist()):
+        mask = batch["mask"][i, 0].numpy() > 0
+        rest = {key: plane[i] for key, plane in planes.items()}
+        yield NetworkOutput(idx, images[i], reconstructions[i], maps[i], mask, **rest)

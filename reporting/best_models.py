@@ -1,0 +1,219 @@
+"""best_models: what summary.csv and the training logs say, as JSON, as a report and as a picture."""
+
+import csv
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import runtime
+from config import Config
+from errors import UserError
+from evaluation import comparison
+from evaluation.comparison import HEADLINE, TIE
+from evaluation.metrics import METRIC_KEYS
+from reporting import curves
+from reporting.tables import LABELS, cell, markdown_table
+
+MEND = "run evaluate_checkpoints.py again"
+
+
+def run(config: Config, categories: list[str] | None) -> tuple[str, Path]:
+    """Compare and write best_models.json, .md and .png; the report's first part, and its path.
+
+    Args:
+        categories: names to compare; None: all in summary.csv.
+    """
+    results = Path(config.data.results_path) / config.data.run_name
+    rows, failed = read_summary(results, categories)
+    best = {
+        "run": config.data.run_name,
+        "categories": comparison.best_of_categories(rows),
+        **comparison.overall(rows),
+        "failed": failed,
+    }
+    names = dict.fromkeys(row["category"] for row in rows)
+    logs = {name: Path(config.data.checkpoint_path) / name / config.data.run_name / "train_log.csv" for name in names}
+    val_ap = {name: read_val_ap(log) for name, log in logs.items()}
+    best["label_free"] = comparison.label_free(rows, val_ap, best["headline"])
+    runtime.write_text(results / "best_models.json", json.dumps(best, indent=2, allow_nan=False) + "\n")
+    text = _report(best)
+    runtime.write_text(results / "best_models.md", text)
+    _draw(results / "best_models.png", rows, best)
+    return text.partition("\n## ")[0], results / "best_models.md"
+
+
+def _draw(path: Path, rows: list[dict[str, Any]], best: dict[str, Any]) -> None:
+    """Image AUROC and pixel AP over checkpoints."""
+    lines = {
+        label: comparison.plain_results(rows, metric)
+        for label, metric in (("image AUROC", HEADLINE), ("pixel AP", TIE))
+    }
+    names = {name for line in lines.values() for values in line.values() for name in values}
+    marks = {"best on the test set": best["headline"]["checkpoint"]} if best["headline"] else {}
+    if best["label_free"]["overall"]:
+        marks["chosen without labels"] = best["label_free"]["overall"]["checkpoint"]
+    with runtime.replacing(path) as beside:
+        names = sorted(names, key=comparison.training_order)
+        curves.metric_over_checkpoints(beside, f"Run {best['run']}, no masking", lines, names, marks)
+
+
+def read_summary(results: Path, categories: list[str] | None) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
+    """Rows of summary.csv with numbers or None for metrics, and its failures; UserError where it is damaged."""
+    path = results / "summary.csv"
+    if not path.is_file():
+        what = "is missing" if results.is_dir() else f"is missing (there is no folder {results})"
+        raise UserError(f"{path}: {what}; run evaluate_checkpoints.py first, with the same --config and --set")
+    rows, failed, seen = [], [], set()
+    head = ("category", "checkpoint", "technique", "threshold")
+    try:
+        with path.open(newline="", encoding="utf-8") as stream:
+            table = list(csv.reader(stream))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path}: damaged ({error}); {MEND}") from error
+    if not table or not set((*head, *METRIC_KEYS, "error")) <= set(table[0]):
+        raise UserError(f"{path}: line 1 is damaged: columns are missing; {MEND}")
+    for number, cells in enumerate(table[1:], 2):
+        row = dict(zip(table[0], cells, strict=False))
+        key = tuple(row.get(column, "") for column in head)
+        if len(cells) != len(table[0]) or not key[0] or key in seen:
+            raise UserError(f"{path}: line {number} is damaged or there twice; {MEND}")
+        seen.add(key)
+        if categories and key[0] not in categories:
+            continue
+        if row["error"]:
+            failed.append({column: row[column] for column in (*head, "error")})
+            continue
+        try:
+            values = {name: float(row[name]) if row[name] else None for name in METRIC_KEYS}
+        except ValueError as error:
+            raise UserError(f"{path}: line {number} is damaged ({error}); {MEND}") from error
+        if not all(key) or not all(value is None or math.isfinite(value) for value in values.values()):
+            raise UserError(f"{path}: line {number} is damaged; {MEND}")
+        rows.append(dict(zip(head, key, strict=True)) | values)
+    for measured in results.glob("*/checkpoint_*/*/*/metrics.json"):
+        category, checkpoint, technique, threshold = measured.parts[-5:-1]
+        key = (category, checkpoint.removeprefix("checkpoint_"), technique, threshold)
+        if key not in seen and not any(key[:3] == other[:3] for other in seen if not other[3]):
+            raise UserError(f"{path}: the row of {', '.join(key)} is missing, its metrics.json is there; {MEND}")
+    there = {key[0] for key in seen}
+    for name in categories or ():
+        if name not in there:
+            raise UserError(
+                f"--categories {name}: no results in {path}; there are: {', '.join(sorted(there)) or 'none'}"
+            )
+    if not rows:
+        raise UserError(f"{path}: holds no results" + (", only failures" if failed else "") + f"; {MEND}")
+    return rows, failed
+
+
+def read_val_ap(log: Path) -> dict[str, float]:
+    """Checkpoint -> val_ap, as far as the log has them."""
+    if not log.is_file():
+        return {}
+    try:
+        with log.open(newline="", encoding="utf-8") as stream:
+            values = {row["epoch"]: float(row["val_ap"]) for row in csv.DictReader(stream) if row["val_ap"]}
+        if not all(map(math.isfinite, values.values())):
+            raise ValueError("val_ap is not a number")
+        return values
+    except (KeyError, ValueError, TypeError, csv.Error) as error:
+        raise UserError(f"{log}: damaged ({error}); restore it, or move it away to do without val_ap") from error
+
+
+def _report(best: dict[str, Any]) -> str:
+    """best_models.md."""
+    names = list(best["categories"])
+    lines = [f"# Best models of run {best['run']}", ""]
+    headline, free = best["headline"], best["label_free"]
+    if headline:
+        ranked = headline["categories"]
+        count = f"{len(ranked)} {'category' if len(ranked) == 1 else 'categories'}"
+        if len(ranked) < len(names):
+            count += f" (not defined for {', '.join(name for name in names if name not in ranked)})"
+        lines += [
+            f"**Checkpoint {headline['checkpoint']}** has the best mean rank in image AUROC over {count} "
+            f"({headline['mean_rank']:.2f}): mean image AUROC {cell(headline[HEADLINE])}, mean pixel AP "
+            f"{cell(headline[TIE])}, without masking and registration.",
+            "",
+        ]
+    else:
+        lines += ["No checkpoint can be named best: image AUROC is nowhere defined for a checkpoint of all.", ""]
+    lines += [
+        "This choice, like every best value below, is made on the test set and therefore optimistic: on new pictures "
+        "expect less.",
+        "",
+    ]
+    if free["overall"]:
+        overall = free["overall"]
+        same = headline and overall["checkpoint"] == headline["checkpoint"]
+        apart = ""
+        if not same and overall["difference"] is not None:
+            side = "below" if overall["difference"] >= 0 else "above"
+            apart = f", {abs(overall['difference']):.4f} {side} that of checkpoint {headline['checkpoint']}"
+        lines.append(
+            f"Without any test label **checkpoint {overall['checkpoint']}** is chosen{' as well' if same else ''}: it "
+            "has the best mean rank in pixel AP on synthetic anomalies put on held-out nominal images (`val_ap`). Its "
+            f"mean image AUROC is {cell(overall[HEADLINE])}{apart}."
+        )
+    else:
+        lines.append(f"No choice without test labels exists: {free['reason']}.")
+    lines.append("")
+    if best["failed"]:
+        lines += ["Not evaluated, and missing in all of this:", ""]
+        for item in best["failed"]:
+            what = ", ".join(item[key] for key in ("category", "checkpoint", "technique") if item[key])
+            lines.append(f"- {what}: {item['error']}")
+        lines.append("")
+    if best["not_in_every_category"]:
+        left_out = ", ".join(best["not_in_every_category"])
+        lines += [f"Not compared, since not every category has them: checkpoints {left_out}.", ""]
+
+    lines += ["## Checkpoints over all categories", "", "By mean rank, without masking and registration.", ""]
+    lines += markdown_table(
+        ["metric", "best checkpoint", "mean rank", "mean value", "equal in rank"],
+        [
+            [
+                _label(metric),
+                entry["checkpoint"],
+                f"{entry['mean_rank']:.2f}",
+                cell(entry["mean"]),
+                ", ".join(name for name in entry["tied"] if name != entry["checkpoint"]) or "-",
+            ]
+            for metric, entry in best["overall"].items()
+        ],
+    )
+    lines += ["![image AUROC and pixel AP over checkpoints](best_models.png)", ""]
+    if free["categories"]:
+        lines += ["## Chosen without labels", ""]
+        lines += markdown_table(
+            ["category", "by val_ap", "val_ap", "image AUROC", "best on the test set", "image AUROC", "difference"],
+            [
+                [
+                    category,
+                    choice["checkpoint"],
+                    cell(choice["val_ap"]),
+                    cell(choice[HEADLINE]),
+                    choice["best_checkpoint"] or "-",
+                    cell(choice[f"best_{HEADLINE}"]),
+                    cell(choice["difference"]),
+                ]
+                for category, choice in free["categories"].items()
+            ],
+        )
+        if free["without_val_ap"]:
+            lines += [f"Without `val_ap`: {', '.join(free['without_val_ap'])}.", ""]
+    for category in names:
+        lines += [f"## {category}", ""]
+        table = []
+        for metric, entry in best["categories"][category].items():
+            reached = [", ".join(one.values()) for one in entry["reached_by"]]
+            shown = "; ".join(reached[:3]) + (f"; and {len(reached) - 3} more" if len(reached) > 3 else "")
+            table.append([_label(metric), cell(entry["value"]), shown or "undefined"])
+        lines += markdown_table(["metric", "best value", "reached by: checkpoint, technique, threshold"], table)
+    return "\n".join(lines)
+
+
+def _label(metric: str) -> str:
+    name, _, kind = metric.partition(" ")
+    return LABELS[name].strip() + (f" at {kind.strip('()')}" if kind else "")

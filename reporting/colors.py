@@ -1,0 +1,7 @@
+"""Colors of all figures: Okabe and Ito's, which color-blind people can tell apart. Each means the same everywhere."""
+
+NOMINAL = "#0072B2"
+ANOMALOUS = "#D55E00"
+OPERATING_POINT = "#000000"
+LEVELS = {"image": "#CC79A7", "pixel": "#009E73"}
+TRUTH, PREDICTION = "#56B4E9", "#E69F00"

@@ -1,0 +1,86 @@
+"""What a batch of evaluations leaves: summary.csv, inference_times.txt, figures that compare results."""
+
+import csv
+import json
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import runtime
+from evaluation.metrics import METRIC_KEYS
+from reporting import curves, tables
+from reporting.result import CURVES
+
+
+@dataclass
+class Found:
+    """Results of a technique that are up to date."""
+
+    key: tuple[str, str, str]  # category, checkpoint, technique
+    folder: Path
+    made_with: dict[str, Any]
+    kinds: dict[str, dict[str, Any]]  # threshold -> content of metrics.json
+
+
+def read_metrics(path: Path) -> dict[str, Any] | None:
+    """Content of a metrics.json, None where it is missing or damaged."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return {key: content[key] for key in METRIC_KEYS}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def write_summary(results: Path, there: list[Found], failed: dict, planned: set[tuple[str, str, str]]) -> int:
+    """Write summary.csv: all results, and what failed, now or in earlier calls for other things; how many of these."""
+    path, columns = results / "summary.csv", ("category", "checkpoint", "technique", "threshold", *METRIC_KEYS, "error")
+    if path.is_file():
+        with path.open(newline="", encoding="utf-8", errors="replace") as stream, suppress(csv.Error):
+            for row in csv.DictReader(stream):
+                key = tuple(row.get(column) or "" for column in columns[:3])
+                if row.get("error") and key not in planned:
+                    failed = {key: row["error"]} | failed
+    rows = [dict(zip(columns, (*one.key, kind), strict=False)) | one.kinds[kind] for one in there for kind in one.kinds]
+    rows += [dict(zip(columns, key, strict=False)) | {"error": error} for key, error in failed.items()]
+    cells = [["" if row.get(column) is None else row[column] for column in columns] for row in rows]
+    runtime.write_csv(path, [columns, *cells])
+    return len(failed)
+
+
+def write_times(path: Path, there: list[Found]) -> None:
+    """Write how long inference took; techniques that share a pass have its time."""
+    rows = [("category", "checkpoint", "technique", "images", "seconds", "images_per_second")]
+    for one in there:
+        images, seconds = one.made_with.get("images", 0), one.made_with.get("seconds", 0.0)
+        rows.append((*one.key, str(images), f"{seconds:.3f}", f"{images / max(seconds, 1e-3):.2f}"))
+    runtime.write_text(path, tables.text_table(rows) + "\n")
+
+
+def draw_batch(results: Path, there: list[Found]) -> dict[tuple[str], str]:
+    """Curves of several categories or checkpoints, where missing or older than the results; what could not be drawn."""
+    figures: dict[tuple[str, str, bool], dict[str, Path]] = {}
+    for one in there:
+        category, name, technique = one.key
+        title = f"checkpoint {name}, {technique}: categories compared"
+        figures.setdefault((f"checkpoint_{name}_{technique}", title, False), {})[category] = one.folder / CURVES
+        title = f"{category}, {technique}: what changes with training time"
+        figures.setdefault((f"category_{category}_{technique}", title, True), {})[f"epoch {name}"] = one.folder / CURVES
+    failed = {}
+    for (figure, title, is_rising), lines in figures.items():
+        path = results / "curves" / f"{figure}.png"
+        try:
+            newest = max(line.stat().st_mtime_ns for line in lines.values())
+            if len(lines) < 2 or (path.is_file() and path.stat().st_mtime_ns >= newest):
+                continue
+            lines_of = {}
+            for label, line in lines.items():
+                with np.load(line) as arrays:
+                    lines_of[label] = dict(arrays)
+            with runtime.replacing(path) as beside:
+                curves.batch_curves(beside, title, lines_of, is_rising)
+        except Exception as error:  # damaged archives fail in several ways
+            failed[(f"figure {path}",)] = f"{error}; evaluate again with --force"
+    return failed

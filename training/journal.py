@@ -1,0 +1,112 @@
+"""What a training tells of itself: train_log.csv, TensorBoard, grids of samples."""
+
+import csv
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.record_writer import RecordWriter
+from torch.utils.tensorboard import summary
+
+import image_io
+import runtime
+from config import Config
+from errors import UserError
+from reporting import panels
+
+TERMS = ("l2", "ssim", "focal")
+LOG_COLUMNS = ("epoch", *TERMS, "loss", "learning_rate", "samples_per_second", "seconds", "val_ap")
+
+
+class Journal:
+    """The log of a run, with the rows of the epochs that were done before, and its pictures and events.
+
+    Raises UserError where the log that is there is damaged.
+    """
+
+    def __init__(self, config: Config, done: int):
+        self._run, self._settings, self._total = config.run_folder, config.train, config.train.epochs
+        self._rows = read_log(self._run / "train_log.csv", done)
+        self._board = _Board(self._run / "logs", done + 1)
+
+    def add(
+        self,
+        epoch: int,
+        losses: dict[str, float],
+        learning_rate: float,
+        samples_per_second: float,
+        seconds: float,
+        val_ap: float | None,
+        sample: dict[str, np.ndarray],
+    ) -> None:
+        """Add an epoch.
+
+        Args:
+            losses: mean of each of TERMS. val_ap: pixel AP on synthetic anomalies, None where it was not measured.
+            sample: arguments of `panels.sample_grid`.
+        """
+        row = {"epoch": epoch, **losses, "loss": sum(losses.values()), "learning_rate": learning_rate}
+        row |= {"samples_per_second": round(samples_per_second, 2), "seconds": round(seconds, 3), "val_ap": val_ap}
+        self._rows.append(row)
+        self._board.add(epoch, *(summary.scalar(key, row[key]) for key in LOG_COLUMNS[1:] if row[key] is not None))
+        is_drawn = epoch % self._settings.visualize_every == 0 or epoch == self._total
+        if self._settings.visualize and is_drawn:
+            grid = panels.sample_grid(**sample)
+            with runtime.replacing(self._run / "images" / f"epoch_{epoch:04d}.png") as beside:
+                image_io.write_image(beside, grid)
+            self._board.add(epoch, summary.image("samples", grid[..., ::-1], dataformats="HWC"))
+
+    def save(self) -> None:
+        """Write train_log.csv."""
+        rows = ([row[column] for column in LOG_COLUMNS] for row in self._rows)
+        runtime.write_csv(self._run / "train_log.csv", [LOG_COLUMNS, *rows])
+
+    def __enter__(self) -> "Journal":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._board.close()
+
+
+def read_log(path: Path, done: int) -> list[dict[str, Any]]:
+    """Rows of train_log.csv up to an epoch; none where there is no file. UserError where it is damaged."""
+    if not path.is_file():
+        return []
+    try:
+        with path.open(newline="", encoding="utf-8") as stream:
+            rows = [{column: row[column] for column in LOG_COLUMNS} for row in csv.DictReader(stream)]
+        return [row for row in rows if int(row["epoch"]) <= done]
+    except (KeyError, ValueError, TypeError, csv.Error) as error:
+        raise UserError(f"{path}: damaged, or saved in another form; restore it, or move it away to go on") from error
+
+
+class _Board:
+    """TensorBoard's events, written at once: its own writer hangs for good when its disk is full.
+
+    Events of `first_epoch` and later that an interrupted run left in the folder are made invalid.
+    """
+
+    def __init__(self, folder: Path, first_epoch: int):
+        folder.mkdir(parents=True, exist_ok=True)
+        self._path = folder / f"events.out.tfevents.{time.time_ns()}"
+        self._stream = self._path.open("wb")
+        self._writer = RecordWriter(self._stream)
+        self._write(Event(file_version="brain.Event:2"))
+        restart = SessionLog(status=SessionLog.START)
+        self._write(Event(step=first_epoch, session_log=restart))
+
+    def _write(self, event: Event) -> None:
+        with runtime.naming(self._path):
+            event.wall_time = time.time()
+            self._writer.write(event.SerializeToString())
+            self._stream.flush()
+
+    def add(self, epoch: int, *summaries: Summary) -> None:
+        for entry in summaries:
+            self._write(Event(step=epoch, summary=entry))
+
+    def close(self) -> None:
+        self._stream.close()

@@ -18,12 +18,12 @@ def main() -> int:
     add_config_flags(parser)
     arguments = parser.parse_args()
 
-    from config import load_config  # the heavy packages come only now: --help stays quick
-    from reporting import best_models
+    import runtime  # the heavy packages come only now: --help stays quick
+    from config import load_config
+    from engine import best_model
 
-    text, report = best_models.run(load_config(arguments.config, arguments.set), arguments.categories)
-    print(text)
-    print(f"report: {report}")
+    runtime.setup()
+    print(f"report: {best_model.run(load_config(arguments.config, arguments.set), arguments.categories)}")
     return 0
 
 

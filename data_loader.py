@@ -3,10 +3,12 @@
 <category>/train/good/*, <category>/test/good/*, <category>/test/<defect>/*, <category>/ground_truth/<defect>/*_mask.*
 """
 
+import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +19,8 @@ from errors import UserError
 from image_io import read_all, read_image, read_mask, resize
 from synthesis import AnomalySynthesizer
 
+SAMPLE_BYTES = 16  # a pixel at most: image 3, augmented image 12, mask 1
+PREFETCHED = 2**32  # bytes of batches that loader processes hold ready, in shared memory
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"}
 
 
@@ -176,13 +180,22 @@ def _to_tensor(image: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
 
 
+def scaled(images: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Images on the device, float32 in [0, 1]: uint8 ones divided by 255, as NumPy would to the last digit."""
+    images = images.to(device, non_blocking=True)
+    if images.dtype != torch.uint8:
+        return images
+    # By a tensor on the device: by a plain number, CUDA would multiply with its inverse.
+    return images.float().div_(torch.full((), 255.0, device=device))
+
+
 class DRAEMTrainDataset(Dataset):
     """Nominal images with synthetic anomalies.
 
     `dataset[k]` is sample k % N of epoch k // N; its randomness comes from
     (seed, epoch, index) alone, so it is the same whichever worker makes it.
-    Samples are dicts: `image`, `augmented_image` float32 (3, H, W) in [0, 1]; `anomaly_mask` (1, H, W); `has_anomaly`
-    (1,); `idx`.
+    Samples are dicts: `image` uint8 (3, H, W), for `scaled`; `augmented_image` float32 (3, H, W) in [0, 1];
+    `anomaly_mask` bool (1, H, W); `has_anomaly` float32 (1,); `idx`.
 
     Args:
         images: files, decoded once, here, or decoded images, uint8 (H, W, 3), BGR, of the synthesizer's image size.
@@ -200,19 +213,22 @@ class DRAEMTrainDataset(Dataset):
     def __getitem__(self, key: int) -> dict[str, torch.Tensor | int]:
         epoch, index = divmod(int(key), len(self))
         rng = np.random.default_rng([self.seed, epoch, index, self.stream])  # the last number tells streams apart
-        image, augmented, mask, has_anomaly = self.synthesizer(self.images[index], rng)
+        image, augmented, mask = self.synthesizer.corrupt(self.images[index], rng)
         return {
             "image": _to_tensor(image),
             "augmented_image": _to_tensor(augmented),
-            "anomaly_mask": _to_tensor(mask),
-            "has_anomaly": torch.from_numpy(has_anomaly),
+            "anomaly_mask": torch.from_numpy(mask[None]),
+            "has_anomaly": torch.tensor([float(mask.any())]),
             "idx": index,
         }
 
 
 class DRAEMTestDataset(Dataset):
-    """Pictures to detect on. Samples are dicts: `image` float32 (3, H, W) in [0, 1]; `mask` (1, H, W) of 0 and 1, zero
-    where there is none; `has_anomaly` (1,); `idx`."""
+    """Pictures to detect on.
+
+    Samples are dicts: `image` uint8 (3, H, W), for `scaled`; `mask` bool (1, H, W), False where there is none;
+    `has_anomaly` float32 (1,); `idx`.
+    """
 
     def __init__(self, images: Sequence[TestImage], image_size: tuple[int, int]):
         self.images, self.image_size = list(images), tuple(image_size)
@@ -231,17 +247,24 @@ class DRAEMTestDataset(Dataset):
         size = image.shape[:2]
         return image, read_mask(record.mask_path, size) if record.mask_path else np.zeros(size, np.uint8)
 
+    def resized(self, image: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """A picture and its mask, uint8 (H, W, 3) and bool (H, W), of the image size.
+
+        As in the original the mask is resized linearly, and 255 counts as anomalous.
+        """
+        return resize(image, self.image_size), resize(mask, self.image_size) == 255
+
     def sample(self, idx: int, image: np.ndarray, mask: np.ndarray) -> dict[str, torch.Tensor | int]:
-        """Of a picture and its mask. As in the original the mask is resized linearly, and 255 counts as anomalous."""
+        """Of a resized picture and mask."""
         return {
-            "image": _to_tensor(resize(image, self.image_size).astype(np.float32) / 255),
-            "mask": _to_tensor((resize(mask, self.image_size) == 255)[..., None].astype(np.float32)),
+            "image": _to_tensor(image),
+            "mask": torch.from_numpy(mask[None]),
             "has_anomaly": torch.tensor([float(self.images[idx].has_anomaly)]),
             "idx": idx,
         }
 
     def __getitem__(self, idx: int) -> dict[str, torch.Tensor | int]:
-        return self.sample(idx, *self.read(idx))
+        return self.sample(idx, *self.resized(*self.read(idx)))
 
 
 class EpochSampler(Sampler):
@@ -260,18 +283,25 @@ class EpochSampler(Sampler):
 
 def train_loader(dataset: DRAEMTrainDataset, batch_size: int, workers: int, pin_memory: bool = False) -> DataLoader:
     """Batches of training samples; set `loader.sampler.epoch` before each pass."""
+    sampler = EpochSampler(len(dataset), dataset.seed)
+    size = batch_size * math.prod(dataset.synthesizer.image_size) * SAMPLE_BYTES
     return DataLoader(
-        dataset,
-        batch_size,
-        sampler=EpochSampler(len(dataset), dataset.seed),
-        num_workers=workers,
-        persistent_workers=workers > 0,
-        prefetch_factor=4 if workers else None,
-        pin_memory=pin_memory,
-        worker_init_fn=runtime.setup,
+        dataset, batch_size, sampler=sampler, **_workers(workers, size, 4, pin_memory), persistent_workers=workers > 0
     )
 
 
-def test_loader(dataset: Dataset, batch_size: int, workers: int, pin_memory: bool = False) -> DataLoader:
-    """Batches of test samples, in order."""
-    return DataLoader(dataset, batch_size, num_workers=workers, pin_memory=pin_memory, worker_init_fn=runtime.setup)
+def test_loader(
+    dataset: Dataset, batch_size: int, workers: int, image_size: tuple[int, int], pin_memory: bool = False
+) -> DataLoader:
+    """Batches of test samples of an image size, in order."""
+    size = batch_size * math.prod(image_size) * SAMPLE_BYTES
+    return DataLoader(dataset, batch_size, **_workers(workers, size, 2, pin_memory))
+
+
+def _workers(count: int, batch_size: int, ahead: int, pin_memory: bool) -> dict[str, Any]:
+    """Options of a loader: so many processes, each `ahead` batches of so many bytes ahead, but at most PREFETCHED."""
+    runtime.setup()  # before any process is forked: OpenCV's pool of threads hangs in such a one
+    count = min(count, max(PREFETCHED // batch_size, 1))
+    ahead = max(min(ahead, PREFETCHED // (batch_size * count)), 1) if count else None
+    own = {"num_workers": count, "prefetch_factor": ahead, "worker_init_fn": runtime.setup}
+    return own | {"pin_memory": pin_memory}

@@ -5,17 +5,21 @@ import math
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import cv2
 import numpy as np
+from PIL import Image
 from tqdm import tqdm
 
+import provenance
 import runtime
 from errors import UserError
 
 LIMIT = 2**32  # bytes of a file; images that it has no room for are decoded whenever they are drawn
+TOTAL = 2**34  # bytes of all files in a folder
+ORIENTATION = 0x0112  # EXIF's tag
 CHUNK = 256  # images that are decoded ahead of the one being written
 # Where there is a choice one filter: trying them all on every line takes twice as long and saves 3 %.
 PNG_FILTER = [cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_UP] if hasattr(cv2, "IMWRITE_PNG_FILTER") else []
@@ -73,31 +77,58 @@ def write_image(path: Path, image: np.ndarray) -> None:
     Path(path).write_bytes(data)
 
 
-class DecodedImages(Sequence):
-    """Images of one size, uint8 (H, W, 3), BGR, mapped from a file.
+def read_size(path: Path) -> tuple[int, int]:
+    """Height and width of a picture as `read_image` gives it; where it can be, from the file's head alone."""
+    try:
+        with Image.open(path) as head:
+            width, height = head.size
+            is_turned = head.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
+        return (width, height) if is_turned else (height, width)
+    except (
+        OSError,
+        ValueError,
+        SyntaxError,
+        Image.DecompressionBombError,
+    ):  # one that only OpenCV knows, or broken
+        return read_image(path).shape[:2]
 
-    The file is `folder`/<title>_<height>x<width>_<digest>.npy, made anew where size, files or their times have changed.
+
+def kept_folder(checkpoint_path: str) -> Path:
+    """Where decoded pictures are kept, for all categories and runs."""
+    return Path(checkpoint_path) / ".decoded"
+
+
+class KeptArrays(Sequence):
+    """Arrays of one shape, uint8, made once and then mapped from a file that all processes share.
+
+    Subclasses have `make(index)`. The file is `folder`/<name>.npy; several names lie side by side. All
+    files together have at most TOTAL bytes: the longest unused go, but for those that a process has open. They can be
+    deleted at any time. Arrays that a file has no room for are made whenever they are asked for.
 
     Args:
-        title: what they are, for the file's name and the progress bar.
-        files: the images' files. size: (height, width).
+        name: tells all that the arrays depend on. title: what they are, for the progress bar.
+        count: how many. shape: of each.
 
     Raises:
-        UserError: a file that cannot be decoded. OSError: no room.
+        OSError: no room.
     """
 
-    def __init__(self, folder: Path, title: str, files: Sequence[Path], size: tuple[int, int]):
-        self.files, self.size = list(files), tuple(size)
-        self.shape = (min(len(files), LIMIT // (3 * size[0] * size[1])), *size, 3)
-        stem = f"{title.replace(' ', '_')}_{size[0]}x{size[1]}"
-        self.path = folder / f"{stem}_{runtime.files_digest(self.files)}.npy"
+    def __init__(self, folder: Path, name: str, title: str, count: int, shape: tuple[int, ...]):
+        self.path, self.count = folder / f"{name}.npy", count
+        self.shape = (min(count, LIMIT // math.prod(shape)), *shape)
         self._mapped: np.ndarray | None = None
+        self._mark: runtime.holding | None = None
+        runtime.remove_leftovers(folder)
         if not self._is_whole():
             self._write(title)
-            for path in folder.glob(f"{stem}_*.npy"):
-                if path != self.path:
-                    with suppress(OSError):  # Windows keeps what another run has open
-                        path.unlink()
+        with suppress(FileNotFoundError):  # deleted meanwhile
+            self._mark = runtime.holding(self.path)
+            os.utime(self.path)
+        runtime.remove_least_recently_used(folder.glob("*.npy"), TOTAL)
+
+    def make(self, index: int) -> np.ndarray:
+        """One array, as it goes into the file."""
+        raise NotImplementedError
 
     def _is_whole(self) -> bool:
         """Whether the file is there, and not cut short by a machine that went down."""
@@ -110,29 +141,25 @@ class DecodedImages(Sequence):
         return stream.getvalue()
 
     def _write(self, title: str) -> None:
-        """Decode and write in order. Not through the map: a full disk would end the process there."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        beside = self.path.with_suffix(f".{os.getpid()}.part")  # runs started side by side may both be writing
+        """Make and write in order. Not through the map: a full disk would end the process there."""
         try:
             with (
-                runtime.naming(self.path),
+                runtime.replacing(self.path) as beside,
                 beside.open("wb") as stream,
                 ThreadPoolExecutor(runtime.core_count()) as pool,
                 tqdm(total=self.shape[0], desc=f"decoding {title}", unit="image", leave=None) as bar,
             ):
                 stream.write(self._header())
                 for start in range(0, self.shape[0], CHUNK):
-                    chunk = self.files[start : min(start + CHUNK, self.shape[0])]
-                    for image in pool.map(lambda file: read_image(file, self.size), chunk):
-                        stream.write(image)
+                    for array in pool.map(self.make, range(start, min(start + CHUNK, self.shape[0]))):
+                        stream.write(array)
                         bar.update()
-            with suppress(PermissionError) if self._is_whole() else nullcontext():  # Windows: another run has it open
-                os.replace(beside, self.path)
-        finally:
-            beside.unlink(missing_ok=True)
+        except PermissionError:  # Windows: another run has made it meanwhile, and has it open
+            if not self._is_whole():
+                raise
 
     def __len__(self) -> int:
-        return len(self.files)
+        return self.count
 
     def __getitem__(self, index: int) -> np.ndarray:
         if not -len(self) <= index < len(self):
@@ -142,8 +169,42 @@ class DecodedImages(Sequence):
             with suppress(FileNotFoundError):  # deleted meanwhile
                 self._mapped = np.asarray(np.load(self.path, mmap_mode="r"))
         if self._mapped is None or index >= self.shape[0]:
-            return read_image(self.files[index], self.size)
+            return self.make(index)
         return self._mapped[index]
 
     def __getstate__(self) -> dict:
-        return self.__dict__ | {"_mapped": None}  # a worker process maps the file itself
+        return self.__dict__ | {"_mapped": None, "_mark": None}  # a worker process maps the file itself
+
+
+class DecodedImages(KeptArrays):
+    """Images of one size, uint8 (H, W, 3), BGR, decoded once. The file is named by their content, size and order.
+
+    Args:
+        title: what they are. files: the images' files. size: (height, width).
+
+    Raises:
+        UserError: a file that cannot be decoded. OSError: no room.
+    """
+
+    def __init__(self, folder: Path, title: str, files: Sequence[Path], size: tuple[int, int]):
+        self.files, self.size = list(files), tuple(size)
+        content = provenance.digest([provenance.VERSION, *provenance.file_digests(self.files)])
+        name = f"{title.replace(' ', '_')}_{size[0]}x{size[1]}_{content}"
+        super().__init__(folder, name, title, len(self.files), (*self.size, 3))
+
+    def make(self, index: int) -> np.ndarray:
+        """The image of a file."""
+        return read_image(self.files[index], self.size)
+
+
+class Subset(Sequence):
+    """Some of a row of images, by their places in it."""
+
+    def __init__(self, images: Sequence[np.ndarray], places: Sequence[int]):
+        self.images, self.places = images, list(places)
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return self.images[self.places[index]]

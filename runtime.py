@@ -1,22 +1,36 @@
-"""Device, precision, seeds; files written whole; errors that users can mend."""
+"""The process and its files: set-up, device, precision, threads; files written whole, locks, what may be removed."""
 
 import csv
 import ctypes
-import hashlib
+import json
 import os
+import secrets
+import shutil
+import socket
 import sys
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 
 from errors import UserError
+
+try:
+    import fcntl
+except ImportError:  # Windows, where a file that is open cannot be removed anyway
+    fcntl = None
+
+PENDING = 2**28  # bytes of arrays that wait for threads
+ORPHANED = 86400  # seconds after which an unfinished file counts as left behind where locks cannot tell
+PATIENCE = 15  # seconds that the loader processes of a killed training may still live
 
 
 def setup(_worker: int | None = None) -> None:
@@ -57,22 +71,30 @@ def select_device(setting: str) -> torch.device:
 
 
 def select_precision(setting: str, device: torch.device) -> torch.dtype:
-    """`auto`: bfloat16 where the hardware is fast at it (CUDA from Ampere on, CPUs with AMX or AVX512-BF16)."""
-    if setting != "auto":
-        return {"fp32": torch.float32, "bf16": torch.bfloat16}[setting]
-    if device.type == "cuda":
-        fast = torch.cuda.get_device_capability(device) >= (8, 0)
-    elif device.type == "cpu":
-        capabilities = torch.cpu.get_capabilities()
-        fast = capabilities.get("amx_bf16", False) or capabilities.get("avx512_bf16", False)
-    else:
-        fast = False
-    return torch.bfloat16 if fast else torch.float32
+    """`auto`: bfloat16 where the hardware is fast at it (CUDA from Ampere on, CPUs with AMX or AVX512-BF16).
+
+    float32 means all of its digits: it turns cuDNN's TF32 off, which is on by default and keeps 10 bits of 23.
+    """
+    if setting == "auto":
+        if device.type == "cuda":
+            fast = torch.cuda.get_device_capability(device) >= (8, 0)
+        elif device.type == "cpu":
+            capabilities = torch.cpu.get_capabilities()
+            fast = capabilities.get("amx_bf16", False) or capabilities.get("avx512_bf16", False)
+        else:
+            fast = False
+        setting = "bf16" if fast else "fp32"
+    torch.backends.cudnn.allow_tf32 = setting != "fp32"
+    return {"fp32": torch.float32, "bf16": torch.bfloat16}[setting]
 
 
-def memory_format(precision: torch.dtype) -> torch.memory_format:
-    """Layout that convolutions of this precision are fastest in."""
-    return torch.channels_last if precision == torch.bfloat16 else torch.contiguous_format
+def memory_format(device: torch.device, precision: torch.dtype) -> torch.memory_format:
+    """Layout that convolutions are fastest in: measured on CPUs in both precisions, with and without bfloat16.
+
+    On CUDA in bfloat16, whose tensor cores want it; float32 there was not measured.
+    """
+    is_last = device.type == "cpu" or (device.type == "cuda" and precision == torch.bfloat16)
+    return torch.channels_last if is_last else torch.contiguous_format
 
 
 def autocast(device: torch.device, precision: torch.dtype) -> torch.autocast:
@@ -85,20 +107,35 @@ def core_count() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def worker_count(setting: int | str, device: torch.device) -> int:
-    """Loader processes: the setting; for `auto` the cores (at most 8), half of them where they run the networks too."""
+def worker_count(setting: int | str, device: torch.device, batches: int | None = None) -> int:
+    """Loader processes: the setting; for `auto` the cores (at most 8), half of them where they run the networks too.
+
+    Where the networks run on the CPU, few `batches` are read without any: starting processes takes longer.
+    """
+    if device.type == "cpu" and batches is not None and batches <= 16:
+        return 0
     if setting != "auto":
         return int(setting)
     return min(8, core_count() if device.type != "cpu" else core_count() // 2)
 
 
-def files_digest(paths: Iterable[Path]) -> str:
-    """Digest of names, sizes and times of files."""
-    digest = hashlib.sha256()
-    for path in paths:
-        stat = path.stat()
-        digest.update(f"{'/'.join(path.parts[-3:])} {stat.st_size} {stat.st_mtime_ns}\n".encode())
-    return digest.hexdigest()[:16]
+@contextmanager
+def worker_errors() -> Iterator[None]:
+    """Tells the mistakes that loader processes come upon as if they had been met here."""
+    try:
+        yield
+    except (UserError, OSError) as error:
+        text = str(error)
+        if not text.startswith("Caught "):
+            raise
+        # A loader process hands on its whole traceback as text; the message proper is the end of it.
+        raise UserError(text.rpartition(f"{type(error).__name__}: ")[2].strip()) from error
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise UserError(
+            "a loader process was ended from outside, often for want of memory; lower data.num_workers, to 0 if need be"
+        ) from error
 
 
 @contextmanager
@@ -115,31 +152,179 @@ def naming(path: Path) -> Iterator[None]:
 def replacing(path: Path) -> Iterator[Path]:
     """A path beside `path` to write to; it takes the place of `path` when the block ends well, and goes otherwise."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.stem}.part{path.suffix}")  # one name: what a killed run left is written over
+    # A name of its own: two processes that write the same file must not write into each other's.
+    beside = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.part{path.suffix}")
     try:
-        with naming(path):
+        with naming(path), _marked(beside, is_folder=False):
             yield beside
             os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
 
 
+@contextmanager
+def replacing_folder(folder: Path) -> Iterator[Path]:
+    """A folder beside `folder` to write to; it takes its place when the block ends well, and goes otherwise."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    beside, old = (folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.part") for _ in range(2))
+    try:
+        with naming(folder), _marked(beside, is_folder=True):
+            yield beside
+            if folder.exists():
+                os.replace(folder, old)
+            try:
+                os.replace(beside, folder)
+            except BaseException:
+                if old.exists():
+                    os.replace(old, folder)
+                raise
+    finally:
+        for path in (beside, old):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+@contextmanager
+def _marked(path: Path, is_folder: bool) -> Iterator[None]:
+    """Creates an unfinished file or folder, and marks it as in use until the block or the process ends."""
+    while True:
+        path.mkdir() if is_folder else path.touch()
+        with suppress(FileNotFoundError), holding(path):
+            if path.exists():  # else another process took it for a leftover just before it was marked
+                yield
+                return
+
+
+class holding:
+    """Marks a file or folder as in use until the block ends, or the process and those that it has forked.
+
+    As many processes as like can hold it. Without a block: from `holding(path)` until it is collected.
+    """
+
+    def __init__(self, path: Path):
+        self._handle = None  # where the file is not there
+        self._handle = os.open(path, os.O_RDONLY) if fcntl else None
+        with suppress(OSError):  # a drive that knows no locks
+            if fcntl:
+                fcntl.flock(self._handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        if self._handle is not None:
+            os.close(self._handle)
+            self._handle = None
+
+    __del__ = __exit__
+
+
+def remove_unused(path: Path) -> bool:
+    """Remove a file or folder that no process holds; whether it is gone."""
+    with suppress(OSError):  # in use, or gone already
+        handle = os.open(path, os.O_RDONLY) if fcntl else None
+        try:
+            if fcntl:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        finally:
+            if fcntl:
+                os.close(handle)
+    return not path.exists()
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the unfinished files and folders that processes which are no more have left in a folder."""
+    for path in folder.glob(".*.part*"):
+        with suppress(FileNotFoundError):
+            if fcntl or time.time() - path.stat().st_mtime > ORPHANED:
+                remove_unused(path)
+
+
+def remove_least_recently_used(paths: Iterable[Path], limit: int) -> None:
+    """Remove files that no process holds, the longest unused first, until all together have at most `limit` bytes."""
+    there = []
+    for path in paths:
+        with suppress(FileNotFoundError):
+            there.append((path.stat().st_mtime_ns, path.stat().st_size, path))
+    total = sum(size for _, size, _ in there)
+    for _, size, path in sorted(there):
+        if total <= limit:
+            break
+        if remove_unused(path):
+            total -= size
+
+
+@contextmanager
+def owning(folder: Path) -> Iterator[None]:
+    """Lock a folder for this process alone; UserError that names the process which has it.
+
+    The lock ends with the process. On a network drive that does not share locks, a note of the owner's host tells.
+    """
+    is_new = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    note, host = folder / ".owner.json", socket.gethostname()
+    lock, owner = FileLock(folder / ".lock"), _read_owner(note)
+    who = f"process {owner.get('process', '?')} on host {owner.get('host', '?')}"
+    is_dead = owner.get("host") == host and not _is_alive(owner.get("process"))
+    try:
+        lock.acquire(timeout=PATIENCE if is_dead else 0)  # its loader processes still have the lock for a while
+    except Timeout:
+        mend = "wait for it, end it, or set another data.run_name"
+        raise UserError(f"{folder}: {who} is training there; {mend}") from None
+    try:
+        if owner and owner.get("host") != host:
+            raise UserError(f"{folder}: {who} may still be training there; if it is not, delete {note}")
+        write_text(note, json.dumps({"host": host, "process": os.getpid()}) + "\n")
+        try:
+            yield
+        finally:
+            note.unlink(missing_ok=True)
+    finally:
+        lock.release()
+        if is_new and [path.name for path in folder.iterdir()] == [".lock"]:  # nothing came of it
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _read_owner(note: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(note.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _is_alive(process: object) -> bool:
+    try:
+        if os.name != "nt":  # there the signal would end it
+            os.kill(int(process), 0)
+    except (ProcessLookupError, TypeError, ValueError):
+        return False
+    except OSError:  # somebody else's
+        return True
+    return True
+
+
 class Background:
-    """Work done in threads while the caller goes on, so little at a time that what waits for it stays small."""
+    """Work done in threads while the caller goes on. What waits for it has at most PENDING bytes of arrays."""
 
     def __init__(self):
         self._pool = ThreadPoolExecutor(core_count())
-        self._pending: deque[Future] = deque()
+        self._pending: deque[tuple[Future, int]] = deque()
 
     def do(self, work: Callable, *arguments: Any) -> None:
         """Have it done; raises what an earlier piece has raised."""
-        self._pending.append(self._pool.submit(work, *arguments))
-        self.wait(2 * core_count())
+        size = sum(value.nbytes for value in arguments if isinstance(value, np.ndarray))
+        self._pending.append((self._pool.submit(work, *arguments), size))
+        self.wait(PENDING)
 
-    def wait(self, pending: int = 0) -> None:
-        """Until no more than so many pieces are left; raises what one of the others has raised."""
-        while len(self._pending) > pending:
-            self._pending.popleft().result()
+    def cancel(self) -> None:
+        """Drop what is not begun yet, and wait for the rest; its errors are of no interest any more."""
+        self._pool.shutdown(cancel_futures=True)
+
+    def wait(self, pending: int = -1) -> None:
+        """Until what is left has at most so many bytes; raises what one of the others has raised."""
+        while self._pending and (pending < 0 or sum(size for _, size in self._pending) > pending):
+            self._pending.popleft()[0].result()
 
 
 def write_text(path: Path, text: str) -> None:
@@ -152,24 +337,3 @@ def write_csv(path: Path, rows: Iterable[Sequence[Any]]) -> None:
     """Write rows, the first of them the names of the columns."""
     with replacing(path) as beside, beside.open("w", newline="", encoding="utf-8") as stream:
         csv.writer(stream).writerows(rows)
-
-
-@contextmanager
-def mendable_errors() -> Iterator[None]:
-    """Turns ValueErrors of the rooms below, and errors out of loader processes, into UserError."""
-    try:
-        yield
-    except (UserError, ValueError, OSError) as error:
-        if isinstance(error, OSError) and not str(error).startswith("Caught "):
-            raise
-        # A loader process hands on its whole traceback as text; the message proper is the end of it.
-        text = str(error)
-        if text.startswith("Caught "):
-            text = text.rpartition(f"{type(error).__name__}: ")[2]
-        raise UserError(text.strip()) from error
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        raise UserError(
-            "a loader process was ended from outside, often for want of memory; lower data.num_workers, to 0 if need be"
-        ) from error

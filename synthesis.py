@@ -74,6 +74,8 @@ class AnomalySynthesizer:
         noise = perlin_noise(self.image_size, res, rng=rng)
         return rotate(noise, rng.uniform(-MAX_ROTATION, MAX_ROTATION)) > NOISE_THRESHOLD
 
+    # Both write into the image that they are given, float32 (H, W, 3) in [0, 1].
+
     def _blend_perlin(self, image: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         texture = self.augment_texture(self.textures[rng.integers(len(self.textures))], rng)
         mask = self.perlin_mask(rng)
@@ -81,7 +83,7 @@ class AnomalySynthesizer:
         # Blended everywhere and copied inside: three plain passes are faster than gathering the mask's pixels.
         blended = np.multiply(texture, (1 - beta) / 255, dtype=np.float32)
         blended += beta * image
-        return cv2.copyTo(blended, mask.view(np.uint8), image.copy()), mask
+        return cv2.copyTo(blended, mask.view(np.uint8), image), mask
 
     def _cut_out(self, image: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         where = []
@@ -92,31 +94,38 @@ class AnomalySynthesizer:
             where.append(slice(start, start + length))
         mask = np.zeros(self.image_size, bool)
         mask[tuple(where)] = True
-        augmented = image.copy()
-        augmented[mask] = rng.choice((0.5, 1.0))
-        return augmented, mask
+        image[mask] = rng.choice((0.5, 1.0))
+        return image, mask
 
-    def __call__(
-        self, image: np.ndarray, rng: np.random.Generator
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """One training sample.
+    def corrupt(self, image: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """One training sample, in the smallest types that lose nothing.
 
         Args:
             image: nominal image, uint8 (H, W, 3), BGR, of `image_size`.
             rng: all randomness of the sample.
 
         Returns:
-            the image, possibly rotated, and the same with an anomaly, float32 (H, W, 3) in [0, 1]; the anomaly's mask,
-            float32 (H, W, 1) of 0 and 1; has_anomaly, float32 (1,): 0 where the mask is empty.
+            the image, possibly rotated, uint8; the same with an anomaly, float32 (H, W, 3) in [0, 1]; the anomaly's
+            mask, bool (H, W), which may be empty.
         """
         if rng.random() < P_ROTATE:
             image = rotate(image, rng.uniform(-MAX_ROTATION, MAX_ROTATION))
-        image = image.astype(np.float32) / 255
+        scaled = image.astype(np.float32) / 255
         # Decided before anything is synthesized: half of the work is not done.
         if self.cut and rng.random() < P_CUTOUT:
-            augmented, mask = self._cut_out(image, rng)
-        elif rng.random() < P_CLEAN:
-            augmented, mask = image.copy(), np.zeros(self.image_size, bool)
-        else:
-            augmented, mask = self._blend_perlin(image, rng)
-        return image, augmented, mask[..., None].astype(np.float32), np.float32([mask.any()])
+            return image, *self._cut_out(scaled, rng)
+        if rng.random() < P_CLEAN:
+            return image, scaled, np.zeros(self.image_size, bool)
+        return image, *self._blend_perlin(scaled, rng)
+
+    def __call__(
+        self, image: np.ndarray, rng: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """One training sample as arrays of one type: `corrupt` with everything in float32.
+
+        Returns:
+            image and augmented image (H, W, 3) in [0, 1]; mask (H, W, 1) of 0 and 1; has_anomaly (1,): 0 where the mask
+            is empty.
+        """
+        image, augmented, mask = self.corrupt(image, rng)
+        return image.astype(np.float32) / 255, augmented, mask[..., None].astype(np.float32), np.float32([mask.any()])

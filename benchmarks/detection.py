@@ -33,7 +33,7 @@ def main() -> None:
         precision = runtime.select_precision("auto", device)
         network = optimized(DRAEM(1, 1), device, precision)
         x = torch.rand(8, 3, flags.size, flags.size, device=device).to(precision)
-        x = x.contiguous(memory_format=runtime.memory_format(precision))
+        x = x.contiguous(memory_format=runtime.memory_format(device, precision))
         pictures = data_loader.list_test(root / "mvtec/made_up")[half - flags.few // 2 :][: flags.few]
         files = [(picture.path, picture.mask_path) for picture in pictures]
 

@@ -34,7 +34,7 @@ def main() -> None:
         precision = runtime.select_precision("auto", device)
         network = optimized(DRAEM(flags.width, flags.channels), device, precision)
         x = torch.rand(8, 3, flags.size, flags.size, device=device).to(precision)
-        x = x.contiguous(memory_format=runtime.memory_format(precision))
+        x = x.contiguous(memory_format=runtime.memory_format(device, precision))
 
         def forward() -> None:
             with torch.inference_mode():

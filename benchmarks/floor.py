@@ -22,7 +22,8 @@ def convolutions(width: int, channels: int, size: int, batch: int) -> list[tuple
 
 def seconds(layers: list[tuple[nn.Conv2d, torch.Size]], precision: torch.dtype, is_training: bool) -> float:
     """How long all of them take, one after the other: forward, in training also backward to input and weights."""
-    device, layout = runtime.select_device("auto"), runtime.memory_format(precision)
+    device = runtime.select_device("auto")
+    layout = runtime.memory_format(device, precision)
     taken = 0.0
     for layer, shape in layers:
         x, weight = (

@@ -70,7 +70,7 @@ def main() -> None:
     network = optimized(model, device, precision)
     compiled = networks.Compiled(network, "on", freezing=True)
     x = torch.rand(flags.inference_batch, 3, flags.size, flags.size, device=device)
-    ours = x.to(precision).contiguous(memory_format=runtime.memory_format(precision))
+    ours = x.to(precision).contiguous(memory_format=runtime.memory_format(device, precision))
     with torch.inference_mode():
         works = {
             "plain fp32": lambda: model(x),

@@ -38,7 +38,7 @@ def main() -> None:
     with torch.inference_mode():
         for n in (1, 8):
             x = torch.rand(n, 3, flags.size, flags.size, device=device)
-            ours = x.to(precision).contiguous(memory_format=runtime.memory_format(precision))
+            ours = x.to(precision).contiguous(memory_format=runtime.memory_format(device, precision))
             works = {
                 "plain, one by one": lambda x=x: [model(image) for image in x.split(1)],
                 "project": lambda x=ours: network(x)[1].float().cpu(),

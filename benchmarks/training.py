@@ -26,7 +26,7 @@ class Trainer:
         torch.manual_seed(0)
         self.device = runtime.select_device("auto")
         self.precision = runtime.select_precision(precision, self.device)
-        layout = runtime.memory_format(self.precision)
+        layout = runtime.memory_format(self.device, self.precision)
         self.model = DRAEM(width, channels).to(self.device, memory_format=layout).train()
         self.network = networks.for_training(self.model, compile_, self.device, steps=700 * 25)
         self.optimizer = torch.optim.Adam(self.model.parameters(), 1e-4, fused=True)

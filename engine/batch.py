@@ -3,21 +3,27 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
 import data_loader
+import image_io
+import provenance
+import runtime
 from config import Config
-from engine.detection import checkpoint_file, evaluate_pass, identity, result_folder
-from engine.threshold import load_thresholds, thresholds_of
-from errors import UserError
+from data_loader import TestImage
+from engine.detection import evaluate_pass, provenance_of, result_folder
+from engine.threshold import compute_thresholds, load_thresholds, nominal_images
+from errors import UserError, told
 from evaluation.thresholds import KINDS, OPTIMAL
 from inference import checkpoint
+from inference.checkpoint import Checkpoint
 from inference.techniques import MASKINGS, TECHNIQUES, Preparation, Technique
 from reporting import summary
-from reporting.result import CURVES, is_made_with, read_made_with
+from reporting.result import CURVES, Record, read_record
 from reporting.summary import Found
+
+Key = tuple[str, str, str]  # category, checkpoint, technique; empty where a failure concerns all
 
 
 @dataclass
@@ -27,7 +33,7 @@ class Item:
     config: Config
     path: Path
     epoch: int
-    pictures: list
+    pictures: list[TestImage]
     preparation: Preparation
     techniques: list[Technique]
 
@@ -65,10 +71,10 @@ def run(
                 loaded = checkpoint.load(item.config, str(item.path))
             _evaluate(item, loaded, kinds)
         except Exception as error:  # one item's failure is recorded and costs no other
-            text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
             for technique in item.techniques:
-                failed[item.config.data.category, str(item.epoch), technique.name] = " ".join(text.split())
-    there = _current_results(results, config, failed)
+                failed[item.config.data.category, str(item.epoch), technique.name] = told(error)
+    runtime.remove_leftovers(results)
+    there, stale = current_results(results, config, failed)
     planned = {(item.config.data.category, str(item.epoch), one.name) for item in items for one in item.techniques}
     planned |= {(category, "", "") for category, _, _ in planned}
     errors = summary.write_summary(results, there, failed, planned)
@@ -76,8 +82,11 @@ def run(
     undrawn = summary.draw_batch(results, there)
     for key, error in [*failed.items(), *undrawn.items()]:
         print(f"failed: {', '.join(part for part in key if part)}: {error}")
+    if stale:
+        print(f"{len(stale)} results are out of date and left out of the summary")
+        tell_stale(stale)
     print(
-        f"{sum(len(one.kinds) for one in there)} combinations in the summary"
+        f"{sum(len(one.record.thresholds) for one in there)} combinations in the summary"
         + (f", {errors} failures" if errors else "")
     )
     print(f"results: {results / 'summary.csv'}")
@@ -90,11 +99,11 @@ def _plan(
     checkpoints: Sequence[str] | None,
     maskings: Sequence[str] | None,
     registrations: Sequence[bool],
-) -> tuple[list[Item], dict[tuple[str, str, str], str]]:
+) -> tuple[list[Item], dict[Key, str]]:
     """All passes, and what cannot be evaluated; UserError for what the user asked for and is not there."""
     items, failed = [], {}
     for name in data_loader.chosen_categories(Path(config.data.data_path), categories):
-        own = config.model_copy(update={"data": config.data.model_copy(update={"category": name})})
+        own = of_category(config, name)
         epochs = checkpoint.saved_epochs(own.run_folder)
         if not epochs and not (own.run_folder / "last.pt").is_file():
             failed[name, "", ""] = f"never trained: no checkpoint in {own.run_folder}; run train_all.py"
@@ -102,7 +111,8 @@ def _plan(
         chosen = checkpoints or epochs or ["last"]
         paths = [checkpoint.find(own, "last" if epoch == "last" else int(epoch)) for epoch in chosen]
         techniques = _techniques(own, maskings, registrations)
-        preparation = Preparation(own, techniques)
+        kept_in = image_io.kept_folder(own.data.checkpoint_path) if len(paths) > 1 else None
+        preparation = Preparation(own, techniques, kept_in)
         try:
             pictures = data_loader.list_test(Path(own.data.data_path) / name)
             # last.pt first: a kept checkpoint of the same epoch takes its place
@@ -110,7 +120,7 @@ def _plan(
                 checkpoint.epoch_of(path): path for path in sorted(paths, key=lambda path: path.name != "last.pt")
             }
         except (UserError, OSError) as error:
-            failed[name, "", ""] = " ".join(str(error).split())
+            failed[name, "", ""] = told(error)
             continue
         preparation.check(pictures, techniques)
         for epoch, path in sorted(by_epoch.items()):
@@ -120,8 +130,12 @@ def _plan(
     return items, failed
 
 
-def _techniques(config: Config, maskings: Sequence[str] | None, registrations: Sequence[bool]) -> list[Technique]:
+def of_category(config: Config, name: str) -> Config:
+    """The same settings for another category."""
+    return config.model_copy(update={"data": config.data.model_copy(update={"category": name})})
 
+
+def _techniques(config: Config, maskings: Sequence[str] | None, registrations: Sequence[bool]) -> list[Technique]:
     if maskings is None:
         maskings = MASKINGS
         if config.data.category not in config.masking.regions and not config.metrics.masking:
@@ -130,32 +144,41 @@ def _techniques(config: Config, maskings: Sequence[str] | None, registrations: S
     return [one for one in TECHNIQUES if one.masking in maskings and one.registered in registrations]
 
 
-def _is_complete(item: Item, thresholds: list[str]) -> bool:
+def _is_complete(item: Item, kinds: list[str]) -> bool:
     """Whether results are there for all techniques and thresholds, made from these weights, pictures and settings."""
     for technique in item.techniques:
         folder = result_folder(item.config, str(item.epoch), technique)
-        there = read_made_with(folder)
-        if not there:
+        record = read_record(folder)
+        if not record:
+            return False
+        if record.content.get("settings", {}).get("metrics") != item.config.metrics.model_dump(mode="json"):
+            return False
+        if not set(kinds) <= set(summary.read_kinds(folder, record)) or not (folder / CURVES).is_file():
             return False
         try:
-            fingerprint = _fingerprint(item.path, there)
-            wanted = identity(item.config, fingerprint, item.preparation, technique, item.pictures)
+            if differences(item.config, record, item.path, item.preparation, technique, item.pictures):
+                return False
         except (UserError, OSError):
-            return False  # to be told when it is its turn
-        if not is_made_with(there, wanted) or not (folder / CURVES).is_file():
-            return False
-        if there["settings"]["metrics"] != item.config.metrics.model_dump(mode="json"):
-            return False
-        if not all(summary.read_metrics(folder / kind / "metrics.json") for kind in thresholds):
-            return False
+            return False  # told when it is its turn
     return True
 
 
-def _fingerprint(path: Path, made_with: dict[str, Any]) -> str:
-    """Of a checkpoint's weights; without reading them where the file is the one that results were made with."""
-    if all(made_with.get(key) == value for key, value in checkpoint_file(path).items()):
-        return made_with["fingerprint"]
-    return checkpoint.fingerprint(checkpoint.read(path)["model"])
+def differences(
+    config: Config,
+    record: Record,
+    path: Path,
+    preparation: Preparation,
+    technique: Technique,
+    pictures: Sequence[TestImage],
+) -> list[str]:
+    """Why results are out of date, in words; empty where they are valid. Reads only checkpoints that have changed."""
+    is_same = record.content.get("checkpoint_file") == path.as_posix()
+    is_same = is_same and record.content.get("checkpoint_state") == list(provenance.file_state(path))
+    weights = record.made_from.weights if is_same else checkpoint.load(config, path.as_posix()).fingerprint
+    nominal = None
+    if record.made_from.nominal:
+        nominal = provenance.content([one.path for one in nominal_images(config, checkpoint.load_facts(path))[0]])
+    return record.made_from.differences(provenance_of(config, weights, preparation, technique, pictures, nominal))
 
 
 def _announce(items: list[Item], todo: list[Item], failed: dict, count: int) -> None:
@@ -175,10 +198,10 @@ def _announce(items: list[Item], todo: list[Item], failed: dict, count: int) -> 
     )
 
 
-def _evaluate(item: Item, ckpt: Any, thresholds: list[str]) -> None:
+def _evaluate(item: Item, ckpt: Checkpoint, kinds: list[str]) -> None:
     """One pass: results of its techniques at all thresholds."""
     nominal = dict.fromkeys(item.techniques)
-    if set(thresholds) != {OPTIMAL}:
+    if set(kinds) != {OPTIMAL}:
         missing = []
         for technique in item.techniques:
             try:
@@ -186,39 +209,54 @@ def _evaluate(item: Item, ckpt: Any, thresholds: list[str]) -> None:
             except UserError:  # none yet, or of other weights or settings
                 missing.append(technique)
         if missing:
-            nominal |= dict(zip(missing, thresholds_of(item.config, ckpt, item.preparation, missing), strict=True))
-    evaluate_pass(item.config, ckpt, item.preparation, item.pictures, nominal, thresholds)
+            compute_thresholds(item.config, ckpt, item.preparation, missing)
+        for technique in missing:
+            nominal[technique] = load_thresholds(item.config, ckpt, item.preparation, technique)
+    evaluate_pass(item.config, ckpt, item.preparation, item.pictures, nominal, kinds)
 
 
-def _current_results(results: Path, config: Config, failed: dict) -> list[Found]:
-    """Results on disk, in a natural order: not those of failed items, of other weights or of other settings."""
-    order = [technique.name for technique in TECHNIQUES]
-    found = []
-    for folder in results.glob("*/checkpoint_*/*"):
-        key = (folder.parent.parent.name, folder.parent.name.removeprefix("checkpoint_"), folder.name)
-        made_with = read_made_with(folder)
-        if folder.name not in order or not made_with or failed.keys() & {key, (key[0], "", ""), (*key[:2], "")}:
+def current_results(results: Path, config: Config, failed: dict[Key, str]) -> tuple[list[Found], dict[Key, str]]:
+    """Results on disk that are valid now, in a natural order, and why the others are not; none of failed items."""
+    by_name = {technique.name: technique for technique in TECHNIQUES}
+    found, stale = [], {}
+    listed: dict[str, list[TestImage]] = {}
+    for folder in sorted(results.glob("*/checkpoint_*/*")):
+        name, epoch = folder.parent.parent.name, folder.parent.name.removeprefix("checkpoint_")
+        key = (name, epoch, folder.name)
+        if folder.name not in by_name or failed.keys() & {key, (name, "", ""), (name, epoch, "")}:
             continue
+        record = read_record(folder)
+        if record is None:
+            if any(folder.glob("*/metrics.json")):
+                stale[key] = "of an earlier version of this program"
+            continue
+        own, technique = of_category(config, name), by_name[folder.name]
+        path = Path(record.content.get("checkpoint_file", ""))
         try:
-            fingerprint = _fingerprint(Path(made_with["checkpoint_file"]), made_with)
-            settings = made_with["settings"]
-            regions = settings["masking"]["regions"].get(key[0])
-            pairs = [
-                (made_with["fingerprint"], fingerprint),
-                (made_with["img_size"], list(config.data.img_size)),
-                (made_with["p"], config.metrics.p),
-                (made_with["k"], config.metrics.k),
-            ]
-        except (UserError, OSError, KeyError, TypeError, AttributeError):
+            if not path.is_file():
+                stale[key] = f"its checkpoint {path} is gone"
+                continue
+            if name not in listed:
+                listed[name] = data_loader.list_test(data_loader.category_folder(Path(own.data.data_path), name))
+            if changed := differences(own, record, path, Preparation(own, [technique]), technique, listed[name]):
+                stale[key] = "; ".join(changed)
+                continue
+        except (UserError, OSError) as error:
+            stale[key] = told(error)
             continue
-        if made_with["regions"] is not None:
-            pairs.append((regions, config.model_dump(mode="json")["masking"]["regions"].get(key[0])))
-        if made_with["reference"] is not None:
-            pairs.append((settings["data"]["registration_reference"], config.data.registration_reference))
-        kinds = {kind: values for kind in KINDS if (values := summary.read_metrics(folder / kind / "metrics.json"))}
-        if kinds and all(old == new for old, new in pairs):
-            found.append(Found(key, folder, made_with, kinds))
-    return sorted(
-        found,
-        key=lambda one: (one.key[0], not one.key[1].isdecimal(), one.key[1].zfill(9), order.index(one.key[2])),
-    )
+        if kinds := summary.read_kinds(folder, record):
+            found.append(Found(key, folder, record, kinds))
+    order = list(by_name)
+    found.sort(key=lambda one: (one.key[0], not one.key[1].isdecimal(), one.key[1].zfill(9), order.index(one.key[2])))
+    return found, stale
+
+
+def tell_stale(stale: dict[Key, str]) -> None:
+    """Why results are out of date, and how to renew them."""
+    reasons: dict[str, list[Key]] = {}
+    for key, reason in stale.items():
+        reasons.setdefault(reason, []).append(key)
+    for reason, keys in reasons.items():
+        print(f"  {', '.join(keys[0])}" + (f" and {len(keys) - 1} more" if len(keys) > 1 else "") + f": {reason}")
+    names = " ".join(dict.fromkeys(key[0] for key in stale))
+    print(f"to renew them: python evaluate_checkpoints.py --categories {names} (with the same --config and --set)")

@@ -6,55 +6,87 @@ from pathlib import Path
 from typing import Any
 
 import data_loader
+import provenance
 import runtime
 from config import Config
+from data_loader import TestImage
 from errors import UserError
 from evaluation.metrics import image_score
-from evaluation.thresholds import NominalScores
+from evaluation.thresholds import NominalScores, NoScoresError
 from inference import checkpoint
+from inference.checkpoint import Checkpoint
 from inference.detect import detect
 from inference.techniques import Preparation, Technique, configured
+from provenance import Provenance
 from reporting import tables
 
-
-def thresholds_path(config: Config, ckpt: checkpoint.Checkpoint, technique: Technique) -> Path:
-    """File that the thresholds of a checkpoint and technique are kept in."""
-    return config.run_folder / "thresholds" / f"checkpoint_{ckpt.name}" / f"{technique.name}.json"
-
-
-def nominal_images(config: Config, ckpt: checkpoint.Checkpoint) -> tuple[list[data_loader.TestImage], bool]:
-    """Nominal pictures to take thresholds from, and whether they are held out (else: those trained on)."""
-    category = data_loader.category_folder(Path(config.data.data_path), config.data.category)
-    files = data_loader.list_nominal(category)
-    if ckpt.held_out is None:  # the original's weights do not tell
-        held_out = data_loader.split_nominal(files, config.data.val_split, config.train.seed)[1]
-    else:
-        by_name = {file.name: file for file in files}
-        missing = [name for name in ckpt.held_out if name not in by_name]
-        if missing:
-            path = files[0].parent / missing[0]
-            raise UserError(f"{path}: held out when {ckpt.path} was trained, now missing; restore it or train anew")
-        held_out = [by_name[name] for name in ckpt.held_out]
-    return [data_loader.TestImage(file, False) for file in held_out or files], bool(held_out)
+NOT_KNOWN = "whether these weights were trained on the pictures that thresholds come from is not known"
 
 
 def run(config: Config) -> Path:
     """Compute, save and print the thresholds of the configured checkpoint and technique; the file they are in."""
     technique = configured(config)
-    with runtime.mendable_errors():
-        ckpt = checkpoint.load(config)
-        preparation = Preparation(config, [technique])
-    [content] = thresholds_of(config, ckpt, preparation, [technique])
-    print(_table(content, ckpt))
+    ckpt = checkpoint.load(config)
+    preparation = Preparation(config, [technique])
+    [content] = compute_thresholds(config, ckpt, preparation, [technique])
+    print(_table(content))
     return thresholds_path(config, ckpt, technique)
 
 
-def thresholds_of(
-    config: Config, ckpt: checkpoint.Checkpoint, preparation: Preparation, techniques: Sequence[Technique]
+def thresholds_path(config: Config, ckpt: Checkpoint, technique: Technique) -> Path:
+    """File that the thresholds of a checkpoint and technique are kept in."""
+    return config.run_folder / "thresholds" / f"checkpoint_{ckpt.name}" / f"{technique.name}.json"
+
+
+def nominal_images(config: Config, ckpt: Checkpoint) -> tuple[list[TestImage], bool | None]:
+    """Nominal pictures to take thresholds from, and whether they are held out (False: trained on; None: not known).
+
+    Pictures are told apart by content: renamed ones stay what they were.
+    """
+    category = data_loader.category_folder(Path(config.data.data_path), config.data.category)
+    files = data_loader.list_nominal(category)
+    if ckpt.held_out is None:  # weights of another program
+        held_out = data_loader.split_nominal(files, config.data.val_split, config.train.seed)[1]
+    elif ckpt.pictures is None:  # of an earlier version, which kept names only
+        held_out = _found(dict(zip((file.name for file in files), files, strict=True)), ckpt.held_out, ckpt, files)
+    else:
+        there = dict(zip(provenance.file_digests(files), files, strict=True))
+        trained, kept = (set(ckpt.pictures[part].values()) for part in ("training", "held_out"))
+        if there.keys() & (trained | kept):
+            wanted = {name: digest for name, digest in ckpt.pictures["held_out"].items() if digest not in trained}
+            held_out = _found(there, wanted.values(), ckpt, files, list(wanted))
+        else:  # weights of another dataset have seen none of these
+            held_out = files
+    pictures = [TestImage(file, False) for file in sorted(held_out or files)]
+    return pictures, None if ckpt.held_out is None else bool(held_out)
+
+
+def _found(
+    there: dict[str, Path], wanted: Sequence[str], ckpt: Checkpoint, files: list[Path], names: list[str] | None = None
+) -> list[Path]:
+    missing = [name for key, name in zip(wanted, names or wanted, strict=True) if key not in there]
+    if missing:
+        more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+        path = files[0].parent / missing[0]
+        raise UserError(f"{path}{more}: held out when {ckpt.path} was trained, now missing; restore it or train anew")
+    return [there[key] for key in wanted]
+
+
+def provenance_of(
+    config: Config, ckpt_fingerprint: str, preparation: Preparation, technique: Technique, pictures: Sequence[TestImage]
+) -> Provenance:
+    """What thresholds are made from."""
+    settings = {key: getattr(config.metrics, key) for key in ("p", "k")}
+    settings |= {"img_size": list(config.data.img_size), "category": config.data.category}
+    nominal = provenance.content([picture.path for picture in pictures])
+    return Provenance(weights=ckpt_fingerprint, nominal=nominal, settings=settings, **preparation.facts(technique))
+
+
+def compute_thresholds(
+    config: Config, ckpt: Checkpoint, preparation: Preparation, techniques: Sequence[Technique]
 ) -> list[dict[str, Any]]:
     """Compute and save the thresholds of techniques that share an input variant, in one pass; the files' content."""
-    with runtime.mendable_errors():
-        pictures, is_held_out = nominal_images(config, ckpt)
+    pictures, is_held_out = nominal_images(config, ckpt)
     dataset = preparation.dataset(pictures, techniques)
     height, width = config.data.img_size
     p, k, count = config.metrics.p, config.metrics.k, len(pictures)
@@ -65,49 +97,37 @@ def thresholds_of(
             image_scores.update(image_score(seen.anomaly_map))
             pixel_scores.update(seen.anomaly_map if seen.valid is None else seen.anomaly_map[seen.valid])
     contents = []
-    with runtime.mendable_errors():
-        for technique, (image_scores, pixel_scores) in zip(techniques, scores, strict=True):
-            content = _identity(config, ckpt, preparation, technique, pictures) | {
-                "checkpoint_file": ckpt.path.as_posix(),
-                "pictures": count,
-                "held_out": is_held_out,
-                "unregistered": preparation.unregistered(pictures) if technique.registered else [],
-                "pixels_left_out": count * height * width - pixel_scores.count,
-                "image": image_scores.compute(),
-                "pixel": pixel_scores.compute(),
-                "settings": config.model_dump(mode="json"),
-            }
-            text = json.dumps(content, indent=2, allow_nan=False) + "\n"
-            runtime.write_text(thresholds_path(config, ckpt, technique), text)
-            contents.append(content)
+    for technique, (image_scores, pixel_scores) in zip(techniques, scores, strict=True):
+        try:
+            thresholds = {"image": image_scores.compute(), "pixel": pixel_scores.compute()}
+        except NoScoresError as error:
+            raise UserError(f"{preparation.key}: {error}; leave some of the picture outside the regions") from error
+        made_from = provenance_of(config, ckpt.fingerprint, preparation, technique, pictures)
+        content = {
+            "provenance": made_from.to_json(),
+            "checkpoint": ckpt.name,
+            "checkpoint_file": ckpt.path.as_posix(),
+            "pictures": count,
+            "held_out": is_held_out,
+            "unregistered": preparation.unregistered(pictures) if technique.registered else [],
+            "pixels_left_out": count * height * width - pixel_scores.count,
+            **thresholds,
+            "p": p,
+            "k": k,
+            "settings": config.model_dump(mode="json"),
+        }
+        text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+        runtime.write_text(thresholds_path(config, ckpt, technique), text)
+        contents.append(content)
     return contents
 
 
-def _identity(
-    config: Config,
-    ckpt: checkpoint.Checkpoint,
-    preparation: Preparation,
-    technique: Technique,
-    pictures: Sequence[data_loader.TestImage],
-) -> dict[str, Any]:
-    """What must agree for thresholds to be used."""
-    return {
-        "checkpoint": ckpt.name,
-        "fingerprint": ckpt.fingerprint,
-        "category": config.data.category,
-        "p": config.metrics.p,
-        "k": config.metrics.k,
-        **preparation.identity(technique, pictures),
-    }
-
-
-def _table(content: dict[str, Any], ckpt: checkpoint.Checkpoint) -> str:
-    if content["held_out"]:
-        source = "held-out nominal images"
-        if ckpt.held_out is None:
-            source += " (whether these weights were trained on them is not known)"
-    else:
-        source = "TRAINING images (val_split is 0: nothing was held out, so these thresholds are too low)"
+def _table(content: dict[str, Any]) -> str:
+    source = {
+        True: "held-out nominal images",
+        None: "nominal images (whether these weights were trained on them is not known)",
+        False: "TRAINING images (val_split is 0: nothing was held out, so these thresholds are too low)",
+    }[content["held_out"]]
     p, k = content["p"], content["k"]
     names = {"max": "max", "p_quantile": f"p_quantile (p = {p:g})", "k_sigma": f"k_sigma (k = {k:g})"}
     rows = [("", "image", "pixel")]
@@ -120,10 +140,9 @@ def _table(content: dict[str, Any], ckpt: checkpoint.Checkpoint) -> str:
     return "\n".join([*head, tables.number_table(rows, 22, 10)])
 
 
-def load_thresholds(
-    config: Config, ckpt: checkpoint.Checkpoint, preparation: Preparation, technique: Technique
-) -> dict[str, Any]:
-    """Thresholds that fit this checkpoint, image size and technique: `image` and `pixel`, each by type, and `held_out`.
+def load_thresholds(config: Config, ckpt: Checkpoint, preparation: Preparation, technique: Technique) -> dict[str, Any]:
+    """Thresholds that fit this checkpoint, image size and technique: `image` and `pixel`, each by type, `held_out`, and
+    the provenance `nominal` of the pictures they come from.
 
     UserError where they are not computed yet, or belong to something else.
     """
@@ -136,11 +155,13 @@ def load_thresholds(
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         result = {scope: {kind: float(value) for kind, value in content[scope].items()} for scope in ("image", "pixel")}
-        result["held_out"] = bool(content["held_out"])
+        result["held_out"] = content["held_out"]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: damaged; {mend}") from error
-    pictures, _ = nominal_images(config, ckpt)
-    for key, wanted in _identity(config, ckpt, preparation, technique, pictures).items():
-        if content.get(key) != wanted:
-            raise UserError(f"{path}: computed for {key} = {content.get(key)}, but now it is {wanted}; {mend}")
-    return result
+    there = Provenance.from_json(content.get("provenance"))
+    if there is None:
+        raise UserError(f"{path}: of another version of this program; {mend}")
+    now = provenance_of(config, ckpt.fingerprint, preparation, technique, nominal_images(config, ckpt)[0])
+    if changed := there.differences(now):
+        raise UserError(f"{path}: out of date: {'; '.join(changed)}; {mend}")
+    return result | {"nominal": now.nominal}

@@ -1,18 +1,19 @@
 """The training mode."""
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import data_loader
+import provenance
 import runtime
 from config import Config
 from errors import UserError
-from image_io import DecodedImages
+from image_io import DecodedImages, Subset, kept_folder
 from inference import checkpoint, networks
 from synthesis import AnomalySynthesizer
 from training import loop
 from training.journal import Journal
-from training.state import TrainingState
+from training.state import TrainingState, changed_pictures, read_last, training_provenance
 from training.validation import SyntheticSamples
 
 
@@ -27,14 +28,27 @@ def run(config: Config, settings_text: str) -> Path:
         the last kept checkpoint.
 
     Raises:
-        UserError: mistakes in settings or data. FloatingPointError: a loss or weight that is not finite.
+        UserError: mistakes in settings or data, or another training in the run's folder.
+        FloatingPointError: a loss or weight that is not finite.
     """
+    nominal, textures = find_files(config)
+    with runtime.owning(config.run_folder):
+        runtime.remove_leftovers(config.run_folder)
+        made_from = training_provenance(config, nominal, textures)
+        kept = read_last(config, made_from)
+        files = split(config, nominal, textures, kept)
+        state = TrainingState(config, settings_text, made_from, files.digests())
+        if kept:
+            state.resume(kept)
+            if changed := changed_pictures(kept.get("pictures"), files.digests()):
+                print(f"pictures of train/good have changed since {config.run_folder / 'last.pt'} was saved: {changed}")
+        return _train(state, files)
+
+
+def _train(state: TrainingState, files: "Files") -> Path:
+    config, done = state.config, state.epoch
     folder, total = config.run_folder, config.train.epochs
-    with runtime.mendable_errors():
-        files = find_files(config)
-        state = TrainingState(config, settings_text, [file.name for file in files.held_out])
-        state.resume()
-    done, last = state.epoch, checkpoint.epoch_path(folder, total)
+    last = checkpoint.epoch_path(folder, total)
     if done >= total:
         print(
             f"{folder}: already trained for {done} epochs; a larger train.epochs goes on, "
@@ -42,8 +56,7 @@ def run(config: Config, settings_text: str) -> Path:
         )
         return next(path for path in (last, checkpoint.epoch_path(folder, done), folder / "last.pt") if path.is_file())
 
-    with runtime.mendable_errors():
-        dataset, validation = datasets(config, files)
+    dataset, validation = datasets(config, files)
     state.find_earlier()
     held_out = len(files.held_out)
     print(
@@ -55,41 +68,70 @@ def run(config: Config, settings_text: str) -> Path:
     workers = runtime.worker_count(config.data.num_workers, state.device)
     loader = data_loader.train_loader(dataset, config.train.batch_size, workers, state.device.type == "cuda")
     network = networks.for_training(state.model, config.train.compile, state.device, (total - done) * len(loader))
-    with runtime.mendable_errors(), Journal(config, done) as journal:
+    with runtime.worker_errors(), Journal(config, done) as journal:
         loop.train(network, loader, validation, state, journal, config)
     return last
 
 
 class Files(NamedTuple):
-    """What a training is made of."""
+    """What a training is made of: all nominal images, those of them that are held out, textures."""
 
-    training: list[Path]
+    nominal: list[Path]
     held_out: list[Path]
     textures: list[Path]
 
+    def digests(self) -> dict[str, dict[str, str]]:
+        """Of the `training` and the `held_out` images, each name -> digest of content."""
+        held_out, digests = set(self.held_out), provenance.file_digests(self.nominal)
+        pairs = list(zip(self.nominal, digests, strict=True))
+        return {
+            "training": {file.name: digest for file, digest in pairs if file not in held_out},
+            "held_out": {file.name: digest for file, digest in pairs if file in held_out},
+        }
 
-def find_files(config: Config) -> Files:
-    """Images to train on and those held out, and textures. Nothing is decoded yet."""
+
+def find_files(config: Config) -> tuple[list[Path], list[Path]]:
+    """Nominal images and textures. Nothing is read yet."""
     category = data_loader.category_folder(Path(config.data.data_path), config.data.category)
-    files = data_loader.list_nominal(category)
-    files, held_out = data_loader.split_nominal(files, config.data.val_split, config.train.seed)
-    textures = data_loader.list_textures(Path(config.data.anomaly_source_path))
-    if config.data.img_size == (32, 32) and 1 in (config.train.batch_size, len(files) % config.train.batch_size):
+    return data_loader.list_nominal(category), data_loader.list_textures(Path(config.data.anomaly_source_path))
+
+
+def split(config: Config, nominal: list[Path], textures: list[Path], kept: dict[str, Any] | None = None) -> Files:
+    """Training and held-out images: by seed, or as in the state that is kept, told by content."""
+    if kept is None:
+        _, held_out = data_loader.split_nominal(nominal, config.data.val_split, config.train.seed)
+    elif "pictures" in kept:
+        digests = set(kept["pictures"]["held_out"].values())
+        found = zip(nominal, provenance.file_digests(nominal), strict=True)
+        held_out = [file for file, digest in found if digest in digests]
+    else:  # of an earlier version
+        held_out = [file for file in nominal if file.name in kept["held_out"]]
+    if kept and kept["held_out"] and not held_out:
+        folder = nominal[0].parent
+        raise UserError(f"{folder}: none of the images that the training held out is there any more; restore them")
+    count = len(nominal) - len(held_out)
+    if not count:
+        raise UserError(f"{nominal[0].parent}: all images there are held out, none is left to train on; restore them")
+    if config.data.img_size == (32, 32) and 1 in (config.train.batch_size, count % config.train.batch_size):
         raise UserError(
-            f"train.batch_size = {config.train.batch_size} leaves a batch of one of the {len(files)} images, and at "
+            f"train.batch_size = {config.train.batch_size} leaves a batch of one of the {count} images, and at "
             "img_size 32 batch norm needs two; change one of them"
         )
-    return Files(files, held_out, textures)
+    return Files(nominal, held_out, textures)
 
 
 def datasets(config: Config, files: Files) -> tuple[data_loader.DRAEMTrainDataset, SyntheticSamples | None]:
     """Samples to train on, and those on held-out images where there are any. Decodes all images and textures."""
-    size, seed, folder = config.data.img_size, config.train.seed, config.run_folder.parent
-    textures = DecodedImages(Path(config.data.checkpoint_path), "textures", files.textures, size)
-    images = DecodedImages(folder, "training images", files.training, size)
-    dataset = data_loader.DRAEMTrainDataset(images, AnomalySynthesizer(textures, size, config.train.cut), seed)
-    if not files.held_out:
+    size, seed, folder = config.data.img_size, config.train.seed, kept_folder(config.data.checkpoint_path)
+    textures = DecodedImages(folder, "textures", files.textures, size)
+    nominal = DecodedImages(folder, "nominal images", files.nominal, size)
+    held_out = set(files.held_out)
+    places = [place for place, file in enumerate(files.nominal) if file not in held_out]
+    synthesizer = AnomalySynthesizer(textures, size, config.train.cut)
+    dataset = data_loader.DRAEMTrainDataset(Subset(nominal, places), synthesizer, seed)
+    if not held_out:
         return dataset, None
-    images = DecodedImages(folder, "held-out images", files.held_out, size)
-    synthetic = data_loader.DRAEMTrainDataset(images, AnomalySynthesizer(textures, size), seed, stream=4)
+    places = [place for place, file in enumerate(files.nominal) if file in held_out]
+    images, synthesizer = Subset(nominal, places), AnomalySynthesizer(textures, size)
+    synthetic = data_loader.DRAEMTrainDataset(images, synthesizer, seed, stream=4)
     return dataset, SyntheticSamples(synthetic, files.held_out)

@@ -9,15 +9,17 @@ from pathlib import Path
 from tqdm import tqdm
 
 import runtime
-from config import Config, edit_config, load_config, settings_text
+from config import Config, edit_config, settings_text
 from data_loader import chosen_categories
-from errors import UserError
+from engine.batch import of_category
+from engine.train import find_files, split
+from errors import UserError, told
+from inference import checkpoint
 from inference.checkpoint import epoch_path
+from training.state import changed_pictures, changed_settings, provenance_of, training_provenance
 
 MAIN = Path(__file__).resolve().parent.parent / "main.py"
-TEMPLATE = (
-    "train_all.yaml"  # in a run's folder: what it was started from; its config.yaml says what it was trained with
-)
+TEMPLATE = "train_all.yaml"  # in a run's folder: what it was started from
 TIMES_HEAD = f"{'category':24}{'seconds':>10}{'h:m:s':>12}{'epochs':>8}  device\n"
 
 
@@ -35,7 +37,7 @@ def run(
     device = runtime.select_device(config.train.device)
     for name in (bar := tqdm(names, "categories", unit="category")):
         bar.set_postfix_str(name)
-        own = config.model_copy(update={"data": config.data.model_copy(update={"category": name})})
+        own = of_category(config, name)
         is_anew = is_forced or own.train.resume == "never"
         try:
             if not is_anew and _is_complete(own):
@@ -48,8 +50,7 @@ def run(
             error = _train(own.run_folder / TEMPLATE, is_anew)
             seconds, epochs = round(time.perf_counter() - start), _epochs_done(own) - before
         except Exception as problem:  # one category's failure is recorded and costs no other
-            text = str(problem) if isinstance(problem, UserError) else f"{type(problem).__name__}: {problem}"
-            error = " ".join(text.split())
+            error = told(problem)
         if error is not None:
             failed[name] = error
             continue
@@ -69,19 +70,17 @@ def run(
 
 def _is_complete(config: Config) -> bool:
     """Whether all epochs are done; UserError where they were done with settings that give other weights."""
-    run = config.run_folder
-    free = {"resume", "device", "compile", "visualize", "visualize_every", "save_from", "save_every"}
-    if not (run / "config.yaml").is_file() or not epoch_path(run, config.train.epochs).is_file():
+    run, last = config.run_folder, epoch_path(config.run_folder, config.train.epochs)
+    if not last.is_file():
         return False
-    there = load_config(run / "config.yaml")
-    pairs = {f"model.{key}": (getattr(there.model, key), value) for key, value in config.model}
-    pairs |= {f"train.{key}": (getattr(there.train, key), value) for key, value in config.train if key not in free}
-    pairs |= {f"data.{key}": (getattr(there.data, key), getattr(config.data, key)) for key in ("img_size", "val_split")}
-    changed = [f"{key} = {old}, now {new}" for key, (old, new) in pairs.items() if old != new]
-    if changed:
+    content = checkpoint.read(last, only_facts=True)
+    nominal, textures = find_files(config)
+    if changed := changed_settings(provenance_of(last, content), training_provenance(config, nominal, textures)):
         raise UserError(
             f"{run}: complete, but trained with {'; '.join(changed)}; set it back, or another data.run_name, or --force"
         )
+    if changed := changed_pictures(content.get("pictures"), split(config, nominal, textures, content).digests()):
+        print(f"{config.data.category}: complete, but pictures of train/good have changed since: {changed}")
     return True
 
 

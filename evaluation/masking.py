@@ -6,17 +6,21 @@ import cv2
 import numpy as np
 
 
+class RegionError(ValueError):
+    """A region that does not fit the picture."""
+
+
 def region_mask(rectangles: Sequence[Sequence[int]], shape: tuple[int, int]) -> np.ndarray:
     """Union of rectangles [y0, y1, x0, x1] (pixels, ends excluded): bool (H, W) of `shape`.
 
     Raises:
-        ValueError: a rectangle that does not lie inside.
+        RegionError: a rectangle that does not lie inside.
     """
     height, width = shape
     region = np.zeros((height, width), bool)
     for y0, y1, x0, x1 in rectangles:
         if not (0 <= y0 < y1 <= height and 0 <= x0 < x1 <= width):
-            raise ValueError(
+            raise RegionError(
                 f"rectangle [{y0}, {y1}, {x0}, {x1}] ([y0, y1, x0, x1]) is not inside a picture of {width} x {height} "
                 "pixels (width x height)"
             )

@@ -7,6 +7,10 @@ OPTIMAL = "optimal"  # from the test set itself
 KINDS = (*NOMINAL_KINDS, OPTIMAL)
 
 
+class NoScoresError(ValueError):
+    """Thresholds were asked for, but no score came."""
+
+
 class NominalScores:
     """Maximum, percentile, and mean + k sigma of many scores, of which only the highest are kept.
 
@@ -47,9 +51,9 @@ class NominalScores:
         return tail
 
     def compute(self) -> dict[str, float]:
-        """Thresholds `max`, `p_quantile` and `k_sigma`. ValueError without scores, or with more than expected."""
+        """Thresholds `max`, `p_quantile` and `k_sigma`. NoScoresError without scores, ValueError with too many."""
         if not self.count:
-            raise ValueError("no scores to take thresholds from: everything is left out by the masking regions")
+            raise NoScoresError("no scores to take thresholds from: everything is left out by the masking regions")
         tail = self._merge()
         rank = (self.count - 1) * self.p / 100
         below = int(rank)

@@ -20,6 +20,12 @@ WIDTH_KEYS = {
     "model.base_channels": "discriminative.encoder_segment.block1.0.weight",
 }
 
+# Pairs of state dicts, the reconstructive network's and the discriminative one's: suffix -> what tells the stems apart.
+PAIRS = {
+    ".pckl": (r"$", "_seg"),  # the original: NAME.pckl, NAME_seg.pckl
+    ".pth": (r"_REC_MODEL_(?=\d+$)", "_SEG_MODEL_"),  # earlier code: NAME_REC_MODEL_700.pth, NAME_SEG_MODEL_700.pth
+}
+
 MEND = "set data.load_epoch to another, or train anew with train.resume=never"
 
 
@@ -27,23 +33,29 @@ MEND = "set data.load_epoch to another, or train anew with train.resume=never"
 class Checkpoint:
     """A trained model and where it comes from.
 
-    name: what results call it: the epoch, or the stem of the original's file.
-    fingerprint: of the weights. held_out: names of the nominal images that were not trained on, None where unknown.
-    settings: of its training, {} where unknown.
+    Attributes:
+        name: what results call it: the epoch, or the stem of a file of other programs; with the fingerprint behind it
+            where the weights are not this run's.
+        fingerprint: of the weights.
+        held_out: names of the nominal images that were not trained on, None where unknown.
+        pictures: the images `training` and `held_out`, each name -> digest; None where unknown.
     """
 
-    model: DRAEM
+    model: DRAEM | None
     name: str
     path: Path
     fingerprint: str
     held_out: list[str] | None
-    settings: dict[str, Any]
+    pictures: dict[str, dict[str, str]] | None
 
 
-def read(path: Path) -> dict[str, Any]:
-    """Content of a checkpoint file, on the CPU; only tensors and plain values are unpickled."""
+def read(path: Path, only_facts: bool = False) -> dict[str, Any]:
+    """Content of a checkpoint file, on the CPU; only tensors and plain values are unpickled.
+
+    only_facts: weights are not read; they must not be used, as the file can be replaced meanwhile.
+    """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=only_facts)
     except pickle.UnpicklingError as error:
         raise UserError(
             f"{path}: refused: damaged, or with pickled code in it; use a checkpoint of tensors only"
@@ -54,19 +66,21 @@ def read(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: truncated or not a checkpoint; {MEND}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: not a checkpoint of this program or of the original; {MEND}")
-    if path.suffix != ".pckl" and not _is_sound(content):
+    if path.suffix not in PAIRS and not _is_sound(content):
         raise UserError(f"{path}: damaged, or not a checkpoint of this program; {MEND}")
     return content
 
 
 def _is_sound(content: dict[str, Any]) -> bool:
     model, epoch, held_out = content.get("model"), content.get("epoch"), content.get("held_out")
+    pictures = content.get("pictures")
     return (
         isinstance(model, dict)
         and all(isinstance(name, str) and isinstance(value, Tensor) for name, value in model.items())
         and type(epoch) is int
         and epoch >= 1
         and (held_out is None or (isinstance(held_out, list) and all(isinstance(name, str) for name in held_out)))
+        and (pictures is None or (isinstance(pictures, dict) and {"training", "held_out"} <= pictures.keys()))
         and isinstance(content.get("settings", {}), dict)
     )
 
@@ -113,27 +127,54 @@ def find(config: Config, load_epoch: int | str) -> Path:
 def load(config: Config, load_epoch: int | str | None = None) -> Checkpoint:
     """Load the checkpoint that data.load_epoch (or `load_epoch`) means into a model of the configured widths.
 
-    The original's pair of files is named by its first, NAME.pckl; NAME_seg.pckl stands beside it.
+    A pair of files, as the original and the earlier code write it, is named by its first (see `PAIRS`).
     """
     path = find(config, config.data.load_epoch if load_epoch is None else load_epoch)
     content = read(path)
-    if path.suffix == ".pckl":
-        name = path.stem
-        beside = path.with_name(f"{path.stem}_seg.pckl")
+    if path.suffix in PAIRS:
+        beside = _second_of_pair(path)
         if not beside.is_file():
-            raise UserError(f"{beside}: missing; the original's weights are a pair, NAME.pckl and NAME_seg.pckl")
+            raise UserError(f"{beside}: missing; these weights are a pair, {path.name} and {beside.name}")
         pair = {"reconstructive": content, "discriminative": read(beside)}
         weights = {f"{net}.{key}": value for net, state in pair.items() for key, value in state.items()}
         content = {}
     else:
-        name, weights = str(content["epoch"]), content["model"]
+        weights = content["model"]
     model = DRAEM(config.model.base_width, config.model.base_channels)
     check_widths(path, weights, config)
     try:
         model.load_state_dict(weights)
-    except RuntimeError as error:
+        own = fingerprint(weights)
+    except (RuntimeError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: its weights are not DRAEM's; set data.load_epoch to another") from error
-    return Checkpoint(model, name, path, fingerprint(weights), content.get("held_out"), content.get("settings", {}))
+    name = _name(config, path, content["epoch"], own) if content else path.stem
+    return Checkpoint(model, name, path, own, content.get("held_out"), content.get("pictures"))
+
+
+def _name(config: Config, path: Path, epoch: int, own: str) -> str:
+    """The epoch; for weights that are not of this run with their fingerprint, so that results do not mix."""
+    run = config.run_folder
+    if path.resolve().parent == run.resolve():
+        return str(epoch)
+    same_epoch = epoch_path(run, epoch)
+    if same_epoch.is_file() and fingerprint(read(same_epoch)["model"]) == own:
+        return str(epoch)  # a copy
+    return f"{epoch}_{own[:8]}"
+
+
+def _second_of_pair(path: Path) -> Path:
+    first, second = PAIRS[path.suffix]
+    if not re.search(first, path.stem):
+        raise UserError(f"{path}: one of a pair; name the reconstructive network's file, ..._REC_MODEL_<epoch>.pth")
+    return path.with_name(re.sub(first, second, path.stem) + path.suffix)
+
+
+def load_facts(path: Path) -> Checkpoint:
+    """A checkpoint without its weights, which stay on the disk: model None, fingerprint empty."""
+    if path.suffix in PAIRS:
+        return Checkpoint(None, path.stem, path, "", None, None)
+    content = read(path, only_facts=True)
+    return Checkpoint(None, str(content["epoch"]), path, "", content.get("held_out"), content.get("pictures"))
 
 
 def check_widths(path: Path, weights: dict[str, Tensor], config: Config) -> None:

@@ -50,19 +50,18 @@ def detect(model: DRAEM, dataset: Dataset, config: Config, title: str) -> Iterat
     """
     device = runtime.select_device(config.train.device)
     precision = runtime.select_precision(config.train.precision, device)
-    layout = runtime.memory_format(precision)
+    layout = runtime.memory_format(device, precision)
     network = networks.ForInference(networks.optimized(model, device, precision), config.train.compile, len(dataset))
-    # Starting loader processes takes longer than reading some batches, and on a CPU they take it from the networks.
-    is_small = len(dataset) <= 16 * config.data.test_batch_size
-    workers = 0 if is_small else runtime.worker_count(config.data.num_workers, device)
-    loader = data_loader.test_loader(dataset, config.data.test_batch_size, workers, device.type == "cuda")
+    batch_size = config.data.test_batch_size
+    workers = runtime.worker_count(config.data.num_workers, device, batches=-(-len(dataset) // batch_size))
+    loader = data_loader.test_loader(dataset, batch_size, workers, config.data.img_size, device.type == "cuda")
     with (
         tqdm(total=len(dataset), desc=title, unit="image", leave=None, disable=not title) as bar,
-        runtime.mendable_errors(),
+        runtime.worker_errors(),
     ):
         before = None
         for batch in loader:
-            image = batch["image"].to(device, precision, non_blocking=True)
+            image = data_loader.scaled(batch["image"], device).to(precision)
             after = batch, *network(image.contiguous(memory_format=layout))
             # One batch ahead: a GPU works on the next while what it made of this one is used.
             if before is not None:

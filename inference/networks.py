@@ -33,7 +33,7 @@ def _folded(model: DRAEM) -> DRAEM:
 
 def optimized(model: DRAEM, device: torch.device, precision: torch.dtype) -> DRAEM:
     """A copy for inference in `precision`, but for its logits."""
-    model = _folded(model).to(device, precision, memory_format=runtime.memory_format(precision))
+    model = _folded(model).to(device, precision, memory_format=runtime.memory_format(device, precision))
     # Its logits in float32: rounded to bfloat16, different scores would become equal.
     final = model.discriminative.decoder_segment.fin_out.float()
     final.register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),))

@@ -1,8 +1,8 @@
 """Techniques of evaluation: what is done to pictures before the networks see them, and to anomaly maps afterwards."""
 
-import hashlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,13 @@ import torch
 from tqdm import tqdm
 
 import data_loader
+import provenance
 import runtime
 from config import Config
+from data_loader import TestImage
 from errors import UserError
 from evaluation import masking, registration
-from image_io import read_image, resize
+from image_io import KeptArrays, read_image, read_size
 
 MASKINGS = ("no", "pre", "post")
 
@@ -63,13 +65,14 @@ class Preparation:
 
     Args:
         config: the settings. techniques: those that will be asked for.
+        kept_in: folder to keep registered pictures in, for several passes over them; None: they are warped when read.
 
     Raises:
         UserError: masking without regions, a region file or a named reference picture that cannot be read.
     """
 
-    def __init__(self, config: Config, techniques: Sequence[Technique]):
-        self.config = config
+    def __init__(self, config: Config, techniques: Sequence[Technique], kept_in: Path | None = None):
+        self.config, self.kept_in = config, kept_in
         self.key = f"masking.regions.{config.data.category}"
         self._region_source = self._region = self._reference = None
         self._homographies: dict[Path, np.ndarray | None] = {}  # no pictures: there may be very many
@@ -86,57 +89,67 @@ class Preparation:
             )
         if isinstance(region, str):
             self._region = read_image(Path(region), flags=cv2.IMREAD_GRAYSCALE) > 127
-            region = _file_digest(Path(region))
+            region = provenance.file_digest(Path(region))
         self._region_source = region
 
-    def _read_reference(self) -> tuple[np.ndarray, str]:
-        """The picture that others are laid over, and what tells it from others."""
+    def _reference_path(self) -> Path:
+        if self.config.data.registration_reference is not None:
+            return Path(self.config.data.registration_reference)
+        folder = data_loader.category_folder(Path(self.config.data.data_path), self.config.data.category)
+        return data_loader.list_nominal(folder)[0]
+
+    def _read_reference(self) -> np.ndarray:
+        """The picture that others are laid over."""
         if self._reference is None:
-            path = self.config.data.registration_reference
-            if path is None:
-                folder = data_loader.category_folder(Path(self.config.data.data_path), self.config.data.category)
-                path = data_loader.list_nominal(folder)[0]
-            self._reference = read_image(Path(path)), _file_digest(Path(path))
+            self._reference = read_image(self._reference_path())
         return self._reference
 
-    def check(self, pictures: Sequence[data_loader.TestImage], techniques: Sequence[Technique]) -> None:
-        """UserError where the regions do not fit a picture. Pictures that cannot be read are told when they are due."""
-        if all(technique.masking == "no" for technique in techniques):
-            return
-        for picture in pictures:
-            try:
-                shape = read_image(picture.path).shape[:2]
-            except UserError:
-                continue
-            self.region(shape, picture.path)
+    def check(self, pictures: Sequence[TestImage], techniques: Sequence[Technique]) -> None:
+        """UserError where the regions do not fit what they are laid over: each picture, or the reference.
 
-    def identity(self, technique: Technique, pictures: Sequence[data_loader.TestImage]) -> dict[str, Any]:
-        """What maps and metrics depend on besides the weights."""
+        No picture is decoded for it. One that cannot be read is told when its turn comes.
+        """
+        masked = [technique for technique in techniques if technique.masking != "no"]
+        if any(technique.registered for technique in masked):
+            self.region(self._read_reference().shape[:2], self._reference_path())
+        if all(technique.registered for technique in masked):
+            return
+        shapes: dict[tuple[int, int], Path] = {}
+        for picture in pictures:
+            with suppress(UserError):
+                shapes.setdefault(read_size(picture.path), picture.path)
+        for shape, path in shapes.items():
+            self.region(shape, path)
+
+    def facts(self, technique: Technique) -> dict[str, Any]:
+        """What maps and metrics depend on besides weights and pictures, as a Provenance names it."""
         device = runtime.select_device(self.config.train.device)
+        precision = runtime.select_precision(self.config.train.precision, device)
         return {
             "technique": technique.name,
-            "regions": self._region_source if technique.masking != "no" else None,
-            "reference": self._read_reference()[1] if technique.registered else None,
-            "img_size": list(self.config.data.img_size),
-            "precision": str(runtime.select_precision(self.config.train.precision, device)),
-            "pictures_digest": _pictures_digest(pictures),
+            "region": self._region_source if technique.masking != "no" else None,
+            "reference": provenance.file_digest(self._reference_path()) if technique.registered else None,
+            "precision": str(precision).removeprefix("torch."),
         }
 
-    def dataset(self, pictures: Sequence[data_loader.TestImage], techniques: Sequence[Technique]) -> "VariantDataset":
+    def dataset(self, pictures: Sequence[TestImage], techniques: Sequence[Technique]) -> "VariantDataset":
         """The pictures in the input variant that these techniques share."""
         [variant] = {technique.variant for technique in techniques}
+        needs_region = any(technique.masking != "no" for technique in techniques)
+        registered = None
         if variant.registered:
             self._register(pictures)
-        needs_region = any(technique.masking != "no" for technique in techniques)
-        return VariantDataset(pictures, self.config.data.img_size, self, variant, needs_region)
+            if self.kept_in:
+                registered = RegisteredPictures(self, pictures)
+        return VariantDataset(pictures, self.config.data.img_size, self, variant, needs_region, registered)
 
-    def _register(self, pictures: Sequence[data_loader.TestImage]) -> None:
+    def _register(self, pictures: Sequence[TestImage]) -> None:
         new = [picture.path for picture in pictures if picture.path not in self._homographies]
         if not new:
             return
-        reference, _ = self._read_reference()
+        reference = self._read_reference()
         # Threads: OpenCV works outside the interpreter's lock.
-        with runtime.mendable_errors(), ThreadPoolExecutor(runtime.core_count()) as pool:
+        with ThreadPoolExecutor(runtime.core_count()) as pool:
             found = pool.map(lambda path: registration.register(read_image(path), reference), new)
             bar = tqdm(found, "registration", len(new), unit="image", leave=None)
             self._homographies.update(zip(new, bar, strict=True))
@@ -152,12 +165,12 @@ class Preparation:
         homography = self._homographies[path]
         if homography is None:
             return image, mask, None
-        frame = self._read_reference()[0].shape[:2]
+        frame = self._read_reference().shape[:2]
         mask, _ = registration.warp(mask, homography, frame, cv2.INTER_NEAREST)
         image, has_source = registration.warp(image, homography, frame)
         return image, mask, has_source
 
-    def unregistered(self, pictures: Sequence[data_loader.TestImage]) -> list[str]:
+    def unregistered(self, pictures: Sequence[TestImage]) -> list[str]:
         """Pictures whose registration cannot be trusted, told from the category on: they are kept as they are."""
         return [
             picture.path.relative_to(picture.path.parents[2]).as_posix()
@@ -165,12 +178,22 @@ class Preparation:
             if self._homographies[picture.path] is None
         ]
 
+    def resized_region(self, variant: "Variant", path: Path, shape: tuple[int, int] | None) -> np.ndarray:
+        """The category's region at the image size, bool (H, W), for a picture of this shape (None: read it).
+
+        Where pictures are registered it is the reference's, also for those that could not be: they keep their place,
+        and all are resized to one size.
+        """
+        if variant.registered:
+            path, shape = self._reference_path(), self._read_reference().shape[:2]
+        return masking.resize_region(self.region(shape or read_size(path), path), self.config.data.img_size)
+
     def region(self, shape: tuple[int, int], path: Path) -> np.ndarray:
         """The category's region, bool (H, W), for a picture, or the reference it is laid over, of this shape."""
         if self._region is None:
             try:
                 return masking.region_mask(self._region_source, shape)
-            except ValueError as error:
+            except masking.RegionError as error:
                 raise UserError(f"{self.key}: {error}: {path}, or the reference that it is laid over") from error
         if self._region.shape != shape:
             found, wanted = ("{1} x {0}".format(*size) for size in (self._region.shape, shape))
@@ -181,43 +204,69 @@ class Preparation:
         return self._region
 
 
-def _file_digest(path: Path) -> str:
-    return f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()[:16]}"
-
-
-def _pictures_digest(pictures: Sequence[data_loader.TestImage]) -> str:
-    """Digest of pictures and their masks."""
-    files = ((picture.path, picture.mask_path) for picture in pictures)
-    return runtime.files_digest(path for pair in files for path in pair if path)
-
-
 class VariantDataset(data_loader.DRAEMTestDataset):
     """Test pictures in an input variant. Samples have, besides, `valid` and `region`, bool (1, H, W): False where the
-    warp has no source; True where the category's region lies."""
+    warp has no source; True where the category's region lies.
+
+    Args:
+        registered: the pictures registered and resized already, in the same order; None: that is done here.
+    """
 
     def __init__(
         self,
-        pictures: Sequence[data_loader.TestImage],
+        pictures: Sequence[TestImage],
         image_size: tuple[int, int],
         preparation: Preparation,
         variant: Variant,
         needs_region: bool,
+        registered: "RegisteredPictures | None" = None,
     ):
         super().__init__(pictures, image_size)
         self.preparation, self.variant, self.needs_region = preparation, variant, needs_region
+        self.kept = registered
+
+    def planes(self, idx: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[int, int] | None]:
+        """A picture uint8 (H, W, 3), its mask and where it is valid, bool (H, W), resized, registered or not.
+
+        Last its own shape, None where it was not read.
+        """
+        if self.kept:
+            planes = self.kept[idx]
+            return planes[..., :3], planes[..., 3] > 0, planes[..., 4] > 0, None
+        valid = np.ones(self.image_size, bool)
+        image, mask = self.read(idx)
+        shape = image.shape[:2]
+        if self.variant.registered:
+            image, mask, has_source = self.preparation.registered(self.images[idx].path, image, mask)
+            if has_source is not None:
+                valid = ~masking.resize_region(~has_source, self.image_size)
+        return *self.resized(image, mask), valid, shape
 
     def __getitem__(self, idx: int) -> dict[str, torch.Tensor | int]:
-        path, size = self.images[idx].path, self.image_size
-        valid, region = np.ones(size, bool), np.zeros(size, bool)
-        image, mask = self.read(idx)
-        if self.variant.registered:
-            image, mask, has_source = self.preparation.registered(path, image, mask)
-            if has_source is not None:
-                valid = ~masking.resize_region(~has_source, size)
+        image, mask, valid, shape = self.planes(idx)
+        region = np.zeros(self.image_size, bool)
         if self.needs_region:
-            region = masking.resize_region(self.preparation.region(image.shape[:2], path), size)
+            region = self.preparation.resized_region(self.variant, self.images[idx].path, shape)
         if self.variant.pre_masked:
-            image = resize(image, size).copy()
+            image = image.copy()
             image[region] = 0
         sample = self.sample(idx, image, mask)
         return sample | {"valid": torch.from_numpy(valid[None]), "region": torch.from_numpy(region[None])}
+
+
+class RegisteredPictures(KeptArrays):
+    """Pictures, masks and where they are valid, registered and resized, uint8 (H, W, 5), for many passes."""
+
+    def __init__(self, preparation: Preparation, pictures: Sequence[TestImage]):
+        size = preparation.config.data.img_size
+        self._source = VariantDataset(pictures, size, preparation, Variant(True, False), needs_region=False)
+        files = [path for picture in pictures for path in (picture.path, picture.mask_path) if path]
+        parts = [provenance.VERSION, preparation.facts(Technique(registered=True))["reference"]]
+        parts += [*(bool(picture.mask_path) for picture in pictures), *provenance.file_digests(files)]
+        name = f"registered_{size[0]}x{size[1]}_{provenance.digest(parts)}"
+        super().__init__(preparation.kept_in, name, "registered pictures", len(pictures), (*size, 5))
+
+    def make(self, index: int) -> np.ndarray:
+        """Blue, green, red, mask (0 or 255), valid (0 or 255)."""
+        image, mask, valid, _ = self._source.planes(index)
+        return np.dstack([image, mask.astype(np.uint8) * 255, valid.astype(np.uint8) * 255])

@@ -15,17 +15,18 @@ from evaluation.metrics import METRIC_KEYS
 from reporting import curves
 from reporting.tables import LABELS, cell, markdown_table
 
+HEAD = ("category", "checkpoint", "technique", "threshold")
 MEND = "run evaluate_checkpoints.py again"
 
 
-def run(config: Config, categories: list[str] | None) -> tuple[str, Path]:
-    """Compare and write best_models.json, .md and .png; the report's first part, and its path.
+def write_report(
+    config: Config, results: Path, rows: list[dict[str, Any]], failed: list[dict[str, str]]
+) -> tuple[str, Path]:
+    """Compare rows of the summary and write best_models.json, .md and .png; the report's first part, and its path.
 
     Args:
-        categories: names to compare; None: all in summary.csv.
+        rows, failed: of `read_summary`.
     """
-    results = Path(config.data.results_path) / config.data.run_name
-    rows, failed = read_summary(results, categories)
     best = {
         "run": config.data.run_name,
         "categories": comparison.best_of_categories(rows),
@@ -65,24 +66,23 @@ def read_summary(results: Path, categories: list[str] | None) -> tuple[list[dict
         what = "is missing" if results.is_dir() else f"is missing (there is no folder {results})"
         raise UserError(f"{path}: {what}; run evaluate_checkpoints.py first, with the same --config and --set")
     rows, failed, seen = [], [], set()
-    head = ("category", "checkpoint", "technique", "threshold")
     try:
         with path.open(newline="", encoding="utf-8") as stream:
             table = list(csv.reader(stream))
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path}: damaged ({error}); {MEND}") from error
-    if not table or not set((*head, *METRIC_KEYS, "error")) <= set(table[0]):
+    if not table or not set((*HEAD, *METRIC_KEYS, "error")) <= set(table[0]):
         raise UserError(f"{path}: line 1 is damaged: columns are missing; {MEND}")
     for number, cells in enumerate(table[1:], 2):
         row = dict(zip(table[0], cells, strict=False))
-        key = tuple(row.get(column, "") for column in head)
+        key = tuple(row.get(column, "") for column in HEAD)
         if len(cells) != len(table[0]) or not key[0] or key in seen:
             raise UserError(f"{path}: line {number} is damaged or there twice; {MEND}")
         seen.add(key)
         if categories and key[0] not in categories:
             continue
         if row["error"]:
-            failed.append({column: row[column] for column in (*head, "error")})
+            failed.append({column: row[column] for column in (*HEAD, "error")})
             continue
         try:
             values = {name: float(row[name]) if row[name] else None for name in METRIC_KEYS}
@@ -90,12 +90,7 @@ def read_summary(results: Path, categories: list[str] | None) -> tuple[list[dict
             raise UserError(f"{path}: line {number} is damaged ({error}); {MEND}") from error
         if not all(key) or not all(value is None or math.isfinite(value) for value in values.values()):
             raise UserError(f"{path}: line {number} is damaged; {MEND}")
-        rows.append(dict(zip(head, key, strict=True)) | values)
-    for measured in results.glob("*/checkpoint_*/*/*/metrics.json"):
-        category, checkpoint, technique, threshold = measured.parts[-5:-1]
-        key = (category, checkpoint.removeprefix("checkpoint_"), technique, threshold)
-        if key not in seen and not any(key[:3] == other[:3] for other in seen if not other[3]):
-            raise UserError(f"{path}: the row of {', '.join(key)} is missing, its metrics.json is there; {MEND}")
+        rows.append(dict(zip(HEAD, key, strict=True)) | values)
     there = {key[0] for key in seen}
     for name in categories or ():
         if name not in there:
@@ -105,6 +100,20 @@ def read_summary(results: Path, categories: list[str] | None) -> tuple[list[dict
     if not rows:
         raise UserError(f"{path}: holds no results" + (", only failures" if failed else "") + f"; {MEND}")
     return rows, failed
+
+
+def unlisted(
+    results: Path, rows: list[dict[str, Any]], failed: list[dict[str, str]]
+) -> list[tuple[str, str, str, str]]:
+    """Category, checkpoint, technique and threshold of results on disk that have no row, and did not fail."""
+    seen = {tuple(row[column] for column in HEAD) for row in (*rows, *failed)}
+    keys = []
+    for measured in sorted(results.glob("*/checkpoint_*/*/*/metrics.json")):
+        category, name, technique, threshold = measured.parts[-5:-1]
+        key = (category, name.removeprefix("checkpoint_"), technique, threshold)
+        if key not in seen and not any(key[:3] == other[:3] for other in seen if not other[3]):
+            keys.append(key)
+    return keys
 
 
 def read_val_ap(log: Path) -> dict[str, float]:

@@ -9,6 +9,7 @@ import numpy as np
 from data_loader import TestImage
 from evaluation import metrics
 from evaluation.thresholds import OPTIMAL
+from reporting.panels import eight_bit
 
 if TYPE_CHECKING:
     from inference.detect import NetworkOutput
@@ -66,8 +67,8 @@ class Measurements:
         kept = self._extremes[label]
         if len(kept) == MISTAKES and self._order(found.idx, label) > self._order(kept[-1].idx, label):
             return
-        image = (found.image * 255 + 0.5).astype(np.uint8)  # copies: views would keep whole batches
-        kept.append(Extreme(found.idx, image, found.mask.copy(), found.anomaly_map.copy()))
+        # Copies: views would keep whole batches.
+        kept.append(Extreme(found.idx, eight_bit(found.image).copy(), found.mask.copy(), found.anomaly_map.copy()))
         kept.sort(key=lambda one: self._order(one.idx, label))
         del kept[MISTAKES:]
 

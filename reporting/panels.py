@@ -27,10 +27,16 @@ def _text(text: str, width: int, size: int = 14, color: str = "#000000") -> np.n
     return np.asarray(strip)[..., ::-1]
 
 
+def eight_bit(array: np.ndarray) -> np.ndarray:
+    """Float in [0, 1] or bool -> uint8, as it is drawn; uint8 as it is, but in one piece."""
+    if array.dtype == np.uint8:
+        return np.ascontiguousarray(array)
+    return (np.clip(array.astype(np.float32), 0, 1) * 255 + 0.5).astype(np.uint8, order="C")  # OpenCV draws on it
+
+
 def _tile(array: np.ndarray) -> np.ndarray:
     """(H, W) or (H, W, 3), float in [0, 1] or bool or uint8 -> uint8 BGR, enlarged to at least TILE pixels."""
-    if array.dtype != np.uint8:
-        array = (np.clip(array.astype(np.float32), 0, 1) * 255 + 0.5).astype(np.uint8, order="C")  # OpenCV draws on it
+    array = eight_bit(array)
     if array.ndim == 2:
         array = cv2.cvtColor(array, cv2.COLOR_GRAY2BGR)
     factor = -(-TILE // min(array.shape[:2]))
@@ -49,8 +55,8 @@ def _row(tiles: list[np.ndarray]) -> np.ndarray:
 
 
 def _heat(scores: np.ndarray) -> np.ndarray:
-    """Anomaly map (H, W) in [0, 1] -> colors, dark for 0 and bright for 1."""
-    return cv2.applyColorMap((np.clip(scores, 0, 1) * 255 + 0.5).astype(np.uint8), cv2.COLORMAP_INFERNO)
+    """Anomaly map (H, W), float in [0, 1] or its eight bits -> colors, dark for 0 and bright for the largest."""
+    return cv2.applyColorMap(eight_bit(scores), cv2.COLORMAP_INFERNO)
 
 
 def sample_grid(
@@ -100,13 +106,13 @@ def panel(
 
     Args:
         title: what the picture is. verdict: what was decided, and why. is_correct: None where it cannot be told.
-        image, reconstruction: float (H, W, 3) in [0, 1], BGR. anomaly_map: float (H, W) in [0, 1].
+        image, reconstruction: (H, W, 3), BGR, and anomaly_map (H, W): float in [0, 1], or their eight bits.
         truth: bool (H, W), None where there is no ground-truth mask. prediction: bool (H, W).
 
     Returns:
         uint8 picture (h, w, 3), BGR.
     """
-    overlay = _tile(image)
+    overlay = _tile(image).copy()
     outline(overlay, prediction, PREDICTION)
     if truth is not None:
         outline(overlay, truth, TRUTH)

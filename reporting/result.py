@@ -1,19 +1,23 @@
 """The folder of results of one checkpoint and technique: metrics, lists, curves and panels."""
 
 import json
+import shutil
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 import image_io
+import provenance
 import runtime
 from config import Config
 from data_loader import TestImage
 from evaluation import metrics
 from evaluation.thresholds import OPTIMAL
+from provenance import Provenance
 from reporting import curves, panels, tables
 from reporting.measurements import Measurements
 
@@ -24,30 +28,38 @@ MADE_WITH = "made_with.json"
 CURVES = "curves.npz"
 
 
-def read_made_with(folder: Path) -> dict[str, Any]:
-    """What complete results in a folder were made with; empty where there are none."""
+class Record(NamedTuple):
+    """What complete results in a folder say of themselves."""
+
+    made_from: Provenance
+    thresholds: list[str]  # types that they were judged at
+    content: dict[str, Any]  # all of made_with.json
+
+
+def read_record(folder: Path) -> Record | None:
+    """The record of complete results; None where there are none, or of another version of this program."""
     try:
         content = json.loads((folder / MADE_WITH).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) and isinstance(content.get("thresholds"), list) else {}
-
-
-def is_made_with(there: dict[str, Any], wanted: dict[str, Any]) -> bool:
-    """Whether results that are there have the numbers that are wanted."""
-    ignored = ("thresholds", "checkpoint_")
-    return all(there.get(key) == value for key, value in wanted.items() if not key.startswith(ignored))
+        made_from = Provenance.from_json(content["provenance"])
+        return Record(made_from, list(content["thresholds"]), content) if made_from else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 class Result:
     """Fed picture by picture, it writes the folder of its results.
 
+    To be used in a `with`: what it writes lies beside and takes the folder's place when the block ends well; where it
+    does not, what was there before stays.
+
     Args:
         folder: where to write. category: folder that paths are told relative to. pictures: in the dataset's order.
         nominal: thresholds of nominal images, `image` and `pixel` each by type; None: `optimal` only.
         kinds: types of thresholds to judge at.
-        made_with: what the results depend on; kept with them, written last. Keys that begin with `checkpoint_` do not
-            count: the same weights can lie in several files.
+        made_from: what the results depend on, kept with them.
+        weights_file: the checkpoint, which is told with them.
+
+    Attributes:
         notes: to be told with the metrics; lists only in the JSON.
     """
 
@@ -59,39 +71,47 @@ class Result:
         pictures: Sequence[TestImage],
         nominal: dict[str, Any] | None,
         kinds: Sequence[str],
-        made_with: dict[str, Any],
-        notes: dict[str, Any],
+        made_from: Provenance,
+        weights_file: Path,
     ):
-        self.config, self.folder = config, folder
+        self.config, self._final = config, folder
         self.measured = Measurements(pictures, category)
         nominal_kinds = [kind for kind in kinds if kind != OPTIMAL] if nominal else []
         self.thresholds = {kind: (nominal["image"][kind], nominal["pixel"][kind]) for kind in nominal_kinds}
         preferred = [config.metrics.threshold_type, *nominal_kinds]
         self.judged_by = next((kind for kind in preferred if kind in self.thresholds), OPTIMAL)
-        self.kinds, self.made_with, self.notes = list(kinds), made_with, dict(notes)
+        self.kinds, self.made_from, self.weights_file = list(kinds), made_from, weights_file
+        self.notes: dict[str, Any] = {}
         self.title = f"{config.data.category}, {folder.parent.name}, {folder.name}"
-        self._panels: set[Path] = set()
         self._background = runtime.Background()  # panels
-        earlier = read_made_with(folder)
-        made_with["thresholds"] = list(kinds)
-        if is_made_with(earlier, made_with):
-            made_with["thresholds"] += [kind for kind in earlier["thresholds"] if kind not in kinds]
-        else:
-            for path in folder.glob("*/metrics.*"):  # of other weights or settings: not to stand beside these
-                path.unlink()
-        (folder / MADE_WITH).unlink(missing_ok=True)
-        # Thresholds of the test set are known only after its last picture; until then the panels' arrays wait on disk.
-        can_judge = self.judged_by != OPTIMAL or config.metrics.visualisation == "none"
-        folder.mkdir(parents=True, exist_ok=True)
-        self._waiting = None if can_judge else tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  (closed by finish)
+
+    def __enter__(self) -> "Result":
+        runtime.remove_leftovers(self._final.parent)
+        self._beside = runtime.replacing_folder(self._final)
+        self.folder = self._beside.__enter__()
+        # Thresholds of the test set are known only after its last picture; till then what is drawn waits on the disk.
+        can_judge = self.judged_by != OPTIMAL or self.config.metrics.visualisation == "none"
+        self._waiting = None if can_judge else tempfile.TemporaryFile(dir=self.folder)
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        if self._waiting:
+            self._waiting.close()
+        if error[0]:
+            self._background.cancel()
+        self._beside.__exit__(*error)
 
     def update(self, found: "NetworkOutput") -> None:
         """Take in one picture."""
         self.measured.update(found)
-        arrays = (found.image, found.reconstruction, found.anomaly_map, found.mask)
+        could_be_wanted = self._waiting and self.config.metrics.visualisation == "errors"  # known only at the end
+        if not could_be_wanted and not self._wants_panel(found.idx):
+            return
+        # What is drawn has 8 bits; the map keeps its own, since a threshold is still to be laid through it.
+        arrays = (panels.eight_bit(found.image), panels.eight_bit(found.reconstruction), found.anomaly_map, found.mask)
         if self._waiting:
             with runtime.naming(self.folder):
-                for array in arrays:
+                for array in (found.idx, *arrays):
                     np.save(self._waiting, array)
         else:
             self._write_panel(found.idx, *arrays)
@@ -116,12 +136,24 @@ class Result:
         self._draw_mistakes()
         self._write_waiting_panels()
         self._background.wait()
-        for path in set((self.folder / "panels").rglob("*.png")) - self._panels:
-            path.unlink()  # of an earlier run
-        made_with = self.made_with | {"images": len(measured.pictures), "seconds": round(seconds, 3)}
-        made_with |= {"settings": self.config.model_dump(mode="json")}
-        runtime.write_text(self.folder / MADE_WITH, json.dumps(made_with, indent=2, allow_nan=False) + "\n")
+        self._write_record(seconds)
         return self._table(columns)
+
+    def _write_record(self, seconds: float) -> None:
+        """With metrics at other thresholds that were there, made from the same."""
+        earlier, kinds, made_from = read_record(self._final), list(self.kinds), self.made_from
+        if earlier and not earlier.made_from.differences(made_from):
+            for kind in earlier.thresholds:
+                if kind not in kinds and (self._final / kind).is_dir():
+                    shutil.copytree(self._final / kind, self.folder / kind)
+                    kinds.append(kind)
+            if made_from.nominal is None:
+                made_from = replace(made_from, nominal=earlier.made_from.nominal, settings=earlier.made_from.settings)
+        content = {"provenance": made_from.to_json(), "thresholds": kinds, "images": len(self.measured.pictures)}
+        content |= {"seconds": round(seconds, 3), "checkpoint_file": self.weights_file.as_posix()}
+        content |= {"checkpoint_state": provenance.file_state(self.weights_file)}
+        content |= {"settings": self.config.model_dump(mode="json")}
+        runtime.write_text(self.folder / MADE_WITH, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
     def _table(self, columns: dict[str, dict[str, Any]]) -> str:
         table = tables.metrics_table(columns, self.notes)
@@ -142,10 +174,8 @@ class Result:
         wrong = [row for row in rows if row[3] not in ("", row[1])]
         lists = {"scores.csv": rows, "misclassified.csv": wrong if self.config.metrics.misclassifications else None}
         for name, content in lists.items():
-            if content is None:
-                (self.folder / name).unlink(missing_ok=True)
-                continue
-            runtime.write_csv(self.folder / name, [["path", "label", "score", "prediction"], *content])
+            if content is not None:
+                runtime.write_csv(self.folder / name, [["path", "label", "score", "prediction"], *content])
 
     def _wants_panel(self, idx: int) -> bool:
         wanted, count = self.config.metrics.visualisation, len(self.measured.pictures)
@@ -158,8 +188,6 @@ class Result:
     def _write_panel(
         self, idx: int, image: np.ndarray, reconstruction: np.ndarray, anomaly_map: np.ndarray, mask: np.ndarray
     ) -> None:
-        if not self._wants_panel(idx):
-            return
         picture = self.measured.pictures[idx]
         predicted, (image_threshold, pixel_threshold) = self._predicted(idx), self.thresholds[self.judged_by]
         is_correct = None if predicted is None else predicted == picture.has_anomaly
@@ -170,19 +198,21 @@ class Result:
             verdict = f"{said}: {verdict} {sign} {image_threshold:.3f} ({self.judged_by}), {right}"
         name = picture.path.name if picture.path.suffix == ".png" else f"{picture.path.name}.png"
         path = self.folder / "panels" / picture.path.parent.name / name
-        has_truth = bool(picture.mask_path) or not picture.has_anomaly
         above = anomaly_map > (np.inf if pixel_threshold is None else pixel_threshold)
-        arrays = (image, reconstruction, anomaly_map, mask if has_truth else None, above)
+        truth = mask if picture.mask_path or not picture.has_anomaly else None
+        arrays = (image, reconstruction, panels.eight_bit(anomaly_map), truth, above)
         title = f"{self.config.data.category}/{self.measured.name(idx)}"
         self._background.do(_write_panel, path, title, verdict, is_correct, *arrays)
-        self._panels.add(path)
 
     def _write_waiting_panels(self) -> None:
-        if self._waiting:
-            with self._waiting:
-                self._waiting.seek(0)
-                for idx in range(len(self.measured.pictures)):
-                    self._write_panel(idx, *(np.load(self._waiting) for _ in range(4)))
+        if not self._waiting:
+            return
+        end = self._waiting.tell()
+        self._waiting.seek(0)
+        while self._waiting.tell() < end:
+            idx, *arrays = (np.load(self._waiting) for _ in range(5))
+            if self._wants_panel(int(idx)):
+                self._write_panel(int(idx), *arrays)
 
     def _draw_scores(self) -> None:
         """The histogram of image scores with all thresholds."""
@@ -194,8 +224,6 @@ class Result:
 
     def _draw_mistakes(self) -> None:
         """The contact sheet of the worst mistakes, where there are any."""
-        path = self.folder / "mistakes.png"
-        path.unlink(missing_ok=True)
         image_threshold, pixel_threshold = self.thresholds[self.judged_by]
         limit = np.inf if pixel_threshold is None else pixel_threshold
         sections = {}
@@ -213,7 +241,7 @@ class Result:
             if tiles:
                 sections[what] = tiles
         if sections and self.config.metrics.misclassifications:
-            with runtime.replacing(path) as beside:
+            with runtime.replacing(self.folder / "mistakes.png") as beside:
                 judged = f"{self.title}: worst mistakes at {self.judged_by}, image threshold {image_threshold:.3f}"
                 image_io.write_image(beside, panels.contact_sheet(judged, sections))
 
@@ -235,13 +263,11 @@ class Result:
             ("pro", wanted.pro, "fpr", "pro", ("pixel",)),
             ("iou", wanted.iou, "threshold", "iou", ("pixel",)),
         ):
-            path = self.folder / f"{name}.png"
-            path.unlink(missing_ok=True)
             lines = {level: levels[level] for level in drawn if level in levels}
             if not is_wanted or not lines:
                 continue
             marked = {level: (thresholds[level], self.judged_by) for level in lines if thresholds[level] is not None}
-            with runtime.replacing(path) as beside:
+            with runtime.replacing(self.folder / f"{name}.png") as beside:
                 curves.curves(beside, name, self.title, x, y, lines, marked)
 
 

@@ -11,8 +11,9 @@ import numpy as np
 
 import runtime
 from evaluation.metrics import METRIC_KEYS
+from evaluation.thresholds import KINDS
 from reporting import curves, tables
-from reporting.result import CURVES
+from reporting.result import CURVES, Record
 
 
 @dataclass
@@ -21,22 +22,25 @@ class Found:
 
     key: tuple[str, str, str]  # category, checkpoint, technique
     folder: Path
-    made_with: dict[str, Any]
+    record: Record
     kinds: dict[str, dict[str, Any]]  # threshold -> content of metrics.json
 
 
-def read_metrics(path: Path) -> dict[str, Any] | None:
-    """Content of a metrics.json, None where it is missing or damaged."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return {key: content[key] for key in METRIC_KEYS}
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+def read_kinds(folder: Path, record: Record) -> dict[str, dict[str, Any]]:
+    """Threshold -> content of its metrics.json, of those in a folder of results that are whole."""
+    found = {}
+    for kind in KINDS:
+        if kind in record.thresholds:
+            with suppress(OSError, ValueError, KeyError, TypeError):
+                content = json.loads((folder / kind / "metrics.json").read_text(encoding="utf-8"))
+                found[kind] = {key: content[key] for key in METRIC_KEYS}
+    return found
 
 
 def write_summary(results: Path, there: list[Found], failed: dict, planned: set[tuple[str, str, str]]) -> int:
     """Write summary.csv: all results, and what failed, now or in earlier calls for other things; how many of these."""
-    path, columns = results / "summary.csv", ("category", "checkpoint", "technique", "threshold", *METRIC_KEYS, "error")
+    path = results / "summary.csv"
+    columns = ("category", "checkpoint", "technique", "threshold", *METRIC_KEYS, "error")
     if path.is_file():
         with path.open(newline="", encoding="utf-8", errors="replace") as stream, suppress(csv.Error):
             for row in csv.DictReader(stream):
@@ -54,7 +58,7 @@ def write_times(path: Path, there: list[Found]) -> None:
     """Write how long inference took; techniques that share a pass have its time."""
     rows = [("category", "checkpoint", "technique", "images", "seconds", "images_per_second")]
     for one in there:
-        images, seconds = one.made_with.get("images", 0), one.made_with.get("seconds", 0.0)
+        images, seconds = one.record.content.get("images", 0), one.record.content.get("seconds", 0.0)
         rows.append((*one.key, str(images), f"{seconds:.3f}", f"{images / max(seconds, 1e-3):.2f}"))
     runtime.write_text(path, tables.text_table(rows) + "\n")
 

@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 
 import cli as command_line
+import runtime
 from inference import detect as inference
 
+runtime.setup()
 DATA = Path(__file__).parent / "data"
 ROOT = Path(__file__).parent.parent
 

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 import runtime
 from config import Config
+from data_loader import scaled
 from loss import DRAEMLoss
 from model import DRAEM
 from training.journal import TERMS, Journal
@@ -80,7 +81,7 @@ def train_epoch(
         terms, (reconstruction, logits) = train_step(network, criterion, optimizer, batch, device, precision)
         if step == 1:
             arrays = {
-                "image": batch["image"],
+                "image": scaled(batch["image"], torch.device("cpu")),
                 "augmented": batch["augmented_image"],
                 "reconstruction": reconstruction,
                 "mask": batch["anomaly_mask"],
@@ -108,11 +109,10 @@ def train_step(
     precision: torch.dtype,
 ) -> tuple[dict[str, Tensor], tuple[Tensor, Tensor]]:
     """One step on a batch of training samples; the loss terms, still on the device, and the networks' outputs."""
-    image, augmented, mask = (
-        batch[key].to(device, non_blocking=True) for key in ("image", "augmented_image", "anomaly_mask")
-    )
+    image, augmented = (scaled(batch[key], device) for key in ("image", "augmented_image"))
+    mask = batch["anomaly_mask"].to(device, non_blocking=True)
     with runtime.autocast(device, precision):
-        outputs = network(augmented.contiguous(memory_format=runtime.memory_format(precision)))
+        outputs = network(augmented.contiguous(memory_format=runtime.memory_format(device, precision)))
     terms = criterion(*outputs, image, mask)
     optimizer.zero_grad(set_to_none=True)
     sum(terms.values()).backward()

@@ -2,21 +2,33 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+import provenance
 import runtime
 from config import Config
 from errors import UserError
 from inference import checkpoint
 from model import DRAEM
+from provenance import Provenance
 
 SAVE_EVERY = 30  # seconds between states to resume from: for large networks a state takes longer than a short epoch
-
 # Files of an earlier run in a folder.
 EARLIER = ("epoch_*.pt", "last.pt", "train_log.csv", "images/epoch_*.png", "logs/events*", "thresholds/*/*.json")
+# Settings that the weights depend on: with others a run does not go on. Those not named here may change at any time.
+FIXED = {
+    "data": ("category", "data_path", "anomaly_source_path", "img_size", "val_split"),
+    "model": ("base_width", "base_channels"),
+    "train": ("batch_size", "cut", "seed"),
+}
+# These too, but a run can go on with others: it is extended, or its rate lowered.
+EXTENDABLE = ("train.epochs", "train.learning_rate", "train.lr_milestones", "train.lr_gamma")
+FOLDERS = ("data.data_path", "data.anomaly_source_path")
+MEND = "set it back, or set another data.run_name or train.resume=never"
 
 
 def learning_rate_factor(config: Config) -> Callable[[int], float]:
@@ -25,20 +37,64 @@ def learning_rate_factor(config: Config) -> Callable[[int], float]:
     return lambda epochs_done: config.train.lr_gamma ** sum(epochs_done >= milestone for milestone in milestones)
 
 
+def training_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    """`section.key` -> value of all that the weights depend on; folders as absolute paths. KeyError where one lacks."""
+    keys = [f"{section}.{key}" for section, keys in FIXED.items() for key in keys]
+    values = {key: settings[key.split(".")[0]][key.split(".")[1]] for key in (*keys, *EXTENDABLE)}
+    return values | {key: Path(values[key]).resolve().as_posix() for key in FOLDERS}
+
+
+def provenance_of(path: Path, content: dict[str, Any]) -> Provenance:
+    """What a checkpoint of this program was trained from."""
+    known = Provenance.from_json(content.get("provenance"))
+    try:  # an earlier version kept the settings alone
+        return known or Provenance(settings=training_settings(content["settings"]))
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path}: damaged; set train.resume=never to start anew") from error
+
+
+def changed_settings(there: Provenance, now: Provenance, ignoring: tuple[str, ...] = ()) -> list[str]:
+    """Settings that the weights depend on and that have changed; not folders that have moved with the same content."""
+    is_same = (there.pictures == now.pictures, there.textures == now.textures)
+    moved = [key for key, same in zip(FOLDERS, is_same, strict=True) if same]
+    old, new = (replace(one, pictures=None, textures=None) for one in (there, now))
+    return old.differences(new, ignoring=(*ignoring, *moved))
+
+
+def changed_pictures(there: dict[str, dict[str, str]] | None, now: dict[str, dict[str, str]]) -> str:
+    """Nominal pictures added, removed and replaced, in words; empty where none is, or where it is not known.
+
+    Both: `training` and `held_out`, each name -> digest.
+    """
+    if there is None:
+        return ""
+    there, now = (pictures["training"] | pictures["held_out"] for pictures in (there, now))
+    old, new = set(there.values()), set(now.values())
+    replaced = {name for name in there.keys() & now.keys() if there[name] not in new and now[name] not in old}
+    added = [name for name, digest in now.items() if digest not in old and name not in replaced]
+    removed = [name for name, digest in there.items() if digest not in new and name not in replaced]
+    counts = {"added": len(added), "removed": len(removed), "replaced": len(replaced)}
+    return ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+
+
 class TrainingState:
     """Model, optimizer and schedule of a run, and its folder; new, or taken up from last.pt by `resume`.
+
+    Args:
+        made_from: kept with all that is saved. pictures: `training` and `held_out`, each name -> digest.
 
     Attributes:
         epoch: epochs done.
     """
 
-    def __init__(self, config: Config, settings_text: str, held_out: list[str]):
-        self.config, self.settings_text, self.held_out = config, settings_text, held_out
+    def __init__(self, config: Config, settings_text: str, made_from: Provenance, pictures: dict[str, dict[str, str]]):
+        self.config, self.settings_text, self.made_from, self.pictures = config, settings_text, made_from, pictures
         self.device = runtime.select_device(config.train.device)
         self.precision = runtime.select_precision(config.train.precision, self.device)
         torch.manual_seed(config.train.seed)
         model = DRAEM(config.model.base_width, config.model.base_channels)
-        self.model = model.to(self.device, memory_format=runtime.memory_format(self.precision)).train()
+        layout = runtime.memory_format(self.device, self.precision)
+        self.model = model.to(self.device, memory_format=layout).train()
         self.optimizer = torch.optim.Adam(self.model.parameters(), config.train.learning_rate, fused=True)
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, learning_rate_factor(config))
         self.epoch = 0
@@ -64,8 +120,9 @@ class TrainingState:
         return self.is_kept(self.epoch) or self._saved is None or time.monotonic() - self._saved >= SAVE_EVERY
 
     def _content(self) -> dict[str, Any]:
-        settings = self.config.model_dump(mode="json")
-        return {"model": self.model.state_dict(), "epoch": self.epoch, "settings": settings, "held_out": self.held_out}
+        content = {"model": self.model.state_dict(), "epoch": self.epoch}
+        content |= {"settings": self.config.model_dump(mode="json"), "provenance": self.made_from.to_json()}
+        return content | {"pictures": self.pictures, "held_out": list(self.pictures["held_out"])}
 
     def save_checkpoint(self) -> None:
         """Write the checkpoint of the epoch just done."""
@@ -78,7 +135,7 @@ class TrainingState:
         self._saved = time.monotonic()
 
     def take_folder(self) -> None:
-        """From here on it is this run's folder: what an earlier one left goes. A start that failed has cost nothing."""
+        """From here on the folder is this run's: what an earlier one left goes. Till then a failure costs nothing."""
         run = self.config.run_folder
         if self.epoch == 0:
             for path in self._earlier:
@@ -90,23 +147,9 @@ class TrainingState:
         run = self.config.run_folder
         self._earlier = [path for pattern in EARLIER for path in run.glob(pattern)]
 
-    def resume(self) -> None:
-        """Take up the state of last.pt where there is one and it is wanted."""
+    def resume(self, content: dict[str, Any]) -> None:
+        """Take up a state that `read_last` has found to fit."""
         config, path = self.config, self.config.run_folder / "last.pt"
-        if config.train.resume == "never" or not path.is_file():
-            if config.train.resume == "must":
-                raise UserError(f"train.resume = must, but there is no {path}; set train.resume to auto to start anew")
-            if config.train.resume == "auto" and checkpoint.saved_epochs(config.run_folder):
-                raise UserError(
-                    f"{path}: missing, but checkpoints of a run are there; restore it, set another data.run_name, "
-                    "or train.resume=never to replace that run"
-                )
-            return
-        content = checkpoint.read(path)
-        if not {"model", "optimizer", "scheduler", "epoch", "settings", "held_out"} <= content.keys():
-            raise UserError(f"{path}: not a state to resume from; set train.resume to never to start anew")
-        checkpoint.check_widths(path, content["model"], config)
-        self._check_settings(path, content)
         try:
             self.model.load_state_dict(content["model"])
             self.optimizer.load_state_dict(content["optimizer"])
@@ -123,26 +166,30 @@ class TrainingState:
             group["lr"] = config.train.learning_rate * learning_rate_factor(config)(content["epoch"])
         self.epoch = content["epoch"]
 
-    def _check_settings(self, path: Path, content: dict[str, Any]) -> None:
-        there, config = content["settings"], self.config
-        try:
-            img_size, seed = tuple(there["data"]["img_size"]), there["train"]["seed"]
-        except (KeyError, TypeError) as error:
-            raise UserError(f"{path}: damaged; set train.resume=never to start anew") from error
-        for key, old, new in (
-            ("data.img_size", img_size, config.data.img_size),
-            ("train.seed", seed, config.train.seed),
-        ):
-            if old != new:
-                raise UserError(
-                    f"{path}: trained with {key} = {old}, the settings say {new}; set it back, "
-                    "or set another data.run_name or train.resume=never"
-                )
-        if content["held_out"] != self.held_out:
+
+def read_last(config: Config, now: Provenance) -> dict[str, Any] | None:
+    """Content of last.pt where there is one and it is wanted; UserError where it belongs to other settings.
+
+    Args:
+        now: what would be trained from. Pictures that have changed are no reason against going on.
+    """
+    path = config.run_folder / "last.pt"
+    if config.train.resume == "never" or not path.is_file():
+        if config.train.resume == "must":
+            raise UserError(f"train.resume = must, but there is no {path}; set train.resume to auto to start anew")
+        if config.train.resume == "auto" and checkpoint.saved_epochs(config.run_folder):
             raise UserError(
-                f"{path}: trained with other images held out: train/good or data.val_split has changed since; "
-                "restore it, or set another data.run_name or train.resume=never"
+                f"{path}: missing, but checkpoints of a run are there; restore it, set another data.run_name, "
+                "or train.resume=never to replace that run"
             )
+        return None
+    content = checkpoint.read(path)
+    if not {"model", "optimizer", "scheduler", "epoch", "settings", "held_out"} <= content.keys():
+        raise UserError(f"{path}: not a state to resume from; set train.resume to never to start anew")
+    checkpoint.check_widths(path, content["model"], config)
+    if changed := changed_settings(provenance_of(path, content), now, ignoring=EXTENDABLE):
+        raise UserError(f"{path}: trained with {'; '.join(changed)}; {MEND}")
+    return content
 
 
 def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
@@ -152,3 +199,9 @@ def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
             torch.save(content, stream)
         except RuntimeError as error:  # torch closes its archive over a failed write and hides what failed
             raise error.__context__ if isinstance(error.__context__, OSError) else error from None
+
+
+def training_provenance(config: Config, files: list[Path], textures: list[Path]) -> Provenance:
+    """What a training would be made from now."""
+    settings = training_settings(config.model_dump(mode="json"))
+    return Provenance(pictures=provenance.content(files), textures=provenance.content(textures), settings=settings)

@@ -3,6 +3,7 @@
 import cv2
 import numpy as np
 import pytest
+import torch
 from conftest import make_dataset, write
 
 import data_loader
@@ -99,7 +100,9 @@ def test_test_sample(tmp_path):
     assert sample["has_anomaly"].tolist() == [1.0] and sample["idx"] == 4
     assert set(sample["mask"].unique().tolist()) == {0.0, 1.0}
     image = cv2.resize(cv2.imread(str(category / "test/spot/001.png")), (64, 32))
-    np.testing.assert_array_equal(sample["image"].numpy(), image.transpose(2, 0, 1).astype(np.float32) / 255)
+    assert sample["image"].dtype == torch.uint8 and sample["mask"].dtype == torch.bool
+    scaled = data_loader.scaled(sample["image"], torch.device("cpu"))
+    np.testing.assert_array_equal(scaled.numpy(), image.transpose(2, 0, 1).astype(np.float32) / 255)
 
 
 def test_split_is_seeded_disjoint_and_complete(tmp_path):

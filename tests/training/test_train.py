@@ -18,6 +18,7 @@ from config import load_config
 from engine import train
 from inference import checkpoint
 from loss import DRAEMLoss
+from provenance import Provenance
 from training import state
 from training.state import TrainingState, learning_rate_factor
 
@@ -81,13 +82,15 @@ def test_same_seed_same_weights(workplace):
 
 
 @pytest.mark.parametrize(("before", "after"), [("bf16", "fp32"), ("fp32", "bf16")])
-def test_a_run_can_go_on_in_another_precision(workplace, before, after):
-    """Whose weights lie in another order: each must still meet its own moments."""
+def test_a_run_can_go_on_in_another_precision(workplace, monkeypatch, before, after):
+    """Whose weights lie in another order, as on some devices: each must still meet its own moments."""
+    layouts = {torch.bfloat16: torch.channels_last, torch.float32: torch.contiguous_format}
+    monkeypatch.setattr(runtime, "memory_format", lambda device, precision: layouts[precision])
     train.run(config_of(workplace, "train.epochs=1", f"train.precision={before}", "train.visualize=false"), "")
     config = config_of(workplace, "train.epochs=2", f"train.precision={after}")
     content = checkpoint.read(config.run_folder / "last.pt")
-    state = TrainingState(config, "", content["held_out"])
-    state.resume()
+    state = TrainingState(config, "", Provenance(), content["pictures"])
+    state.resume(content)
     model, optimizer = state.model, state.optimizer
     layout = torch.channels_last if after == "bf16" else torch.contiguous_format
     assert all(value.is_contiguous(memory_format=layout) for value in model.parameters() if value.ndim == 4)
@@ -106,7 +109,8 @@ def test_files_of_a_run(workplace):
     names = {path.relative_to(config.run_folder).as_posix() for path in config.run_folder.rglob("*") if path.is_file()}
     assert {"config.yaml", "last.pt", "train_log.csv"} <= names
     assert {f"images/epoch_{epoch:04}.png" for epoch in range(1, 6)} <= names
-    assert any(name.startswith("logs/events") for name in names) and not any("/." in f"/{name}" for name in names)
+    assert any(name.startswith("logs/events") for name in names)
+    assert [name for name in names if "/." in f"/{name}"] == [".lock"]
     content = checkpoint.read(config.run_folder / "epoch_0004.pt")
     assert content["epoch"] == 4 and content["settings"]["train"]["seed"] == 0 and len(content["held_out"]) == 2
     assert {key.split(".")[0] for key in content["model"]} == {"reconstructive", "discriminative"}

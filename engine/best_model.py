@@ -1,0 +1,49 @@
+"""The choice of the best checkpoint and technique, from what the evaluation of a batch has left."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from config import Config
+from engine import batch
+from errors import UserError
+from reporting import best_models
+from reporting.best_models import MEND
+from reporting.result import read_record
+
+
+def run(config: Config, categories: Sequence[str] | None) -> Path:
+    """Compare what summary.csv holds, write and print the report; its path.
+
+    Args:
+        categories: names to compare; None: all in summary.csv.
+
+    Raises:
+        UserError: no summary, a damaged one, or one that lacks valid results that are on disk.
+    """
+    results = Path(config.data.results_path) / config.data.run_name
+    rows, failed = best_models.read_summary(results, categories)
+    unlisted = [key for key in best_models.unlisted(results, rows, failed) if not categories or key[0] in categories]
+    if unlisted or _is_mixed(results, rows):
+        current, stale = batch.current_results(results, config, {})
+        for key in unlisted:
+            if any(found.key == key[:3] and key[3] in found.kinds for found in current):
+                path = results / "summary.csv"
+                raise UserError(f"{path}: the row of {', '.join(key)} is missing, its metrics.json is there; {MEND}")
+        rows = [row for row in rows if (row["category"], row["checkpoint"], row["technique"]) not in stale]
+        if not rows:
+            raise UserError(f"{results / 'summary.csv'}: all of its results are out of date; {MEND}")
+        print(f"{len(stale)} results are out of date and not compared")
+        batch.tell_stale(stale)
+    text, report = best_models.write_report(config, results, rows, failed)
+    print(text)
+    return report
+
+
+def _is_mixed(results: Path, rows: Sequence[dict[str, Any]]) -> bool:
+    """Whether rows of a category were measured on different pictures, or in different ways."""
+    conditions: dict[str, set[str]] = {}
+    for category, name, technique in {(row["category"], row["checkpoint"], row["technique"]) for row in rows}:
+        if record := read_record(results / category / f"checkpoint_{name}" / technique):
+            conditions.setdefault(category, set()).add(record.made_from.conditions())
+    return any(len(found) > 1 for found in conditions.values())

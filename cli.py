@@ -28,7 +28,12 @@ def boolean(text: str) -> bool:
 def add_config_flags(parser: argparse.ArgumentParser) -> None:
     """The flags that every program here has."""
     parser.add_argument(
-        "--config", type=Path, default=CONFIG, metavar="PATH", help="settings (default: config.yaml beside main.py)"
+        "-cfg",
+        "--config",
+        type=Path,
+        default=CONFIG,
+        metavar="PATH",
+        help="settings (default: config.yaml beside main.py)",
     )
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="e.g. --set train.epochs=100; repeatable"

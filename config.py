@@ -1,19 +1,17 @@
 """The schema of config.yaml: load, override, check, edit."""
 
 import difflib
-import io
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
-from ruamel.yaml import YAML
-from ruamel.yaml.comments import CommentedSeq
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
+import settings_file
 from errors import UserError
+from evaluation.thresholds import NOMINAL_KINDS
 
-THRESHOLD_TYPES = ("max", "p_quantile", "k_sigma")
 REGIONS = "masking.regions"
 UNUSED_KEYS = {"input_channel", "save_txt", "comparison"}  # of earlier code
 
@@ -46,28 +44,34 @@ def _load_epoch(value: Any) -> Any:
     raise ValueError("must be last, an epoch from 1, or the path of a checkpoint")
 
 
-def _auto_or_count(value: Any) -> Any:
-    if value == "auto" or (type(value) is int and 0 <= value <= 1024):
+def _must(allowed: str, value: Any, is_fine: bool, low: int = 1, high: int = 0) -> Any:
+    """The value, if it is fine or a whole number within bounds."""
+    if is_fine or (type(value) is int and low <= value <= high):
         return value
-    raise ValueError("must be auto or a whole number from 0 to 1024")
+    raise ValueError(f"must be {allowed}")
+
+
+def _auto_or_count(value: Any) -> Any:
+    return _must("auto or a whole number from 0 to 1024", value, value == "auto", 0, 1024)
+
+
+def _device(value: Any) -> Any:
+    is_fine = value in ("auto", "cuda", "mps", "cpu") or bool(re.fullmatch(r"cuda:\d+", str(value)))
+    return _must("auto, cuda, cuda:N, mps or cpu", value, is_fine)
 
 
 def _threshold_type(value: Any) -> Any:
-    return THRESHOLD_TYPES[value] if type(value) is int and 0 <= value <= 2 else value
+    return NOMINAL_KINDS[value] if type(value) is int and 0 <= value <= 2 else value
 
 
 def _visualisation(value: Any) -> Any:
     if type(value) is bool:
         return "all" if value else "none"
-    if value in ("all", "errors", "none") or (type(value) is int and value >= 0):
-        return value
-    raise ValueError("must be all, errors, none, or a number of images from 0")
+    return _must("all, errors, none, or a number of images from 0", value, value in ("all", "errors", "none"), 0, 2**31)
 
 
-def _device(value: str) -> str:
-    if value in ("auto", "cuda", "mps", "cpu") or (value.startswith("cuda:") and value[5:].isdecimal()):
-        return value
-    raise ValueError("must be auto, cuda, cuda:N, mps or cpu")
+def _compile(value: Any) -> Any:
+    return {True: "on", False: "off"}[value] if type(value) is bool else value  # YAML reads on as true
 
 
 def _regions(values: Any) -> Any:
@@ -75,22 +79,17 @@ def _regions(values: Any) -> Any:
         return _path(values)
     is_list = isinstance(values, (list, tuple)) and len(values) > 0
     rectangles = [values] if is_list and type(values[0]) is int else values
-    for rectangle in rectangles if is_list else [None]:
-        is_four = (
-            isinstance(rectangle, (list, tuple)) and len(rectangle) == 4 and all(type(v) is int for v in rectangle)
-        )
-        if not is_four or not (0 <= rectangle[0] < rectangle[1] and 0 <= rectangle[2] < rectangle[3]):
-            raise ValueError(
-                "must be rectangles [[y0, y1, x0, x1], ...] in pixels, y0 < y1 and x0 < x1, or a mask's path"
-            )
+    allowed = "rectangles [[y0, y1, x0, x1], ...] in pixels, y0 < y1 and x0 < x1, or a mask's path"
+    for one in rectangles if is_list else [None]:
+        is_four = isinstance(one, (list, tuple)) and len(one) == 4 and all(type(side) is int for side in one)
+        _must(allowed, values, is_four and 0 <= one[0] < one[1] and 0 <= one[2] < one[3])
     return [list(rectangle) for rectangle in rectangles]
 
 
 def _milestones(values: Any) -> Any:
     is_list = isinstance(values, (list, tuple)) and all(type(value) is float for value in values)
-    if is_list and values == sorted(set(values)) and all(0 < value < 1 for value in values):
-        return list(values)
-    raise ValueError("must be a list of numbers between 0 and 1 that rise, e.g. [0.8, 0.9]")
+    is_fine = is_list and list(values) == sorted(set(values)) and all(0 < value < 1 for value in values)
+    return list(_must("a list of numbers between 0 and 1 that rise, e.g. [0.8, 0.9]", values, is_fine))
 
 
 def _whole(low: int, high: int) -> Any:
@@ -138,9 +137,9 @@ class Train(_Section):
     lr_gamma: PositiveRate = 0.2
     cut: Flag = True
     seed: _whole(0, 2**32 - 1) = 0
-    device: Annotated[str, AfterValidator(_device)] = "auto"
+    device: Annotated[str, BeforeValidator(_device)] = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    compile: Literal["auto", "on", "off"] = "auto"
+    compile: Annotated[Literal["auto", "on", "off"], BeforeValidator(_compile)] = "auto"
     resume: Literal["auto", "never", "must"] = "auto"
     save_from: _whole(1, 1_000_000) = 500
     save_every: _whole(1, 1_000_000) = 50
@@ -151,7 +150,7 @@ class Train(_Section):
 class Metrics(_Section):
     masking: Flag = False
     threshold: Flag = True
-    threshold_type: Annotated[Literal[THRESHOLD_TYPES], BeforeValidator(_threshold_type)] = "p_quantile"
+    threshold_type: Annotated[Literal[NOMINAL_KINDS], BeforeValidator(_threshold_type)] = "p_quantile"
     p: Annotated[float, Field(strict=True, ge=0, le=100)] = 99.0
     k: Annotated[float, Field(strict=True, ge=0, le=100)] = 3.0
     auroc: Flag = True
@@ -181,24 +180,6 @@ class Config(_Section):
         return Path(self.data.checkpoint_path) / self.data.category / self.data.run_name
 
 
-def _yaml() -> YAML:
-    yaml = YAML()  # YAML 1.2, keeps comments: on and off are text, 1e-4 is a number
-    yaml.preserve_quotes = True
-    yaml.width = 4096
-    return yaml
-
-
-def _parse(text: str, source: str, keep_comments: Flag = False) -> Any:
-    try:
-        return (_yaml() if keep_comments else YAML(typ="safe", pure=True)).load(text)
-    except MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise UserError(f"{source}{where}: not valid YAML ({error.problem or error.context}); mend it there") from error
-    except YAMLError as error:
-        raise UserError(f"{source}: not valid YAML ({error})") from error
-
-
 def _known_keys() -> list[str]:
     sections = {name: field.annotation.model_fields for name, field in Config.model_fields.items()}
     return [f"{section}.{key}" for section, keys in sections.items() for key in keys]
@@ -220,15 +201,18 @@ def _is_text(key: str) -> bool:
     return field.annotation is str or key in ("data.load_epoch", "data.registration_reference")
 
 
-def _problem(error: dict[str, Any]) -> str:
+def _problem(error: dict[str, Any], text: str) -> str:
+    """What is wrong with a value, and what is allowed. text: of the settings file."""
     path = error["loc"]
     key = ".".join(str(part) for part in path[:2])
     if error["type"] in ("extra_forbidden", "invalid_key"):
         return _unknown(key)
     context = error.get("ctx", {})
     field = Config.model_fields[path[0]].annotation.model_fields.get(path[1]) if len(path) > 1 else None
-    limits = {name: value for item in (field.metadata if field else []) for name, value in _limits(item).items()}
+    metadata, signs = field.metadata if field else (), {"ge": "from", "gt": "above", "lt": "to below", "le": "to"}
+    limits = {sign: getattr(item, name) for item in metadata for name, sign in signs.items() if hasattr(item, name)}
     kind = {"int": "a whole number", "float": "a number", "bool": "true or false", "string": "text", "list": "a list"}
+    kind["dict"] = "a mapping of categories, e.g. {bottle: [[0, 40, 0, 900]]}"
     if "error" in context:
         allowed = str(context["error"])
     elif error["type"] == "literal_error":
@@ -238,17 +222,12 @@ def _problem(error: dict[str, Any]) -> str:
     else:
         word = next((text for name, text in kind.items() if error["type"].startswith(name)), None)
         word = word or ("a whole number" if field and field.annotation is int else "a number")
-        signs = {"ge": "from", "gt": "above", "lt": "to below", "le": "to"}
-        bounds = [f"{sign} {limits[name]}" for name, sign in signs.items() if name in limits]
+        bounds = [f"{sign} {limits[sign]}" for sign in signs.values() if limits.get(sign) is not None]
         allowed = " ".join(["must be", word, *bounds])
-        if word == "text":
-            allowed += f", in quotes: '{error['input']}'"
+        if word == "text" and not isinstance(error["input"], (dict, list)):
+            allowed += f", in quotes: '{settings_file.as_written(text, *path) or error['input']}'"
     value = repr(error["input"]) if isinstance(error["input"], str) else error["input"]
     return f"{'.'.join(map(str, path))} = {value}: {allowed}"
-
-
-def _limits(item: Any) -> dict[str, Any]:
-    return {name: getattr(item, name) for name in ("ge", "gt", "lt", "le") if getattr(item, name, None) is not None}
 
 
 def load_config(path: Path | str, overrides: Iterable[str] = ()) -> Config:
@@ -262,7 +241,8 @@ def load_config(path: Path | str, overrides: Iterable[str] = ()) -> Config:
         UserError: unreadable file, bad YAML (line and column), unknown keys, values out of range; all at once.
     """
     path = Path(path)
-    values = _parse(_read(path), str(path))
+    text = settings_file.read(path)
+    values = settings_file.parse(text, str(path))
     if values is None:
         values = {}
     if not isinstance(values, dict):
@@ -270,64 +250,43 @@ def load_config(path: Path | str, overrides: Iterable[str] = ()) -> Config:
     values = {section: {} if keys is None else keys for section, keys in values.items()}
     problems, overridden = [], set()
     for override in overrides:
-        key, equals, text = override.partition("=")
+        key, equals, value = override.partition("=")
         key = key.strip()
         if not equals:
             raise UserError(f"--set {override}: must be section.key=value, e.g. --set data.category=bottle")
         if key.startswith(f"{REGIONS}."):  # of one category
             category, key = key[len(REGIONS) + 1 :], REGIONS
-            text = {category: _parse(text, f"--set {REGIONS}.{category}")}
+            value = {category: settings_file.parse(value, f"--set {REGIONS}.{category}")}
         if key not in _known_keys():
             problems.append(f"--set {_unknown(key)}")
             continue
         overridden.add(key)
         section, name = key.split(".")
         if isinstance(values.setdefault(section, {}), dict):
-            if isinstance(text, dict):
-                values[section][name] = (values[section].get(name) or {}) | text
+            there = values[section].get(name)
+            if isinstance(value, dict):
+                values[section][name] = (there if isinstance(there, dict) else {}) | value
             else:
-                values[section][name] = text if _is_text(key) else _parse(text, f"--set {key}")
+                values[section][name] = value if _is_text(key) else settings_file.parse(value, f"--set {key}")
     try:
         config = Config.model_validate(values)
     except ValidationError as error:
         for item in error.errors():
             source = "--set" if ".".join(map(str, item["loc"][:2])) in overridden else f"{path}:"
-            problems.append(f"{source} {_problem(item)}")
+            problems.append(f"{source} {_problem(item, text)}")
     if problems:
         raise UserError("\n".join(problems))
     return config
 
 
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file; name a settings file with --config") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as a settings file ({error})") from error
-
-
 def edit_config(path: Path | str, changes: dict[str, Any]) -> str:
-    """Text of a settings file with values changed and everything else kept, comments too.
-
-    Args:
-        changes: `section.key` -> value.
-    """
-    document = _parse(_read(Path(path)), str(path), keep_comments=True) or {}
-    for key, value in changes.items():
-        section, name = key.split(".")
-        if isinstance(value, list):
-            value = CommentedSeq(value)
-            value.fa.set_flow_style()
-        if document.get(section) is None:
-            document[section] = {}
-        document[section][name] = value
-    stream = io.StringIO()
-    _yaml().dump(document, stream)
-    return stream.getvalue()
+    """Text of a settings file with values changed (`section.key` -> value) and everything else kept, comments too."""
+    return settings_file.edit(path, changes)
 
 
 def settings_text(path: Path | str, config: Config) -> str:
     """Text of a settings file, comments kept, with every value as it is in `config`."""
     sections = config.model_dump(mode="json").items()
-    return edit_config(path, {f"{section}.{key}": value for section, keys in sections for key, value in keys.items()})
+    return settings_file.edit(
+        path, {f"{section}.{key}": value for section, keys in sections for key, value in keys.items()}
+    )

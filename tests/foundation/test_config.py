@@ -1,6 +1,7 @@
 """config.yaml and its schema."""
 
 import pytest
+import yaml
 from conftest import ROOT
 
 from config import Config, edit_config, load_config, settings_text
@@ -130,3 +131,86 @@ def test_editing_keeps_comments(tmp_path):
     config = load_config(path, ["train.seed=7"])
     again = load_config(write(tmp_path / "d.yaml", settings_text(path, config)))
     assert again == config and again.train.seed == 7
+
+
+WRONG = ("5", "1.5", "true", "null", "text", "[1]", "{a: 1}", "[]", "{}")
+KEYS = [(section, key) for section, values in Config().model_dump().items() for key in values]
+
+
+@pytest.mark.parametrize(("section", "key"), KEYS)
+def test_a_wrong_kind_is_told_what_is_allowed(tmp_path, section, key):
+    """Whatever is given: a text is never said to be a number, a mapping never a text."""
+    default = getattr(getattr(Config(), section), key)
+    kinds = {bool: "true or false", int: "whole number", float: "a number", dict: "a mapping of categories"}
+    word = kinds.get(type(default), "")
+    refused = 0
+    for value in WRONG:
+        path = write(tmp_path / "c.yaml", f"{section}:\n  {key}: {value}\n")
+        try:
+            load_config(path)
+        except UserError as error:
+            refused += 1
+            said = str(error).rpartition(": must be ")[2]
+            if word and not (key == "regions" and value == "{a: 1}"):
+                assert word in said, error
+            else:
+                assert not said.startswith(("a number", "a whole number")), error
+            if said.startswith("text, in quotes: "):
+                assert said == f"text, in quotes: '{value}'"
+    assert refused >= 3
+
+
+def test_regions_of_a_wrong_kind_show_how_they_are_written():
+    with pytest.raises(UserError, match=r"masking.regions = 5: must be a mapping of categories, e.g. {bottle: \[\["):
+        load_config(ROOT / "config.yaml", ["masking.regions=5"])
+    with pytest.raises(UserError, match=r"masking.regions.tile = 5: must be rectangles"):
+        load_config(ROOT / "config.yaml", ["masking.regions.tile=5"])
+
+
+@pytest.mark.parametrize("value", ["no", "on", "007", "010", "1e5", "12:30", "1_000", "0x10", "~", "2024-01-02"])
+def test_what_yaml_takes_for_another_kind_is_advised_as_written(tmp_path, value):
+    """A folder's name that is not a text to YAML: the advice shows what was written, and following it works."""
+    path = write(tmp_path / "c.yaml", f"data:\n  run_name: {value}\n")
+    with pytest.raises(UserError, match=rf"must be text, in quotes: '{value}'"):
+        load_config(path)
+    path = write(tmp_path / "c.yaml", f"data:\n  data_path: '{value}'\n")
+    assert load_config(path).data.data_path == value
+
+
+@pytest.mark.parametrize("value", ["on", "off"])
+def test_compile_is_what_is_written(tmp_path, value):
+    assert load_config(write(tmp_path / "c.yaml", f"train: {{compile: {value}}}\n")).train.compile == value
+    assert load_config(write(tmp_path / "c.yaml", f"train: {{compile: '{value}'}}\n")).train.compile == value
+    assert load_config(ROOT / "config.yaml", [f"train.compile={value}"]).train.compile == value
+
+
+@pytest.mark.parametrize("number", ["1e-4", "1E-4", "1.e-4", "1.0e-4", "+1e-4", "0.0001"])
+def test_numbers_with_an_exponent(tmp_path, number):
+    assert load_config(write(tmp_path / "c.yaml", f"train: {{learning_rate: {number}}}\n")).train.learning_rate == 1e-4
+    assert load_config(ROOT / "config.yaml", [f"train.learning_rate={number}"]).train.learning_rate == 1e-4
+
+
+def same_to_all(path):
+    """A settings file means the same to PyYAML alone."""
+    loaded = load_config(path).model_dump(mode="json")
+    for section, values in yaml.safe_load(path.read_text(encoding="utf-8")).items():
+        for key, value in (values or {}).items():
+            ours = loaded[section][key]
+            value = [value, value] if key == "img_size" and isinstance(value, int) else value
+            assert ours == value and isinstance(value, str) == isinstance(ours, str), (key, value)
+
+
+@pytest.mark.parametrize("path", [ROOT / "config.yaml", *sorted((ROOT / "configs").glob("*.yaml"))], ids=str)
+def test_the_projects_files_mean_the_same_to_every_reader(path):
+    same_to_all(path)
+
+
+@pytest.mark.parametrize("name", ["on", "no", "1e5", "1_000", "12:30", "0x10", "2024-01-02", "null", "007", "a b", "ü"])
+def test_written_settings_mean_the_same_to_every_reader(tmp_path, name):
+    plain = name.replace(":", "-")
+    sets = [f"data.run_name={plain}", f"data.data_path={name}", "train.learning_rate=1e-5", "train.compile=on"]
+    sets += [f"masking.regions={{'{plain}': [[0, 1, 0, 1]], b: '{name}'}}"]
+    config = load_config(ROOT / "config.yaml", sets)
+    path = write(tmp_path / "c.yaml", settings_text(ROOT / "config.yaml", config))
+    assert load_config(path) == config and "learning_rate: 1.0e-05" in path.read_text(encoding="utf-8")
+    same_to_all(path)

@@ -1,0 +1,110 @@
+"""Settings files: YAML read, and edited with its comments kept. config.py alone uses this."""
+
+import io
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedSeq
+from ruamel.yaml.error import YAMLError
+from ruamel.yaml.scalarstring import SingleQuotedScalarString
+
+from errors import UserError
+
+TEXT = "tag:yaml.org,2002:str"
+NUMBER = "tag:yaml.org,2002:float"
+
+
+def read(path: Path) -> str:
+    """Text of a file; UserError where it cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file; name a settings file with --config") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as a settings file ({error})") from error
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as PyYAML reads it, but that 1e-4 is a number, and a key that stands twice an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        """PyYAML would take the last of two equal keys without a word."""
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"duplicate key {key.value}", key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(NUMBER, re.compile(r"[-+]?[0-9]+(?:\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789"))
+
+
+def parse(text: str, source: str) -> Any:
+    """Values of a YAML text; UserError that names `source`, line and column where it is none."""
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise UserError(f"{source}{where}: not valid YAML ({error.problem or error.context}); mend it there") from error
+    except (yaml.YAMLError, ValueError) as error:  # impossible dates are a ValueError
+        raise UserError(f"{source}: not valid YAML ({' '.join(str(error).split())})") from error
+
+
+def as_written(text: str, *path: str) -> str | None:
+    """The text of a value as it stands in a valid YAML text, below these keys; None where none stands there."""
+    value = yaml.load(text, yaml.BaseLoader)
+    for key in path:
+        value = value.get(key) if isinstance(value, dict) else None
+    return value if isinstance(value, str) else None
+
+
+def edit(path: Path | str, changes: dict[str, Any]) -> str:
+    """Text of a settings file with values changed and everything else kept, comments too.
+
+    Args:
+        changes: `section.key` -> value.
+    """
+    yaml_, stream = _Editor(), io.StringIO()
+    try:
+        document = yaml_.load(read(Path(path))) or {}
+    except YAMLError as error:
+        raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
+    for key, value in changes.items():
+        section, name = key.split(".")
+        if document.get(section) is None:
+            document[section] = {}
+        document[section][name] = _written(value)
+    yaml_.dump(document, stream)
+    return stream.getvalue()
+
+
+class _Editor(YAML):
+    """Keeps comments; what it writes means the same to every reader of YAML, also of its older version."""
+
+    def __init__(self):
+        super().__init__()
+        self.preserve_quotes, self.width = True, 4096
+        self.representer.add_representer(float, self._float)
+
+    @staticmethod
+    def _float(representer: Any, value: float) -> Any:
+        text = repr(value)  # a number only with a point, as in 1.0e-05
+        return representer.represent_scalar(NUMBER, text if "." in text else text.replace("e", ".0e"))
+
+
+def _written(value: Any) -> Any:
+    """A value as it is to be written: lists in one line, texts in quotes where a reader would take them for another."""
+    if isinstance(value, list):
+        items = CommentedSeq(map(_written, value))
+        items.fa.set_flow_style()
+        return items
+    if isinstance(value, dict):
+        return {_written(key): _written(item) for key, item in value.items()}
+    if isinstance(value, str) and _Loader("").resolve(yaml.ScalarNode, value, (True, False)) != TEXT:
+        return SingleQuotedScalarString(value)
+    return value

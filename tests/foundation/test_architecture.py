@@ -1,0 +1,108 @@
+"""Who imports whom, and what importing does: requirements.txt, the floors of the house, the state of the process."""
+
+import ast
+import re
+import subprocess
+import sys
+
+from conftest import ROOT
+
+DISTRIBUTIONS = {
+    "cv2": "opencv-python",
+    "yaml": "pyyaml",
+    "skimage": "scikit-image",
+    "PIL": "pillow",
+    "sklearn": "scikit-learn",
+    "ruamel": "ruamel.yaml",
+}
+PURE = ("model.py", "loss.py", "perlin.py", "evaluation/*.py")  # of the project they import only their neighbours
+FLOORS = (  # a file imports from its own floor's room or those below
+    ("main", "train_all", "evaluate_checkpoints", "check_best_model", "make_sample"),
+    ("engine",),
+    ("training",),
+    ("reporting",),
+    ("inference",),
+    ("data_loader",),
+    ("synthesis",),
+    ("image_io",),
+    ("provenance",),
+    ("runtime",),
+    ("cli", "config"),
+    ("settings_file",),
+    ("evaluation", "model", "loss", "perlin", "errors"),
+)
+
+
+def sources():
+    paths = (path for path in ROOT.rglob("*.py") if path.relative_to(ROOT).parts[0] not in ("tests", "benchmarks"))
+    return [path for path in paths if not path.relative_to(ROOT).parts[0].startswith(".")]
+
+
+def room_of(path):
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def imports(path):
+    """Modules that a file imports, wherever it does."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module
+
+
+def rooms_used(path):
+    return {name.split(".")[0] for name in imports(path)}
+
+
+def run(code):
+    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+
+
+def test_requirements_are_the_imports():
+    own = {room_of(path) for path in sources()}
+    used = set().union(*map(rooms_used, sources())) - own - set(sys.stdlib_module_names)
+    listed = {re.split("[=<>]", line)[0] for line in (ROOT / "requirements.txt").read_text().splitlines()}
+    assert {DISTRIBUTIONS.get(name, name) for name in used} == listed
+
+
+def test_the_pure_files_import_nothing_of_the_project():
+    own = {room_of(path) for path in sources()}
+    for path in (path for pattern in PURE for path in ROOT.glob(pattern)):
+        assert not rooms_used(path) & own - {room_of(path)}, path
+        assert room_of(path) != "evaluation" or "torch" not in rooms_used(path), path
+
+
+def test_imports_run_downward():
+    floor = {name: number for number, names in enumerate(FLOORS) for name in names}
+    for path in sources():
+        if room_of(path) != "images":
+            for name in rooms_used(path) & floor.keys() - {room_of(path)}:
+                assert floor[room_of(path)] < floor[name], f"{path} imports {name}"
+
+
+def test_importing_changes_nothing_in_the_process():
+    """No thread setting, log level, table or allocator before runtime.setup() is called."""
+    names = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in sources() if room_of(path) != "images"]
+    done = run(f"""
+import ctypes, importlib, cv2, numpy
+calls, load = [], ctypes.CDLL
+ctypes.CDLL = lambda *arguments, **options: calls.append(arguments) or load(*arguments, **options)
+def state():
+    return cv2.getNumThreads(), cv2.utils.logging.getLogLevel(), hasattr(numpy, "sctypes"), calls.count((None,))
+before = state()
+for name in {names}:
+    importlib.import_module(name.removesuffix(".__init__"))
+assert state() == before, (before, state())
+import runtime
+runtime.setup()
+assert state() == (1, 0, True, 1), state()
+""")
+    assert done.returncode == 0, done.stderr
+
+
+def test_scikit_learn_is_imported_by_those_that_measure_only():
+    """It takes a second, which neither training's start nor thresholds should pay."""
+    for module, is_needed in (("engine.train", False), ("engine.threshold", False), ("engine.detection", True)):
+        done = run(f"import sys, {module}; print('sklearn' in sys.modules)")
+        assert done.stdout.strip() == str(is_needed), (module, done.stderr)

@@ -14,7 +14,7 @@ import skimage
 
 from cli import Parser, run
 from errors import UserError
-from evaluation.metrics import image_metrics
+from evaluation.image_metrics import image_metrics
 
 VERSION = 3
 SIZE = 128  # side of every picture

@@ -9,7 +9,7 @@ import data_loader
 from benchmarks import common
 from cli import add_config_flags
 from config import load_config
-from evaluation import metrics
+from evaluation import image_metrics, metrics
 from inference import checkpoint
 from inference.detect import detect
 
@@ -30,7 +30,7 @@ def main() -> None:
             pixels.update(found.anomaly_map, found.mask)
             own.append(found.anomaly_map)
         scores = np.array([metrics.image_score(anomaly_map) for anomaly_map in own])
-        over_all = metrics.image_metrics(labels, scores) | pixels.compute()
+        over_all = image_metrics.image_metrics(labels, scores) | pixels.compute()
         values.append([over_all[key] for key in ("image_auroc", "pixel_auroc", "pixel_ap")])
         maps.append(np.array(own))
     difference = np.abs(maps[0] - maps[1])

@@ -1,4 +1,4 @@
-"""Metrics of anomaly maps and image scores: plain functions on arrays, and an accumulator for pixels.
+"""Metrics of anomaly maps: the image score, and an accumulator of pixel metrics. Keys of all metrics.
 
 A score is anomalous where it is greater than the threshold. What is undefined is None.
 """
@@ -62,88 +62,30 @@ def _area(x: np.ndarray, y: np.ndarray) -> float:
 
 def _over_all(fp: np.ndarray, tp: np.ndarray) -> tuple[float, float, float]:
     """AUROC, AP and the largest F1, from counts (N + 1,) of falling thresholds, the first with nothing above it."""
-    precision, positives = tp[1:] / (tp[1:] + fp[1:]), tp[-1]
+    precisions, positives = tp[1:] / (tp[1:] + fp[1:]), tp[-1]
     auroc = _area(fp, tp) / (float(positives) * float(fp[-1]))
-    return auroc, float(np.sum(np.diff(tp) * precision) / positives), float(_f1(fp, tp).max())
+    return auroc, float(np.sum(np.diff(tp) * precisions) / positives), float(f1(fp, tp).max())
 
 
-def _f1(fp: np.ndarray, tp: np.ndarray) -> np.ndarray:
+def f1(fp: np.ndarray, tp: np.ndarray) -> np.ndarray:
+    """F1 from counts (N,) of falling thresholds, the last with everything above it."""
     return 2 * tp / (tp + fp + tp[-1])
 
 
-def _precision(fp: np.ndarray, tp: np.ndarray) -> np.ndarray:
+def precision(fp: np.ndarray, tp: np.ndarray) -> np.ndarray:
+    """Precision from counts (N,); 1 where nothing lies above the threshold."""
     return np.where(tp + fp > 0, tp / np.maximum(tp + fp, 1), 1.0)
 
 
-def _image_counts(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-    """Thresholds (N + 1,): infinity and each score that occurs, falling; nominal and anomalous images that reach them.
-
-    None where `labels` (N,), 0 or 1, has one class.
-    """
-    order = np.argsort(-np.asarray(scores, np.float64), kind="stable")
-    labels, scores = np.asarray(labels)[order], np.asarray(scores, np.float64)[order]
-    if len(np.unique(labels)) < 2:
-        return None
-    last = np.append(np.flatnonzero(np.diff(scores)), len(scores) - 1)  # of each run of equal scores
-    fp, tp = (np.append(0, np.cumsum(labels == label)[last]) for label in (0, 1))
-    return np.append(np.inf, scores[last]), fp, tp
-
-
-def image_metrics(labels: np.ndarray, scores: np.ndarray) -> dict[str, float | None]:
-    """IMAGE_KEYS over all thresholds; all None where `labels` (N,), 0 or 1, has one class. `scores`: float (N,)."""
-    counts = _image_counts(labels, scores)
-    if counts is None:
-        return dict.fromkeys(IMAGE_KEYS)
-    return dict(zip(IMAGE_KEYS, _over_all(*counts[1:]), strict=True))
-
-
-def optimal_image_threshold(labels: np.ndarray, scores: np.ndarray) -> float | None:
-    """Midway between the lowest score that reaches the largest F1 and the next lower one; None with one class only."""
-    counts = _image_counts(labels, scores)
-    if counts is None:
-        return None
-    candidates, fp, tp = counts
-    return _midway(candidates, _last_best(_f1(fp, tp)))
-
-
-def _last_best(f1: np.ndarray) -> int:
+def last_best(values: np.ndarray) -> int:
     """Place of the lowest threshold with the largest F1: quotients of whole numbers, so equal ones are the same."""
-    return len(f1) - 1 - int(np.argmax(f1[::-1]))
+    return len(values) - 1 - int(np.argmax(values[::-1]))
 
 
-def _midway(scores: np.ndarray, place: int) -> float:
+def midway(scores: np.ndarray, place: int) -> float:
     """Between the score at a place of a falling row and the next, but below it; just below it where there is none."""
     below = float(np.nextafter(scores[place], -np.inf))
     return below if place + 1 == len(scores) else min(below, (float(scores[place + 1]) + float(scores[place])) / 2)
-
-
-def image_curves(labels: np.ndarray, scores: np.ndarray) -> dict[str, np.ndarray] | None:
-    """For drawing, from the highest threshold down: `threshold`, `fpr`, `tpr` (recall), `precision`.
-
-    Counts are of scores that reach the threshold. None where `labels` has one class.
-    """
-    counts = _image_counts(labels, scores)
-    if counts is None:
-        return None
-    thresholds, fp, tp = counts
-    return {"threshold": thresholds, "fpr": fp / fp[-1], "tpr": tp / tp[-1], "precision": _precision(fp, tp)}
-
-
-def image_metrics_at(labels: np.ndarray, scores: np.ndarray, threshold: float | None) -> dict[str, float | int | None]:
-    """IMAGE_KEYS_AT_THRESHOLD; all None without a threshold, F1 None where `labels` (N,) holds no anomaly."""
-    if threshold is None:
-        return dict.fromkeys(IMAGE_KEYS_AT_THRESHOLD)
-    anomalous, predicted = np.asarray(labels) == 1, np.asarray(scores, np.float64) > threshold
-    tp, fp = int((anomalous & predicted).sum()), int((~anomalous & predicted).sum())
-    fn, tn = int((anomalous & ~predicted).sum()), int((~anomalous & ~predicted).sum())
-    return {
-        "accuracy": (tp + tn) / len(anomalous),
-        "image_f1_at_threshold": 2 * tp / (2 * tp + fp + fn) if tp + fn else None,
-        "true_positives": tp,
-        "false_positives": fp,
-        "true_negatives": tn,
-        "false_negatives": fn,
-    }
 
 
 def _bin(scores: np.ndarray) -> np.ndarray:
@@ -265,11 +207,11 @@ class PixelMetrics:
         curve = self._cumulated()
         fp, tp, pro = curve["fp"], curve["tp"], curve["pro"]
         positives, negatives = int(tp[-1]), int(fp[-1])
-        auroc, ap, f1 = _over_all(fp, tp)
+        auroc, ap, largest_f1 = _over_all(fp, tp)
         result = {
             "pixel_auroc": auroc,
             "pixel_ap": ap,
-            "pixel_f1": f1,
+            "pixel_f1": largest_f1,
             "pro": _area_to(fp / negatives, pro, 0.3),
             "pro_05": _area_to(fp / negatives, pro, 0.05),
             "iou_max": float((tp / (fp + positives)).max()),
@@ -288,8 +230,8 @@ class PixelMetrics:
         if self.missing:
             return None
         curve = self._cumulated()
-        best = _last_best(_f1(curve["fp"], curve["tp"])[1:])
-        threshold = _midway(curve["score"], best)
+        best = last_best(f1(curve["fp"], curve["tp"])[1:])
+        threshold = midway(curve["score"], best)
         while _threshold_bin(threshold) >= curve["bin"][best]:  # on the edge that two bins share
             threshold = float(np.nextafter(np.float32(threshold), np.float32(-1)))
         return threshold
@@ -312,7 +254,7 @@ class PixelMetrics:
             "threshold": np.concatenate(([np.inf], curve["score"]))[keep],
             "fpr": fp / curve["fp"][-1],
             "tpr": tp / curve["tp"][-1],
-            "precision": _precision(fp, tp),
+            "precision": precision(fp, tp),
             "pro": curve["pro"][keep],
             "iou": tp / (fp + curve["tp"][-1]),
         }

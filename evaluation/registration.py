@@ -93,16 +93,33 @@ def warp(
     homography = np.asarray(homography, np.float64)
     if homography.shape != (3, 3) or not np.isfinite(homography).all() or np.linalg.matrix_rank(homography) < 3:
         raise ValueError("a homography must be a finite 3 x 3 matrix that has an inverse")
-    inverse = np.linalg.inv(homography)
-    columns, rows = np.arange(size[1]), np.arange(size[0])[:, None]
-    x, y, w = (inverse[i, 0] * columns + inverse[i, 1] * rows + inverse[i, 2] for i in range(3))
-    w = np.where(w * homography[2, 2] > 0, w, np.nan)  # else beyond the horizon, seen from the image's first pixel
-    x, y = x / w, y / w
-    (height, width), slack = image.shape[:2], _TOLERANCE
-    valid = (x >= -slack) & (x <= width - 1 + slack) & (y >= -slack) & (y <= height - 1 + slack)
-    # Clipped, so that rounding takes nothing from outside.
-    x, y = (np.where(valid, c.clip(0, end - 1), -9).astype(np.float32) for c, end in ((x, width), (y, height)))
-    return cv2.remap(image, x, y, interpolation, borderMode=cv2.BORDER_CONSTANT, borderValue=0), valid
+    valid = _has_source(image.shape[:2], homography, size)
+    border = {"borderMode": cv2.BORDER_CONSTANT, "borderValue": 0}
+    warped = cv2.warpPerspective(image, homography, size[::-1], flags=interpolation, **border)
+    warped[~valid] = 0  # at the rim it is mixed with what lies outside
+    return warped, valid
+
+
+def _has_source(shape: tuple[int, int], homography: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Where a frame of `size` shows a picture of `shape`, both (height, width), laid into it: bool (height, width).
+
+    A column of a row is valid between bounds: a point's source (x / w, y / w) lies inside where w is positive and four
+    sums of x, y and w are not negative, and each of these is linear along the row.
+    """
+    x, y, w = np.linalg.inv(homography) * np.sign(homography[2, 2])  # w > 0: not beyond the horizon
+    right, bottom, slack = shape[1] - 1 + _TOLERANCE, shape[0] - 1 + _TOLERANCE, _TOLERANCE
+    rows, low, high = np.arange(size[0]), np.zeros(size[0]), np.full(size[0], size[1] - 1.0)
+    for a, b, c in (x + slack * w, right * w - x, y + slack * w, bottom * w - y, w):
+        rest = b * rows + c  # a * column + rest >= 0
+        if a == 0:
+            high[rest < 0] = -1
+        elif a > 0:
+            low = np.maximum(low, -rest / a)
+        else:
+            high = np.minimum(high, -rest / a)
+    columns = np.arange(size[1], dtype=np.int32)
+    low, high = (bounds.clip(-1, size[1]).astype(np.int32)[:, None] for bounds in (np.ceil(low), np.floor(high)))
+    return (columns >= low) & (columns <= high)
 
 
 def _is_picture(image: np.ndarray) -> bool:

@@ -5,9 +5,10 @@ from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from reporting.colors import ANOMALOUS, LEVELS, NOMINAL, OPERATING_POINT
+from reporting.colors import ANOMALOUS, CHANCE, LEVELS, NOMINAL, OPERATING_POINT
 
 
 def _figure(width: float, height: float, layout: str | None = "constrained"):
@@ -69,19 +70,23 @@ def curves(
     x: str,
     y: str,
     levels: dict[str, dict[str, np.ndarray]],
+    values: dict[str, float | None],
     operating_points: dict[str, tuple[float, str]],
 ) -> None:
-    """Write a figure with a curve for each level, as PNG.
+    """Write a figure with a curve for each level, its value in the legend, and the line of chance, as PNG.
 
     Args:
         name: one of CURVE_TITLES. title: what was measured. x, y: keys of the curves to draw against each other.
-        levels: `image` or `pixel` -> curves of evaluation.metrics, each with `threshold` falling.
+        levels: `image` or `pixel` -> curves of evaluation's metrics, each with `threshold` falling.
+        values: level -> the metric that the curve stands for: an area, of `iou` the largest value.
         operating_points: level -> threshold and its name.
     """
     heading, x_label, y_label = CURVE_TITLES[name]
     axes = _axes(6.4, 5.2)
     for level, curve in levels.items():
-        axes.plot(curve[x], curve[y], color=LEVELS[level], label=level, linewidth=2)
+        label = level if values[level] is None else f"{level}, {VALUE_NAMES[name]} {values[level]:.3f}"
+        axes.plot(curve[x], curve[y], color=LEVELS[level], label=label, linewidth=2)
+        _draw_chance(axes, name, level, curve)
         if level in operating_points:
             threshold, kind = operating_points[level]
             at = max(int(np.sum(curve["threshold"] > threshold)) - 1, 0)
@@ -93,8 +98,23 @@ def curves(
     axes.set(xlabel=x_label, ylabel=y_label, xlim=(-0.015 * right, 1.015 * right), ylim=(-0.02, 1.02))
     axes.set_title(f"{heading}\n{title}", fontsize=11)
     axes.grid(alpha=0.3)
-    axes.legend(loc="best", framealpha=0.9)
+    axes.legend(loc="best", framealpha=0.9, fontsize=9)
     axes.figure.savefig(path, format="png")
+
+
+# What a curve's value is called.
+VALUE_NAMES = {"roc": "area", "precision_recall": "area", "pro": "area to 30 %", "iou": "largest"}
+
+
+def _draw_chance(axes: Axes, name: str, level: str, curve: dict[str, np.ndarray]) -> None:
+    """The line that scores without any information give: the same for all levels, but for precision and recall."""
+    if name in ("roc", "pro"):
+        if not any(line.get_label() == "chance" for line in axes.lines):
+            axes.plot([0, 1], [0, 1], color=CHANCE, linestyle="--", linewidth=1, label="chance", zorder=1)
+    elif name == "precision_recall":  # the share of the anomalous, which is the precision where all are called so
+        share = float(curve["precision"][-1])
+        style = {"color": LEVELS[level], "linestyle": "--", "linewidth": 1, "zorder": 1}
+        axes.axhline(share, label=f"{level}, chance {share:.3f}", **style)
 
 
 # What a batch's figure shows: level, name of CURVE_TITLES, keys of the curves.
@@ -132,6 +152,8 @@ def batch_curves(path: Path, title: str, lines: dict[str, dict[str, np.ndarray]]
         for (label, arrays), style in zip(lines.items(), batch_colors(len(lines), rising), strict=True):
             if f"{level}_{x}" in arrays:
                 axes.plot(arrays[f"{level}_{x}"], arrays[f"{level}_{y}"], label=label, linewidth=1.6, **style)
+        if name in ("roc", "pro"):
+            axes.plot([0, 1], [0, 1], color=CHANCE, linestyle="--", linewidth=1, label="chance", zorder=1)
         right = 0.3 if name == "pro" else 1.0
         axes.set(xlabel=x_label, ylabel=y_label, xlim=(-0.015 * right, 1.015 * right), ylim=(-0.02, 1.02))
         axes.set_title(f"{level}s: {heading}" if name != "pro" and name != "iou" else heading, fontsize=10)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from data_loader import TestImage
-from evaluation import metrics
+from evaluation import image_metrics, metrics
 from evaluation.thresholds import OPTIMAL
 from reporting.panels import eight_bit
 
@@ -82,12 +82,12 @@ class Measurements:
 
     def optimal_thresholds(self) -> tuple[float | None, float | None]:
         """Of images and of pixels, chosen on these very pictures."""
-        return metrics.optimal_image_threshold(self.labels, self.scores), self.pixels.optimal_threshold()
+        return image_metrics.optimal_image_threshold(self.labels, self.scores), self.pixels.optimal_threshold()
 
     def metrics_at(self, image_threshold: float | None, pixel_threshold: float | None) -> dict[str, Any]:
         """Values of METRIC_KEYS."""
-        values = metrics.image_metrics(self.labels, self.scores)
-        values |= metrics.image_metrics_at(self.labels, self.scores, image_threshold)
+        values = image_metrics.image_metrics(self.labels, self.scores)
+        values |= image_metrics.image_metrics_at(self.labels, self.scores, image_threshold)
         values |= self.pixels.compute(pixel_threshold)
         values |= {"image_threshold": image_threshold, "pixel_threshold": pixel_threshold}
         return {key: values[key] for key in metrics.METRIC_KEYS}

@@ -15,7 +15,7 @@ import provenance
 import runtime
 from config import Config
 from data_loader import TestImage
-from evaluation import metrics
+from evaluation import image_metrics
 from evaluation.thresholds import OPTIMAL
 from provenance import Provenance
 from reporting import curves, panels, tables
@@ -250,25 +250,27 @@ class Result:
         thresholds = dict(zip(("image", "pixel"), self.thresholds[self.judged_by], strict=True))
         measured, wanted = self.measured, self.config.metrics
         levels = {
-            "image": metrics.image_curves(measured.labels, measured.scores),
+            "image": image_metrics.image_curves(measured.labels, measured.scores),
             "pixel": measured.pixels.curves(),
         }
         levels = {level: curve for level, curve in levels.items() if curve is not None}
         points = {f"{level}_{key}": values for level, curve in levels.items() for key, values in curve.items()}
         with runtime.replacing(self.folder / CURVES) as beside:
             np.savez_compressed(beside, **{key: values.astype(np.float32) for key, values in points.items()})
+        values = measured.metrics_at(None, None)
         for name, is_wanted, x, y, drawn in (
-            ("roc", wanted.auroc, "fpr", "tpr", ("image", "pixel")),
-            ("precision_recall", wanted.pr, "tpr", "precision", ("image", "pixel")),
-            ("pro", wanted.pro, "fpr", "pro", ("pixel",)),
-            ("iou", wanted.iou, "threshold", "iou", ("pixel",)),
+            ("roc", wanted.auroc, "fpr", "tpr", {"image": "image_auroc", "pixel": "pixel_auroc"}),
+            ("precision_recall", wanted.pr, "tpr", "precision", {"image": "image_ap", "pixel": "pixel_ap"}),
+            ("pro", wanted.pro, "fpr", "pro", {"pixel": "pro"}),
+            ("iou", wanted.iou, "threshold", "iou", {"pixel": "iou_max"}),
         ):
             lines = {level: levels[level] for level in drawn if level in levels}
             if not is_wanted or not lines:
                 continue
             marked = {level: (thresholds[level], self.judged_by) for level in lines if thresholds[level] is not None}
             with runtime.replacing(self.folder / f"{name}.png") as beside:
-                curves.curves(beside, name, self.title, x, y, lines, marked)
+                shown = {level: values[key] for level, key in drawn.items()}
+                curves.curves(beside, name, self.title, x, y, lines, shown, marked)
 
 
 def _write_panel(path: Path, *content: Any) -> None:

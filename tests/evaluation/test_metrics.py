@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import auc, average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
 
-from evaluation import metrics
+from evaluation import image_metrics, metrics
 from evaluation.metrics import PixelMetrics
 from evaluation.thresholds import NominalScores
 
@@ -86,7 +86,7 @@ def test_golden():
     lower = data["maps"][data["maps"] < golden["pixel_f1_max_threshold"]].max()
     assert abs(pixels.optimal_threshold() - (lower + golden["pixel_f1_max_threshold"]) / 2) < 1e-4
     assert abs(pixels.compute(pixels.optimal_threshold())["pixel_f1_at_threshold"] - golden["pixel_f1_max"]) < 1e-6
-    images = metrics.image_metrics(data["image_labels"], data["image_scores"])
+    images = image_metrics.image_metrics(data["image_labels"], data["image_scores"])
     assert abs(images["image_auroc"] - golden["image_auroc"]) < 1e-6
     assert abs(images["image_ap"] - golden["image_ap"]) < 1e-6
 
@@ -172,7 +172,7 @@ def test_bad_maps_are_refused(scores):
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 6)), min_size=1, max_size=40), st.sampled_from([bool, np.int8]))
 def test_image_metrics_with_ties_are_those_of_scikit_learn(images, dtype):
     labels, scores = np.array([label for label, _ in images], dtype), np.array([score / 7 for _, score in images])
-    found, curves = metrics.image_metrics(labels, scores), metrics.image_curves(labels, scores)
+    found, curves = image_metrics.image_metrics(labels, scores), image_metrics.image_curves(labels, scores)
     if len(set(labels.tolist())) < 2:
         assert set(found.values()) == {None} and curves is None
         return
@@ -193,34 +193,33 @@ def test_counts_of_very_many_pixels_do_not_overflow():
 
 def test_the_optimal_threshold_lies_below_the_score_it_lets_pass():
     lower, upper = 1 + 2.0**-52, 1 + 2.0**-51  # no number between them; half of their sum is the upper one
-    threshold = metrics.optimal_image_threshold(np.array([0, 1]), np.array([lower, upper]))
+    threshold = image_metrics.optimal_image_threshold(np.array([0, 1]), np.array([lower, upper]))
     assert lower <= threshold < upper
 
 
 def test_image_metrics_at_a_threshold():
     labels, scores = np.array([0, 0, 0, 1, 1]), np.array([0.1, 0.5, 0.7, 0.6, 0.9])
-    result = metrics.image_metrics_at(labels, scores, 0.5)  # 0.5 itself is not above it
+    result = image_metrics.image_metrics_at(labels, scores, 0.5)  # 0.5 itself is not above it
     assert result == {
         "accuracy": 0.8, "image_f1_at_threshold": 0.8, "true_positives": 2, "false_positives": 1,
         "true_negatives": 2, "false_negatives": 0,
     }  # fmt: skip
-    assert metrics.image_metrics(labels, scores)["image_auroc"] == pytest.approx(5 / 6)
-    assert metrics.image_metrics(labels, scores)["image_f1"] == pytest.approx(0.8)
-    assert set(metrics.image_metrics(np.ones(3), np.ones(3)).values()) == {None}
+    assert image_metrics.image_metrics(labels, scores)["image_auroc"] == pytest.approx(5 / 6)
+    assert image_metrics.image_metrics(labels, scores)["image_f1"] == pytest.approx(0.8)
+    assert set(image_metrics.image_metrics(np.ones(3), np.ones(3)).values()) == {None}
 
 
 def test_optimal_image_threshold():
     labels, scores = np.array([0, 0, 1, 1]), np.array([0.1, 0.3, 0.6, 0.8])
-    assert metrics.optimal_image_threshold(labels, scores) == pytest.approx(0.45)
+    assert image_metrics.optimal_image_threshold(labels, scores) == pytest.approx(0.45)
     # The lowest score reaches the largest F1: nothing lies below it, and it must still be above the threshold.
-    lowest = metrics.optimal_image_threshold(np.array([1, 1, 0]), np.array([0.2, 0.2, 0.2]))
-    assert (
-        lowest < 0.2 and metrics.image_metrics_at(np.array([1, 1, 0]), np.full(3, 0.2), lowest)["true_positives"] == 2
-    )
+    lowest = image_metrics.optimal_image_threshold(np.array([1, 1, 0]), np.array([0.2, 0.2, 0.2]))
+    at_lowest = image_metrics.image_metrics_at(np.array([1, 1, 0]), np.full(3, 0.2), lowest)
+    assert lowest < 0.2 and at_lowest["true_positives"] == 2
     neighbours = np.float32([0.3, np.nextafter(np.float32(0.3), 1)])
-    between = metrics.optimal_image_threshold(np.array([0, 1]), neighbours)
-    assert metrics.image_metrics_at(np.array([0, 1]), neighbours, between)["accuracy"] == 1
-    assert metrics.optimal_image_threshold(np.zeros(2), np.ones(2)) is None
+    between = image_metrics.optimal_image_threshold(np.array([0, 1]), neighbours)
+    assert image_metrics.image_metrics_at(np.array([0, 1]), neighbours, between)["accuracy"] == 1
+    assert image_metrics.optimal_image_threshold(np.zeros(2), np.ones(2)) is None
 
 
 @settings(max_examples=60, deadline=None)

@@ -15,6 +15,7 @@ import skimage
 from cli import Parser, run
 from errors import UserError
 from evaluation.image_metrics import image_metrics
+from image_io import read_image
 
 VERSION = 3
 SIZE = 128  # side of every picture
@@ -178,7 +179,7 @@ def trivial_auroc(category_folder: Path | str, img_size: int) -> float:
     Pictures are resized to (img_size, img_size, 3), values in [0, 1]; the difference is averaged over channels.
     """
     train, test = (sorted(Path(category_folder).glob(pattern)) for pattern in ("train/good/*.png", "test/*/*.png"))
-    pictures = [cv2.resize(cv2.imread(str(p)), (img_size, img_size)).astype(np.float32) / 255 for p in train + test]
+    pictures = [read_image(path, (img_size, img_size)).astype(np.float32) / 255 for path in train + test]
     deviations = np.abs(np.array(pictures[len(train) :]) - np.mean(pictures[: len(train)], axis=0)).mean(3)
     scores = [cv2.blur(deviation, (21, 21), borderType=cv2.BORDER_CONSTANT).max() for deviation in deviations]
     return image_metrics(np.array([path.parent.name != "good" for path in test]), np.array(scores))["image_auroc"]

@@ -103,7 +103,7 @@ def curves(
 
 
 # What a curve's value is called.
-VALUE_NAMES = {"roc": "area", "precision_recall": "area", "pro": "area to 30 %", "iou": "largest"}
+VALUE_NAMES = {"roc": "area", "precision_recall": "area", "pro": "area (to 30 %)", "iou": "largest"}
 
 
 def _draw_chance(axes: Axes, name: str, level: str, curve: dict[str, np.ndarray]) -> None:

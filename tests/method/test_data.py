@@ -10,6 +10,7 @@ import data_loader
 import image_io
 from errors import UserError
 from image_io import read_image
+from synthesis import AnomalySynthesizer
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "JPEG", "bmp", "tif", "TIFF"])
@@ -144,3 +145,41 @@ def test_fetch_dtd(tmp_path, monkeypatch):
     assert data_loader.fetch_dtd(tmp_path).is_dir()  # already there
     with pytest.raises(UserError, match="torchvision cannot be imported"):
         data_loader.fetch_dtd(tmp_path / "elsewhere")
+
+
+def test_samples_travel_in_the_smallest_types_that_lose_nothing(tmp_path):
+    make_dataset(tmp_path)
+    files = data_loader.list_nominal(tmp_path / "mvtec/tile")
+    textures = data_loader.list_textures(tmp_path / "textures")
+    synthesizer = AnomalySynthesizer(textures, (32, 32), cut=True)
+    dataset = data_loader.DRAEMTrainDataset(files, synthesizer, seed=1)
+    for key in range(20):
+        sample = dataset[key]
+        assert [sample[name].dtype for name in ("image", "augmented_image", "anomaly_mask")] == [
+            *(torch.uint8, torch.float32, torch.bool),
+        ]
+        rng = np.random.default_rng([1, key // 6, key % 6, 1])
+        image, augmented, mask, has_anomaly = synthesizer(dataset.images[key % 6], rng)
+        assert np.array_equal(data_loader.scaled(sample["image"], torch.device("cpu")), image.transpose(2, 0, 1))
+        assert np.array_equal(sample["augmented_image"], augmented.transpose(2, 0, 1))
+        assert np.array_equal(sample["anomaly_mask"], mask.transpose(2, 0, 1)) and sample["has_anomaly"] == has_anomaly
+
+
+def test_scaling_is_numpys_to_the_last_digit():
+    values = torch.arange(256, dtype=torch.uint8)
+    scaled = data_loader.scaled(values, torch.device("cpu"))
+    assert scaled.dtype == torch.float32
+    np.testing.assert_array_equal(scaled.numpy(), np.arange(256, dtype=np.uint8).astype(np.float32) / 255)
+    assert data_loader.scaled(scaled, torch.device("cpu")) is scaled
+
+
+@pytest.mark.parametrize(("side", "batch", "workers"), [(1024, 8, 16), (2048, 16, 16), (8192, 8, 4), (256, 8, 8)])
+def test_what_loader_processes_hold_ready_is_bounded_by_bytes(side, batch, workers):
+    texture = np.zeros((side, side, 3), np.uint8)
+    dataset = data_loader.DRAEMTrainDataset([texture], AnomalySynthesizer([texture], (side, side)))
+    loader = data_loader.train_loader(dataset, batch, workers)
+    size = batch * side * side * 16
+    assert loader.num_workers >= 1
+    assert loader.num_workers * loader.prefetch_factor * size <= max(2**32, size)
+    if side <= 1024:
+        assert loader.num_workers == workers

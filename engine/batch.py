@@ -159,7 +159,7 @@ def _is_complete(item: Item, kinds: list[str]) -> bool:
             if differences(item.config, record, item.path, item.preparation, technique, item.pictures):
                 return False
         except (UserError, OSError):
-            return False  # told when it is its turn
+            return False  # its pass will fail and say why
     return True
 
 

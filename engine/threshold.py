@@ -136,7 +136,7 @@ def _table(content: dict[str, Any]) -> str:
     if content["unregistered"]:
         head.append(f"{len(content['unregistered'])} of them could not be registered and are kept as they are")
     if content["pixels_left_out"]:
-        head.append(f"{content['pixels_left_out']:,} pixels count nowhere: masked, or without a source")
+        head.append(f"{content['pixels_left_out']:,} pixels are left out: masked, or without a source")
     return "\n".join([*head, tables.number_table(rows, 22, 10)])
 
 

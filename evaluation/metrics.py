@@ -135,7 +135,7 @@ class PixelMetrics:
 
         Args:
             scores: float32 (H, W) in [0, 1]. mask: bool (H, W), ground truth.
-            valid: bool (H, W), False where a pixel counts nowhere. Regions are labelled before it is applied.
+            valid: bool (H, W), False where a pixel is left out. Regions are labelled before it is applied.
 
         Raises:
             ValueError: shapes that differ, scores outside [0, 1].

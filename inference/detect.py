@@ -20,9 +20,15 @@ from model import DRAEM
 
 @dataclass(frozen=True)
 class NetworkOutput:
-    """What the networks make of one picture: `image` and `reconstruction` float32 (H, W, 3), BGR; `anomaly_map` float32
-    (H, W), the probability of 'anomalous'; `mask` bool (H, W); `idx` in the dataset. `valid` bool (H, W): False where
-    pixels count nowhere; `region` bool (H, W): where the category's region lies; None for all True and all False."""
+    """What the networks make of one picture.
+
+    Attributes:
+        idx: of the picture in its dataset. image: as the dataset gives it, (H, W, 3), BGR.
+        reconstruction: float32 (H, W, 3), BGR. anomaly_map: float32 (H, W), the probability of 'anomalous'.
+        mask: bool (H, W), ground truth.
+        valid: bool (H, W), False where pixels are left out; None for all True.
+        region: bool (H, W), where the category's region lies; None for nowhere.
+    """
 
     idx: int
     image: np.ndarray

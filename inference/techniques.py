@@ -107,7 +107,7 @@ class Preparation:
     def check(self, pictures: Sequence[TestImage], techniques: Sequence[Technique]) -> None:
         """UserError where the regions do not fit what they are laid over: each picture, or the reference.
 
-        No picture is decoded for it. One that cannot be read is told when its turn comes.
+        No picture is decoded for it. One that cannot be read is passed over here: the pass over it will fail.
         """
         masked = [technique for technique in techniques if technique.masking != "no"]
         if any(technique.registered for technique in masked):

@@ -103,7 +103,9 @@ class Measurements:
             notes["masks"] = f"masks that vanish at this img_size (their images keep the label): {names}"
         if self._left_out:
             share = f"{self._left_out:,} of {self._seen:,} pixels ({100 * self._left_out / self._seen:.1f} %)"
-            notes["left_out"] = f"{share} count nowhere: masked, or without a source after registration"
+            notes["left_out"] = (
+                f"{share} are left out of scores and metrics: masked, or without a source after registration"
+            )
         return notes
 
     def reasons(self, kind: str, values: dict[str, Any]) -> dict[str, str]:

@@ -33,7 +33,7 @@ def main_with(patch, *arguments, cwd):
     "patch",
     [
         "import training.loop\ndef fault(*_): raise ValueError('of the program')\ntraining.loop.train_step = fault",
-        "import synthesis\ndef fault(*_): raise ValueError('of the program')\nsynthesis.rotate = synthesis.cv2.copyTo = fault",
+        "import synthesis\ndef fault(*_): raise ValueError('of the program')\nsynthesis.rotate = fault",
         "import data_loader\ndef fault(*_): raise KeyError('of the program')\ndata_loader.list_nominal = fault",
     ],
 )

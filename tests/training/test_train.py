@@ -1,11 +1,9 @@
 """Training: schedule, resume, and what stops it."""
 
 import csv
-import os
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -132,23 +130,37 @@ def test_tensorboard_reads_the_events_of_an_interrupted_run(workplace):
     assert [event.step for event in events.Images("samples")] == [1, 2, 3]
 
 
-def test_killed_and_resumed_ends_with_the_same_weights(workplace):
-    """Killed outright in the middle of an epoch, by a signal that nothing can catch."""
+KILLED = """
+import os, runpy, signal, sys
+sys.path.insert(0, {root!r})
+import training.loop
+step, count = training.loop.train_step, 0
+def killing(*arguments):
+    global count
+    count += 1
+    if count == {steps}:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return step(*arguments)
+training.loop.train_step = killing
+sys.argv[0] = "main.py"
+runpy.run_path({main!r}, run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("steps", [4, 7])
+def test_killed_and_resumed_ends_with_the_same_weights(workplace, steps):
+    """Killed outright by a signal that nothing can catch, in the middle of an epoch and at the beginning of one."""
     overrides = ["train.epochs=6", "train.visualize=false", "data.num_workers=1"]
     reference = train.run(config_of(workplace, *overrides, "data.run_name=whole"), "")
     config = config_of(workplace, *overrides)
-    arguments = [word for override in overrides for word in ("--set", override)]
-    command = [sys.executable, str(ROOT / "main.py"), "--train", "--config", str(workplace / "config.yaml"), *arguments]
-    process = subprocess.Popen(command, cwd=workplace, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not (config.run_folder / "last.pt").is_file():
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.01)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    done = checkpoint.read(config.run_folder / "last.pt")["epoch"]
-    assert 1 <= done < 6
-    result = subprocess.run(command, cwd=workplace, capture_output=True, text=True, timeout=120, check=True)
+    arguments = ["--train", "--config", str(workplace / "config.yaml")]
+    arguments += [word for override in overrides for word in ("--set", override)]
+    code = KILLED.format(root=str(ROOT), main=str(ROOT / "main.py"), steps=steps)
+    killed = subprocess.run([sys.executable, "-c", code, *arguments], cwd=workplace, capture_output=True, timeout=240)
+    assert killed.returncode == -signal.SIGKILL
+    assert 1 <= checkpoint.read(config.run_folder / "last.pt")["epoch"] < 6
+    command = [sys.executable, str(ROOT / "main.py"), *arguments]
+    result = subprocess.run(command, cwd=workplace, capture_output=True, text=True, timeout=240, check=True)
     assert result.stdout.splitlines()[-1] == f"checkpoint: {config.run_folder / 'epoch_0006.pt'}"
     assert same(weights(config.run_folder / "epoch_0006.pt"), weights(reference))
     assert [int(row["epoch"]) for row in log_of(config)] == [1, 2, 3, 4, 5, 6]

@@ -11,8 +11,9 @@ from sklearn.metrics import average_precision_score, precision_recall_curve, roc
 from torch import Tensor
 from torch.nn import functional as F
 
+from image_io import read_image, rotate
 from model import DRAEM
-from synthesis import AnomalySynthesizer, read_image, rotate
+from synthesis import AnomalySynthesizer
 
 
 def perlin_noise(shape: tuple[int, int], res: tuple[int, int], rng: np.random.Generator) -> np.ndarray:

@@ -60,7 +60,7 @@ def _area(x: np.ndarray, y: np.ndarray) -> float:
     return float(np.sum(np.diff(x) * ((y[1:] + y[:-1]) / 2)))  # halved first: whole numbers could overflow
 
 
-def _over_all(fp: np.ndarray, tp: np.ndarray) -> tuple[float, float, float]:
+def over_all(fp: np.ndarray, tp: np.ndarray) -> tuple[float, float, float]:
     """AUROC, AP and the largest F1, from counts (N + 1,) of falling thresholds, the first with nothing above it."""
     precisions, positives = tp[1:] / (tp[1:] + fp[1:]), tp[-1]
     auroc = _area(fp, tp) / (float(positives) * float(fp[-1]))
@@ -207,7 +207,7 @@ class PixelMetrics:
         curve = self._cumulated()
         fp, tp, pro = curve["fp"], curve["tp"], curve["pro"]
         positives, negatives = int(tp[-1]), int(fp[-1])
-        auroc, ap, largest_f1 = _over_all(fp, tp)
+        auroc, ap, largest_f1 = over_all(fp, tp)
         result = {
             "pixel_auroc": auroc,
             "pixel_ap": ap,

@@ -188,7 +188,7 @@ def test_image_metrics_with_ties_are_those_of_scikit_learn(images, dtype):
 
 def test_counts_of_very_many_pixels_do_not_overflow():
     fp, tp = np.array([0, 10**10, 2 * 10**10]), np.array([0, 10**10, 10**10])
-    assert metrics._over_all(fp, tp) == pytest.approx((0.75, 0.5, 2 / 3))
+    assert metrics.over_all(fp, tp) == pytest.approx((0.75, 0.5, 2 / 3))
 
 
 def test_the_optimal_threshold_lies_below_the_score_it_lets_pass():

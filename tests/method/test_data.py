@@ -21,7 +21,7 @@ def test_formats(tmp_path, suffix):
     read = read_image(path)
     assert read.dtype == np.uint8 and read.shape == (20, 30, 3)
     np.testing.assert_allclose(read, image, atol=3)
-    assert data_loader._files(tmp_path) == [path]
+    assert data_loader.list_textures(tmp_path) == [path]
 
 
 def test_depths_and_channels_are_read_as_8_bit_bgr(tmp_path):

@@ -13,6 +13,7 @@ from conftest import ROOT, checked, make_dataset, write
 import image_io
 import make_sample
 from evaluation import registration
+from inference import checkpoint
 
 PATCHED = """
 import runpy, sys
@@ -90,9 +91,10 @@ def test_regions_are_checked_without_decoding_a_picture(workplace, call, scene, 
         return read(path, *arguments, **options)
 
     monkeypatch.setattr("inference.techniques.read_image", record)
-    monkeypatch.setattr("engine.batch._announce", lambda *_: seen.append("announced"))
+    load = checkpoint.load
+    monkeypatch.setattr(checkpoint, "load", lambda *arguments: seen.append("a pass begins") or load(*arguments))
     assert call("evaluate_checkpoints", *scene, "--registrations", "True")[0] == 0
-    before = seen[: seen.index("announced")]
+    before = seen[: seen.index("a pass begins")]
     assert [path.name for path in before] == ["reference.png"]
     outside = ("--set", "masking.regions.tile=[[200, 230, 0, 260]]", "--registrations", "True")
     checked(call("evaluate_checkpoints", *scene, *outside), ["masking.regions.tile", "260 x 220", "reference.png"])

@@ -170,14 +170,18 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
     try:
         with naming(folder), _marked(beside, is_folder=True):
             yield beside
-            if folder.exists():
-                os.replace(folder, old)
-            try:
-                os.replace(beside, folder)
-            except BaseException:
-                if old.exists():
-                    os.replace(old, folder)
-                raise
+            while True:
+                with suppress(FileNotFoundError):
+                    os.replace(folder, old)
+                try:
+                    os.replace(beside, folder)
+                    break
+                except OSError:
+                    if not folder.exists():  # else another process has put its own there meanwhile
+                        if old.exists():
+                            os.replace(old, folder)
+                        raise
+                    shutil.rmtree(old, ignore_errors=True)
     finally:
         for path in (beside, old):
             shutil.rmtree(path, ignore_errors=True)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -59,6 +60,41 @@ def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
     assert [path.name for path in folder.iterdir()] == ["b"] and [path.name for path in tmp_path.iterdir()] == [
         "results"
     ]
+
+
+def test_two_processes_can_replace_a_folder_at_once(tmp_path, monkeypatch):
+    """One puts its own there between the other's two steps: the last one stays, whole."""
+    folder, replace, tried = tmp_path / "results", os.replace, []
+
+    def replace_late(source, target):
+        if target == folder and not tried:
+            tried.append(1)
+            folder.mkdir()
+            (folder / "theirs").write_text("x")
+        replace(source, target)
+
+    monkeypatch.setattr(runtime.os, "replace", replace_late)
+    with runtime.replacing_folder(folder) as beside:
+        (beside / "ours").write_text("x")
+    assert tried and [path.name for path in folder.iterdir()] == ["ours"]
+    assert [path.name for path in tmp_path.iterdir()] == ["results"]
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_a_folder_that_cannot_be_put_in_place_leaves_the_old_one(tmp_path, monkeypatch, is_there):
+    folder, replace = tmp_path / "results", os.replace
+    if is_there:
+        write_many(folder / "old", "a", 1)
+
+    def refuse(source, target):
+        if target == folder and (Path(source) / "new").exists():
+            raise PermissionError(13, "refused")
+        replace(source, target)
+
+    monkeypatch.setattr(runtime.os, "replace", refuse)
+    with pytest.raises(PermissionError, match="refused"), runtime.replacing_folder(folder) as beside:
+        (beside / "new").write_text("x")
+    assert [path.name for path in tmp_path.iterdir()] == (["results"] if is_there else [])
 
 
 KILLED = """

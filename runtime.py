@@ -236,9 +236,9 @@ def remove_unused(path: Path) -> bool:
     return not path.exists()
 
 
-def remove_leftovers(folder: Path) -> None:
+def remove_leftovers(folder: Path, pattern: str = ".*.part*") -> None:
     """Remove the unfinished files and folders that processes which are no more have left in a folder."""
-    for path in folder.glob(".*.part*"):
+    for path in list(folder.glob(pattern)):
         with suppress(FileNotFoundError):
             if fcntl or time.time() - path.stat().st_mtime > ORPHANED:
                 remove_unused(path)

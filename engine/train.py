@@ -10,10 +10,11 @@ from config import Config
 from errors import UserError
 from image_io import DecodedImages, Subset, kept_folder
 from inference import checkpoint, networks
+from provenance import Provenance
 from synthesis import AnomalySynthesizer
 from training import loop
 from training.journal import Journal
-from training.state import TrainingState, changed_pictures, read_last, training_provenance
+from training.state import TrainingState, changed_pictures, provenance_of, read_last, training_provenance
 from training.validation import SyntheticSamples
 
 
@@ -33,16 +34,24 @@ def run(config: Config, settings_text: str) -> Path:
     """
     nominal, textures = find_files(config)
     with runtime.owning(config.run_folder):
-        runtime.remove_leftovers(config.run_folder)
+        runtime.remove_leftovers(config.run_folder, "**/.*.part*")
         made_from = training_provenance(config, nominal, textures)
         kept = read_last(config, made_from)
         files = split(config, nominal, textures, kept)
         state = TrainingState(config, settings_text, made_from, files.digests())
         if kept:
             state.resume(kept)
-            if changed := changed_pictures(kept.get("pictures"), files.digests()):
-                print(f"pictures of train/good have changed since {config.run_folder / 'last.pt'} was saved: {changed}")
+            _tell_changes(config.run_folder / "last.pt", kept, state)
         return _train(state, files)
+
+
+def _tell_changes(path: Path, kept: dict[str, Any], state: TrainingState) -> None:
+    """Which pictures are others than those that a state was trained on: no reason against going on, but to be known."""
+    if changed := changed_pictures(kept.get("pictures"), state.pictures):
+        print(f"pictures of train/good have changed since {path} was saved: {changed}")
+    there, now = (Provenance(textures=one.textures) for one in (provenance_of(path, kept), state.made_from))
+    for changed in there.differences(now):
+        print(f"since {path} was saved {changed}")
 
 
 def _train(state: TrainingState, files: "Files") -> Path:

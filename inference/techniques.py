@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -74,12 +75,12 @@ class Preparation:
     def __init__(self, config: Config, techniques: Sequence[Technique], kept_in: Path | None = None):
         self.config, self.kept_in = config, kept_in
         self.key = f"masking.regions.{config.data.category}"
-        self._region_source = self._region = self._reference = None
+        self._region_source = self._region = None
         self._homographies: dict[Path, np.ndarray | None] = {}  # no pictures: there may be very many
         if any(technique.masking != "no" for technique in techniques):
             self._read_region(config.masking.regions.get(config.data.category))
         if any(technique.registered for technique in techniques) and config.data.registration_reference:
-            self._read_reference()
+            _ = self._reference  # read now: a mistake is told before anything runs
 
     def _read_region(self, region: list[list[int]] | str | None) -> None:
         if region is None:
@@ -92,17 +93,17 @@ class Preparation:
             region = provenance.file_digest(Path(region))
         self._region_source = region
 
+    @cached_property
     def _reference_path(self) -> Path:
         if self.config.data.registration_reference is not None:
             return Path(self.config.data.registration_reference)
         folder = data_loader.category_folder(Path(self.config.data.data_path), self.config.data.category)
         return data_loader.list_nominal(folder)[0]
 
-    def _read_reference(self) -> np.ndarray:
+    @cached_property
+    def _reference(self) -> np.ndarray:
         """The picture that others are laid over."""
-        if self._reference is None:
-            self._reference = read_image(self._reference_path())
-        return self._reference
+        return read_image(self._reference_path)
 
     def check(self, pictures: Sequence[TestImage], techniques: Sequence[Technique]) -> None:
         """UserError where the regions do not fit what they are laid over: each picture, or the reference.
@@ -111,7 +112,7 @@ class Preparation:
         """
         masked = [technique for technique in techniques if technique.masking != "no"]
         if any(technique.registered for technique in masked):
-            self.region(self._read_reference().shape[:2], self._reference_path())
+            self.region(self._reference.shape[:2], self._reference_path)
         if all(technique.registered for technique in masked):
             return
         shapes: dict[tuple[int, int], Path] = {}
@@ -128,7 +129,7 @@ class Preparation:
         return {
             "technique": technique.name,
             "region": self._region_source if technique.masking != "no" else None,
-            "reference": provenance.file_digest(self._reference_path()) if technique.registered else None,
+            "reference": provenance.file_digest(self._reference_path) if technique.registered else None,
             "precision": str(precision).removeprefix("torch."),
         }
 
@@ -147,7 +148,7 @@ class Preparation:
         new = [picture.path for picture in pictures if picture.path not in self._homographies]
         if not new:
             return
-        reference = self._read_reference()
+        reference = self._reference
         # Threads: OpenCV works outside the interpreter's lock.
         with ThreadPoolExecutor(runtime.core_count()) as pool:
             found = pool.map(lambda path: registration.register(read_image(path), reference), new)
@@ -165,7 +166,7 @@ class Preparation:
         homography = self._homographies[path]
         if homography is None:
             return image, mask, None
-        frame = self._read_reference().shape[:2]
+        frame = self._reference.shape[:2]
         mask, _ = registration.warp(mask, homography, frame, cv2.INTER_NEAREST)
         image, has_source = registration.warp(image, homography, frame)
         return image, mask, has_source
@@ -185,7 +186,7 @@ class Preparation:
         and all are resized to one size.
         """
         if variant.registered:
-            path, shape = self._reference_path(), self._read_reference().shape[:2]
+            path, shape = self._reference_path, self._reference.shape[:2]
         return masking.resize_region(self.region(shape or read_size(path), path), self.config.data.img_size)
 
     def region(self, shape: tuple[int, int], path: Path) -> np.ndarray:

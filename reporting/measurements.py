@@ -1,6 +1,7 @@
 """What a pass over the test pictures adds up to under one technique: scores, pixel metrics, the most wrong pictures."""
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -84,10 +85,14 @@ class Measurements:
         """Of images and of pixels, chosen on these very pictures."""
         return image_metrics.optimal_image_threshold(self.labels, self.scores), self.pixels.optimal_threshold()
 
+    @cached_property
+    def image_metrics(self) -> dict[str, float | None]:
+        """Over all thresholds, when all pictures have come."""
+        return image_metrics.image_metrics(self.labels, self.scores)
+
     def metrics_at(self, image_threshold: float | None, pixel_threshold: float | None) -> dict[str, Any]:
         """Values of METRIC_KEYS."""
-        values = image_metrics.image_metrics(self.labels, self.scores)
-        values |= image_metrics.image_metrics_at(self.labels, self.scores, image_threshold)
+        values = self.image_metrics | image_metrics.image_metrics_at(self.labels, self.scores, image_threshold)
         values |= self.pixels.compute(pixel_threshold)
         values |= {"image_threshold": image_threshold, "pixel_threshold": pixel_threshold}
         return {key: values[key] for key in metrics.METRIC_KEYS}

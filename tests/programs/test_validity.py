@@ -187,12 +187,17 @@ def test_changed_pictures_are_said_when_a_training_goes_on(workplace, cli):
     larger = ("--set", "data.img_size=64", *QUICK)  # at 32 batch norm needs two pictures a batch
     assert cli("--train", *larger)[0] == 0
     good = workplace / "mvtec/tile/train/good"
+    write(workplace / "textures/kind/another.png", np.zeros((40, 48, 3), np.uint8))
+    leftover = workplace / "checkpoints/tile/tiny/images/.epoch_0001.0123abcd.part.png"
+    leftover.parent.mkdir()
+    leftover.write_bytes(b"of a killed process")
     write(good / "100.png", np.full((40, 48, 3), 101, np.uint8))
     write(good / "101.png", np.full((40, 48, 3), 102, np.uint8))
     (good / "000.png").unlink()
     write(good / "001.png", np.full((40, 48, 3), 103, np.uint8))
     status, out, _ = cli("--train", *larger, "--set", "train.epochs=3")
     assert status == 0 and "have changed since" in out and "2 added, 1 removed, 1 replaced" in out
+    assert "the textures have changed (3 then, 4 now)" in out and not leftover.exists()
     status, out, _ = cli("--train", *larger, "--set", "train.epochs=4")
     assert status == 0 and "have changed" not in out
 

@@ -3,6 +3,7 @@
 import io
 import math
 import os
+from abc import abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -126,9 +127,9 @@ class KeptArrays(Sequence):
             os.utime(self.path)
         runtime.remove_least_recently_used(folder.glob("*.npy"), TOTAL)
 
+    @abstractmethod
     def make(self, index: int) -> np.ndarray:
         """One array, as it goes into the file."""
-        raise NotImplementedError
 
     def _is_whole(self) -> bool:
         """Whether the file is there, and not cut short by a machine that went down."""

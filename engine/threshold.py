@@ -48,28 +48,27 @@ def nominal_images(config: Config, ckpt: Checkpoint) -> tuple[list[TestImage], b
     if ckpt.held_out is None:  # weights of another program
         held_out = data_loader.split_nominal(files, config.data.val_split, config.train.seed)[1]
     elif ckpt.pictures is None:  # of an earlier version, which kept names only
-        held_out = _found(dict(zip((file.name for file in files), files, strict=True)), ckpt.held_out, ckpt, files)
+        held_out = _found({file.name: file for file in files}, {name: name for name in ckpt.held_out}, ckpt)
     else:
         there = dict(zip(provenance.file_digests(files), files, strict=True))
         trained, kept = (set(ckpt.pictures[part].values()) for part in ("training", "held_out"))
         if there.keys() & (trained | kept):
             wanted = {name: digest for name, digest in ckpt.pictures["held_out"].items() if digest not in trained}
-            held_out = _found(there, wanted.values(), ckpt, files, list(wanted))
+            held_out = _found(there, wanted, ckpt)
         else:  # weights of another dataset have seen none of these
             held_out = files
     pictures = [TestImage(file, False) for file in sorted(held_out or files)]
     return pictures, None if ckpt.held_out is None else bool(held_out)
 
 
-def _found(
-    there: dict[str, Path], wanted: Sequence[str], ckpt: Checkpoint, files: list[Path], names: list[str] | None = None
-) -> list[Path]:
-    missing = [name for key, name in zip(wanted, names or wanted, strict=True) if key not in there]
+def _found(there: dict[str, Path], wanted: dict[str, str], ckpt: Checkpoint) -> list[Path]:
+    """Files by what tells them apart. wanted: names, for people, and the same."""
+    missing = [name for name, key in wanted.items() if key not in there]
     if missing:
         more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
-        path = files[0].parent / missing[0]
+        path = next(iter(there.values())).parent / missing[0]
         raise UserError(f"{path}{more}: held out when {ckpt.path} was trained, now missing; restore it or train anew")
-    return [there[key] for key in wanted]
+    return [there[key] for key in wanted.values()]
 
 
 def provenance_of(
@@ -141,10 +140,13 @@ def _table(content: dict[str, Any]) -> str:
 
 
 def load_thresholds(config: Config, ckpt: Checkpoint, preparation: Preparation, technique: Technique) -> dict[str, Any]:
-    """Thresholds that fit this checkpoint, image size and technique: `image` and `pixel`, each by type, `held_out`, and
-    the provenance `nominal` of the pictures they come from.
+    """Thresholds that fit this checkpoint, image size and technique.
 
-    UserError where they are not computed yet, or belong to something else.
+    Returns:
+        `image` and `pixel`, each type -> threshold; `held_out`; `nominal`, the content of the pictures they come from.
+
+    Raises:
+        UserError: they are not computed yet, or belong to something else.
     """
     path = thresholds_path(config, ckpt, technique)
     mend = "run: python main.py --threshold True (with the same --config and --set)"

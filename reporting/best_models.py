@@ -16,7 +16,7 @@ from reporting import curves
 from reporting.tables import LABELS, cell, markdown_table
 
 HEAD = ("category", "checkpoint", "technique", "threshold")
-MEND = "run evaluate_checkpoints.py again"
+MEND = "run evaluate_checkpoints.py again, with the same --config and --set"
 
 
 def write_report(

@@ -15,7 +15,7 @@ from evaluation.thresholds import OPTIMAL
 from inference import checkpoint
 from inference.checkpoint import Checkpoint
 from inference.detect import detect
-from inference.techniques import Preparation, Technique, configured
+from inference.techniques import Preparation, Technique, configured, left_out
 from provenance import Content, Provenance
 from reporting.result import Result
 
@@ -103,7 +103,7 @@ def evaluate_pass(
         for found, taken in _timed(detect(ckpt.model, dataset, config, "test images")):
             seconds += taken
             for technique, result in results.items():
-                result.update(found.under(technique))
+                result.update(left_out(found, technique))
         return "\n".join(result.finish(seconds) for result in results.values())
 
 

@@ -16,7 +16,7 @@ from evaluation.thresholds import NominalScores, NoScoresError
 from inference import checkpoint
 from inference.checkpoint import Checkpoint
 from inference.detect import detect
-from inference.techniques import Preparation, Technique, configured
+from inference.techniques import Preparation, Technique, configured, left_out
 from provenance import Provenance
 from reporting import tables
 
@@ -92,7 +92,7 @@ def compute_thresholds(
     scores = [(NominalScores(p, k, count), NominalScores(p, k, count * height * width)) for _ in techniques]
     for result in detect(ckpt.model, dataset, config, "nominal images"):
         for technique, (image_scores, pixel_scores) in zip(techniques, scores, strict=True):
-            seen = result.under(technique)
+            seen = left_out(result, technique)
             image_scores.update(image_score(seen.anomaly_map))
             pixel_scores.update(seen.anomaly_map if seen.valid is None else seen.anomaly_map[seen.valid])
     contents = []

@@ -1,7 +1,7 @@
 """Checkpoint and images to anomaly maps: the one place that runs the networks to detect."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -14,7 +14,6 @@ import runtime
 from config import Config
 from errors import UserError
 from inference import networks
-from inference.techniques import Technique
 from model import DRAEM
 
 
@@ -37,15 +36,6 @@ class NetworkOutput:
     mask: np.ndarray
     valid: np.ndarray | None = None
     region: np.ndarray | None = None
-
-    def under(self, technique: Technique) -> "NetworkOutput":
-        """The same with what a technique leaves out being 0 in the map and not valid."""
-        valid = self.valid
-        if technique.masking != "no" and self.region is not None:
-            valid = ~self.region if valid is None else valid & ~self.region
-        if valid is None or valid.all():
-            return replace(self, valid=None)
-        return replace(self, anomaly_map=np.where(valid, self.anomaly_map, np.float32(0)), valid=valid)
 
 
 @torch.inference_mode()

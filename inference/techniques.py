@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -21,6 +21,9 @@ from data_loader import TestImage
 from errors import UserError
 from evaluation import masking, registration
 from image_io import KeptArrays, read_image, read_size
+
+if TYPE_CHECKING:
+    from inference.detect import NetworkOutput
 
 MASKINGS = ("no", "pre", "post")
 
@@ -59,6 +62,16 @@ def configured(config: Config) -> Technique:
     """The technique that the settings ask for."""
     masked = "pre" if config.data.pre_masking else "post"
     return Technique(masked if config.metrics.masking else "no", config.data.image_registration)
+
+
+def left_out(output: "NetworkOutput", technique: Technique) -> "NetworkOutput":
+    """What the networks made of a picture, with 0 in the map and not valid what a technique leaves out."""
+    valid = output.valid
+    if technique.masking != "no" and output.region is not None:
+        valid = ~output.region if valid is None else valid & ~output.region
+    if valid is None or valid.all():
+        return replace(output, valid=None)
+    return replace(output, anomaly_map=np.where(valid, output.anomaly_map, np.float32(0)), valid=valid)
 
 
 class Preparation:

@@ -181,8 +181,9 @@ def test_what_a_technique_leaves_out_is_zero_and_not_valid():
     valid = np.ones((4, 4), bool)
     valid[:, 0] = False
     found = inference.NetworkOutput(0, None, None, ones, region, valid, region)
-    assert (found.under(Technique("no", True)).anomaly_map == valid).all()
+    assert (techniques.left_out(found, Technique("no", True)).anomaly_map == valid).all()
     for name in ("pre", "post"):
-        seen = found.under(Technique(name))
+        seen = techniques.left_out(found, Technique(name))
         assert (seen.anomaly_map == (valid & ~region)).all() and (seen.valid == (valid & ~region)).all()
-    assert inference.NetworkOutput(0, None, None, ones, region, ~region | True, region).under(Technique()).valid is None
+    everywhere = inference.NetworkOutput(0, None, None, ones, region, ~region | True, region)
+    assert techniques.left_out(everywhere, Technique()).valid is None

@@ -14,7 +14,14 @@ from provenance import Provenance
 from synthesis import AnomalySynthesizer
 from training import loop
 from training.journal import Journal
-from training.state import TrainingState, changed_pictures, provenance_of, read_last, training_provenance
+from training.state import (
+    FOLDERS,
+    TrainingState,
+    changed_pictures,
+    provenance_of,
+    read_last,
+    training_provenance,
+)
 from training.validation import SyntheticSamples
 
 
@@ -49,9 +56,12 @@ def _tell_changes(path: Path, kept: dict[str, Any], state: TrainingState) -> Non
     """Which pictures are others than those that a state was trained on: no reason against going on, but to be known."""
     if changed := changed_pictures(kept.get("pictures"), state.pictures):
         print(f"pictures of train/good have changed since {path} was saved: {changed}")
-    there, now = (Provenance(textures=one.textures) for one in (provenance_of(path, kept), state.made_from))
-    for changed in there.differences(now):
+    there, now = provenance_of(path, kept), state.made_from
+    for changed in Provenance(textures=there.textures).differences(Provenance(textures=now.textures)):
         print(f"since {path} was saved {changed}")
+    for key in FOLDERS:  # others are no way to go on, see `read_last`
+        if there.settings[key] != now.settings[key]:
+            print(f"{key} was {there.settings[key]}, is now {now.settings[key]}: the same pictures")
 
 
 def _train(state: TrainingState, files: "Files") -> Path:

@@ -178,6 +178,7 @@ def test_a_dataset_that_has_moved_is_the_same(workplace, cli):
     status, out, _ = cli("--train", "--detection", *moved, *QUICK, "--set", "train.epochs=3")
     assert status == 2  # thresholds of epoch 3 are missing, but it has been trained
     assert "going on after epoch 2" in out and "have changed" not in out
+    assert f"data.data_path was {workplace}/mvtec, is now {workplace}/elsewhere: the same pictures" in out
     write(workplace / "elsewhere/tile/train/good/000.png", np.full((40, 48, 3), 99, np.uint8))
     status, out, error = cli("--detection", *moved, "--set", "data.load_epoch=2")
     assert not re.search(r"[0-9a-f]{12}", out.split("results:")[0] + error)

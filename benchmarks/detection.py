@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-import data_loader
+import folders
 import runtime
 from benchmarks import common, plain
 from inference.networks import optimized
@@ -34,7 +34,7 @@ def main() -> None:
         network = optimized(DRAEM(1, 1), device, precision)
         x = torch.rand(8, 3, flags.size, flags.size, device=device).to(precision)
         x = x.contiguous(memory_format=runtime.memory_format(device, precision))
-        pictures = data_loader.list_test(root / "mvtec/made_up")[half - flags.few // 2 :][: flags.few]
+        pictures = folders.list_test(root / "mvtec/made_up")[half - flags.few // 2 :][: flags.few]
         files = [(picture.path, picture.mask_path) for picture in pictures]
 
         def baseline() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 import data_loader
+import folders
 import runtime
 from benchmarks import common, plain
 from benchmarks.training import Trainer
@@ -53,7 +54,7 @@ def main() -> None:
         root = Path(folder)
         common.make_dataset(root, flags.size, train=200, good=1, bad=1, textures=120)
         size = (flags.size, flags.size)
-        files, textures = data_loader.list_nominal(root / "mvtec/made_up"), data_loader.list_textures(root / "textures")
+        files, textures = folders.list_nominal(root / "mvtec/made_up"), folders.list_textures(root / "textures")
         dataset = data_loader.DRAEMTrainDataset(files, AnomalySynthesizer(textures, size))
         loaders = [endless(dataset, flags.batch, runtime.worker_count("auto", device)) for _ in range(3)]
         trainer, eager = Trainer(flags.width, flags.channels), Trainer(flags.width, flags.channels, compile_="off")

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 import data_loader
+import folders
 from benchmarks import common
 from cli import add_config_flags
 from config import load_config
@@ -21,7 +22,7 @@ def main() -> None:
     flags = parser.parse_args()
     configs = [load_config(flags.config, [*flags.set, f"train.precision={name}"]) for name in ("fp32", "bf16")]
     common.header(f"bfloat16 against float32, {configs[0].data.category}, the same weights")
-    pictures = data_loader.list_test(Path(configs[0].data.data_path) / configs[0].data.category)
+    pictures = folders.list_test(Path(configs[0].data.data_path) / configs[0].data.category)
     model = checkpoint.load(configs[0]).model
     labels, maps, values = np.array([int(picture.has_anomaly) for picture in pictures]), [], []
     for config in configs:

@@ -6,16 +6,16 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-import data_loader
+import folders
 import image_io
 import provenance
 import runtime
 from config import Config
-from data_loader import TestImage
 from engine.detection import evaluate_pass, provenance_of, result_folder
 from engine.threshold import compute_thresholds, load_thresholds, nominal_images
 from errors import UserError, told
 from evaluation.thresholds import KINDS, OPTIMAL
+from folders import TestImage
 from inference import checkpoint
 from inference.checkpoint import Checkpoint
 from inference.techniques import MASKINGS, TECHNIQUES, Preparation, Technique
@@ -102,7 +102,7 @@ def _plan(
 ) -> tuple[list[Item], dict[Key, str]]:
     """All passes, and what cannot be evaluated; UserError for what the user asked for and is not there."""
     items, failed = [], {}
-    for name in data_loader.chosen_categories(Path(config.data.data_path), categories):
+    for name in folders.chosen_categories(Path(config.data.data_path), categories):
         own = of_category(config, name)
         epochs = checkpoint.saved_epochs(own.run_folder)
         if not epochs and not (own.run_folder / "last.pt").is_file():
@@ -114,7 +114,7 @@ def _plan(
         kept_in = image_io.kept_folder(own.data.checkpoint_path) if len(paths) > 1 else None
         preparation = Preparation(own, techniques, kept_in)
         try:
-            pictures = data_loader.list_test(Path(own.data.data_path) / name)
+            pictures = folders.list_test(Path(own.data.data_path) / name)
             # last.pt first: a kept checkpoint of the same epoch takes its place
             by_epoch = {
                 checkpoint.epoch_of(path): path for path in sorted(paths, key=lambda path: path.name != "last.pt")
@@ -237,7 +237,7 @@ def current_results(results: Path, config: Config, failed: dict[Key, str]) -> tu
                 stale[key] = f"its checkpoint {path} is gone"
                 continue
             if name not in listed:
-                listed[name] = data_loader.list_test(data_loader.category_folder(Path(own.data.data_path), name))
+                listed[name] = folders.list_test(folders.category_folder(Path(own.data.data_path), name))
             if changed := differences(own, record, path, Preparation(own, [technique]), technique, listed[name]):
                 stale[key] = "; ".join(changed)
                 continue

@@ -6,12 +6,12 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import data_loader
+import folders
 import provenance
 from config import Config
-from data_loader import TestImage
 from engine.threshold import NOT_KNOWN, load_thresholds
 from evaluation.thresholds import OPTIMAL
+from folders import TestImage
 from inference import checkpoint
 from inference.checkpoint import Checkpoint
 from inference.detect import detect
@@ -23,8 +23,8 @@ from reporting.result import Result
 def run(config: Config) -> Path:
     """Detect on test/ with the configured checkpoint; the folder of results."""
     technique = configured(config)
-    category = data_loader.category_folder(Path(config.data.data_path), config.data.category)
-    pictures = data_loader.list_test(category)
+    category = folders.category_folder(Path(config.data.data_path), config.data.category)
+    pictures = folders.list_test(category)
     ckpt = checkpoint.load(config)
     preparation = Preparation(config, [technique])
     nominal = load_thresholds(config, ckpt, preparation, technique) if config.metrics.threshold else None

@@ -5,14 +5,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import data_loader
+import folders
 import provenance
 import runtime
 from config import Config
-from data_loader import TestImage
 from errors import UserError
 from evaluation.metrics import image_score
 from evaluation.thresholds import NominalScores, NoScoresError
+from folders import TestImage
 from inference import checkpoint
 from inference.checkpoint import Checkpoint
 from inference.detect import detect
@@ -43,10 +43,10 @@ def nominal_images(config: Config, ckpt: Checkpoint) -> tuple[list[TestImage], b
 
     Pictures are told apart by content: renamed ones stay what they were.
     """
-    category = data_loader.category_folder(Path(config.data.data_path), config.data.category)
-    files = data_loader.list_nominal(category)
+    category = folders.category_folder(Path(config.data.data_path), config.data.category)
+    files = folders.list_nominal(category)
     if ckpt.held_out is None:  # weights of another program
-        held_out = data_loader.split_nominal(files, config.data.val_split, config.train.seed)[1]
+        held_out = folders.split_nominal(files, config.data.val_split, config.train.seed)[1]
     elif ckpt.pictures is None:  # of an earlier version, which kept names only
         held_out = _found({file.name: file for file in files}, {name: name for name in ckpt.held_out}, ckpt)
     else:

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import data_loader
+import folders
 import provenance
 import runtime
 from config import Config
@@ -111,14 +112,14 @@ class Files(NamedTuple):
 
 def find_files(config: Config) -> tuple[list[Path], list[Path]]:
     """Nominal images and textures. Nothing is read yet."""
-    category = data_loader.category_folder(Path(config.data.data_path), config.data.category)
-    return data_loader.list_nominal(category), data_loader.list_textures(Path(config.data.anomaly_source_path))
+    category = folders.category_folder(Path(config.data.data_path), config.data.category)
+    return folders.list_nominal(category), folders.list_textures(Path(config.data.anomaly_source_path))
 
 
 def split(config: Config, nominal: list[Path], textures: list[Path], kept: dict[str, Any] | None = None) -> Files:
     """Training and held-out images: by seed, or as in the state that is kept, told by content."""
     if kept is None:
-        _, held_out = data_loader.split_nominal(nominal, config.data.val_split, config.train.seed)
+        _, held_out = folders.split_nominal(nominal, config.data.val_split, config.train.seed)
     elif "pictures" in kept:
         digests = set(kept["pictures"]["held_out"].values())
         found = zip(nominal, provenance.file_digests(nominal), strict=True)

@@ -10,10 +10,10 @@ from tqdm import tqdm
 
 import runtime
 from config import Config, edit_config, settings_text
-from data_loader import chosen_categories
 from engine.batch import of_category
 from engine.train import find_files, split
 from errors import UserError, told
+from folders import chosen_categories
 from inference import checkpoint
 from inference.checkpoint import epoch_path
 from training.state import changed_pictures, changed_settings, provenance_of, training_provenance

@@ -14,12 +14,13 @@ import torch
 from tqdm import tqdm
 
 import data_loader
+import folders
 import provenance
 import runtime
 from config import Config
-from data_loader import TestImage
 from errors import UserError
 from evaluation import masking, registration
+from folders import TestImage
 from image_io import KeptArrays, read_image, read_size
 
 if TYPE_CHECKING:
@@ -110,8 +111,8 @@ class Preparation:
     def _reference_path(self) -> Path:
         if self.config.data.registration_reference is not None:
             return Path(self.config.data.registration_reference)
-        folder = data_loader.category_folder(Path(self.config.data.data_path), self.config.data.category)
-        return data_loader.list_nominal(folder)[0]
+        folder = folders.category_folder(Path(self.config.data.data_path), self.config.data.category)
+        return folders.list_nominal(folder)[0]
 
     @cached_property
     def _reference(self) -> np.ndarray:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from data_loader import TestImage
 from evaluation import image_metrics, metrics
 from evaluation.thresholds import OPTIMAL
+from folders import TestImage
 from reporting.panels import eight_bit
 
 if TYPE_CHECKING:

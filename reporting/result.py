@@ -14,9 +14,9 @@ import image_io
 import provenance
 import runtime
 from config import Config
-from data_loader import TestImage
 from evaluation import image_metrics
 from evaluation.thresholds import OPTIMAL
+from folders import TestImage
 from provenance import Provenance
 from reporting import curves, panels, tables
 from reporting.measurements import Measurements

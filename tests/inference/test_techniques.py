@@ -11,8 +11,8 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 import data_loader
 from config import load_config
-from data_loader import list_test
 from evaluation import masking, metrics
+from folders import list_test
 from inference import detect as inference
 from inference import techniques
 from inference.techniques import Preparation, Technique, Variant

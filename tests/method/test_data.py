@@ -7,6 +7,7 @@ import torch
 from conftest import make_dataset, write
 
 import data_loader
+import folders
 import image_io
 from errors import UserError
 from image_io import read_image
@@ -21,7 +22,7 @@ def test_formats(tmp_path, suffix):
     read = read_image(path)
     assert read.dtype == np.uint8 and read.shape == (20, 30, 3)
     np.testing.assert_allclose(read, image, atol=3)
-    assert data_loader.list_textures(tmp_path) == [path]
+    assert folders.list_textures(tmp_path) == [path]
 
 
 def test_depths_and_channels_are_read_as_8_bit_bgr(tmp_path):
@@ -39,7 +40,7 @@ def test_test_images_and_masks(tmp_path):
     write(category / "ground_truth/dent/b.bmp", np.full((8, 8), 255, np.uint8))  # named without _mask
     (category / "test/good/notes.txt").write_text("passed over")
     (category / "test/good/._000.png").write_text("passed over")
-    found = {image.path.relative_to(category).as_posix(): image for image in data_loader.list_test(category)}
+    found = {image.path.relative_to(category).as_posix(): image for image in folders.list_test(category)}
     assert len(found) == 8 and list(found)[:3] == [f"test/good/{i:03}.png" for i in range(3)]
     assert found["test/plain/a.png"].mask_path is None and found["test/plain/a.png"].has_anomaly
     assert found["test/dent/b.jpg"].mask_path == category / "ground_truth/dent/b.bmp"
@@ -48,23 +49,23 @@ def test_test_images_and_masks(tmp_path):
 
 def test_a_folder_that_may_not_be_read_is_not_an_empty_one(tmp_path, monkeypatch):
     category = make_dataset(tmp_path) / "mvtec/tile"
-    scandir = data_loader.os.scandir
+    scandir = folders.os.scandir
 
     def refuse(path):
         if str(path).endswith("spot"):
             raise PermissionError(13, "Permission denied", str(path))
         return scandir(path)
 
-    monkeypatch.setattr(data_loader.os, "scandir", refuse)
+    monkeypatch.setattr(folders.os, "scandir", refuse)
     with pytest.raises(PermissionError, match="spot"):
-        data_loader.list_test(category)
+        folders.list_test(category)
 
 
 def test_a_single_missing_mask_is_named(tmp_path):
     category = make_dataset(tmp_path) / "mvtec/tile"
     (category / "ground_truth/spot/001_mask.png").unlink()
     with pytest.raises(UserError, match=r"spot.001\.png: its mask .*001_mask\.png is missing"):
-        data_loader.list_test(category)
+        folders.list_test(category)
 
 
 def test_mask_rules(tmp_path):
@@ -95,7 +96,7 @@ def test_mask_rules(tmp_path):
 
 def test_test_sample(tmp_path):
     category = make_dataset(tmp_path) / "mvtec/tile"
-    dataset = data_loader.DRAEMTestDataset(data_loader.list_test(category), (32, 64))
+    dataset = data_loader.DRAEMTestDataset(folders.list_test(category), (32, 64))
     sample = dataset[4]
     assert sample["image"].shape == (3, 32, 64) and sample["mask"].shape == (1, 32, 64)
     assert sample["has_anomaly"].tolist() == [1.0] and sample["idx"] == 4
@@ -108,23 +109,23 @@ def test_test_sample(tmp_path):
 
 def test_split_is_seeded_disjoint_and_complete(tmp_path):
     files = [tmp_path / f"{i}.png" for i in range(50)]
-    train, held_out = data_loader.split_nominal(files, 0.2, 1)
+    train, held_out = folders.split_nominal(files, 0.2, 1)
     assert len(held_out) == 10 and sorted(train + held_out) == sorted(files)
-    assert (train, held_out) == data_loader.split_nominal(files, 0.2, 1)
-    assert held_out != data_loader.split_nominal(files, 0.2, 2)[1]
-    assert data_loader.split_nominal(files, 0, 1) == (files, [])
+    assert (train, held_out) == folders.split_nominal(files, 0.2, 1)
+    assert held_out != folders.split_nominal(files, 0.2, 2)[1]
+    assert folders.split_nominal(files, 0, 1) == (files, [])
     for share in (0.001, 0.999):
         with pytest.raises(UserError, match=r"data\.val_split"):
-            data_loader.split_nominal(files, share, 1)
+            folders.split_nominal(files, share, 1)
 
 
 def test_textures_at_any_depth(tmp_path):
     for path in ("a.png", "b/c.JPG", "b/d/e/f.tif"):
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).write_bytes(b"x")
-    assert len(data_loader.list_textures(tmp_path)) == 3
+    assert len(folders.list_textures(tmp_path)) == 3
     with pytest.raises(UserError, match="fetch_dtd"):
-        data_loader.list_textures(tmp_path / "none")
+        folders.list_textures(tmp_path / "none")
 
 
 def test_fetch_dtd(tmp_path, monkeypatch):
@@ -149,8 +150,8 @@ def test_fetch_dtd(tmp_path, monkeypatch):
 
 def test_samples_travel_in_the_smallest_types_that_lose_nothing(tmp_path):
     make_dataset(tmp_path)
-    files = data_loader.list_nominal(tmp_path / "mvtec/tile")
-    textures = data_loader.list_textures(tmp_path / "textures")
+    files = folders.list_nominal(tmp_path / "mvtec/tile")
+    textures = folders.list_textures(tmp_path / "textures")
     synthesizer = AnomalySynthesizer(textures, (32, 32), cut=True)
     dataset = data_loader.DRAEMTrainDataset(files, synthesizer, seed=1)
     for key in range(20):

@@ -8,6 +8,7 @@ import torch
 from conftest import DATA, make_dataset, write
 
 import data_loader
+import folders
 import synthesis
 from synthesis import AnomalySynthesizer, rotate
 
@@ -132,8 +133,8 @@ def test_every_augmenter_changes_the_texture_within_uint8(nominal):
 
 
 def samples(tmp_path, workers: int, epochs: int = 2) -> list[dict]:
-    files = data_loader.list_nominal(tmp_path / "mvtec" / "tile")
-    textures = data_loader.list_textures(tmp_path / "textures")
+    files = folders.list_nominal(tmp_path / "mvtec" / "tile")
+    textures = folders.list_textures(tmp_path / "textures")
     dataset = data_loader.DRAEMTrainDataset(files, AnomalySynthesizer(textures, (32, 64), cut=True), seed=5)
     loader = data_loader.train_loader(dataset, 2, workers)
     batches = []
@@ -156,8 +157,8 @@ def test_samples_do_not_depend_on_the_number_of_workers(tmp_path):
 def test_samples_do_not_depend_on_how_workers_are_started(tmp_path):
     """Windows, macOS and newer Pythons send the dataset to a fresh process instead of forking."""
     make_dataset(tmp_path, n_train=12)
-    files = data_loader.list_nominal(tmp_path / "mvtec" / "tile")
-    synthesizer = AnomalySynthesizer(data_loader.list_textures(tmp_path / "textures"), (32, 32))
+    files = folders.list_nominal(tmp_path / "mvtec" / "tile")
+    synthesizer = AnomalySynthesizer(folders.list_textures(tmp_path / "textures"), (32, 32))
     dataset = data_loader.DRAEMTrainDataset(files, synthesizer, seed=2)
     here = list(data_loader.train_loader(dataset, 12, 0))
     there = list(torch.utils.data.DataLoader(dataset, 12, num_workers=1, multiprocessing_context="spawn"))
@@ -168,8 +169,8 @@ def test_samples_do_not_depend_on_how_workers_are_started(tmp_path):
 
 def test_no_two_samples_repeat_each_other(tmp_path):
     make_dataset(tmp_path, n_train=1)
-    file = data_loader.list_nominal(tmp_path / "mvtec" / "tile") * 40
-    textures = data_loader.list_textures(tmp_path / "textures")
+    file = folders.list_nominal(tmp_path / "mvtec" / "tile") * 40
+    textures = folders.list_textures(tmp_path / "textures")
     dataset = data_loader.DRAEMTrainDataset(file, AnomalySynthesizer(textures, (32, 32)))
     seen = [dataset[k]["augmented_image"].numpy().tobytes() for k in range(80) if dataset[k]["has_anomaly"]]
     assert len(seen) == len(set(seen)) > 20

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+import decoded
 import folders
-import image_io
 import provenance
 import runtime
 from config import Config
@@ -111,7 +111,7 @@ def _plan(
         chosen = checkpoints or epochs or ["last"]
         paths = [checkpoint.find(own, "last" if epoch == "last" else int(epoch)) for epoch in chosen]
         techniques = _techniques(own, maskings, registrations)
-        kept_in = image_io.kept_folder(own.data.checkpoint_path) if len(paths) > 1 else None
+        kept_in = decoded.kept_folder(own.data.checkpoint_path) if len(paths) > 1 else None
         preparation = Preparation(own, techniques, kept_in)
         try:
             pictures = folders.list_test(Path(own.data.data_path) / name)

@@ -8,8 +8,8 @@ import folders
 import provenance
 import runtime
 from config import Config
+from decoded import DecodedImages, Subset, kept_folder
 from errors import UserError
-from image_io import DecodedImages, Subset, kept_folder
 from inference import checkpoint, networks
 from provenance import Provenance
 from synthesis import AnomalySynthesizer

@@ -18,10 +18,11 @@ import folders
 import provenance
 import runtime
 from config import Config
+from decoded import KeptArrays
 from errors import UserError
 from evaluation import masking, registration
 from folders import TestImage
-from image_io import KeptArrays, read_image, read_size
+from image_io import read_image, read_size
 
 if TYPE_CHECKING:
     from inference.detect import NetworkOutput

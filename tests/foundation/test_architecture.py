@@ -23,7 +23,7 @@ FLOORS = (  # a file imports from its own floor's room or those below
     ("reporting",),
     ("inference",),
     ("data_loader",),
-    ("synthesis", "folders"),
+    ("synthesis", "folders", "decoded"),
     ("image_io",),
     ("provenance",),
     ("runtime",),

@@ -14,8 +14,8 @@ import torch
 from conftest import ROOT
 
 import runtime
+from decoded import KeptArrays
 from errors import UserError
-from image_io import KeptArrays
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -124,7 +124,7 @@ def test_what_killed_processes_leave_is_removed_and_what_others_write_is_not(tmp
 
 
 def test_kept_arrays_have_a_bounded_total_and_stay_while_in_use(tmp_path, monkeypatch):
-    monkeypatch.setattr("image_io.TOTAL", 12_000)
+    monkeypatch.setattr("decoded.TOTAL", 12_000)
     first = Ramp(tmp_path, "first", "arrays", 4, (1000,))
     Ramp(tmp_path, "second", "arrays", 4, (1000,))  # used by nobody any more
     os.utime(tmp_path / "second.npy", ns=(10**18, 10**18))

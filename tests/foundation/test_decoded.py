@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 import data_loader
-import image_io
+import decoded
+from decoded import DecodedImages
 from errors import UserError
-from image_io import DecodedImages, read_image
+from image_io import read_image
 from synthesis import AnomalySynthesizer
 
 SIZE = (32, 64)
@@ -39,7 +40,7 @@ def test_they_are_what_the_files_hold_and_are_decoded_once(tmp_path, files, monk
     with pytest.raises(IndexError):
         first[5]
     expected = [image.copy() for image in first]
-    monkeypatch.setattr(image_io, "read_image", None)
+    monkeypatch.setattr(decoded, "read_image", None)
     again = DecodedImages(tmp_path, "some pictures", files, SIZE)
     assert again.path == first.path and all(map(np.array_equal, again, expected))
 
@@ -57,7 +58,7 @@ def test_they_are_made_anew_when_a_file_changes(tmp_path, files):
 
 
 def test_images_beyond_the_limit_are_decoded_when_drawn(tmp_path, files, monkeypatch):
-    monkeypatch.setattr(image_io, "LIMIT", 2 * 3 * SIZE[0] * SIZE[1] + 1)
+    monkeypatch.setattr(decoded, "LIMIT", 2 * 3 * SIZE[0] * SIZE[1] + 1)
     images = DecodedImages(tmp_path, "pictures", files, SIZE)
     assert same(images, files) and images.path.stat().st_size < 3 * 3 * SIZE[0] * SIZE[1]
     files[1].unlink()

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 import settings_file
 from errors import UserError
-from evaluation.thresholds import NOMINAL_KINDS
+from evaluation.thresholds import MANUAL, NOMINAL_KINDS
 
 REGIONS = "masking.regions"
 UNUSED_KEYS = {"input_channel", "save_txt", "comparison"}  # of earlier code
@@ -53,6 +53,28 @@ def _must(allowed: str, value: Any, is_fine: bool, low: int = 1, high: int = 0) 
 
 def _auto_or_count(value: Any) -> Any:
     return _must("auto or a whole number from 0 to 1024", value, value == "auto", 0, 1024)
+
+
+def _white_level(value: Any) -> Any:
+    is_level = type(value) in (int, float) and 0 < value < 2**32
+    return _must("auto, or the number that means white", value, value == "auto" or is_level)
+
+
+def _score(value: Any) -> Any:
+    is_score = type(value) in (int, float) and 0 <= value <= 1
+    return _must("null, or a number from 0 to 1", value, value is None or is_score)
+
+
+def _split_by(value: str | None) -> str | None:
+    if value is None:
+        return None
+    try:
+        groups = re.compile(value).groups
+    except re.error as error:
+        raise ValueError(f"must be a regular expression ({error})") from error
+    if not groups:
+        raise ValueError("must have a group in brackets, e.g. '(part\\d+)_'")
+    return value
 
 
 def _device(value: Any) -> Any:
@@ -118,6 +140,8 @@ class Data(_Section):
     load_epoch: Annotated[int | str, BeforeValidator(_load_epoch)] = "last"
     test_batch_size: _whole(1, 4096) = 8
     val_split: Annotated[float, Field(strict=True, ge=0, lt=1)] = 0.2
+    split_by: Annotated[str | None, AfterValidator(_split_by)] = None
+    white_level: Annotated[float | str, BeforeValidator(_white_level)] = "auto"
     num_workers: Annotated[int | str, BeforeValidator(_auto_or_count)] = "auto"
     image_registration: Flag = False
     registration_reference: OptionalPathText = None
@@ -150,9 +174,13 @@ class Train(_Section):
 class Metrics(_Section):
     masking: Flag = False
     threshold: Flag = True
-    threshold_type: Annotated[Literal[NOMINAL_KINDS], BeforeValidator(_threshold_type)] = "p_quantile"
+    threshold_type: Annotated[Literal[(*NOMINAL_KINDS, MANUAL)], BeforeValidator(_threshold_type)] = "p_quantile"
     p: Annotated[float, Field(strict=True, ge=0, le=100)] = 99.0
     k: Annotated[float, Field(strict=True, ge=0, le=100)] = 3.0
+    max_false_alarms: Annotated[float, Field(strict=True, gt=0, lt=1)] = 0.05
+    image_threshold: Annotated[float | None, BeforeValidator(_score)] = None
+    pixel_threshold: Annotated[float | None, BeforeValidator(_score)] = None
+    optimal: Literal["f1", "youden"] = "f1"
     auroc: Flag = True
     pr: Flag = True
     pro: Flag = True
@@ -198,7 +226,7 @@ def _unknown(key: str) -> str:
 def _is_text(key: str) -> bool:
     section, _, name = key.partition(".")
     field = Config.model_fields[section].annotation.model_fields[name]
-    return field.annotation is str or key in ("data.load_epoch", "data.registration_reference")
+    return field.annotation is str or key in ("data.load_epoch", "data.registration_reference", "data.split_by")
 
 
 def _problem(error: dict[str, Any], text: str) -> str:

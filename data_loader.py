@@ -11,8 +11,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 import runtime
 from errors import UserError
-from folders import TestImage
 from image_io import read_all, read_image, read_mask, resize
+from pictures import TestImage
 from synthesis import AnomalySynthesizer
 
 SAMPLE_BYTES = 16  # a pixel at most: image 3, augmented image 12, mask 1
@@ -94,10 +94,13 @@ class DRAEMTestDataset(Dataset):
 
     Samples are dicts: `image` uint8 (3, H, W), for `scaled`; `mask` bool (1, H, W), False where there is none;
     `has_anomaly` float32 (1,); `idx`.
+
+    Args:
+        white_level: see `image_io.read_image`.
     """
 
-    def __init__(self, images: Sequence[TestImage], image_size: tuple[int, int]):
-        self.images, self.image_size = list(images), tuple(image_size)
+    def __init__(self, images: Sequence[TestImage], image_size: tuple[int, int], white_level: float | None = None):
+        self.images, self.image_size, self.white_level = list(images), tuple(image_size), white_level
 
     def __len__(self) -> int:
         return len(self.images)
@@ -109,9 +112,11 @@ class DRAEMTestDataset(Dataset):
     def read(self, idx: int) -> tuple[np.ndarray, np.ndarray]:
         """A picture, uint8 (H, W, 3), and its mask, uint8 (H, W), both of the original size."""
         record = self.images[idx]
-        image = read_image(record.path)
-        size = image.shape[:2]
-        return image, read_mask(record.mask_path, size) if record.mask_path else np.zeros(size, np.uint8)
+        image = read_image(record.path, white_level=self.white_level)
+        mask = np.zeros(image.shape[:2], np.uint8)
+        for path in record.masks:
+            mask |= read_mask(path, mask.shape)
+        return image, mask
 
     def resized(self, image: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """A picture and its mask, uint8 (H, W, 3) and bool (H, W), of the image size.

@@ -108,21 +108,23 @@ class DecodedImages(KeptArrays):
     """Images of one size, uint8 (H, W, 3), BGR, decoded once. The file is named by their content, size and order.
 
     Args:
-        title: what they are. files: the images' files. size: (height, width).
+        title: what they are. files: the images' files. size: (height, width). white_level: see `image_io.read_image`.
 
     Raises:
         UserError: a file that cannot be decoded. OSError: no room.
     """
 
-    def __init__(self, folder: Path, title: str, files: Sequence[Path], size: tuple[int, int]):
-        self.files, self.size = list(files), tuple(size)
-        content = provenance.digest([provenance.VERSION, *provenance.file_digests(self.files)])
+    def __init__(
+        self, folder: Path, title: str, files: Sequence[Path], size: tuple[int, int], white_level: float | None = None
+    ):
+        self.files, self.size, self.white_level = list(files), tuple(size), white_level
+        content = provenance.digest([provenance.VERSION, white_level, *provenance.file_digests(self.files)])
         name = f"{title.replace(' ', '_')}_{size[0]}x{size[1]}_{content}"
         super().__init__(folder, name, title, len(self.files), (*self.size, 3))
 
     def make(self, index: int) -> np.ndarray:
         """The image of a file."""
-        return read_image(self.files[index], self.size)
+        return read_image(self.files[index], self.size, self.white_level)
 
 
 class Subset(Sequence):

@@ -1,14 +1,14 @@
 """Evaluate categories x checkpoints x techniques x thresholds, and summarize them in one table."""
 
 from cli import Parser, add_config_flags, boolean, run
-from evaluation.thresholds import KINDS
+from evaluation.thresholds import COMPARED_KINDS, KINDS
 
 # Predefined parameters. Each can be given as a flag of the same name, e.g. --checkpoints 600 700
 CATEGORIES = None  # names of categories; None: every folder of data.data_path that has train/good
 CHECKPOINTS = None  # epochs, or last; None: every kept epoch of each category
 MASKINGS = None  # of no, pre, post; None: all, but pre and post only for categories that masking.regions names
 REGISTRATIONS = (False, True)  # without, with image registration
-THRESHOLDS = KINDS  # max, p_quantile, k_sigma, optimal
+THRESHOLDS = COMPARED_KINDS  # max, p_quantile, k_sigma, optimal; besides: conformal, manual
 FORCE = False  # True: evaluate again what is complete
 
 
@@ -28,7 +28,13 @@ def main() -> int:
     add_flag(
         "--registrations", nargs="+", type=boolean, default=REGISTRATIONS, metavar="True|False", help="(default: both)"
     )
-    add_flag("--thresholds", nargs="+", choices=KINDS, default=THRESHOLDS, help="types to judge at (default: all)")
+    add_flag(
+        "--thresholds",
+        nargs="+",
+        choices=KINDS,
+        default=THRESHOLDS,
+        help=f"types to judge at (default: {' '.join(COMPARED_KINDS)})",
+    )
     add_flag("--force", type=boolean, nargs="?", const=True, default=FORCE, metavar="True|False", help="repeat all")
     add_config_flags(parser)
     arguments = parser.parse_args()

@@ -1,57 +1,124 @@
-"""What lies where in a dataset folder in MVTec AD form.
-
-<category>/train/good/*, <category>/test/good/*, <category>/test/<defect>/*, <category>/ground_truth/<defect>/*_mask.*
-"""
+"""Folders and their names: picture files at any depth, categories, textures, and what is passed over."""
 
 import os
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-
-import numpy as np
 
 from errors import UserError
 
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"}
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".jpe", ".bmp", ".dib", ".tif", ".tiff", ".webp", ".jp2", ".exr", ".avif"}
+IMAGE_SUFFIXES |= {".gif", ".pgm", ".ppm", ".pbm", ".pnm", ".pam", ".hdr", ".ras", ".sr"}
+# As `plain` has them.
+NOMINAL_NAMES = {"good", "ok", "normal", "nominal", "defectfree", "nodefect", "nondefective", "anomalyfree"}
+SYSTEM_FOLDERS = {"__MACOSX", "@eaDir"}
+
+
+@dataclass
+class Remarks:
+    """What a look through folders came upon and did not take as it is."""
+
+    passed: dict[str, list[str]] = field(default_factory=dict)  # kind -> names of what was passed over
+    taken: list[str] = field(default_factory=list)  # what was taken in a sense that its owner should know
+
+    def pass_over(self, kind: str, name: object) -> None:
+        """Note something of a kind (in the plural) that is not used."""
+        names = self.passed.setdefault(kind, [])
+        if str(name) not in names:
+            names.append(str(name))
+
+    def take(self, text: str) -> None:
+        """Note how something was understood."""
+        if text not in self.taken:
+            self.taken.append(text)
+
+    def lines(self) -> list[str]:
+        """For people: how things were understood, and one line about all that was passed over."""
+        parts = [
+            f"{len(names)} {kind} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+            for kind, names in self.passed.items()
+        ]
+        return [*self.taken, *(["passed over: " + "; ".join(parts)] if parts else [])]
+
+
+def plain(name: str) -> str:
+    """A name without case, spaces and signs."""
+    return re.sub(r"[\W_]", "", name.casefold())
 
 
 def _refuse(error: OSError) -> None:
     raise error  # a folder that may not be read is not an empty one
 
 
-def _files(folder: Path, is_deep: bool = False) -> list[Path]:
-    """Image files in a folder, or at any depth below it, sorted; none where there is no such folder."""
-    found = []
-    for root, folders, names in os.walk(folder, onerror=_refuse) if folder.is_dir() else ():
-        if not is_deep:
+def pictures_below(folder: Path, remarks: Remarks | None = None) -> list[Path]:
+    """Pictures at any depth below a folder, sorted; none where there is no such folder. Links are followed."""
+    found, seen, remarks = [], set(), remarks or Remarks()
+    for root, folders, names in os.walk(folder, onerror=_refuse, followlinks=True) if folder.is_dir() else ():
+        _check_names(root, (*folders, *names))
+        hidden = [name for name in folders if name.startswith(".") or name in SYSTEM_FOLDERS]
+        for name in hidden:
+            remarks.pass_over("hidden folders", Path(root, name).relative_to(folder.parent))
+        # A link to a folder above it would lead round and round.
+        state = os.stat(root)
+        if (state.st_dev, state.st_ino) in seen and state.st_ino:
             folders.clear()
-        found += [Path(root) / name for name in names if not name.startswith(".")]
-    return sorted(path for path in found if path.suffix.lower() in IMAGE_SUFFIXES)
+            continue
+        seen.add((state.st_dev, state.st_ino))
+        folders[:] = sorted(set(folders) - set(hidden))
+        for name in names:
+            path = Path(root, name)
+            if name.startswith("."):
+                remarks.pass_over("hidden files", name)
+            elif path.suffix.lower() in IMAGE_SUFFIXES:
+                found.append(path)
+            else:
+                remarks.pass_over("files that are no pictures", name)
+    return sorted(found)
 
 
-def _folder(path: Path, key: str) -> Path:
-    if path.exists() and not path.is_dir():
-        raise UserError(f"{key}: {path} is a file; a folder is needed there")
-    if not path.is_dir():
-        raise UserError(f"{key}: folder {path} does not exist")
-    return path
+def _check_names(root: str, names: Sequence[str]) -> None:
+    for name in names:
+        try:
+            os.path.join(root, name).encode()
+        except UnicodeEncodeError as error:
+            shown = os.fsencode(os.path.join(root, name)).decode("utf-8", "backslashreplace")
+            raise UserError(f"{shown}: the name is not UTF-8; rename it") from error
+
+
+def subfolders(folder: Path) -> list[Path]:
+    """Visible folders in a folder, sorted."""
+    if not folder.is_dir():
+        return []
+    there = [path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")]
+    _check_names(str(folder), [path.name for path in there])
+    return sorted(path for path in there if path.name not in SYSTEM_FOLDERS)
+
+
+def nominal_folders(folder: Path, remarks: Remarks | None = None) -> list[Path]:
+    """good, and folders of names that mean the same, which is noted."""
+    found = [path for path in subfolders(folder) if plain(path.name) in NOMINAL_NAMES]
+    for path in found if remarks else ():
+        if path.name != "good":
+            remarks.take(f"{folder.name}/{path.name} is taken as nominal (good)")
+    return found
 
 
 def list_categories(data_path: Path) -> list[str]:
     """Names of the folders below `data_path` that have train/good."""
-    if not data_path.is_dir():
-        return []
-    return sorted(path.parent.parent.name for path in data_path.glob("*/train/good") if path.is_dir())
+    return [path.name for path in subfolders(data_path) if nominal_folders(path / "train")]
 
 
 def category_folder(data_path: Path, category: str) -> Path:
     """Folder of a category; UserError says where it looked and what is there."""
     folder = data_path / category
-    if (folder / "train" / "good").is_dir():
+    if nominal_folders(folder / "train"):
         return folder
     for path in (data_path, folder, folder / "train", folder / "train" / "good"):
         if path.is_file():
             raise UserError(f"data.data_path: {path} is a file; a folder is needed there")
+    if pictures_below(folder / "train"):
+        raise UserError(f"{folder / 'train'}: has pictures, but none in a folder good; put the nominal ones into it")
     present = list_categories(data_path)
     if present:
         raise UserError(
@@ -75,18 +142,9 @@ def chosen_categories(data_path: Path, names: Sequence[str] | None) -> list[str]
     return list(dict.fromkeys(names)) if names else present or [category_folder(data_path, "*").name]
 
 
-def list_nominal(category: Path) -> list[Path]:
-    """Images of train/good, sorted; UserError where there is none."""
-    files = _files(category / "train" / "good")
-    if not files:
-        suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
-        raise UserError(f"{category / 'train' / 'good'}: no images ({suffixes}) there; put nominal images into it")
-    return files
-
-
-def list_textures(folder: Path) -> list[Path]:
+def list_textures(folder: Path, remarks: Remarks | None = None) -> list[Path]:
     """Texture images at any depth below `folder`, sorted; UserError where there is none."""
-    files = _files(folder, is_deep=True)
+    files = pictures_below(folder, remarks)
     if not files:
         what = "is a file, not a folder" if folder.is_file() else "holds no texture images"
         raise UserError(
@@ -95,50 +153,3 @@ def list_textures(folder: Path) -> list[Path]:
             "DTD, r1.0.1, at dtd/images)"
         )
     return files
-
-
-def split_nominal(files: Sequence[Path], val_split: float, seed: int) -> tuple[list[Path], list[Path]]:
-    """Training and held-out files, both sorted, chosen by seed. At least one of each, or UserError."""
-    if val_split == 0:
-        return list(files), []
-    count = round(len(files) * val_split)
-    if not 0 < count < len(files):
-        rest = "to hold out" if count == 0 else "to train on"
-        raise UserError(
-            f"data.val_split = {val_split} leaves none of the {len(files)} images of train/good {rest}; "
-            "change it, or set it to 0"
-        )
-    held_out = set(np.random.default_rng([seed, 0, 0, 3]).permutation(len(files))[:count].tolist())
-    return (
-        [file for i, file in enumerate(files) if i not in held_out],
-        [file for i, file in enumerate(files) if i in held_out],
-    )
-
-
-@dataclass(frozen=True)
-class TestImage:
-    """One picture of test/ or of the held-out nominal ones: `mask_path` is None for nominal and for unmasked ones."""
-
-    path: Path
-    has_anomaly: bool
-    mask_path: Path | None = None
-
-
-def list_test(category: Path) -> list[TestImage]:
-    """Pictures of test/: nominal ones first, then by defect. UserError where there is none, or one lacks its mask."""
-    test = category / "test"
-    images = [TestImage(path, False) for path in _files(test / "good")]
-    folders = test.iterdir() if test.is_dir() else ()
-    defects = sorted(path for path in folders if path.is_dir() and path.name != "good")
-    for defect in defects:
-        mask_folder = category / "ground_truth" / defect.name
-        masks = {path.stem: path for path in _files(mask_folder)}
-        for path in _files(defect):
-            mask = masks.get(f"{path.stem}_mask", masks.get(path.stem))
-            if mask is None and masks:
-                expected = mask_folder / f"{path.stem}_mask.png"
-                raise UserError(f"{path}: its mask {expected} is missing, while others are there; add it")
-            images.append(TestImage(path, True, mask))
-    if not images:
-        raise UserError(f"{test}: no test images there; detection needs test/good and test/<defect> with images")
-    return images

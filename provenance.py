@@ -14,7 +14,7 @@ from typing import Any
 import runtime
 from errors import UserError
 
-VERSION = 2  # of what is kept; raised where files of an older program must not be taken for those of this one
+VERSION = 3  # of what is kept; raised where files of an older program must not be taken for those of this one
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,7 @@ def setup(_worker: int | None = None) -> None:
     """Set the process up: the C library's allocator, OpenCV, NumPy. Programs call it, and loader processes too."""
     # One thread a process: the processes share out the work, and OpenCV's pool of threads hangs in one that was forked.
     cv2.setNumThreads(1)
+    os.environ.setdefault("OPENCV_IO_ENABLE_OPENEXR", "1")  # built in, but off
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # a broken image is told by its name, once
     # glibc gives large arrays back to the system at once, and clears each new one page by page: as slow as filling it.
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):

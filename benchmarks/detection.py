@@ -6,11 +6,11 @@ from pathlib import Path
 
 import torch
 
-import folders
 import runtime
 from benchmarks import common, plain
 from inference.networks import optimized
 from model import DRAEM
+from pictures import list_test
 
 
 def main() -> None:
@@ -34,8 +34,8 @@ def main() -> None:
         network = optimized(DRAEM(1, 1), device, precision)
         x = torch.rand(8, 3, flags.size, flags.size, device=device).to(precision)
         x = x.contiguous(memory_format=runtime.memory_format(device, precision))
-        pictures = folders.list_test(root / "mvtec/made_up")[half - flags.few // 2 :][: flags.few]
-        files = [(picture.path, picture.mask_path) for picture in pictures]
+        pictures = list_test(root / "mvtec/made_up")[half - flags.few // 2 :][: flags.few]
+        files = [(picture.path, picture.masks[0] if picture.masks else None) for picture in pictures]
 
         def baseline() -> None:
             plain.detection(files, lambda image: image[..., 0], root, flags.size)

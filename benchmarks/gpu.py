@@ -14,6 +14,7 @@ from benchmarks.training import Trainer
 from inference import networks
 from inference.networks import optimized
 from model import DRAEM
+from pictures import list_nominal
 from synthesis import AnomalySynthesizer
 
 
@@ -54,7 +55,7 @@ def main() -> None:
         root = Path(folder)
         common.make_dataset(root, flags.size, train=200, good=1, bad=1, textures=120)
         size = (flags.size, flags.size)
-        files, textures = folders.list_nominal(root / "mvtec/made_up"), folders.list_textures(root / "textures")
+        files, textures = list_nominal(root / "mvtec/made_up"), folders.list_textures(root / "textures")
         dataset = data_loader.DRAEMTrainDataset(files, AnomalySynthesizer(textures, size))
         loaders = [endless(dataset, flags.batch, runtime.worker_count("auto", device)) for _ in range(3)]
         trainer, eager = Trainer(flags.width, flags.channels), Trainer(flags.width, flags.channels, compile_="off")

@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 
 import data_loader
-import folders
 from benchmarks import common
 from cli import add_config_flags
 from config import load_config
 from evaluation import image_metrics, metrics
 from inference import checkpoint
 from inference.detect import detect
+from pictures import list_test
 
 
 def main() -> None:
@@ -22,7 +22,7 @@ def main() -> None:
     flags = parser.parse_args()
     configs = [load_config(flags.config, [*flags.set, f"train.precision={name}"]) for name in ("fp32", "bf16")]
     common.header(f"bfloat16 against float32, {configs[0].data.category}, the same weights")
-    pictures = folders.list_test(Path(configs[0].data.data_path) / configs[0].data.category)
+    pictures = list_test(Path(configs[0].data.data_path) / configs[0].data.category)
     model = checkpoint.load(configs[0]).model
     labels, maps, values = np.array([int(picture.has_anomaly) for picture in pictures]), [], []
     for config in configs:

@@ -11,6 +11,7 @@ import torch
 import data_loader
 import folders
 from benchmarks import common, plain
+from pictures import list_nominal
 from synthesis import AnomalySynthesizer
 
 
@@ -24,7 +25,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         common.make_dataset(root, flags.size, train=60, good=1, bad=1, textures=120)
-        files, textures = folders.list_nominal(root / "mvtec/made_up"), folders.list_textures(root / "textures")
+        files, textures = list_nominal(root / "mvtec/made_up"), folders.list_textures(root / "textures")
         size = (flags.size, flags.size)
         dataset = data_loader.DRAEMTrainDataset(files, AnomalySynthesizer(textures, size))
         helper, rng, keys = AnomalySynthesizer(textures[:1], size), np.random.default_rng(0), count()

@@ -1,24 +1,25 @@
 """Evaluation of categories x checkpoints x techniques x thresholds: what to do, what is complete, and the passes."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from tqdm import tqdm
 
 import decoded
-import folders
 import provenance
 import runtime
 from config import Config
-from engine.detection import evaluate_pass, provenance_of, result_folder
+from engine.detection import evaluate_pass, manual_thresholds, provenance_of, result_folder
 from engine.threshold import compute_thresholds, load_thresholds, nominal_images
 from errors import UserError, told
-from evaluation.thresholds import KINDS, OPTIMAL
-from folders import TestImage
+from evaluation.thresholds import KINDS, MANUAL, NOMINAL_KINDS
+from folders import Remarks, category_folder, chosen_categories
 from inference import checkpoint
 from inference.checkpoint import Checkpoint
 from inference.techniques import MASKINGS, TECHNIQUES, Preparation, Technique
+from pictures import TestImage, list_test, with_masks_read
 from reporting import summary
 from reporting.result import CURVES, Record, read_record
 from reporting.summary import Found
@@ -34,6 +35,7 @@ class Item:
     path: Path
     epoch: int
     pictures: list[TestImage]
+    doubts: list[str]
     preparation: Preparation
     techniques: list[Technique]
 
@@ -102,7 +104,7 @@ def _plan(
 ) -> tuple[list[Item], dict[Key, str]]:
     """All passes, and what cannot be evaluated; UserError for what the user asked for and is not there."""
     items, failed = [], {}
-    for name in folders.chosen_categories(Path(config.data.data_path), categories):
+    for name in chosen_categories(Path(config.data.data_path), categories):
         own = of_category(config, name)
         epochs = checkpoint.saved_epochs(own.run_folder)
         if not epochs and not (own.run_folder / "last.pt").is_file():
@@ -112,9 +114,11 @@ def _plan(
         paths = [checkpoint.find(own, "last" if epoch == "last" else int(epoch)) for epoch in chosen]
         techniques = _techniques(own, maskings, registrations)
         kept_in = decoded.kept_folder(own.data.checkpoint_path) if len(paths) > 1 else None
-        preparation = Preparation(own, techniques, kept_in)
         try:
-            pictures = folders.list_test(Path(own.data.data_path) / name)
+            own, remarks = _settled(own, paths), Remarks()
+            pictures, doubts = with_masks_read(list_test(Path(own.data.data_path) / name, remarks))
+            for line in (*remarks.lines(), *doubts):
+                print(f"{name}: {line}")
             # last.pt first: a kept checkpoint of the same epoch takes its place
             by_epoch = {
                 checkpoint.epoch_of(path): path for path in sorted(paths, key=lambda path: path.name != "last.pt")
@@ -122,12 +126,24 @@ def _plan(
         except (UserError, OSError) as error:
             failed[name, "", ""] = told(error)
             continue
+        preparation = Preparation(own, techniques, kept_in)
         preparation.check(pictures, techniques)
         for epoch, path in sorted(by_epoch.items()):
             for variant in dict.fromkeys(technique.variant for technique in techniques):
                 group = [technique for technique in techniques if technique.variant == variant]
-                items.append(Item(own, path, epoch, pictures, preparation, group))
+                items.append(Item(own, path, epoch, pictures, doubts, preparation, group))
     return items, failed
+
+
+def _settled(config: Config, paths: Sequence[Path]) -> Config:
+    """The settings with the white level that the run's first sound checkpoint was trained with."""
+    for path in paths:
+        facts = None
+        with suppress(UserError):  # a damaged one will fail by itself
+            facts = checkpoint.load_facts(path)
+        if facts:
+            return checkpoint.settled(config, facts)
+    return config
 
 
 def of_category(config: Config, name: str) -> Config:
@@ -178,7 +194,8 @@ def differences(
     nominal = None
     if record.made_from.nominal:
         nominal = provenance.content([one.path for one in nominal_images(config, checkpoint.load_facts(path))[0]])
-    return record.made_from.differences(provenance_of(config, weights, preparation, technique, pictures, nominal))
+    now = provenance_of(config, weights, preparation, technique, pictures, nominal, record.thresholds)
+    return record.made_from.differences(now)
 
 
 def _announce(items: list[Item], todo: list[Item], failed: dict, count: int) -> None:
@@ -201,7 +218,7 @@ def _announce(items: list[Item], todo: list[Item], failed: dict, count: int) -> 
 def _evaluate(item: Item, ckpt: Checkpoint, kinds: list[str]) -> None:
     """One pass: results of its techniques at all thresholds."""
     nominal = dict.fromkeys(item.techniques)
-    if set(kinds) != {OPTIMAL}:
+    if set(kinds) & set(NOMINAL_KINDS):
         missing = []
         for technique in item.techniques:
             try:
@@ -212,7 +229,12 @@ def _evaluate(item: Item, ckpt: Checkpoint, kinds: list[str]) -> None:
             compute_thresholds(item.config, ckpt, item.preparation, missing)
         for technique in missing:
             nominal[technique] = load_thresholds(item.config, ckpt, item.preparation, technique)
-    evaluate_pass(item.config, ckpt, item.preparation, item.pictures, nominal, kinds)
+    if MANUAL in kinds:
+        manual = manual_thresholds(item.config)
+        for technique, own in nominal.items():
+            both = {scope: (own[scope] if own else {}) | manual[scope] for scope in ("image", "pixel")}
+            nominal[technique] = (own or manual) | both
+    evaluate_pass(item.config, ckpt, item.preparation, item.pictures, nominal, kinds, item.doubts)
 
 
 def current_results(results: Path, config: Config, failed: dict[Key, str]) -> tuple[list[Found], dict[Key, str]]:
@@ -237,7 +259,8 @@ def current_results(results: Path, config: Config, failed: dict[Key, str]) -> tu
                 stale[key] = f"its checkpoint {path} is gone"
                 continue
             if name not in listed:
-                listed[name] = folders.list_test(folders.category_folder(Path(own.data.data_path), name))
+                listed[name] = list_test(category_folder(Path(own.data.data_path), name))
+            own = checkpoint.settled(own, checkpoint.load_facts(path))
             if changed := differences(own, record, path, Preparation(own, [technique]), technique, listed[name]):
                 stale[key] = "; ".join(changed)
                 continue

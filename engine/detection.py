@@ -6,31 +6,50 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import folders
 import provenance
 from config import Config
-from engine.threshold import NOT_KNOWN, load_thresholds
-from evaluation.thresholds import OPTIMAL
-from folders import TestImage
+from engine.threshold import NOT_KNOWN, load_thresholds, nominal_settings
+from errors import UserError
+from evaluation.thresholds import MANUAL, OPTIMAL
+from folders import Remarks, category_folder
 from inference import checkpoint
 from inference.checkpoint import Checkpoint
 from inference.detect import detect
 from inference.techniques import Preparation, Technique, configured, left_out
+from pictures import TestImage, list_test, with_masks_read
 from provenance import Content, Provenance
 from reporting.result import Result
 
 
 def run(config: Config) -> Path:
     """Detect on test/ with the configured checkpoint; the folder of results."""
-    technique = configured(config)
-    category = folders.category_folder(Path(config.data.data_path), config.data.category)
-    pictures = folders.list_test(category)
+    technique, remarks = configured(config), Remarks()
+    kind = config.metrics.threshold_type
+    manual = manual_thresholds(config) if config.metrics.threshold and kind == MANUAL else None
+    category = category_folder(Path(config.data.data_path), config.data.category)
+    pictures = list_test(category, remarks)
+    for line in remarks.lines():
+        print(line)
+    pictures, doubts = with_masks_read(pictures)
+    for line in doubts:
+        print(line)
     ckpt = checkpoint.load(config)
+    config = checkpoint.settled(config, ckpt)
     preparation = Preparation(config, [technique])
-    nominal = load_thresholds(config, ckpt, preparation, technique) if config.metrics.threshold else None
-    kinds = (config.metrics.threshold_type, OPTIMAL)
-    print(evaluate_pass(config, ckpt, preparation, pictures, {technique: nominal}, kinds))
+    nominal = manual
+    if config.metrics.threshold and kind != MANUAL:
+        nominal = load_thresholds(config, ckpt, preparation, technique)
+    print(evaluate_pass(config, ckpt, preparation, pictures, {technique: nominal}, (kind, OPTIMAL), doubts))
     return result_folder(config, ckpt.name, technique)
+
+
+def manual_thresholds(config: Config) -> dict[str, Any]:
+    """Thresholds of the settings, as `load_thresholds` gives others. UserError where one is not set."""
+    values = {"image": config.metrics.image_threshold, "pixel": config.metrics.pixel_threshold}
+    for scope, value in values.items():
+        if value is None:
+            raise UserError(f"metrics.{scope}_threshold: needed by threshold type manual; set a number from 0 to 1")
+    return {scope: {MANUAL: value} for scope, value in values.items()} | {"held_out": True, "nominal": None}
 
 
 def result_folder(config: Config, checkpoint_name: str, technique: Technique) -> Path:
@@ -46,18 +65,22 @@ def provenance_of(
     technique: Technique,
     pictures: Sequence[TestImage],
     nominal: Content | None,
+    kinds: Sequence[str],
 ) -> Provenance:
     """What results are made from.
 
     Args:
-        nominal: of the pictures that thresholds come from, None where only `optimal` is asked for.
+        nominal: of the pictures that thresholds come from, None where none does. kinds: types of thresholds.
     """
     digests = provenance.file_digests([picture.path for picture in pictures])
-    named = [f"{'/'.join(one.path.parts[-2:])} {digest}" for one, digest in zip(pictures, digests, strict=True)]
-    masked = [picture for picture in pictures if picture.mask_path]
-    mask_digests = provenance.file_digests([picture.mask_path for picture in masked])
-    masks = [f"{'/'.join(one.path.parts[-2:])} {digest}" for one, digest in zip(masked, mask_digests, strict=True)]
-    settings = {"p": config.metrics.p, "k": config.metrics.k} if nominal else {}
+    named = [f"{one.name} {digest}" for one, digest in zip(pictures, digests, strict=True)]
+    masked = [(picture.name, mask) for picture in pictures for mask in picture.masks]
+    mask_digests = provenance.file_digests([mask for _, mask in masked])
+    masks = [f"{name} {digest}" for (name, _), digest in zip(masked, mask_digests, strict=True)]
+    settings: dict[str, Any] = nominal_settings(config) if nominal else {}
+    settings |= {"white_level": config.data.white_level, "optimal": config.metrics.optimal}
+    if MANUAL in kinds:
+        settings |= {key: getattr(config.metrics, key) for key in ("image_threshold", "pixel_threshold")}
     return Provenance(
         weights=fingerprint,
         pictures=Content(len(named), provenance.digest(named)),
@@ -75,6 +98,7 @@ def evaluate_pass(
     pictures: list[TestImage],
     nominal: dict[Technique, dict[str, Any] | None],
     kinds: Sequence[str],
+    doubts: Sequence[str] = (),
 ) -> str:
     """Detect with one checkpoint under techniques that share an input variant, in one pass, and write their results.
 
@@ -82,22 +106,23 @@ def evaluate_pass(
 
     Args:
         nominal: thresholds of nominal images of each technique, None where only `optimal` is asked for.
-        kinds: types of thresholds to judge at.
+        kinds: types of thresholds to judge at. doubts: about masks, to be told with the results.
 
     Returns:
         tables of the metrics.
     """
     dataset = preparation.dataset(pictures, list(nominal))
-    category = Path(config.data.data_path) / config.data.category
     with ExitStack() as stack:
         results = {}
         for technique, thresholds in nominal.items():
             made_from = provenance_of(
-                config, ckpt.fingerprint, preparation, technique, pictures, thresholds and thresholds["nominal"]
+                config, ckpt.fingerprint, preparation, technique, pictures, thresholds and thresholds["nominal"], kinds
             )
             folder = result_folder(config, ckpt.name, technique)
-            result = Result(config, folder, category, pictures, thresholds, kinds, made_from, ckpt.path)
+            result = Result(config, folder, pictures, thresholds, kinds, made_from, ckpt.path)
             result.notes |= _notes(preparation, technique, pictures, thresholds)
+            if doubts:
+                result.notes["mask_files"] = "; ".join(doubts)
             results[technique] = stack.enter_context(result)
         seconds = 0.0
         for found, taken in _timed(detect(ckpt.model, dataset, config, "test images")):

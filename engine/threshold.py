@@ -1,22 +1,27 @@
 """The threshold mode: thresholds from nominal images that were not trained on."""
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import folders
+import numpy as np
+
 import provenance
 import runtime
 from config import Config
 from errors import UserError
+from evaluation import promises
 from evaluation.metrics import image_score
-from evaluation.thresholds import NominalScores, NoScoresError
-from folders import TestImage
+from evaluation.thresholds import NominalScores, NoScoresError, conformal, images_needed
+from folders import category_folder
+from ground_truth import name_in
 from inference import checkpoint
 from inference.checkpoint import Checkpoint
-from inference.detect import detect
+from inference.detect import NetworkOutput, detect
 from inference.techniques import Preparation, Technique, configured, left_out
+from pictures import TestImage, list_nominal, list_validation, split_nominal
 from provenance import Provenance
 from reporting import tables
 
@@ -27,6 +32,7 @@ def run(config: Config) -> Path:
     """Compute, save and print the thresholds of the configured checkpoint and technique; the file they are in."""
     technique = configured(config)
     ckpt = checkpoint.load(config)
+    config = checkpoint.settled(config, ckpt)
     preparation = Preparation(config, [technique])
     [content] = compute_thresholds(config, ckpt, preparation, [technique])
     print(_table(content))
@@ -43,21 +49,28 @@ def nominal_images(config: Config, ckpt: Checkpoint) -> tuple[list[TestImage], b
 
     Pictures are told apart by content: renamed ones stay what they were.
     """
-    category = folders.category_folder(Path(config.data.data_path), config.data.category)
-    files = folders.list_nominal(category)
+    category = category_folder(Path(config.data.data_path), config.data.category)
+    own, validation = list_nominal(category), list_validation(category)
+    files = own + validation
     if ckpt.held_out is None:  # weights of another program
-        held_out = folders.split_nominal(files, config.data.val_split, config.train.seed)[1]
+        held_out = (
+            validation
+            or split_nominal(own, config.data.val_split, config.train.seed, config.data.split_by, category)[1]
+        )
     elif ckpt.pictures is None:  # of an earlier version, which kept names only
-        held_out = _found({file.name: file for file in files}, {name: name for name in ckpt.held_out}, ckpt)
+        held_out = _found({file.name: file for file in own}, {name: name for name in ckpt.held_out}, ckpt)
     else:
         there = dict(zip(provenance.file_digests(files), files, strict=True))
         trained, kept = (set(ckpt.pictures[part].values()) for part in ("training", "held_out"))
         if there.keys() & (trained | kept):
             wanted = {name: digest for name, digest in ckpt.pictures["held_out"].items() if digest not in trained}
             held_out = _found(there, wanted, ckpt)
+            if not held_out:  # nothing was, but pictures to hold out may have come since
+                digests = dict(zip(files, provenance.file_digests(files), strict=True))
+                held_out = [file for file in validation if digests[file] not in trained]
         else:  # weights of another dataset have seen none of these
             held_out = files
-    pictures = [TestImage(file, False) for file in sorted(held_out or files)]
+    pictures = [TestImage(file, False, name_in(file, category)) for file in sorted(held_out or own)]
     return pictures, None if ckpt.held_out is None else bool(held_out)
 
 
@@ -66,19 +79,74 @@ def _found(there: dict[str, Path], wanted: dict[str, str], ckpt: Checkpoint) -> 
     missing = [name for name, key in wanted.items() if key not in there]
     if missing:
         more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
-        path = next(iter(there.values())).parent / missing[0]
-        raise UserError(f"{path}{more}: held out when {ckpt.path} was trained, now missing; restore it or train anew")
+        raise UserError(
+            f"{missing[0]}{more}: held out when {ckpt.path} was trained, now missing; restore it or train anew"
+        )
     return [there[key] for key in wanted.values()]
+
+
+def nominal_settings(config: Config) -> dict[str, float]:
+    """Settings that thresholds of nominal images depend on."""
+    return {key: getattr(config.metrics, key) for key in ("p", "k", "max_false_alarms")}
 
 
 def provenance_of(
     config: Config, ckpt_fingerprint: str, preparation: Preparation, technique: Technique, pictures: Sequence[TestImage]
 ) -> Provenance:
     """What thresholds are made from."""
-    settings = {key: getattr(config.metrics, key) for key in ("p", "k")}
-    settings |= {"img_size": list(config.data.img_size), "category": config.data.category}
+    settings = nominal_settings(config) | {"img_size": list(config.data.img_size), "category": config.data.category}
+    settings["white_level"] = config.data.white_level
     nominal = provenance.content([picture.path for picture in pictures])
     return Provenance(weights=ckpt_fingerprint, nominal=nominal, settings=settings, **preparation.facts(technique))
+
+
+class Scores:
+    """Scores of nominal pictures under a technique."""
+
+    def __init__(self, p: float, k: float, count: int, pixels: int):
+        self._of_images, self.of_pixels = NominalScores(p, k, count), NominalScores(p, k, count * pixels)
+        self.image_scores: list[float] = []
+        self._largest: list[float] = []  # of each picture's pixels
+
+    def update(self, seen: NetworkOutput) -> None:
+        """Take in one picture."""
+        score = image_score(seen.anomaly_map)
+        self.image_scores.append(score)
+        self._of_images.update(score)
+        counted = seen.anomaly_map if seen.valid is None else seen.anomaly_map[seen.valid]
+        self.of_pixels.update(counted)
+        self._largest.append(float(counted.max(initial=0)))
+
+    def thresholds(self, max_false_alarms: float) -> dict[str, dict[str, float | None]]:
+        """`image` and `pixel`, each type -> threshold; None of conformal where pictures are too few."""
+        found = {"image": self._of_images.compute(), "pixel": self.of_pixels.compute()}
+        for scope, scores in (("image", self.image_scores), ("pixel", self._largest)):
+            limit = conformal(np.array(scores), max_false_alarms)
+            found[scope]["conformal"] = limit if math.isfinite(limit) else None
+        return found
+
+
+def _promise(config: Config, kind: str, count: int, threshold: float | None) -> str:
+    """What an image threshold from held-out images promises, in a sentence."""
+    limit = config.metrics.max_false_alarms
+    if threshold is None:
+        return (
+            f"never alarms: {count} pictures are too few to promise at most {limit:.3g} of false alarms, "
+            f"{images_needed(limit)} are needed"
+        )
+    rate = promises.promise(kind, count, config.metrics.p, config.metrics.k, limit)
+    words = (
+        f"about {_percent(rate.expected)} false alarms (90 % interval {_percent(rate.low)} to {_percent(rate.high)})"
+    )
+    if kind == "k_sigma":
+        words += " if scores were normally distributed"
+    if kind == "conformal":
+        words += f", on average at most {_percent(limit)} whatever the scores' distribution"
+    return words + ("; never alarms: no score is above 1" if threshold >= 1 else "")
+
+
+def _percent(rate: float) -> str:
+    return f"{100 * rate:.2g} %"
 
 
 def compute_thresholds(
@@ -89,19 +157,18 @@ def compute_thresholds(
     dataset = preparation.dataset(pictures, techniques)
     height, width = config.data.img_size
     p, k, count = config.metrics.p, config.metrics.k, len(pictures)
-    scores = [(NominalScores(p, k, count), NominalScores(p, k, count * height * width)) for _ in techniques]
+    scores = [Scores(p, k, count, height * width) for _ in techniques]
     for result in detect(ckpt.model, dataset, config, "nominal images"):
-        for technique, (image_scores, pixel_scores) in zip(techniques, scores, strict=True):
-            seen = left_out(result, technique)
-            image_scores.update(image_score(seen.anomaly_map))
-            pixel_scores.update(seen.anomaly_map if seen.valid is None else seen.anomaly_map[seen.valid])
+        for technique, own in zip(techniques, scores, strict=True):
+            own.update(left_out(result, technique))
     contents = []
-    for technique, (image_scores, pixel_scores) in zip(techniques, scores, strict=True):
+    for technique, own in zip(techniques, scores, strict=True):
         try:
-            thresholds = {"image": image_scores.compute(), "pixel": pixel_scores.compute()}
+            thresholds = own.thresholds(config.metrics.max_false_alarms)
         except NoScoresError as error:
             raise UserError(f"{preparation.key}: {error}; leave some of the picture outside the regions") from error
         made_from = provenance_of(config, ckpt.fingerprint, preparation, technique, pictures)
+        promised = {kind: _promise(config, kind, count, value) for kind, value in thresholds["image"].items()}
         content = {
             "provenance": made_from.to_json(),
             "checkpoint": ckpt.name,
@@ -109,10 +176,15 @@ def compute_thresholds(
             "pictures": count,
             "held_out": is_held_out,
             "unregistered": preparation.unregistered(pictures) if technique.registered else [],
-            "pixels_left_out": count * height * width - pixel_scores.count,
+            "pixels_left_out": count * height * width - own.of_pixels.count,
+            # Apart: None where there are too few pictures.
+            "conformal": {scope: found.pop("conformal") for scope, found in thresholds.items()},
             **thresholds,
             "p": p,
             "k": k,
+            "max_false_alarms": config.metrics.max_false_alarms,
+            "promises": promised,
+            "image_scores": own.image_scores,
             "settings": config.model_dump(mode="json"),
         }
         text = json.dumps(content, indent=2, allow_nan=False) + "\n"
@@ -131,19 +203,27 @@ def _table(content: dict[str, Any]) -> str:
     names = {"max": "max", "p_quantile": f"p_quantile (p = {p:g})", "k_sigma": f"k_sigma (k = {k:g})"}
     rows = [("", "image", "pixel")]
     rows += [(name, content["image"][kind], content["pixel"][kind]) for kind, name in names.items()]
+    limits = [content["conformal"][scope] for scope in ("image", "pixel")]
+    label = f"conformal ({content['max_false_alarms']:g})"
+    rows.append((label, *("none" if limit is None else limit for limit in limits)))
     head = [f"thresholds from {content['pictures']} {source}"]
     if content["unregistered"]:
         head.append(f"{len(content['unregistered'])} of them could not be registered and are kept as they are")
     if content["pixels_left_out"]:
         head.append(f"{content['pixels_left_out']:,} pixels are left out: masked, or without a source")
-    return "\n".join([*head, tables.number_table(rows, 22, 10)])
+    said = [f"{kind}: {words}" for kind, words in content["promises"].items()]
+    said.append(f"this holds for pictures taken like those held out; at least {images_needed(0.01)} are needed for 1 %")
+    if content["held_out"] is False:
+        said = ["thresholds from training images promise nothing"]
+    return "\n".join([*head, tables.number_table(rows, 22, 10), *said])
 
 
 def load_thresholds(config: Config, ckpt: Checkpoint, preparation: Preparation, technique: Technique) -> dict[str, Any]:
     """Thresholds that fit this checkpoint, image size and technique.
 
     Returns:
-        `image` and `pixel`, each type -> threshold; `held_out`; `nominal`, the content of the pictures they come from.
+        `image` and `pixel`, each type -> threshold; `promises`, type -> words; `image_scores` of the pictures they come
+        from; `held_out`; `nominal`, the content of those pictures.
 
     Raises:
         UserError: they are not computed yet, or belong to something else.
@@ -157,7 +237,10 @@ def load_thresholds(config: Config, ckpt: Checkpoint, preparation: Preparation, 
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         result = {scope: {kind: float(value) for kind, value in content[scope].items()} for scope in ("image", "pixel")}
-        result["held_out"] = content["held_out"]
+        for scope, limit in content["conformal"].items():
+            result[scope]["conformal"] = math.inf if limit is None else float(limit)
+        result |= {"held_out": content["held_out"], "promises": dict(content["promises"])}
+        result["image_scores"] = [float(score) for score in content["image_scores"]]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: damaged; {mend}") from error
     there = Provenance.from_json(content.get("provenance"))

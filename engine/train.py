@@ -4,13 +4,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import data_loader
-import folders
+import image_io
 import provenance
 import runtime
 from config import Config
 from decoded import DecodedImages, Subset, kept_folder
 from errors import UserError
+from folders import Remarks, category_folder, list_textures
 from inference import checkpoint, networks
+from pictures import list_nominal, list_validation, nominal_name, split_nominal
 from provenance import Provenance
 from synthesis import AnomalySynthesizer
 from training import loop
@@ -23,7 +25,7 @@ from training.state import (
     read_last,
     training_provenance,
 )
-from training.validation import SyntheticSamples
+from training.validation import SyntheticSamples, split_textures
 
 
 def run(config: Config, settings_text: str) -> Path:
@@ -40,13 +42,17 @@ def run(config: Config, settings_text: str) -> Path:
         UserError: mistakes in settings or data, or another training in the run's folder.
         FloatingPointError: a loss or weight that is not finite.
     """
-    nominal, textures = find_files(config)
+    remarks = Remarks()
+    nominal, validation, textures = find_files(config, remarks)
+    for line in remarks.lines():
+        print(line)
     with runtime.owning(config.run_folder):
         runtime.remove_leftovers(config.run_folder, "**/.*.part*")
-        made_from = training_provenance(config, nominal, textures)
+        made_from = training_provenance(config, nominal + validation, textures)
         kept = read_last(config, made_from)
-        files = split(config, nominal, textures, kept)
-        state = TrainingState(config, settings_text, made_from, files.digests())
+        files = split(config, nominal, validation, textures, kept)
+        white_level = find_white_level(config, files, kept)
+        state = TrainingState(config, settings_text, made_from, files.digests(), white_level)
         if kept:
             state.resume(kept)
             _tell_changes(config.run_folder / "last.pt", kept, state)
@@ -76,7 +82,7 @@ def _train(state: TrainingState, files: "Files") -> Path:
         )
         return next(path for path in (last, checkpoint.epoch_path(folder, done), folder / "last.pt") if path.is_file())
 
-    dataset, validation = datasets(config, files)
+    dataset, validation = datasets(config, files, state.white_level)
     state.find_earlier()
     held_out = len(files.held_out)
     print(
@@ -96,6 +102,7 @@ def _train(state: TrainingState, files: "Files") -> Path:
 class Files(NamedTuple):
     """What a training is made of: all nominal images, those of them that are held out, textures."""
 
+    category: Path
     nominal: list[Path]
     held_out: list[Path]
     textures: list[Path]
@@ -103,29 +110,43 @@ class Files(NamedTuple):
     def digests(self) -> dict[str, dict[str, str]]:
         """Of the `training` and the `held_out` images, each name -> digest of content."""
         held_out, digests = set(self.held_out), provenance.file_digests(self.nominal)
-        pairs = list(zip(self.nominal, digests, strict=True))
+        named = [
+            (file, nominal_name(self.category, file), one) for file, one in zip(self.nominal, digests, strict=True)
+        ]
         return {
-            "training": {file.name: digest for file, digest in pairs if file not in held_out},
-            "held_out": {file.name: digest for file, digest in pairs if file in held_out},
+            "training": {name: digest for file, name, digest in named if file not in held_out},
+            "held_out": {name: digest for file, name, digest in named if file in held_out},
         }
 
 
-def find_files(config: Config) -> tuple[list[Path], list[Path]]:
-    """Nominal images and textures. Nothing is read yet."""
-    category = folders.category_folder(Path(config.data.data_path), config.data.category)
-    return folders.list_nominal(category), folders.list_textures(Path(config.data.anomaly_source_path))
+def find_files(config: Config, remarks: Remarks | None = None) -> tuple[list[Path], list[Path], list[Path]]:
+    """Images of train/good and of validation/good, and textures. Nothing is read yet."""
+    category = category_folder(Path(config.data.data_path), config.data.category)
+    nominal, validation = list_nominal(category, remarks), list_validation(category, remarks)
+    return nominal, validation, list_textures(Path(config.data.anomaly_source_path), remarks)
 
 
-def split(config: Config, nominal: list[Path], textures: list[Path], kept: dict[str, Any] | None = None) -> Files:
-    """Training and held-out images: by seed, or as in the state that is kept, told by content."""
-    if kept is None:
-        _, held_out = folders.split_nominal(nominal, config.data.val_split, config.train.seed)
+def split(
+    config: Config,
+    nominal: list[Path],
+    validation: list[Path],
+    textures: list[Path],
+    kept: dict[str, Any] | None = None,
+) -> Files:
+    """Training and held-out images: those of validation/good, else by seed, or as in the state that is kept, told by
+    content."""
+    category = category_folder(Path(config.data.data_path), config.data.category)
+    own, nominal = nominal, nominal + validation
+    if kept is None and validation:
+        held_out = validation
+    elif kept is None:
+        _, held_out = split_nominal(own, config.data.val_split, config.train.seed, config.data.split_by, category)
     elif "pictures" in kept:
         digests = set(kept["pictures"]["held_out"].values())
         found = zip(nominal, provenance.file_digests(nominal), strict=True)
-        held_out = [file for file, digest in found if digest in digests]
+        held_out = [file for file, digest in found if digest in digests or file in validation]
     else:  # of an earlier version
-        held_out = [file for file in nominal if file.name in kept["held_out"]]
+        held_out = [file for file in nominal if file.name in kept["held_out"] or file in validation]
     if kept and kept["held_out"] and not held_out:
         folder = nominal[0].parent
         raise UserError(f"{folder}: none of the images that the training held out is there any more; restore them")
@@ -137,21 +158,36 @@ def split(config: Config, nominal: list[Path], textures: list[Path], kept: dict[
             f"train.batch_size = {config.train.batch_size} leaves a batch of one of the {count} images, and at "
             "img_size 32 batch norm needs two; change one of them"
         )
-    return Files(nominal, held_out, textures)
+    return Files(category, nominal, held_out, textures)
 
 
-def datasets(config: Config, files: Files) -> tuple[data_loader.DRAEMTrainDataset, SyntheticSamples | None]:
+def find_white_level(config: Config, files: Files, kept: dict[str, Any] | None) -> float | None:
+    """The value of white in pictures of more than 8 bits: the setting's, that of the state that is kept, or found."""
+    if config.data.white_level != "auto":
+        return config.data.white_level
+    if kept is not None:
+        return kept.get("white_level")
+    white_level = image_io.find_white_level(files.nominal)
+    if white_level is not None:
+        print(f"pictures have more than 8 bits: {white_level:g} is taken for white (data.white_level)")
+    return white_level
+
+
+def datasets(
+    config: Config, files: Files, white_level: float | None = None
+) -> tuple[data_loader.DRAEMTrainDataset, SyntheticSamples | None]:
     """Samples to train on, and those on held-out images where there are any. Decodes all images and textures."""
     size, seed, folder = config.data.img_size, config.train.seed, kept_folder(config.data.checkpoint_path)
     textures = DecodedImages(folder, "textures", files.textures, size)
-    nominal = DecodedImages(folder, "nominal images", files.nominal, size)
+    nominal = DecodedImages(folder, "nominal images", files.nominal, size, white_level)
     held_out = set(files.held_out)
     places = [place for place, file in enumerate(files.nominal) if file not in held_out]
-    synthesizer = AnomalySynthesizer(textures, size, config.train.cut)
+    own, others = split_textures(files.textures, seed) if held_out else (range(len(textures)), [])
+    synthesizer = AnomalySynthesizer(Subset(textures, own), size, config.train.cut)
     dataset = data_loader.DRAEMTrainDataset(Subset(nominal, places), synthesizer, seed)
     if not held_out:
         return dataset, None
     places = [place for place, file in enumerate(files.nominal) if file in held_out]
-    images, synthesizer = Subset(nominal, places), AnomalySynthesizer(textures, size)
+    images, synthesizer = Subset(nominal, places), AnomalySynthesizer(Subset(textures, others), size)
     synthetic = data_loader.DRAEMTrainDataset(images, synthesizer, seed, stream=4)
     return dataset, SyntheticSamples(synthetic, files.held_out)

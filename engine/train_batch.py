@@ -74,12 +74,14 @@ def _is_complete(config: Config) -> bool:
     if not last.is_file():
         return False
     content = checkpoint.read(last, only_facts=True)
-    nominal, textures = find_files(config)
-    if changed := changed_settings(provenance_of(last, content), training_provenance(config, nominal, textures)):
+    nominal, validation, textures = find_files(config)
+    now = training_provenance(config, nominal + validation, textures)
+    if changed := changed_settings(provenance_of(last, content), now):
         raise UserError(
             f"{run}: complete, but trained with {'; '.join(changed)}; set it back, or another data.run_name, or --force"
         )
-    if changed := changed_pictures(content.get("pictures"), split(config, nominal, textures, content).digests()):
+    pictures = split(config, nominal, validation, textures, content).digests()
+    if changed := changed_pictures(content.get("pictures"), pictures):
         print(f"{config.data.category}: complete, but pictures of train/good have changed since: {changed}")
     return True
 

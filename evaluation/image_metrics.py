@@ -6,7 +6,7 @@ A score is anomalous where it is greater than the threshold. What is undefined i
 import numpy as np
 from sklearn.metrics import average_precision_score, confusion_matrix, roc_auc_score, roc_curve
 
-from evaluation.metrics import IMAGE_KEYS, IMAGE_KEYS_AT_THRESHOLD, f1, last_best, midway, precision
+from evaluation.metrics import CRITERIA, IMAGE_KEYS, IMAGE_KEYS_AT_THRESHOLD, f1, last_best, midway, precision
 
 
 def _counts(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
@@ -31,13 +31,16 @@ def image_metrics(labels: np.ndarray, scores: np.ndarray) -> dict[str, float | N
     return dict(zip(IMAGE_KEYS, (auroc, ap, float(f1(*counts[1:]).max())), strict=True))
 
 
-def optimal_image_threshold(labels: np.ndarray, scores: np.ndarray) -> float | None:
-    """Midway between the lowest score that reaches the largest F1 and the next lower one; None with one class only."""
+def optimal_image_threshold(labels: np.ndarray, scores: np.ndarray, by: str = "f1") -> float | None:
+    """Midway between the lowest score that reaches the best value and the next lower one; None with one class only.
+
+    by: a name in CRITERIA.
+    """
     counts = _counts(labels, scores)
     if counts is None:
         return None
     thresholds, fp, tp = counts
-    return midway(thresholds, last_best(f1(fp, tp)))
+    return midway(thresholds, last_best(CRITERIA[by](fp, tp)))
 
 
 def image_curves(labels: np.ndarray, scores: np.ndarray) -> dict[str, np.ndarray] | None:

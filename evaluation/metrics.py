@@ -3,8 +3,12 @@
 A score is anomalous where it is greater than the threshold. What is undefined is None.
 """
 
+from functools import lru_cache
+
 import cv2
 import numpy as np
+
+from evaluation.intervals import ImageHistograms
 
 IMAGE_KEYS = ("image_auroc", "image_ap", "image_f1")
 PIXEL_KEYS = ("pixel_auroc", "pixel_ap", "pixel_f1", "pro", "pro_05", "iou_max")
@@ -17,13 +21,15 @@ IMAGE_KEYS_AT_THRESHOLD = (
     "false_negatives",
 )
 PIXEL_KEYS_AT_THRESHOLD = ("iou", "pixel_f1_at_threshold")
+HIT_RATE = "hit_rate"  # at the image threshold
+MEASURED_KEYS = (*IMAGE_KEYS, *PIXEL_KEYS, *IMAGE_KEYS_AT_THRESHOLD, *PIXEL_KEYS_AT_THRESHOLD, HIT_RATE)
+INTERVAL_KEYS = tuple(f"{key}_{end}" for key in MEASURED_KEYS for end in ("low", "high"))
 METRIC_KEYS = (  # of metrics.json
-    *IMAGE_KEYS,
-    *PIXEL_KEYS,
-    *IMAGE_KEYS_AT_THRESHOLD,
-    *PIXEL_KEYS_AT_THRESHOLD,
+    *(key for key in MEASURED_KEYS if key != HIT_RATE),
     "image_threshold",
     "pixel_threshold",
+    HIT_RATE,
+    *INTERVAL_KEYS,
 )
 
 SCORE_WINDOW = 21  # pixels, of the average pooling behind an image score
@@ -46,13 +52,28 @@ def _tier_bins() -> list[tuple[int, int, int, int]]:
 
 _HALF = _tier_bins()[-1][3]  # the bin of 0.5
 _BINS = 2 * _HALF + 1
+_TOGETHER = (2**16, 256, 128)  # of each tier, bins that are one where images have histograms of their own
 _PENDING = 2**19  # pixels that are binned at once: fewer would spend the time on adding up empty bins
 
 
 def image_score(anomaly_map: np.ndarray) -> float:
-    """Largest value of the map (H, W) after 21 x 21 average pooling with stride 1 and zero padding."""
+    """Largest value of the map (H, W) after `smooth`."""
+    return float(smooth(anomaly_map).max())
+
+
+def is_hit(smoothed: np.ndarray, mask: np.ndarray) -> bool:
+    """Whether the largest value of a map that `smooth` gave (H, W) lies in the mask (H, W), or at most 10 pixels away.
+
+    10 pixels: half the window.
+    """
+    grown = cv2.dilate(mask.astype(np.uint8), np.ones((SCORE_WINDOW, SCORE_WINDOW), np.uint8))
+    return bool(grown[smoothed == smoothed.max()].any())
+
+
+def smooth(anomaly_map: np.ndarray) -> np.ndarray:
+    """The map (H, W) after 21 x 21 average pooling with stride 1 and zero padding, float64."""
     window = (SCORE_WINDOW, SCORE_WINDOW)
-    return float(cv2.boxFilter(anomaly_map, cv2.CV_64F, window, normalize=True, borderType=cv2.BORDER_CONSTANT).max())
+    return cv2.boxFilter(anomaly_map, cv2.CV_64F, window, normalize=True, borderType=cv2.BORDER_CONSTANT)
 
 
 def _area(x: np.ndarray, y: np.ndarray) -> float:
@@ -72,13 +93,21 @@ def f1(fp: np.ndarray, tp: np.ndarray) -> np.ndarray:
     return 2 * tp / (tp + fp + tp[-1])
 
 
+def youden(fp: np.ndarray, tp: np.ndarray) -> np.ndarray:
+    """Youden's J (true minus false positive rate) times both class sizes, in exact whole numbers. Counts as in `f1`."""
+    return tp.astype(object) * int(fp[-1]) - fp.astype(object) * int(tp[-1])
+
+
+CRITERIA = {"f1": f1, "youden": youden}  # that `optimal` thresholds are chosen by
+
+
 def precision(fp: np.ndarray, tp: np.ndarray) -> np.ndarray:
     """Precision from counts (N,); 1 where nothing lies above the threshold."""
     return np.where(tp + fp > 0, tp / np.maximum(tp + fp, 1), 1.0)
 
 
 def last_best(values: np.ndarray) -> int:
-    """Place of the lowest threshold with the largest F1: quotients of whole numbers, so equal ones are the same."""
+    """Place of the lowest threshold with the largest value, of whole numbers or quotients: equal ones are the same."""
     return len(values) - 1 - int(np.argmax(values[::-1]))
 
 
@@ -113,15 +142,30 @@ def _bin_scores() -> np.ndarray:
     return np.concatenate((middle, [0.5], 1 - middle[::-1]))
 
 
+@lru_cache(maxsize=1)
+def _coarse() -> np.ndarray:
+    """Of each bin the bin of some 2,000 that it is in where images have histograms of their own; int16 (_BINS,)."""
+    tiers, parts, first = _tier_bins(), [], 0
+    for (_, _, _, begin), (_, _, _, end), together in zip(tiers, tiers[1:], _TOGETHER, strict=False):
+        parts.append(first + np.arange(end - begin) // together)
+        first = int(parts[-1][-1]) + 1
+    below = np.concatenate(parts)
+    return np.concatenate((below, [first], 2 * first - below[::-1])).astype(np.int16)
+
+
 class PixelMetrics:
     """Pixel metrics over any number of images in memory that does not grow.
 
     Each is a function of three histograms over the score: nominal pixels, anomalous pixels, and anomalous pixels
     weighted by 1 / size of their region (8-connected), which gives PRO: P. Bergmann et al., 'Uninformed students',
     CVPR 2020.
+
+    Args:
+        keeps_images: keep a small histogram of each image besides, in `images`, for intervals.
     """
 
-    def __init__(self):
+    def __init__(self, keeps_images: bool = False):
+        self.images = ImageHistograms() if keeps_images else None
         self._nominal = np.zeros(_BINS, np.int64)
         self._anomalous = np.zeros(_BINS, np.int64)
         self._overlap = np.zeros(_BINS, np.float64)
@@ -148,17 +192,22 @@ class PixelMetrics:
         self._curve = None
         mask = mask.astype(bool, copy=False)
         index = _bin(scores)
+        anomalous, overlap, count = index[:0, 0], None, 0
         if mask.any():
             _, regions = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)
             inside = mask if valid is None else mask & valid
             labels = regions[inside]
             sizes = np.bincount(labels)
-            self._regions += int((sizes[1:] > 0).sum())
-            np.add.at(self._anomalous, index[inside], 1)
-            np.add.at(self._overlap, index[inside], 1 / sizes[labels])
+            count = int((sizes[1:] > 0).sum())
+            self._regions += count
+            anomalous, overlap = index[inside], 1 / sizes[labels]
+            np.add.at(self._anomalous, anomalous, 1)
+            np.add.at(self._overlap, anomalous, overlap)
             index = index[~mask if valid is None else ~mask & valid]
         elif valid is not None:
             index = index[valid]
+        if self.images is not None:
+            self.images.add(_coarse()[index.ravel()], _coarse()[anomalous], overlap, count)
         self._pending.append(index.ravel())
         self._pending_pixels += index.size
         if self._pending_pixels >= _PENDING:
@@ -225,12 +274,27 @@ class PixelMetrics:
             result["pixel_f1_at_threshold"] = float(2 * tp[above] / (tp[above] + fp[above] + positives))
         return result
 
-    def optimal_threshold(self) -> float | None:
-        """Midway between the lowest score that reaches the largest F1 and the next lower one; None where undefined."""
+    @property
+    def anomalous_share(self) -> float:
+        """Of the pixels that count, in [0, 1]."""
+        self._flush()
+        anomalous = int(self._anomalous.sum())
+        return anomalous / max(anomalous + int(self._nominal.sum()), 1)
+
+    def coarse_bin(self, threshold: float) -> float:
+        """What the bins of `images` are compared with for a threshold."""
+        found = _threshold_bin(threshold)
+        return found if found < 0 else np.inf if found == _BINS else float(_coarse()[found])
+
+    def optimal_threshold(self, by: str = "f1") -> float | None:
+        """Midway between the lowest score that reaches the best value and the next lower one; None where undefined.
+
+        by: a name in CRITERIA.
+        """
         if self.missing:
             return None
         curve = self._cumulated()
-        best = last_best(f1(curve["fp"], curve["tp"])[1:])
+        best = last_best(CRITERIA[by](curve["fp"], curve["tp"])[1:])
         threshold = midway(curve["score"], best)
         while _threshold_bin(threshold) >= curve["bin"][best]:  # on the edge that two bins share
             threshold = float(np.nextafter(np.float32(threshold), np.float32(-1)))

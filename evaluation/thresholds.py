@@ -1,10 +1,14 @@
 """Thresholds from the scores of nominal images."""
 
+import math
+
 import numpy as np
 
-NOMINAL_KINDS = ("max", "p_quantile", "k_sigma")  # from scores of nominal images
+NOMINAL_KINDS = ("max", "p_quantile", "k_sigma", "conformal")  # from scores of nominal images
+MANUAL = "manual"  # from the settings
 OPTIMAL = "optimal"  # from the test set itself
-KINDS = (*NOMINAL_KINDS, OPTIMAL)
+KINDS = (*NOMINAL_KINDS, OPTIMAL, MANUAL)
+COMPARED_KINDS = ("max", "p_quantile", "k_sigma", "optimal")  # that a batch judges at where it is not told otherwise
 
 
 class NoScoresError(ValueError):
@@ -66,3 +70,27 @@ class NominalScores:
             "p_quantile": float(lower + (upper - lower) * (rank - below)),
             "k_sigma": float(self._mean + self.k * np.sqrt(self._squares / self.count)),
         }
+
+
+def conformal(scores: np.ndarray, max_false_alarms: float) -> float:
+    """The smallest threshold that at most that share of new nominal images is expected to exceed; infinity for too few.
+
+    Split conformal: the ceil((n + 1) (1 - a))-th smallest of n held-out scores. The guarantee holds on average over
+    draws of held-out images, whatever the scores' distribution, if new ones are drawn as they were (V. Vovk,
+    A. Gammerman and G. Shafer, 'Algorithmic learning in a random world', 2005).
+
+    Args:
+        scores: of held-out nominal images, (N,). max_false_alarms: a, above 0, below 1.
+    """
+    rank = conformal_rank(len(scores), max_false_alarms)
+    return float(np.sort(scores)[rank - 1]) if rank <= len(scores) else math.inf
+
+
+def conformal_rank(count: int, max_false_alarms: float) -> int:
+    """Which of `count` scores, from the smallest on, counted from 1; above `count` where they are too few."""
+    return math.ceil(round((count + 1) * (1 - max_false_alarms), 9))  # rounded: 0.95 x 20 is 19
+
+
+def images_needed(rate: float) -> int:
+    """Nominal images from which on a threshold can promise a false-alarm rate of at most this."""
+    return math.ceil(round(1 / rate, 9)) - 1

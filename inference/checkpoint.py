@@ -12,7 +12,10 @@ from torch import Tensor
 
 from config import Config
 from errors import UserError
+from folders import category_folder
+from image_io import find_white_level
 from model import DRAEM
+from pictures import list_nominal
 
 # The convolution that tells a network's width, and how many times that width it has.
 WIDTH_KEYS = {
@@ -39,6 +42,7 @@ class Checkpoint:
         fingerprint: of the weights.
         held_out: names of the nominal images that were not trained on, None where unknown.
         pictures: the images `training` and `held_out`, each name -> digest; None where unknown.
+        white_level: that the pictures were read with, see `image_io.read_image`.
     """
 
     model: DRAEM | None
@@ -47,6 +51,7 @@ class Checkpoint:
     fingerprint: str
     held_out: list[str] | None
     pictures: dict[str, dict[str, str]] | None
+    white_level: float | None = None
 
 
 def read(path: Path, only_facts: bool = False) -> dict[str, Any]:
@@ -148,7 +153,7 @@ def load(config: Config, load_epoch: int | str | None = None) -> Checkpoint:
     except (RuntimeError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: its weights are not DRAEM's; set data.load_epoch to another") from error
     name = _name(config, path, content["epoch"], own) if content else path.stem
-    return Checkpoint(model, name, path, own, content.get("held_out"), content.get("pictures"))
+    return Checkpoint(model, name, path, own, *_facts(content))
 
 
 def _name(config: Config, path: Path, epoch: int, own: str) -> str:
@@ -174,7 +179,26 @@ def load_facts(path: Path) -> Checkpoint:
     if path.suffix in PAIRS:
         return Checkpoint(None, path.stem, path, "", None, None)
     content = read(path, only_facts=True)
-    return Checkpoint(None, str(content["epoch"]), path, "", content.get("held_out"), content.get("pictures"))
+    return Checkpoint(None, str(content["epoch"]), path, "", *_facts(content))
+
+
+def _facts(content: dict[str, Any]) -> tuple:
+    return content.get("held_out"), content.get("pictures"), content.get("white_level")
+
+
+def settled(config: Config, ckpt: Checkpoint) -> Config:
+    """The settings with data.white_level as pictures are to be read for a checkpoint: a number, or None.
+
+    UserError where they name another than it was trained with.
+    """
+    is_known, wanted = ckpt.held_out is not None, config.data.white_level
+    if wanted == "auto":
+        category = category_folder(Path(config.data.data_path), config.data.category)
+        wanted = ckpt.white_level if is_known else find_white_level(list_nominal(category))
+    elif is_known and wanted != ckpt.white_level:
+        there = "8 bits or all 16" if ckpt.white_level is None else f"white_level {ckpt.white_level:g}"
+        raise UserError(f"data.white_level = {wanted:g}, but {ckpt.path} was trained with {there}; set it to auto")
+    return config.model_copy(update={"data": config.data.model_copy(update={"white_level": wanted})})
 
 
 def check_widths(path: Path, weights: dict[str, Tensor], config: Config) -> None:

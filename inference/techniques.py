@@ -14,15 +14,15 @@ import torch
 from tqdm import tqdm
 
 import data_loader
-import folders
 import provenance
 import runtime
 from config import Config
 from decoded import KeptArrays
 from errors import UserError
 from evaluation import masking, registration
-from folders import TestImage
-from image_io import read_image, read_size
+from folders import category_folder
+from image_io import read_image, read_marked, read_size
+from pictures import TestImage, list_nominal
 
 if TYPE_CHECKING:
     from inference.detect import NetworkOutput
@@ -89,6 +89,7 @@ class Preparation:
 
     def __init__(self, config: Config, techniques: Sequence[Technique], kept_in: Path | None = None):
         self.config, self.kept_in = config, kept_in
+        self.white_level = None if config.data.white_level == "auto" else config.data.white_level
         self.key = f"masking.regions.{config.data.category}"
         self._region_source = self._region = None
         self._homographies: dict[Path, np.ndarray | None] = {}  # no pictures: there may be very many
@@ -104,7 +105,7 @@ class Preparation:
                 "path, or set metrics.masking=false"
             )
         if isinstance(region, str):
-            self._region = read_image(Path(region), flags=cv2.IMREAD_GRAYSCALE) > 127
+            self._region = read_marked(Path(region)).mask
             region = provenance.file_digest(Path(region))
         self._region_source = region
 
@@ -112,13 +113,17 @@ class Preparation:
     def _reference_path(self) -> Path:
         if self.config.data.registration_reference is not None:
             return Path(self.config.data.registration_reference)
-        folder = folders.category_folder(Path(self.config.data.data_path), self.config.data.category)
-        return folders.list_nominal(folder)[0]
+        folder = category_folder(Path(self.config.data.data_path), self.config.data.category)
+        return list_nominal(folder)[0]
 
     @cached_property
     def _reference(self) -> np.ndarray:
         """The picture that others are laid over."""
-        return read_image(self._reference_path)
+        return self.read(self._reference_path)
+
+    def read(self, path: Path) -> np.ndarray:
+        """A picture as the networks are to see it, uint8 (H, W, 3), of its own size."""
+        return read_image(path, white_level=self.white_level)
 
     def check(self, pictures: Sequence[TestImage], techniques: Sequence[Technique]) -> None:
         """UserError where the regions do not fit what they are laid over: each picture, or the reference.
@@ -166,7 +171,7 @@ class Preparation:
         reference = self._reference
         # Threads: OpenCV works outside the interpreter's lock.
         with ThreadPoolExecutor(runtime.core_count()) as pool:
-            found = pool.map(lambda path: registration.register(read_image(path), reference), new)
+            found = pool.map(lambda path: registration.register(self.read(path), reference), new)
             bar = tqdm(found, "registration", len(new), unit="image", leave=None)
             self._homographies.update(zip(new, bar, strict=True))
 
@@ -188,11 +193,7 @@ class Preparation:
 
     def unregistered(self, pictures: Sequence[TestImage]) -> list[str]:
         """Pictures whose registration cannot be trusted, told from the category on: they are kept as they are."""
-        return [
-            picture.path.relative_to(picture.path.parents[2]).as_posix()
-            for picture in pictures
-            if self._homographies[picture.path] is None
-        ]
+        return [picture.name for picture in pictures if self._homographies[picture.path] is None]
 
     def resized_region(self, variant: "Variant", path: Path, shape: tuple[int, int] | None) -> np.ndarray:
         """The category's region at the image size, bool (H, W), for a picture of this shape (None: read it).
@@ -237,7 +238,7 @@ class VariantDataset(data_loader.DRAEMTestDataset):
         needs_region: bool,
         registered: "RegisteredPictures | None" = None,
     ):
-        super().__init__(pictures, image_size)
+        super().__init__(pictures, image_size, preparation.white_level)
         self.preparation, self.variant, self.needs_region = preparation, variant, needs_region
         self.kept = registered
 
@@ -276,9 +277,13 @@ class RegisteredPictures(KeptArrays):
     def __init__(self, preparation: Preparation, pictures: Sequence[TestImage]):
         size = preparation.config.data.img_size
         self._source = VariantDataset(pictures, size, preparation, Variant(True, False), needs_region=False)
-        files = [path for picture in pictures for path in (picture.path, picture.mask_path) if path]
-        parts = [provenance.VERSION, preparation.facts(Technique(registered=True))["reference"]]
-        parts += [*(bool(picture.mask_path) for picture in pictures), *provenance.file_digests(files)]
+        files = [path for picture in pictures for path in (picture.path, *picture.masks)]
+        parts = [
+            provenance.VERSION,
+            preparation.white_level,
+            preparation.facts(Technique(registered=True))["reference"],
+        ]
+        parts += [*(len(picture.masks) for picture in pictures), *provenance.file_digests(files)]
         name = f"registered_{size[0]}x{size[1]}_{provenance.digest(parts)}"
         super().__init__(preparation.kept_in, name, "registered pictures", len(pictures), (*size, 5))
 

@@ -1,6 +1,7 @@
 """The folder of results of one checkpoint and technique: metrics, lists, curves and panels."""
 
 import json
+import math
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ import runtime
 from config import Config
 from evaluation import image_metrics
 from evaluation.thresholds import OPTIMAL
-from folders import TestImage
+from pictures import TestImage
 from provenance import Provenance
 from reporting import curves, panels, tables
 from reporting.measurements import Measurements
@@ -53,8 +54,9 @@ class Result:
     does not, what was there before stays.
 
     Args:
-        folder: where to write. category: folder that paths are told relative to. pictures: in the dataset's order.
-        nominal: thresholds of nominal images, `image` and `pixel` each by type; None: `optimal` only.
+        folder: where to write. pictures: in the dataset's order.
+        nominal: thresholds of nominal images, `image` and `pixel` each by type, and what is known of these images;
+            None: `optimal` only.
         kinds: types of thresholds to judge at.
         made_from: what the results depend on, kept with them.
         weights_file: the checkpoint, which is told with them.
@@ -67,7 +69,6 @@ class Result:
         self,
         config: Config,
         folder: Path,
-        category: Path,
         pictures: Sequence[TestImage],
         nominal: dict[str, Any] | None,
         kinds: Sequence[str],
@@ -75,7 +76,8 @@ class Result:
         weights_file: Path,
     ):
         self.config, self._final = config, folder
-        self.measured = Measurements(pictures, category)
+        self.measured = Measurements(pictures, config.metrics.optimal)
+        self._nominal = nominal or {}
         nominal_kinds = [kind for kind in kinds if kind != OPTIMAL] if nominal else []
         self.thresholds = {kind: (nominal["image"][kind], nominal["pixel"][kind]) for kind in nominal_kinds}
         preferred = [config.metrics.threshold_type, *nominal_kinds]
@@ -125,8 +127,15 @@ class Result:
         self.thresholds[OPTIMAL] = measured.optimal_thresholds()
         self.notes |= measured.notes()
         columns = {kind: measured.metrics_at(*self.thresholds[kind]) for kind in self.thresholds if kind in self.kinds}
+        if apart := measured.compared_with(self._nominal.get("image_scores", ())):
+            self.notes["nominal_test"] = apart
+        for values in columns.values():
+            if doubt := measured.doubt(values):
+                self.notes["masks_not_found"] = doubt
+        columns = measured.with_intervals(columns)
         for kind, values in columns.items():
-            content = values | {"notes": self.notes | measured.reasons(kind, values)}
+            reasons = measured.reasons(kind, values) | self._of_thresholds(kind, values)
+            content = values | {"notes": self.notes | reasons}
             text = json.dumps(content, indent=2, allow_nan=False) + "\n"
             runtime.write_text(self.folder / kind / "metrics.json", text)
             runtime.write_text(self.folder / kind / "metrics.txt", self._table({kind: values}) + "\n")
@@ -138,6 +147,18 @@ class Result:
         self._background.wait()
         self._write_record(seconds)
         return self._table(columns)
+
+    def _of_thresholds(self, kind: str, values: dict[str, Any]) -> dict[str, str]:
+        """What a type of threshold promises; infinite ones become None, and why."""
+        said = {}
+        promise = self._nominal.get("promises", {}).get(kind)
+        if promise and self._nominal["held_out"] is not False:
+            said["promise"] = promise
+        for key in ("image_threshold", "pixel_threshold"):
+            if values[key] is not None and math.isinf(values[key]):
+                values[key] = None
+                said[key] = "infinite: too few held-out images for max_false_alarms, nothing is called anomalous"
+        return said
 
     def _write_record(self, seconds: float) -> None:
         """With metrics at other thresholds that were there, made from the same."""
@@ -196,10 +217,10 @@ class Result:
             said, sign = ("anomalous", ">") if predicted else ("nominal", "<=")
             right = "correct" if is_correct else "WRONG"
             verdict = f"{said}: {verdict} {sign} {image_threshold:.3f} ({self.judged_by}), {right}"
-        name = picture.path.name if picture.path.suffix == ".png" else f"{picture.path.name}.png"
-        path = self.folder / "panels" / picture.path.parent.name / name
+        name = picture.name.partition("/")[2]  # within test/
+        path = self.folder / "panels" / (name if picture.path.suffix == ".png" else f"{name}.png")
         above = anomaly_map > (np.inf if pixel_threshold is None else pixel_threshold)
-        truth = mask if picture.mask_path or not picture.has_anomaly else None
+        truth = mask if picture.masks or not picture.has_anomaly else None
         arrays = (image, reconstruction, panels.eight_bit(anomaly_map), truth, above)
         title = f"{self.config.data.category}/{self.measured.name(idx)}"
         self._background.do(_write_panel, path, title, verdict, is_correct, *arrays)
@@ -217,7 +238,7 @@ class Result:
     def _draw_scores(self) -> None:
         """The histogram of image scores with all thresholds."""
         measured = self.measured
-        lines = {kind: pair[0] for kind, pair in self.thresholds.items() if pair[0] is not None}
+        lines = {kind: pair[0] for kind, pair in self.thresholds.items() if pair[0] is not None and pair[0] < math.inf}
         nominal, anomalous = (measured.scores[measured.labels == label] for label in (0, 1))
         with runtime.replacing(self.folder / "scores.png") as beside:
             curves.score_histogram(beside, self.title, nominal, anomalous, lines)
@@ -267,7 +288,8 @@ class Result:
             lines = {level: levels[level] for level in drawn if level in levels}
             if not is_wanted or not lines:
                 continue
-            marked = {level: (thresholds[level], self.judged_by) for level in lines if thresholds[level] is not None}
+            shown = [level for level in lines if thresholds[level] is not None and thresholds[level] < math.inf]
+            marked = {level: (thresholds[level], self.judged_by) for level in shown}
             with runtime.replacing(self.folder / f"{name}.png") as beside:
                 shown = {level: values[key] for level, key in drawn.items()}
                 curves.curves(beside, name, self.title, x, y, lines, shown, marked)

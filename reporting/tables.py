@@ -23,6 +23,7 @@ LABELS = {
     "false_positives": "  false positives",
     "true_negatives": "  true negatives",
     "false_negatives": "  false negatives",
+    "hit_rate": "  defects hit",
     "pixel_threshold": "pixel threshold",
     "iou": "  IoU",
     "pixel_f1_at_threshold": "  pixel F1",
@@ -54,13 +55,20 @@ def markdown_table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[s
     return [*lines, ""]
 
 
+def _with_interval(column: dict[str, Any], key: str) -> str | float | int | None:
+    low, high = column.get(f"{key}_low"), column.get(f"{key}_high")
+    if low is None or not isinstance(column[key], float):
+        return column[key]
+    return f"{column[key]:.4f} [{low:.2f}, {high:.2f}]"
+
+
 def metrics_table(columns: dict[str, dict[str, Any]], notes: dict[str, Any]) -> str:
     """Metrics as text, a column for each threshold type; values over all thresholds stand once. Notes below."""
     rows = [["", *columns]]
     for key, label in LABELS.items():
-        values = [column[key] for column in columns.values()]
+        values = [_with_interval(column, key) for column in columns.values()]
         if key in (*metrics.IMAGE_KEYS, *metrics.PIXEL_KEYS):
             values = values[:1]
         rows.append([label, *values])
-    lines = [number_table(rows, 30, 14)]
+    lines = [number_table(rows, 30, 22), "in brackets: 95 % intervals over images"]
     return "\n".join([*lines, *(f"note: {note}" for note in notes.values() if isinstance(note, str))])

@@ -18,7 +18,7 @@ from errors import UserError
 from reporting import panels
 
 TERMS = ("l2", "ssim", "focal")
-LOG_COLUMNS = ("epoch", *TERMS, "loss", "learning_rate", "samples_per_second", "seconds", "val_ap")
+LOG_COLUMNS = ("epoch", *TERMS, "loss", "learning_rate", "samples_per_second", "seconds", "val_ap", "val_ap_se")
 
 
 class Journal:
@@ -39,17 +39,19 @@ class Journal:
         learning_rate: float,
         samples_per_second: float,
         seconds: float,
-        val_ap: float | None,
+        val_ap: tuple[float | None, float | None],
         sample: dict[str, np.ndarray],
     ) -> None:
         """Add an epoch.
 
         Args:
-            losses: mean of each of TERMS. val_ap: pixel AP on synthetic anomalies, None where it was not measured.
+            losses: mean of each of TERMS.
+            val_ap: pixel AP on synthetic anomalies and its standard error; None where they were not measured.
             sample: arguments of `panels.sample_grid`.
         """
         row = {"epoch": epoch, **losses, "loss": sum(losses.values()), "learning_rate": learning_rate}
-        row |= {"samples_per_second": round(samples_per_second, 2), "seconds": round(seconds, 3), "val_ap": val_ap}
+        row |= {"samples_per_second": round(samples_per_second, 2), "seconds": round(seconds, 3)}
+        row |= {"val_ap": val_ap[0], "val_ap_se": val_ap[1]}
         self._rows.append(row)
         self._board.add(epoch, *(summary.scalar(key, row[key]) for key in LOG_COLUMNS[1:] if row[key] is not None))
         is_drawn = epoch % self._settings.visualize_every == 0 or epoch == self._total

@@ -53,7 +53,7 @@ def train(
             state.take_folder()
         seconds = time.perf_counter() - start
         is_kept = state.is_kept(epoch)
-        val_ap = synthetic_pixel_ap(state.model, validation, config) if is_kept and validation else None
+        val_ap = synthetic_pixel_ap(state.model, validation, config) if is_kept and validation else (None, None)
         journal.add(epoch, losses, state.learning_rate, len(loader.dataset) / seconds, seconds, val_ap, sample)
         epochs.set_postfix({term: f"{losses[term]:.4f}" for term in TERMS})
         state.step(epoch)

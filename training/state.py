@@ -21,12 +21,13 @@ SAVE_EVERY = 30  # seconds between states to resume from: for large networks a s
 EARLIER = ("epoch_*.pt", "last.pt", "train_log.csv", "images/epoch_*.png", "logs/events*", "thresholds/*/*.json")
 # Settings that the weights depend on: with others a run does not go on. Those not named here may change at any time.
 FIXED = {
-    "data": ("category", "data_path", "anomaly_source_path", "img_size", "val_split"),
+    "data": ("category", "data_path", "anomaly_source_path", "img_size", "val_split", "split_by", "white_level"),
     "model": ("base_width", "base_channels"),
     "train": ("batch_size", "cut", "seed"),
 }
 # These too, but a run can go on with others: it is extended, or its rate lowered.
 EXTENDABLE = ("train.epochs", "train.learning_rate", "train.lr_milestones", "train.lr_gamma")
+NEW = ("data.split_by", "data.white_level")  # that states of an earlier version do not have
 FOLDERS = ("data.data_path", "data.anomaly_source_path")
 MEND = "set it back, or set another data.run_name or train.resume=never"
 
@@ -40,6 +41,7 @@ def learning_rate_factor(config: Config) -> Callable[[int], float]:
 def training_settings(settings: dict[str, Any]) -> dict[str, Any]:
     """`section.key` -> value of all that the weights depend on; folders as absolute paths. KeyError where one lacks."""
     keys = [f"{section}.{key}" for section, keys in FIXED.items() for key in keys]
+    keys = [key for key in keys if key not in NEW or key.split(".")[1] in settings["data"]]
     values = {key: settings[key.split(".")[0]][key.split(".")[1]] for key in (*keys, *EXTENDABLE)}
     return values | {key: Path(values[key]).resolve().as_posix() for key in FOLDERS}
 
@@ -82,12 +84,21 @@ class TrainingState:
 
     Args:
         made_from: kept with all that is saved. pictures: `training` and `held_out`, each name -> digest.
+        white_level: of the pictures, see `image_io.read_image`.
 
     Attributes:
         epoch: epochs done.
     """
 
-    def __init__(self, config: Config, settings_text: str, made_from: Provenance, pictures: dict[str, dict[str, str]]):
+    def __init__(
+        self,
+        config: Config,
+        settings_text: str,
+        made_from: Provenance,
+        pictures: dict[str, dict[str, str]],
+        white_level: float | None = None,
+    ):
+        self.white_level = white_level
         self.config, self.settings_text, self.made_from, self.pictures = config, settings_text, made_from, pictures
         self.device = runtime.select_device(config.train.device)
         self.precision = runtime.select_precision(config.train.precision, self.device)
@@ -122,7 +133,8 @@ class TrainingState:
     def _content(self) -> dict[str, Any]:
         content = {"model": self.model.state_dict(), "epoch": self.epoch}
         content |= {"settings": self.config.model_dump(mode="json"), "provenance": self.made_from.to_json()}
-        return content | {"pictures": self.pictures, "held_out": list(self.pictures["held_out"])}
+        content |= {"pictures": self.pictures, "held_out": list(self.pictures["held_out"])}
+        return content | {"white_level": self.white_level}
 
     def save_checkpoint(self) -> None:
         """Write the checkpoint of the epoch just done."""

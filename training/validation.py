@@ -3,14 +3,34 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch.utils.data import Dataset
 
 import data_loader
+import provenance
 from config import Config
+from evaluation import intervals
 from evaluation.metrics import PixelMetrics
 from inference.detect import detect
 from model import DRAEM
+
+HELD_OUT_TEXTURES = 0.2  # share of the textures
+SAMPLES = 200  # at least
+
+
+def split_textures(files: Sequence[Path], seed: int) -> tuple[list[int], list[int]]:
+    """Places of the textures to train with, and of the fifth that is held out for val_ap; chosen by seed and content.
+
+    A single texture is in both.
+    """
+    if len(files) < 2:
+        return list(range(len(files))), list(range(len(files)))
+    digests = provenance.file_digests(files)
+    by_content = sorted(range(len(files)), key=lambda place: (digests[place], files[place].name))
+    order = np.random.default_rng([seed, 0, 0, 5]).permutation(len(files))
+    held_out = {by_content[number] for number in order[: max(round(len(files) * HELD_OUT_TEXTURES), 1)]}
+    return [place for place in range(len(files)) if place not in held_out], sorted(held_out)
 
 
 class SyntheticSamples(Dataset):
@@ -21,7 +41,7 @@ class SyntheticSamples(Dataset):
             image gets as many.
     """
 
-    def __init__(self, nominal: data_loader.DRAEMTrainDataset, files: Sequence[Path], count: int = 64):
+    def __init__(self, nominal: data_loader.DRAEMTrainDataset, files: Sequence[Path], count: int = SAMPLES):
         self.nominal, self.files, self.count = nominal, list(files), -(-count // len(nominal)) * len(nominal)
 
     def __len__(self) -> int:
@@ -36,9 +56,23 @@ class SyntheticSamples(Dataset):
         return {"image": sample["augmented_image"], "mask": sample["anomaly_mask"], "idx": idx}
 
 
-def synthetic_pixel_ap(model: DRAEM, samples: SyntheticSamples, config: Config) -> float | None:
-    """Pixel AP on synthetic anomalies: tells checkpoints apart without any test image. None without a masked pixel."""
-    pixels = PixelMetrics()
+def synthetic_pixel_ap(model: DRAEM, samples: SyntheticSamples, config: Config) -> tuple[float | None, float | None]:
+    """Pixel AP on synthetic anomalies: tells checkpoints apart without any test image. None without a masked pixel.
+
+    Second its standard error, by bootstrap over the held-out images, each with all of its samples.
+    """
+    pixels = PixelMetrics(keeps_images=True)
     for result in detect(model, samples, config, ""):
         pixels.update(result.anomaly_map, result.mask)
-    return pixels.compute()["pixel_ap"]
+    value = pixels.compute()["pixel_ap"]
+    if value is None:
+        return None, None
+    count = len(samples.files)
+    of_sample = np.arange(len(samples)) % count
+    drawn = [
+        intervals.pixel_draws(pixels.images, weights[:, of_sample], {"": 0})[""]["pixel_ap"]
+        for weights in intervals.draws(np.zeros(count), count=200)
+    ]
+    spread = np.concatenate(drawn)
+    spread = spread[np.isfinite(spread)]
+    return value, float(spread.std()) if spread.size else None

@@ -9,13 +9,12 @@ import skimage
 from conftest import checked, planted_detections, write
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-import data_loader
 from config import load_config
 from evaluation import masking, metrics
-from folders import list_test
 from inference import detect as inference
 from inference import techniques
 from inference.techniques import Preparation, Technique, Variant
+from pictures import TestImage, list_test
 
 REGION = ("--set", "masking.regions.tile=[[0, 10, 0, 48], [20, 24, 5, 9]]", "--set", "metrics.masking=true")
 
@@ -133,13 +132,11 @@ def shifted(tmp_path):
         mask = np.zeros(image.shape[:2], np.uint8)
         image[100:130, 90:120], mask[100:130, 90:120] = 255, 255
         path = write(tmp_path / f"mvtec/cam/test/spot/{i}.png", image)
-        pictures.append(
-            data_loader.TestImage(path, True, write(tmp_path / f"mvtec/cam/ground_truth/spot/{i}_mask.png", mask))
-        )
+        mask_path = write(tmp_path / f"mvtec/cam/ground_truth/spot/{i}_mask.png", mask)
+        pictures.append(TestImage(path, True, f"test/spot/{i}.png", (mask_path,)))
         homographies.append((dy, dx))
-    pictures.append(
-        data_loader.TestImage(write(tmp_path / "mvtec/cam/test/good/0.png", np.full((220, 260, 3), 90)), False)
-    )
+    good = write(tmp_path / "mvtec/cam/test/good/0.png", np.full((220, 260, 3), 90))
+    pictures.append(TestImage(good, False, "test/good/0.png"))
     (tmp_path / "c.yaml").write_text("{}")
     sets = [f"data.registration_reference={tmp_path}/reference.png", "data.img_size=[224, 256]"]
     return load_config(tmp_path / "c.yaml", sets), pictures, homographies, reference

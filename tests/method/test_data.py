@@ -11,6 +11,7 @@ import folders
 import image_io
 from errors import UserError
 from image_io import read_image
+from pictures import TestImage, list_nominal, list_test, split_nominal
 from synthesis import AnomalySynthesizer
 
 
@@ -40,11 +41,11 @@ def test_test_images_and_masks(tmp_path):
     write(category / "ground_truth/dent/b.bmp", np.full((8, 8), 255, np.uint8))  # named without _mask
     (category / "test/good/notes.txt").write_text("passed over")
     (category / "test/good/._000.png").write_text("passed over")
-    found = {image.path.relative_to(category).as_posix(): image for image in folders.list_test(category)}
+    found = {image.path.relative_to(category).as_posix(): image for image in list_test(category)}
     assert len(found) == 8 and list(found)[:3] == [f"test/good/{i:03}.png" for i in range(3)]
-    assert found["test/plain/a.png"].mask_path is None and found["test/plain/a.png"].has_anomaly
-    assert found["test/dent/b.jpg"].mask_path == category / "ground_truth/dent/b.bmp"
-    assert found["test/spot/001.png"].mask_path == category / "ground_truth/spot/001_mask.png"
+    assert found["test/plain/a.png"].masks == () and found["test/plain/a.png"].has_anomaly
+    assert found["test/dent/b.jpg"].masks == (category / "ground_truth/dent/b.bmp",)
+    assert found["test/spot/001.png"].masks == (category / "ground_truth/spot/001_mask.png",)
 
 
 def test_a_folder_that_may_not_be_read_is_not_an_empty_one(tmp_path, monkeypatch):
@@ -58,21 +59,21 @@ def test_a_folder_that_may_not_be_read_is_not_an_empty_one(tmp_path, monkeypatch
 
     monkeypatch.setattr(folders.os, "scandir", refuse)
     with pytest.raises(PermissionError, match="spot"):
-        folders.list_test(category)
+        list_test(category)
 
 
 def test_a_single_missing_mask_is_named(tmp_path):
     category = make_dataset(tmp_path) / "mvtec/tile"
     (category / "ground_truth/spot/001_mask.png").unlink()
     with pytest.raises(UserError, match=r"spot.001\.png: its mask .*001_mask\.png is missing"):
-        folders.list_test(category)
+        list_test(category)
 
 
 def test_mask_rules(tmp_path):
     picture = write(tmp_path / "picture.png", np.zeros((64, 64), np.uint8))
 
     def anomalous(path, size):
-        [sample] = data_loader.DRAEMTestDataset([data_loader.TestImage(picture, True, path)], size)
+        [sample] = data_loader.DRAEMTestDataset([TestImage(picture, True, "picture.png", (path,))], size)
         return sample["mask"][0].numpy() > 0
 
     mask = np.zeros((64, 64), np.uint8)
@@ -96,7 +97,7 @@ def test_mask_rules(tmp_path):
 
 def test_test_sample(tmp_path):
     category = make_dataset(tmp_path) / "mvtec/tile"
-    dataset = data_loader.DRAEMTestDataset(folders.list_test(category), (32, 64))
+    dataset = data_loader.DRAEMTestDataset(list_test(category), (32, 64))
     sample = dataset[4]
     assert sample["image"].shape == (3, 32, 64) and sample["mask"].shape == (1, 32, 64)
     assert sample["has_anomaly"].tolist() == [1.0] and sample["idx"] == 4
@@ -109,14 +110,14 @@ def test_test_sample(tmp_path):
 
 def test_split_is_seeded_disjoint_and_complete(tmp_path):
     files = [tmp_path / f"{i}.png" for i in range(50)]
-    train, held_out = folders.split_nominal(files, 0.2, 1)
+    train, held_out = split_nominal(files, 0.2, 1)
     assert len(held_out) == 10 and sorted(train + held_out) == sorted(files)
-    assert (train, held_out) == folders.split_nominal(files, 0.2, 1)
-    assert held_out != folders.split_nominal(files, 0.2, 2)[1]
-    assert folders.split_nominal(files, 0, 1) == (files, [])
+    assert (train, held_out) == split_nominal(files, 0.2, 1)
+    assert held_out != split_nominal(files, 0.2, 2)[1]
+    assert split_nominal(files, 0, 1) == (files, [])
     for share in (0.001, 0.999):
         with pytest.raises(UserError, match=r"data\.val_split"):
-            folders.split_nominal(files, share, 1)
+            split_nominal(files, share, 1)
 
 
 def test_textures_at_any_depth(tmp_path):
@@ -150,7 +151,7 @@ def test_fetch_dtd(tmp_path, monkeypatch):
 
 def test_samples_travel_in_the_smallest_types_that_lose_nothing(tmp_path):
     make_dataset(tmp_path)
-    files = folders.list_nominal(tmp_path / "mvtec/tile")
+    files = list_nominal(tmp_path / "mvtec/tile")
     textures = folders.list_textures(tmp_path / "textures")
     synthesizer = AnomalySynthesizer(textures, (32, 32), cut=True)
     dataset = data_loader.DRAEMTrainDataset(files, synthesizer, seed=1)

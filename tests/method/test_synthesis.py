@@ -10,6 +10,7 @@ from conftest import DATA, make_dataset, write
 import data_loader
 import folders
 import synthesis
+from pictures import list_nominal
 from synthesis import AnomalySynthesizer, rotate
 
 
@@ -133,7 +134,7 @@ def test_every_augmenter_changes_the_texture_within_uint8(nominal):
 
 
 def samples(tmp_path, workers: int, epochs: int = 2) -> list[dict]:
-    files = folders.list_nominal(tmp_path / "mvtec" / "tile")
+    files = list_nominal(tmp_path / "mvtec" / "tile")
     textures = folders.list_textures(tmp_path / "textures")
     dataset = data_loader.DRAEMTrainDataset(files, AnomalySynthesizer(textures, (32, 64), cut=True), seed=5)
     loader = data_loader.train_loader(dataset, 2, workers)
@@ -157,7 +158,7 @@ def test_samples_do_not_depend_on_the_number_of_workers(tmp_path):
 def test_samples_do_not_depend_on_how_workers_are_started(tmp_path):
     """Windows, macOS and newer Pythons send the dataset to a fresh process instead of forking."""
     make_dataset(tmp_path, n_train=12)
-    files = folders.list_nominal(tmp_path / "mvtec" / "tile")
+    files = list_nominal(tmp_path / "mvtec" / "tile")
     synthesizer = AnomalySynthesizer(folders.list_textures(tmp_path / "textures"), (32, 32))
     dataset = data_loader.DRAEMTrainDataset(files, synthesizer, seed=2)
     here = list(data_loader.train_loader(dataset, 12, 0))
@@ -169,7 +170,7 @@ def test_samples_do_not_depend_on_how_workers_are_started(tmp_path):
 
 def test_no_two_samples_repeat_each_other(tmp_path):
     make_dataset(tmp_path, n_train=1)
-    file = folders.list_nominal(tmp_path / "mvtec" / "tile") * 40
+    file = list_nominal(tmp_path / "mvtec" / "tile") * 40
     textures = folders.list_textures(tmp_path / "textures")
     dataset = data_loader.DRAEMTrainDataset(file, AnomalySynthesizer(textures, (32, 32)))
     seen = [dataset[k]["augmented_image"].numpy().tobytes() for k in range(80) if dataset[k]["has_anomaly"]]

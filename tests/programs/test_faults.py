@@ -35,7 +35,7 @@ def main_with(patch, *arguments, cwd):
     [
         "import training.loop\ndef fault(*_): raise ValueError('of the program')\ntraining.loop.train_step = fault",
         "import synthesis\ndef fault(*_): raise ValueError('of the program')\nsynthesis.rotate = fault",
-        "import folders\ndef fault(*_): raise KeyError('of the program')\nfolders.list_nominal = fault",
+        "import engine.train\ndef fault(*_): raise KeyError('of the program')\nengine.train.list_nominal = fault",
     ],
 )
 @pytest.mark.parametrize("workers", ["0", "1"])

@@ -1,0 +1,162 @@
+"""How far metrics can be trusted: how they spread when as many images of each label are drawn with replacement.
+
+B. Efron and R. Tibshirani, 'An introduction to the bootstrap', 1993.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+DRAWS = 1000
+CHUNK = 100  # draws at once
+LEVEL = 0.95
+IMAGES_AT_ONCE = 500  # whose histograms are dense
+
+
+class ImageHistograms:
+    """Histograms of single images, with few bins, of which those that are not empty are kept.
+
+    Of each image: nominal pixels, anomalous pixels, and anomalous pixels weighted by 1 / size of their region, over the
+    score; the number of regions.
+    """
+
+    def __init__(self):
+        self._bins: list[np.ndarray] = []
+        self._counts: list[np.ndarray] = []  # float32 (3, K)
+        self.regions: list[int] = []
+
+    def __len__(self) -> int:
+        return len(self.regions)
+
+    def add(self, nominal: np.ndarray, anomalous: np.ndarray, overlap: np.ndarray | None, regions: int) -> None:
+        """Add an image, by the bins of its nominal and its anomalous pixels; the weights of the latter."""
+        size = int(max(nominal.max(initial=-1), anomalous.max(initial=-1))) + 1
+        counts = np.zeros((3, size), np.float32)
+        counts[0] = np.bincount(nominal, minlength=size)
+        if anomalous.size:
+            counts[1] = np.bincount(anomalous, minlength=size)
+            counts[2] = np.bincount(anomalous, overlap, minlength=size)
+        bins = np.flatnonzero(counts.any(axis=0))
+        self._bins.append(bins.astype(np.int32))
+        self._counts.append(counts[:, bins])
+        self.regions.append(regions)
+
+    def occupied(self) -> np.ndarray:
+        """Bins that any image has, rising."""
+        return np.unique(np.concatenate(self._bins)) if self._bins else np.zeros(0, np.int32)
+
+    def weighted(self, weights: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        """Sums over images (3, D, B) for `weights` (D, N), in the bins `columns`."""
+        total = np.zeros((3, len(weights), len(columns)))
+        for start in range(0, len(self), IMAGES_AT_ONCE):
+            stop = min(start + IMAGES_AT_ONCE, len(self))
+            dense = np.zeros((3, stop - start, len(columns)), np.float32)
+            for place in range(start, stop):
+                dense[:, place - start, np.searchsorted(columns, self._bins[place])] = self._counts[place]
+            total += weights[:, start:stop].astype(np.float32) @ dense
+        return total
+
+
+def draws(labels: np.ndarray, count: int = DRAWS, seed: int = 0) -> Iterator[np.ndarray]:
+    """How often each image is drawn, float64 (D, N), in chunks of CHUNK draws. labels: (N,); each keeps its number."""
+    rng, labels = np.random.default_rng(seed), np.asarray(labels)
+    for start in range(0, count, CHUNK):
+        weights = np.zeros((min(CHUNK, count - start), len(labels)))
+        for label in np.unique(labels):
+            places = np.flatnonzero(labels == label)
+            weights[:, places] = rng.multinomial(len(places), np.full(len(places), 1 / len(places)), len(weights))
+        yield weights
+
+
+def over_all(fp: np.ndarray, tp: np.ndarray) -> dict[str, np.ndarray]:
+    """AUROC, AP, largest F1 and largest IoU (D,), of counts (D, K + 1) of falling thresholds, the first all 0.
+
+    NaN where there is no nominal or no anomalous one.
+    """
+    positives, negatives = tp[:, -1:], fp[:, -1:]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        steps = np.diff(tp, axis=1)
+        precision = np.nan_to_num(tp[:, 1:] / (tp[:, 1:] + fp[:, 1:]))
+        area = np.sum(np.diff(fp, axis=1) * (tp[:, 1:] + tp[:, :-1]) / 2, axis=1)
+        return {
+            "auroc": area / (positives * negatives)[:, 0],
+            "ap": np.where(negatives[:, 0] > 0, np.sum(steps * precision, axis=1) / positives[:, 0], np.nan),
+            "f1": np.max(2 * tp / (tp + fp + positives), axis=1),
+            "iou_max": np.max(tp / (fp + positives), axis=1),
+        }
+
+
+def area_to(x: np.ndarray, y: np.ndarray, limit: float) -> np.ndarray:
+    """Area (D,) under the curves through the points (D, K), x rising, up to x = limit, divided by it."""
+    left, right = np.minimum(x[:, :-1], limit), np.minimum(x[:, 1:], limit)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        share = np.nan_to_num((right - x[:, :-1]) / (x[:, 1:] - x[:, :-1]))
+    at_right = y[:, :-1] + (y[:, 1:] - y[:, :-1]) * np.clip(share, 0, 1)
+    return np.sum((right - left) * (y[:, :-1] + at_right) / 2, axis=1) / limit
+
+
+def image_counts(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Nominal and anomalous images (D, K + 1) that reach each score, falling, led by 0; weights (D, N)."""
+    order = np.argsort(-scores, kind="stable")
+    ends = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))
+    counts = []
+    for label in (0, 1):
+        summed = np.cumsum(weights[:, order] * (labels[order] == label), axis=1)[:, ends]
+        counts.append(np.concatenate([np.zeros((len(weights), 1)), summed], axis=1))
+    return counts[0], counts[1]
+
+
+def image_draws(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
+    """image_auroc, image_ap and image_f1 (D,) of images that count as often as `weights` (D, N) says."""
+    values = over_all(*image_counts(np.asarray(labels), np.asarray(scores), weights))
+    return {f"image_{name}": values[name] for name in ("auroc", "ap", "f1")}
+
+
+def image_draws_at(labels: np.ndarray, predicted: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
+    """Accuracy, F1 and counts (D,) of images, by whether each (N,) is called anomalous."""
+    labels, predicted = np.asarray(labels) == 1, np.asarray(predicted, bool)
+    cases = (labels & predicted, ~labels & predicted, ~labels & ~predicted, labels & ~predicted)
+    tp, fp, tn, fn = (weights @ case for case in cases)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        f1 = 2 * tp / (2 * tp + fp + fn)
+    values = {"accuracy": (tp + tn) / weights.sum(axis=1), "image_f1_at_threshold": f1}
+    counts = ("true_positives", "false_positives", "true_negatives", "false_negatives")
+    return values | dict(zip(counts, (tp, fp, tn, fn), strict=True))
+
+
+def pixel_draws(
+    images: ImageHistograms, weights: np.ndarray, threshold_bins: dict[str, float]
+) -> dict[str, dict[str, np.ndarray]]:
+    """Pixel metrics (D,) at each threshold, of images that count as often as `weights` (D, N) says.
+
+    Args:
+        threshold_bins: bins above its own are above a threshold.
+    """
+    columns = images.occupied()[::-1]
+    sums = images.weighted(weights, columns[::-1])[:, :, ::-1]
+    counts = np.concatenate([np.zeros((*sums.shape[:2], 1)), np.cumsum(sums, axis=2)], axis=2)
+    fp, tp, overlap = counts
+    values = over_all(fp, tp)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        pro = overlap / (weights @ np.array(images.regions))[:, None]
+        fpr = fp / fp[:, -1:]
+    common = {f"pixel_{name}": values[name] for name in ("auroc", "ap", "f1")}
+    common |= {"pro": area_to(fpr, pro, 0.3), "pro_05": area_to(fpr, pro, 0.05), "iou_max": values["iou_max"]}
+    result = {}
+    for kind, threshold_bin in threshold_bins.items():
+        above = int(np.sum(columns > threshold_bin))
+        found, wrong, all_ = tp[:, above], fp[:, above], tp[:, -1]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            at = {"iou": found / (wrong + all_), "pixel_f1_at_threshold": 2 * found / (found + wrong + all_)}
+        result[kind] = common | at
+    return result
+
+
+def interval(drawn: np.ndarray, base: float, exact: float, highest: float = 1.0) -> tuple[float, float]:
+    """95 % interval of a metric: percentiles of its draws (D,), moved by what its coarse value `base` lacks of `exact`.
+
+    Draws where it is undefined do not count.
+    """
+    drawn = drawn[np.isfinite(drawn)]
+    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]) + (exact - base) if drawn.size else (0, highest)
+    return float(np.clip(low, 0, exact)), float(np.clip(high, exact, highest))

@@ -1,0 +1,234 @@
+"""What a mask file marks, whatever way it was written in: 0 and 255, class numbers, soft edges, colors, alpha."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+SMALL = 31  # whole numbers up to here number classes
+DARK = 16  # of 255: levels up to here beside high ones are the noise of compression
+FEW = 16  # a file with at most so many colors was drawn without soft edges, or nearly
+COLORFUL = 32  # of 255, between the channels of a pixel: a color and not a gray
+BETWEEN = 0.2  # share of pixels between dark and bright from which a file is a picture and no mask
+
+# Kinds of files that are told: what was understood, and what to look at.
+MOST = "more than half of the picture is marked: check that white means defect, and not good"
+WHOLE = "every pixel is marked"
+EMPTY = "no pixel is marked"
+LEVELS = "there are several levels: all of them count as marked"
+BACKGROUND = "the background is not 0: the most frequent value is taken for it"
+
+
+class MaskError(ValueError):
+    """A file that cannot be read as a mask without guessing."""
+
+
+@dataclass(frozen=True)
+class Marked:
+    """What a file marks.
+
+    Attributes:
+        mask: bool (H, W). kind: how the file says it, in words. doubt: what its owner should look at, None for nothing.
+    """
+
+    mask: np.ndarray
+    kind: str
+    doubt: str | None = None
+
+
+def marked(stored: np.ndarray, is_lossy: bool = False) -> Marked:
+    """What a mask marks.
+
+    Args:
+        stored: as the file holds it, (H, W) or (H, W, C), any real type: gray or colors, with or without alpha.
+        is_lossy: whether the file's format loses detail, as JPEG does.
+
+    Raises:
+        MaskError: nothing safe can be said.
+    """
+    if stored.ndim == 2 and stored.dtype == np.uint8:
+        present = np.flatnonzero(np.bincount(stored.ravel(), minlength=256))
+        if present.tolist() in ([0, 255], [0], [255]):  # by far the most frequent files
+            return _told(stored == 255, "0 and 255")
+    if not np.isfinite(stored).all():
+        raise MaskError("holds values that are no numbers")
+    if stored.min() < 0:
+        raise MaskError("holds negative values")
+    if stored.ndim == 2 or stored.shape[2] == 1:
+        return _of_levels(stored.reshape(stored.shape[:2]), is_lossy)
+    if stored.shape[2] > 4:
+        raise MaskError(f"has {stored.shape[2]} channels")
+    has_alpha = stored.shape[2] in (2, 4)
+    colors, alpha = stored[..., : stored.shape[2] - has_alpha], stored[..., -1] if has_alpha else None
+    if alpha is not None and alpha.min() != alpha.max():
+        return _of_alpha(colors, alpha, is_lossy)
+    return _of_colors(colors, is_lossy)
+
+
+def _told(mask: np.ndarray, kind: str, doubt: str | None = None) -> Marked:
+    share = mask.mean()
+    if share in (0, 1):
+        doubt = WHOLE if share else EMPTY
+    return Marked(mask, kind, MOST if 0.5 < share < 1 else doubt)
+
+
+def _of_levels(levels: np.ndarray, is_lossy: bool) -> Marked:
+    """Of one channel: the higher levels are marked."""
+    present, counts = np.unique(levels, return_counts=True)
+    low, high = present[0], present[-1]
+    if len(present) == 1:
+        if high in (0, 1, 255):
+            return _told(levels > 0, f"{high:g} alone")
+        raise MaskError(f"holds the value {high:g} alone: whether that is marked cannot be told")
+    is_whole = levels.dtype.kind in "ub" or bool((present == np.floor(present)).all())
+    if not is_lossy and is_whole and high <= SMALL:
+        if low > 0:  # numbered from 1 on
+            _must_be_background(low, counts[0], levels.size)
+            return _told(levels > low, f"class numbers ({_span(present)})", BACKGROUND)
+        return _told(levels > 0, f"class numbers ({_span(present)})")
+    if is_whole and high <= SMALL:
+        raise MaskError(f"holds values from {low:g} to {high:g} in a format that changes values")
+    noise = low + (high - low) * (DARK / 255)
+    if low > _noise_floor(high):
+        _must_be_background(low, counts[present <= noise].sum(), levels.size)
+    doubt = BACKGROUND if low > _noise_floor(high) else None
+    if not is_lossy and is_whole and low == 0 and len(present) > FEW and _is_numbered(levels, noise):
+        return _told(levels > 0, f"class numbers ({_span(present)})")
+    if len(present) <= FEW and not is_lossy:
+        return _of_few_levels(levels, present, counts, noise, doubt)
+    middle = low + (high - low) / 2
+    between = np.abs(levels.astype(np.float64) - middle) < (high - low) * 0.3
+    if between.mean() > BETWEEN:
+        raise MaskError(f"has {len(present)} gray levels like a photograph; a mask has two")
+    return _told(levels > middle, f"soft edges, marked from {middle:g} on", doubt)
+
+
+def _noise_floor(high: float) -> float:
+    """Lowest values up to here are a background's."""
+    return high * (2 * DARK / 255)
+
+
+def _of_few_levels(
+    levels: np.ndarray, present: np.ndarray, counts: np.ndarray, noise: float, doubt: str | None
+) -> Marked:
+    """Levels that cover areas are classes, the others soft edges."""
+    high = present[-1]
+    classes = [level for level in present[1:-1] if _covers_an_area(levels == level)]
+    if any(level <= noise for level in classes) and len(present) <= FEW // 2:
+        numbers = _span(present[present <= noise])
+        raise MaskError(f"holds class numbers ({numbers}) and {high:g}: what {high:g} means is not known")
+    classes = [level for level in classes if level > noise]
+    if len(present) == 2:
+        return _told(levels == high, _span(present), doubt)
+    middle = present[0] + (high - present[0]) / 2
+    if any(level <= middle for level in classes):
+        return _told((levels > middle) | np.isin(levels, classes), f"levels {_span(present)}", doubt or LEVELS)
+    return _told(levels > middle, f"soft edges, marked from {middle:g} on", doubt)
+
+
+def _covers_an_area(mask: np.ndarray) -> bool:
+    """Whether a block of 3 x 3 pixels lies in it."""
+    if min(mask.shape) < 3:
+        return bool(mask.any())
+    rows = mask[:-2] & mask[1:-1] & mask[2:]
+    return bool((rows[:, :-2] & rows[:, 1:-1] & rows[:, 2:]).any())
+
+
+def _is_numbered(levels: np.ndarray, noise: float) -> bool:
+    """Whether levels between dark and bright cover areas, as numbers of regions do and soft edges do not."""
+    between = (levels > noise) & (levels < 0.9 * levels.max())
+    inner = levels[1:-1, 1:-1]
+    is_flat = np.ones(inner.shape, bool)
+    for y in range(3):
+        for x in range(3):
+            is_flat &= levels[y : y + inner.shape[0], x : x + inner.shape[1]] == inner
+    return bool(is_flat[between[1:-1, 1:-1]].mean() > 0.3) if between[1:-1, 1:-1].any() else False
+
+
+def _must_be_background(value: float, count: int, size: int) -> None:
+    if 2 * count <= size:
+        raise MaskError(f"has no 0, and its lowest value {value:g} covers less than half: which one is marked?")
+
+
+def _of_alpha(colors: np.ndarray, alpha: np.ndarray, is_lossy: bool) -> Marked:
+    """What is not transparent, unless the colors say it."""
+    by_alpha = _of_levels(alpha, is_lossy)
+    seen = colors[alpha > 0]
+    if (seen == seen[0]).all() and (colors == colors[0, 0]).all():
+        return _told(by_alpha.mask, "alpha", by_alpha.doubt)
+    drawn = colors[by_alpha.mask]
+    if (drawn == drawn[0]).all():  # drawn in one color on a transparent ground
+        return _told(by_alpha.mask, "alpha", by_alpha.doubt)
+    by_color = _of_colors(np.where(alpha[..., None] > 0, colors, 0), is_lossy)
+    if (by_color.mask == by_alpha.mask).all():
+        return _told(by_alpha.mask, "alpha", by_alpha.doubt)
+    raise MaskError("its alpha channel marks other pixels than its colors")
+
+
+def _of_colors(colors: np.ndarray, is_lossy: bool) -> Marked:
+    """Of three channels: where they agree one is enough, else what differs from a gray background is marked."""
+    highest, lowest = colors.max(axis=2), colors.min(axis=2)
+    if (highest == lowest).all():
+        return marked(highest, is_lossy)
+    top = float(highest.max())
+    if top <= SMALL and lowest.min() == 0 and not is_lossy:
+        return _of_levels(highest, is_lossy)  # class numbers as colors
+    unit = top / 255
+    spread = highest.astype(np.float64) - lowest
+    is_gray = spread <= (COLORFUL * unit if is_lossy or top > SMALL else 0)
+    if is_gray.all() and is_lossy:
+        return _of_levels(highest, is_lossy)
+    ground, share = _most_frequent(colors, is_gray)
+    if ground is None:
+        raise MaskError("is colored everywhere: which color is the background is not known")
+    away = np.abs(colors.astype(np.float64) - ground).max(axis=2)
+    near = 2 * DARK * unit
+    others = is_gray & (away > near)
+    if ground.min() > near and others.any() and (is_lossy or _covers_an_area(others)):
+        raise MaskError("has gray and colored marks on a light background: which of them count is not known")
+    distinct = None if is_lossy or colors.dtype.kind == "f" else _distinct(colors)
+    is_drawn = distinct is not None and len(distinct) <= FEW
+    if not is_drawn and others.mean() > BETWEEN:
+        raise MaskError("has very many grays and colors, like a photograph; a mask has two")
+    mask = np.zeros(colors.shape[:2], bool)
+    if is_drawn:
+        for color in distinct:
+            own = (colors == color).all(axis=2)
+            distance = np.abs(color.astype(np.float64) - ground).max()
+            if distance > near and (distance > away.max() / 2 or _covers_an_area(own)):
+                mask |= own
+    else:
+        between = (away > 0.2 * away.max()) & (away < 0.8 * away.max())
+        if between.mean() > BETWEEN:
+            raise MaskError("has very many colors, like a photograph; a mask has two")
+        mask = away > away.max() / 2
+    if ground.max() > near and share <= 0.5 and mask.mean() > 0.5:
+        raise MaskError("most of it is colored: whether the color marks what is defective or what is good is not known")
+    shade = "black" if ground.max() <= near else "white" if ground.min() >= top - near else "gray"
+    return _told(mask, f"colors on {shade}")
+
+
+def _distinct(colors: np.ndarray) -> np.ndarray:
+    """The colors that occur, (K, 3)."""
+    numbers = colors[..., 0].astype(np.uint64)
+    for channel in (1, 2):
+        numbers = numbers << np.uint64(16) | colors[..., channel].astype(np.uint64)
+    found = np.unique(numbers)
+    return np.stack([found >> np.uint64(shift) & np.uint64(0xFFFF) for shift in (32, 16, 0)], axis=1).astype(np.int64)
+
+
+def _most_frequent(colors: np.ndarray, is_gray: np.ndarray) -> tuple[np.ndarray | None, float]:
+    """The most frequent gray, float64 (3,), and its share of the picture; None where nothing is gray."""
+    grays = colors[is_gray]
+    if not len(grays):
+        return None, 0.0
+    found, counts = np.unique(grays[:, 1], return_counts=True)
+    value = found[counts.argmax()]
+    return np.full(3, value, np.float64), float(counts.max() / is_gray.size)
+
+
+def _span(values: np.ndarray) -> str:
+    """A few values in words."""
+    words = [f"{value:g}" for value in values]
+    if len(words) > 4:
+        return f"{words[0]} to {words[-1]}"
+    return " and ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else words[0]

@@ -1,0 +1,200 @@
+"""The pictures of a category in MVTec AD form, and of one that is nearly in it: nominal, held out, to test, and masks.
+
+<category>/train/good/*, <category>/test/good/*, <category>/test/<defect>/*, <category>/ground_truth/<defect>/*_mask.*
+and, if there, <category>/validation/good/*: nominal pictures to hold out. docs/data.md says what else is understood.
+"""
+
+import re
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+import image_io
+import runtime
+from errors import UserError
+from evaluation.masks import Marked
+from folders import IMAGE_SUFFIXES, Remarks, nominal_folders, pictures_below, plain, subfolders
+from ground_truth import MASK_FOLDERS, Masks, apart, check_twins, more, name_in
+
+# Names of folders, as `plain` has them.
+VALIDATION_FOLDERS = {"validation", "valid", "val"}
+
+
+@dataclass(frozen=True)
+class TestImage:
+    """One picture of test/ or of the held-out nominal ones.
+
+    Attributes:
+        name: path within the category. masks: files that together mark its defects; none for nominal and unmasked ones.
+        has_empty_mask: the masks are known to mark nothing.
+    """
+
+    path: Path
+    has_anomaly: bool
+    name: str
+    masks: tuple[Path, ...] = ()
+    has_empty_mask: bool = False
+
+
+def list_nominal(category: Path, remarks: Remarks | None = None) -> list[Path]:
+    """Pictures of train/good at any depth, sorted; UserError where there is none."""
+    remarks, train = remarks or Remarks(), category / "train"
+    files = _nominal_files(train, remarks)
+    if not files:
+        suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
+        raise UserError(f"{train / 'good'}: no images ({suffixes}) there; put nominal images into it")
+    good = {folder.name for folder in nominal_folders(train)}
+    for file in pictures_below(train):
+        if file.relative_to(train).parts[0] not in good:
+            remarks.pass_over("pictures of train/ outside of train/good", name_in(file, category))
+    return files
+
+
+def list_validation(category: Path, remarks: Remarks | None = None) -> list[Path]:
+    """Pictures of validation/good, sorted: nominal ones that their owner wants held out; none without such a folder."""
+    found = [folder for folder in subfolders(category) if plain(folder.name) in VALIDATION_FOLDERS]
+    return [file for folder in found for file in _nominal_files(folder, remarks or Remarks())]
+
+
+def _nominal_files(folder: Path, remarks: Remarks) -> list[Path]:
+    files = []
+    for good in nominal_folders(folder, remarks):
+        pictures, beside = apart(pictures_below(good, remarks))
+        for mask in beside:
+            remarks.pass_over("masks beside nominal pictures", f"{folder.name}/{name_in(mask, folder)}")
+        check_twins(pictures)
+        files += pictures
+    return sorted(files)
+
+
+def nominal_name(category: Path, file: Path) -> str:
+    """What a checkpoint calls a nominal picture: its path within train/good, else within the category."""
+    name = file.relative_to(category)
+    return Path(*name.parts[2:]).as_posix() if name.parts[0] == "train" else name.as_posix()
+
+
+def split_nominal(
+    files: Sequence[Path], val_split: float, seed: int, split_by: str | None = None, category: Path | None = None
+) -> tuple[list[Path], list[Path]]:
+    """Training and held-out files, both sorted, chosen by seed. At least one of each, or UserError.
+
+    Args:
+        split_by: a regular expression to look for in names within train/good; files whose groups are the same stay
+            together. None: each file for itself. category: the folder that the names are told from.
+    """
+    if val_split == 0:
+        return list(files), []
+    parts = _parts(files, split_by, category)
+    count = round(len(files) * val_split)
+    if not 0 < count < len(files):
+        rest = "to hold out" if count == 0 else "to train on"
+        raise UserError(
+            f"data.val_split = {val_split} leaves none of the {len(files)} images of train/good {rest}; "
+            "change it, or set it to 0"
+        )
+    held_out: set[int] = set()
+    for number in np.random.default_rng([seed, 0, 0, 3]).permutation(len(parts)):
+        if len(held_out) < count and len(held_out) + len(parts[number]) < len(files):
+            held_out.update(parts[number])
+    return (
+        [file for i, file in enumerate(files) if i not in held_out],
+        [file for i, file in enumerate(files) if i in held_out],
+    )
+
+
+def _parts(files: Sequence[Path], split_by: str | None, category: Path | None) -> list[list[int]]:
+    """Places of the files that must stay together."""
+    if split_by is None:
+        return [[place] for place in range(len(files))]
+    parts: dict[tuple, list[int]] = {}
+    for place, file in enumerate(files):
+        if not (match := re.search(split_by, nominal_name(category, file))):
+            raise UserError(f"data.split_by = {split_by!r}: does not match {file}; change it, so that it matches all")
+        parts.setdefault(match.groups(), []).append(place)
+    if len(parts) == 1:
+        raise UserError(f"data.split_by = {split_by!r}: all of train/good is one group ({match[0]!r}); change it")
+    return list(parts.values())
+
+
+def list_test(category: Path, remarks: Remarks | None = None) -> list[TestImage]:
+    """Pictures of test/: nominal ones first, then by defect.
+
+    Raises:
+        UserError: none is there, defect pictures lack masks (all are named), or what is there can mean two things.
+    """
+    remarks, test = remarks or Remarks(), category / "test"
+    if direct := [path for path in pictures_below(test) if path.parent == test]:
+        raise UserError(
+            f"{direct[0]}{more(direct)}: lies directly in test/; put nominal pictures into test/good, "
+            "others into test/<defect>"
+        )
+    masks = Masks(category, remarks)
+    images, nominal = [], nominal_folders(test, remarks)
+    for folder in nominal:
+        pictures, beside = apart(pictures_below(folder, remarks))
+        check_twins(pictures)
+        _check_nominal_masks([*beside, *masks.of_nominal(folder)])
+        images += [TestImage(path, False, name_in(path, category)) for path in pictures]
+    for folder in (path for path in subfolders(test) if path not in nominal):
+        if plain(folder.name) in MASK_FOLDERS:
+            raise UserError(f"{folder}: looks like a folder of masks; move it to {category / 'ground_truth'}")
+        pictures, beside = apart(pictures_below(folder, remarks))
+        if not pictures:
+            remarks.pass_over("folders without pictures", name_in(folder, category))
+        if beside:
+            remarks.take(f"masks that lie beside the pictures of {name_in(folder, category)} are taken")
+        masks.assign(folder, pictures, beside)
+        images += [TestImage(path, True, name_in(path, category)) for path in pictures]
+    masks.assign_loose()
+    masks.check_complete()
+    if not images:
+        raise UserError(f"{test}: no test images there; detection needs test/good and test/<defect> with images")
+    return [replace(image, masks=tuple(masks.found.get(image.path, ()))) for image in images]
+
+
+def with_masks_read(pictures: Sequence[TestImage]) -> tuple[list[TestImage], list[str]]:
+    """The pictures with what is known of their masks once these are read, and a sentence for each kind of doubt.
+
+    Raises:
+        UserError: masks that cannot be read without guessing; it names the first, and how many there are.
+    """
+
+    def read(path: Path) -> Marked | UserError:
+        try:
+            found = image_io.read_marked(path)
+        except UserError as error:
+            return error
+        return Marked(np.array([found.mask.any()]), found.kind, found.doubt)
+
+    files = [mask for picture in pictures for mask in picture.masks]
+    with ThreadPoolExecutor(runtime.core_count()) as pool:
+        found = dict(zip(files, pool.map(read, files), strict=True))
+    if wrong := [found[path] for path in files if isinstance(found[path], UserError)]:
+        others = f"\n{len(wrong) - 1} more masks cannot be read either" if len(wrong) > 1 else ""
+        raise UserError(f"{wrong[0]}{others}")
+    doubts: dict[str, list[str]] = {}
+    for picture in pictures:
+        for mask in picture.masks:
+            if found[mask].doubt:
+                doubts.setdefault(found[mask].doubt, []).append(f"{mask.parent.name}/{mask.name}")
+    said = [
+        f"masks: {doubt}: {len(names)} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+        for doubt, names in doubts.items()
+    ]
+    read_ones = [
+        replace(picture, has_empty_mask=bool(picture.masks) and not any(found[mask].mask[0] for mask in picture.masks))
+        for picture in pictures
+    ]
+    return read_ones, said
+
+
+def _check_nominal_masks(masks: Sequence[Path]) -> None:
+    """UserError where a mask of a nominal picture marks something."""
+    for mask in masks:
+        if image_io.read_marked(mask).mask.any():
+            raise UserError(
+                f"{mask}: marks pixels of a nominal picture; move that picture to a defect's folder, or the mask away"
+            )

@@ -1,4 +1,4 @@
-"""DRAEM from the command line: train, compute thresholds, detect."""
+"""DRAEM from the command line: check the data, train, compute thresholds, detect."""
 
 import argparse
 
@@ -12,11 +12,12 @@ def main() -> int:
     parser = Parser(
         prog="main.py",
         description="DRAEM: train on defect-free images, compute thresholds, detect and outline defects.\n"
-        "Several modes at once run in the order train, threshold, detection.",
+        "Several modes at once run in the order check, train, threshold, detection.",
         epilog=f"example: {EXAMPLE}\nevery setting is explained in config.yaml",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     for mode, what, example in (
+        ("check", "look at pictures, masks and folders, and say what is odd and what training takes", "--check True"),
         ("train", "train with synthetic anomalies; goes on where an interrupted run stood", "--train True"),
         ("threshold", "compute thresholds from held-out nominal images", "--threshold True --set data.load_epoch=700"),
         ("detection", "detect on test/: metrics, curves, panels", "--detection True --set metrics.threshold_type=max"),
@@ -32,7 +33,7 @@ def main() -> int:
         )
     add_config_flags(parser)
     arguments = parser.parse_args()
-    if not (arguments.train or arguments.threshold or arguments.detection):
+    if not (arguments.check or arguments.train or arguments.threshold or arguments.detection):
         parser.error(f"no mode asked for; for example: {EXAMPLE}")
 
     import runtime  # the heavy packages come only now: --help stays quick
@@ -40,6 +41,10 @@ def main() -> int:
 
     runtime.setup()
     config = load_config(arguments.config, arguments.set)
+    if arguments.check:
+        from engine import check
+
+        check.run(config)
     if arguments.train:
         from engine import train
 

@@ -1,0 +1,232 @@
+"""The check mode: what is there, what is odd, how it is understood, what it will take. Nothing is written."""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from tqdm import tqdm
+
+import data_loader
+import image_io
+import provenance
+import runtime
+from config import Config
+from engine.train import Files, find_white_level, split
+from errors import UserError
+from evaluation.promises import promise
+from evaluation.thresholds import images_needed
+from folders import Remarks, category_folder, list_textures
+from inference.techniques import Preparation, configured
+from loss import DRAEMLoss
+from model import DRAEM
+from pictures import TestImage, list_nominal, list_test, list_validation
+from synthesis import AnomalySynthesizer
+from training import loop
+
+STEPS = 3  # that are measured, after one that is not
+SHOWN = 5  # names of a kind
+
+
+class Look(NamedTuple):
+    """What one picture turned out to be: its size, whether it has more than 8 bits, and its decoded content."""
+
+    size: tuple[int, int]
+    is_deep: bool
+    content: str
+
+
+class Findings:
+    """Lines to print, and what would stop training or detection."""
+
+    def __init__(self):
+        self.problems: list[str] = []
+
+    def attempt(self, what: Callable[[], Any]) -> Any:
+        """What `what` gives; None where it meets a mistake, which is noted."""
+        try:
+            return what()
+        except (UserError, OSError) as error:
+            if str(error) not in self.problems:
+                self.problems.append(str(error))
+            return None
+
+
+def run(config: Config) -> None:
+    """Print what is found. UserError where training or detection would stop; all reasons are printed."""
+    findings, remarks = Findings(), Remarks()
+    category = category_folder(Path(config.data.data_path), config.data.category)
+    nominal = findings.attempt(lambda: list_nominal(category, remarks)) or []
+    validation = findings.attempt(lambda: list_validation(category, remarks)) or []
+    textures = findings.attempt(lambda: list_textures(Path(config.data.anomaly_source_path), remarks)) or []
+    test = findings.attempt(lambda: list_test(category, remarks)) if (category / "test").is_dir() else []
+    files = findings.attempt(lambda: split(config, nominal, validation, textures)) if nominal else None
+    _print_counts(category, files, textures, test or [], bool(validation))
+    for line in remarks.lines():
+        print(line)
+    if files:
+        white_level = findings.attempt(lambda: find_white_level(config, files, None))
+        groups = {"training": _training(files), "held out": files.held_out, "test": [one.path for one in test or []]}
+        looks = _look_at(groups | {"textures": textures}, white_level, findings)
+        _print_looks(groups, looks)
+        _print_masks(test or [], looks, findings)
+        if test:
+            technique = configured(config)
+            settled = config.model_copy(update={"data": config.data.model_copy(update={"white_level": white_level})})
+            findings.attempt(lambda: Preparation(settled, [technique]).check(test, [technique]))
+        _print_promise(config, len(files.held_out))
+        if not findings.problems:
+            _print_time(config, files)
+    for problem in findings.problems:
+        print(f"would stop: {problem}")
+    if findings.problems:
+        rest = len(findings.problems) - 1
+        raise UserError(findings.problems[0].splitlines()[0] + (f"\nand {rest} more, see above" if rest else ""))
+    print("nothing found that would stop training or detection")
+
+
+def _training(files: Files) -> list[Path]:
+    held_out = set(files.held_out)
+    return [file for file in files.nominal if file not in held_out]
+
+
+def _print_counts(
+    category: Path, files: Files | None, textures: Sequence[Path], test: Sequence[TestImage], has_validation: bool
+) -> None:
+    if files:
+        source = "validation/good" if has_validation else "of train/good"
+        print(f"{category}: {len(_training(files))} pictures to train on, {len(files.held_out)} held out ({source})")
+    print(f"textures: {len(textures)}" + (", a fifth of them held out" if files and files.held_out else ""))
+    kinds = Counter(one.name.split("/")[1] for one in test)
+    unmasked = Counter(one.name.split("/")[1] for one in test if one.has_anomaly and not one.masks)
+    said = [
+        f"{count} {kind}" + (f" ({unmasked[kind]} without a mask)" if unmasked[kind] else "")
+        for kind, count in kinds.items()
+    ]
+    print(f"test pictures: {', '.join(said) or 'none'}")
+    if test and not any(one.has_anomaly for one in test):
+        print("test/ has no defective picture: image and pixel metrics will be undefined")
+    if test and all(one.has_anomaly for one in test):
+        print("test/ has no good picture: image metrics will be undefined")
+
+
+def _look_at(groups: dict[str, Sequence[Path]], white_level: float | None, findings: Findings) -> dict[Path, Look]:
+    """Decode every picture once."""
+    paths = [path for files in groups.values() for path in files]
+    textures = set(groups["textures"])
+
+    def look(path: Path) -> Look | None:
+        def decode() -> Look:
+            image = image_io.read_image(path, white_level=None if path in textures else white_level)
+            return Look(image.shape[:2], image_io.is_deep(path), provenance.digest([image.shape, image.tobytes()]))
+
+        return findings.attempt(decode)
+
+    with ThreadPoolExecutor(runtime.core_count()) as pool:
+        found = pool.map(look, paths)
+        bar = tqdm(found, "reading pictures", len(paths), unit="picture", leave=None)
+        return {path: one for path, one in zip(paths, bar, strict=True) if one}
+
+
+def _print_looks(groups: dict[str, Sequence[Path]], looks: dict[Path, Look]) -> None:
+    """Sizes, depths, and pictures that are there twice."""
+    for group, files in groups.items():
+        seen = [looks[file] for file in files if file in looks]
+        sizes = Counter(f"{one.size[1]} x {one.size[0]}" for one in seen).most_common()
+        if sizes:
+            shown = ", ".join(f"{count} of {size}" for size, count in sizes[:SHOWN])
+            deep = sum(one.is_deep for one in seen)
+            depth = f"; {deep} have more than 8 bits" if deep else ""
+            print(f"{group}: {shown}{', ...' if len(sizes) > SHOWN else ''} (width x height){depth}")
+    trained: dict[str, Path] = {}
+    for file in groups["training"]:
+        if file in looks:
+            trained.setdefault(looks[file].content, file)
+    copies = [file for file in groups["training"] if file in looks and trained[looks[file].content] != file]
+    if copies:
+        print(f"training pictures that are copies of others: {_some(copies)}")
+    for group in ("held out", "test"):
+        known = [file for file in groups[group] if file in looks and looks[file].content in trained]
+        if known:
+            what = "thresholds will be too low" if group == "held out" else "metrics will look better than they are"
+            print(f"{group} pictures that are training pictures as well, so {what}: {_some(known)}")
+
+
+def _some(paths: Sequence[Path]) -> str:
+    names = [f"{path.parent.name}/{path.name}" for path in paths[:SHOWN]]
+    return f"{len(paths)} ({', '.join(names)}{', ...' if len(paths) > SHOWN else ''})"
+
+
+def _print_masks(test: Sequence[TestImage], looks: dict[Path, Look], findings: Findings) -> None:
+    """How masks are understood, and what is to be looked at."""
+    pairs = [(picture, mask) for picture in test for mask in picture.masks]
+    kinds, doubts = Counter(), {}
+    with ThreadPoolExecutor(runtime.core_count()) as pool:
+        found = pool.map(lambda pair: findings.attempt(lambda: image_io.read_marked(pair[1])), pairs)
+        bar = tqdm(found, "reading masks", len(pairs), unit="mask", leave=None, disable=None if pairs else True)
+        for (picture, mask), marked in zip(pairs, bar, strict=True):
+            if marked is None:
+                continue
+            kinds[marked.kind] += 1
+            if marked.doubt:
+                doubts.setdefault(marked.doubt, []).append(mask)
+            if picture.path in looks and marked.mask.shape != looks[picture.path].size:
+                findings.attempt(lambda mask=mask, size=looks[picture.path].size: image_io.read_mask(mask, size))
+    if kinds:
+        print("masks: " + ", ".join(f"{count} of {kind}" for kind, count in kinds.most_common()))
+    for doubt, masks in doubts.items():
+        print(f"masks: {doubt}: {_some(masks)}")
+
+
+def _print_promise(config: Config, count: int) -> None:
+    """What thresholds from so many held-out images can promise."""
+    if not count:
+        print("nothing is held out: thresholds come from training images and promise nothing (data.val_split)")
+        return
+    settings = config.metrics
+    for kind in ("p_quantile", "conformal"):
+        said = promise(kind, count, settings.p, settings.k, settings.max_false_alarms)
+        if kind == "conformal" and count < images_needed(settings.max_false_alarms):
+            print(f"conformal: never alarms, {images_needed(settings.max_false_alarms)} held-out pictures are needed")
+            continue
+        expected, low, high = (f"{100 * rate:.2g} %" for rate in said)
+        print(f"{kind} from {count} held-out pictures: about {expected} false alarms (90 % interval {low} to {high})")
+    if count < images_needed(0.01):
+        print(f"at least {images_needed(0.01)} held-out pictures are needed for 1 % false alarms")
+
+
+def _print_time(config: Config, files: Files) -> None:
+    """How many steps, and about how long they take here: a few are measured."""
+    train, device = config.train, runtime.select_device(config.train.device)
+    precision = runtime.select_precision(train.precision, device)
+    count = len(_training(files))
+    size = min(train.batch_size, count)
+    images = _training(files)[:size]
+    dataset = data_loader.DRAEMTrainDataset(images, AnomalySynthesizer(files.textures[:4], config.data.img_size), 0)
+    batch = torch.utils.data.default_collate([dataset[place] for place in range(size)])
+    model = DRAEM(config.model.base_width, config.model.base_channels).to(
+        device, memory_format=runtime.memory_format(device, precision)
+    )
+    optimizer = torch.optim.Adam(model.train().parameters(), fused=True)
+    criterion = DRAEMLoss().to(device)
+    seconds = []
+    for _ in tqdm(range(1 + STEPS), "measuring steps", leave=None):
+        start = time.perf_counter()
+        terms, _ = loop.train_step(model, criterion, optimizer, batch, device, precision)
+        float(terms["focal"].detach())  # waits for the device
+        seconds.append(time.perf_counter() - start)
+    steps = -(-count // train.batch_size)
+    total = min(seconds[1:]) * steps * train.epochs
+    print(
+        f"training: {steps} steps an epoch, {steps * train.epochs:,} in {train.epochs} epochs, "
+        f"about {_clock(total)} on this {device} ({precision}; {min(seconds[1:]):.2g} s a step)"
+    )
+
+
+def _clock(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"

@@ -2,13 +2,15 @@
 
 from typing import Any
 
+import numpy as np
 from scipy.stats import rankdata
 
-from evaluation import metrics
+from evaluation import intervals, metrics
 
 HEADLINE, TIE = "image_auroc", "pixel_ap"
 PLAIN = "no_masking"  # checkpoints are compared by results without masking and registration
 METRICS = metrics.IMAGE_KEYS + metrics.PIXEL_KEYS
+OF_PIXELS = metrics.PIXEL_KEYS + metrics.PIXEL_KEYS_AT_THRESHOLD
 METRICS_AT_THRESHOLD = ("accuracy", "image_f1_at_threshold", *metrics.PIXEL_KEYS_AT_THRESHOLD)
 
 
@@ -18,12 +20,18 @@ def training_order(name: str) -> tuple:
 
 
 def best_of_categories(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Of each category and metric the best value and every combination that reaches it; None where undefined."""
+    """Of each category and metric the best value and every combination that reaches it; None where undefined.
+
+    Pixel metrics are compared on the same pixels only: where a category has results with masking, those without it are
+    left out of them. Nothing is lost: post-masking is no masking measured outside of the regions.
+    """
     best: dict[str, dict[str, Any]] = {}
     for category in dict.fromkeys(row["category"] for row in rows):
         best[category] = {}
         for metric in (*METRICS, *METRICS_AT_THRESHOLD):
             own = [row for row in rows if row["category"] == category and row[metric] is not None]
+            masked = [row for row in own if not row["technique"].startswith("no_")]
+            own = masked if masked and metric in OF_PIXELS else own
             value = max((row[metric] for row in own), default=None)
             where = ["checkpoint", "technique", *(["threshold"] if metric in METRICS_AT_THRESHOLD else [])]
             reached = {tuple(row[column] for column in where): None for row in own if row[metric] == value}
@@ -91,16 +99,45 @@ def overall(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return {"headline": headline, "overall": best, "not_in_every_category": sorted(names, key=training_order)}
 
 
+def difference(pairs: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> dict[str, float]:
+    """Image AUROC of one result less that of another, averaged over categories; 95 % interval by paired bootstrap.
+
+    Both are judged on the same draws of images.
+
+    Args:
+        pairs: of each category the labels (N,), 0 or 1, and both results' scores (N,) of the same images.
+    """
+    total, exact = np.zeros(intervals.DRAWS), 0.0
+    for seed, (labels, one, other) in enumerate(pairs):
+        drawn = []
+        for weights in intervals.draws(labels, seed=seed):
+            first, second = (intervals.image_draws(labels, scores, weights)[HEADLINE] for scores in (one, other))
+            drawn.append(first - second)
+        ones = np.ones((1, len(labels)))
+        first, second = (intervals.image_draws(labels, scores, ones)[HEADLINE][0] for scores in (one, other))
+        total += np.concatenate(drawn) / len(pairs)
+        exact += float(first - second) / len(pairs)
+    low, high = np.quantile(total, [(1 - intervals.LEVEL) / 2, (1 + intervals.LEVEL) / 2])
+    return {"difference": exact, "low": float(low), "high": float(high), "is_told_apart": bool(low > 0 or high < 0)}
+
+
 def label_free(
-    rows: list[dict[str, Any]], val_ap: dict[str, dict[str, float]], headline: dict[str, Any] | None
+    rows: list[dict[str, Any]],
+    val_ap: dict[str, dict[str, float]],
+    headline: dict[str, Any] | None,
+    errors: dict[str, dict[str, float]] | None = None,
 ) -> dict[str, Any]:
     """The choice by val_ap: pixel AP on synthetic anomalies on held-out nominal images. No test label takes part in it.
 
-    Beside it stands what the choice on the test set reaches.
+    The earliest checkpoint within one standard error of the best (L. Breiman et al., 'Classification and regression
+    trees', 1984); over categories, within it in each of them, else the one of the best mean rank. Beside it stands what
+    the choice on the test set reaches.
 
     Args:
         rows: as above. val_ap: category -> checkpoint -> value. headline: of `overall`.
+        errors: category -> checkpoint -> standard error of val_ap; none where they are not known.
     """
+    errors, near = errors or {}, {}
     measured, table = plain_results(rows, HEADLINE), {}
     evaluated = {(row["category"], row["checkpoint"]) for row in rows}
     names = list(dict.fromkeys(row["category"] for row in rows))
@@ -110,11 +147,16 @@ def label_free(
             table[category] = own
     categories = {}
     for category, values in table.items():
-        chosen, there = min(values, key=lambda name: (-values[name], training_order(name))), measured.get(category, {})
+        best, there = min(values, key=lambda name: (-values[name], training_order(name))), measured.get(category, {})
+        limit = values[best] - errors.get(category, {}).get(best, 0.0)
+        near[category] = [name for name in values if values[name] >= limit]
+        chosen = min(near[category], key=training_order)
         top = min(there, key=lambda name: (-there[name], training_order(name)), default=None)
         categories[category] = {
             "checkpoint": chosen,
             "val_ap": values[chosen],
+            "val_ap_se": errors.get(category, {}).get(chosen),
+            "best_val_ap_checkpoint": best,
             HEADLINE: there.get(chosen),
             "best_checkpoint": top,
             f"best_{HEADLINE}": there.get(top),
@@ -122,10 +164,13 @@ def label_free(
         }
     overall, ranks = None, mean_ranks(table)
     if ranks:
-        chosen = min(ranks, key=lambda name: (ranks[name], training_order(name)))
+        everywhere = [name for name in ranks if all(name in names for names in near.values())]
+        best = min(ranks, key=lambda name: (ranks[name], training_order(name)))
+        chosen = min(everywhere, key=training_order, default=best)
         overall = {
             "checkpoint": chosen,
             "mean_rank": ranks[chosen],
+            "is_within_error": bool(everywhere),
             HEADLINE: mean(measured, chosen),
             "difference": None,
         }

@@ -14,8 +14,15 @@ from evaluation.comparison import HEADLINE, TIE
 from evaluation.metrics import METRIC_KEYS
 from reporting import curves
 from reporting.tables import LABELS, cell, markdown_table
+from reporting.told_apart import doubts_of, next_of_category, next_overall, said_apart, said_interval, said_of_next
 
 HEAD = ("category", "checkpoint", "technique", "threshold")
+WITHIN = "is the earliest within one standard error of the best in each category"
+RANKED = "has the best mean rank"
+SAME_PIXELS = (
+    "Pixel metrics are compared outside of the masked regions only. What `post_masking` reaches there is what no "
+    "masking reaches there; over all pixels `no_masking` has values of its own in summary.csv."
+)
 MEND = "run evaluate_checkpoints.py again, with the same --config and --set"
 
 
@@ -30,18 +37,31 @@ def write_report(
     best = {
         "run": config.data.run_name,
         "categories": comparison.best_of_categories(rows),
+        "techniques": _techniques(rows),
         **comparison.overall(rows),
         "failed": failed,
     }
     names = dict.fromkeys(row["category"] for row in rows)
     logs = {name: Path(config.data.checkpoint_path) / name / config.data.run_name / "train_log.csv" for name in names}
     val_ap = {name: read_val_ap(log) for name, log in logs.items()}
-    best["label_free"] = comparison.label_free(rows, val_ap, best["headline"])
+    errors = {name: read_val_ap(log, "val_ap_se") for name, log in logs.items()}
+    best["label_free"] = comparison.label_free(rows, val_ap, best["headline"], errors)
+    best["next"] = next_overall(results, best)
+    best["next_of_categories"] = {name: next_of_category(results, rows, name) for name in names}
+    best["doubts"] = doubts_of(results, best["headline"])
     runtime.write_text(results / "best_models.json", json.dumps(best, indent=2, allow_nan=False) + "\n")
     text = _report(best)
     runtime.write_text(results / "best_models.md", text)
     _draw(results / "best_models.png", rows, best)
     return text.partition("\n## ")[0], results / "best_models.md"
+
+
+def _techniques(rows: list[dict[str, Any]]) -> dict[str, list[str]]:
+    """Of each category the techniques that it has results of."""
+    found: dict[str, dict[str, None]] = {}
+    for row in rows:
+        found.setdefault(row["category"], {})[row["technique"]] = None
+    return {category: list(names) for category, names in found.items()}
 
 
 def _draw(path: Path, rows: list[dict[str, Any]], best: dict[str, Any]) -> None:
@@ -116,15 +136,18 @@ def unlisted(
     return keys
 
 
-def read_val_ap(log: Path) -> dict[str, float]:
-    """Checkpoint -> val_ap, as far as the log has them."""
+def read_val_ap(log: Path, column: str = "val_ap") -> dict[str, float]:
+    """Checkpoint -> val_ap, or another column, as far as the log has them."""
     if not log.is_file():
         return {}
     try:
         with log.open(newline="", encoding="utf-8") as stream:
-            values = {row["epoch"]: float(row["val_ap"]) for row in csv.DictReader(stream) if row["val_ap"]}
+            rows = list(csv.DictReader(stream))
+        if column != "val_ap" and rows and column not in rows[0]:
+            return {}  # of an earlier version
+        values = {row["epoch"]: float(row[column]) for row in rows if row[column]}
         if not all(map(math.isfinite, values.values())):
-            raise ValueError("val_ap is not a number")
+            raise ValueError(f"{column} is not a number")
         return values
     except (KeyError, ValueError, TypeError, csv.Error) as error:
         raise UserError(f"{log}: damaged ({error}); restore it, or move it away to do without val_ap") from error
@@ -145,6 +168,8 @@ def _report(best: dict[str, Any]) -> str:
             f"({headline['mean_rank']:.2f}): mean image AUROC {cell(headline[HEADLINE])}, mean pixel AP "
             f"{cell(headline[TIE])}, without masking and registration.",
             "",
+            *said_of_next(best["next"], headline["checkpoint"]),
+            *(line for category, doubt in best["doubts"].items() for line in (f"**{category}**: {doubt}.", "")),
         ]
     else:
         lines += ["No checkpoint can be named best: image AUROC is nowhere defined for a checkpoint of all.", ""]
@@ -162,8 +187,9 @@ def _report(best: dict[str, Any]) -> str:
             apart = f", {abs(overall['difference']):.4f} {side} that of checkpoint {headline['checkpoint']}"
         lines.append(
             f"Without any test label **checkpoint {overall['checkpoint']}** is chosen{' as well' if same else ''}: it "
-            "has the best mean rank in pixel AP on synthetic anomalies put on held-out nominal images (`val_ap`). Its "
-            f"mean image AUROC is {cell(overall[HEADLINE])}{apart}."
+            f"{WITHIN if overall['is_within_error'] else RANKED} in pixel AP on synthetic anomalies put on held-out "
+            f"nominal images (`val_ap`). Its mean image AUROC is {cell(overall[HEADLINE])}{apart}. The same held-out "
+            "images set the thresholds, so that these may promise a little too much for the chosen checkpoint."
         )
     else:
         lines.append(f"No choice without test labels exists: {free['reason']}.")
@@ -196,12 +222,22 @@ def _report(best: dict[str, Any]) -> str:
     if free["categories"]:
         lines += ["## Chosen without labels", ""]
         lines += markdown_table(
-            ["category", "by val_ap", "val_ap", "image AUROC", "best on the test set", "image AUROC", "difference"],
+            [
+                "category",
+                "by val_ap",
+                "val_ap",
+                "standard error",
+                "image AUROC",
+                "best on the test set",
+                "image AUROC",
+                "difference",
+            ],
             [
                 [
                     category,
                     choice["checkpoint"],
                     cell(choice["val_ap"]),
+                    cell(choice["val_ap_se"]),
                     cell(choice[HEADLINE]),
                     choice["best_checkpoint"] or "-",
                     cell(choice[f"best_{HEADLINE}"]),
@@ -220,6 +256,12 @@ def _report(best: dict[str, Any]) -> str:
             shown = "; ".join(reached[:3]) + (f"; and {len(reached) - 3} more" if len(reached) > 3 else "")
             table.append([_label(metric), cell(entry["value"]), shown or "undefined"])
         lines += markdown_table(["metric", "best value", "reached by: checkpoint, technique, threshold"], table)
+        if follower := best["next_of_categories"][category]:
+            names = [", ".join(follower[which].values()) for which in ("best", "next")]
+            interval, apart = said_interval(follower), said_apart(follower)
+            lines += [f"In image AUROC {names[0]} {apart} {names[1]}, the next ({interval}).", ""]
+        if any(not row.startswith("no_") for row in best["techniques"][category]):
+            lines += [SAME_PIXELS, ""]
     return "\n".join(lines)
 
 

@@ -1,0 +1,100 @@
+"""Whether the best results are told apart from the next, by scores of the same pictures; what speaks against them."""
+
+import csv
+import json
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from evaluation import comparison
+from evaluation.comparison import HEADLINE
+
+
+def _read_scores(folder: Path) -> dict[str, tuple[int, float]] | None:
+    """Picture -> label and score, of a folder of results; None where they cannot be read."""
+    try:
+        with (folder / "scores.csv").open(newline="", encoding="utf-8") as stream:
+            return {row["path"]: (int(row["label"]), float(row["score"])) for row in csv.DictReader(stream)}
+    except (OSError, KeyError, ValueError, TypeError, csv.Error):
+        return None
+
+
+def _paired(one: Path, other: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """Labels and both scores of the pictures of two folders of results; None where the pictures are not the same."""
+    first, second = _read_scores(one), _read_scores(other)
+    if not first or not second or first.keys() != second.keys():
+        return None
+    labels = np.array([label for label, _ in first.values()])
+    return labels, np.array([s for _, s in first.values()]), np.array([second[path][1] for path in first])
+
+
+def next_overall(results: Path, best: dict[str, Any]) -> dict[str, Any] | None:
+    """The checkpoint that follows the best in mean rank of image AUROC, and whether the two are told apart."""
+    if not best["headline"]:
+        return None
+    ranks, chosen = best["overall"][HEADLINE]["mean_ranks"], best["headline"]["checkpoint"]
+    others = [name for name in ranks if name != chosen]
+    if not others:
+        return None
+    follower = min(others, key=lambda name: (ranks[name], comparison.training_order(name)))
+    folders = [results / category for category in best["headline"]["categories"]]
+    pairs = [
+        _paired(*(folder / f"checkpoint_{name}" / comparison.PLAIN for name in (chosen, follower)))
+        for folder in folders
+    ]
+    if None in pairs:
+        return None
+    return {"checkpoint": follower, **comparison.difference(pairs)}
+
+
+def next_of_category(results: Path, rows: list[dict[str, Any]], category: str) -> dict[str, Any] | None:
+    """Best and next combination of a category in image AUROC, and whether the two are told apart."""
+    values = {
+        (row["checkpoint"], row["technique"]): row[HEADLINE]
+        for row in rows
+        if row["category"] == category and row[HEADLINE] is not None
+    }
+    order = sorted(values, key=lambda key: (-values[key], comparison.training_order(key[0]), key[1]))
+    lower = [key for key in order if values[key] < values[order[0]]]
+    if not lower:
+        return None
+    both = [order[0], lower[0]]
+    pair = _paired(*(results / category / f"checkpoint_{name}" / technique for name, technique in both))
+    if pair is None:
+        return None
+    names = [{"checkpoint": name, "technique": technique} for name, technique in both]
+    return {"best": names[0], "next": names[1], **comparison.difference([pair])}
+
+
+def doubts_of(results: Path, headline: dict[str, Any] | None) -> dict[str, str]:
+    """Category -> what its results at the best checkpoint say against themselves."""
+    doubts = {}
+    for category in headline["categories"] if headline else ():
+        folder = results / category / f"checkpoint_{headline['checkpoint']}" / comparison.PLAIN
+        for path in sorted(folder.glob("*/metrics.json")):
+            with suppress(OSError, ValueError, KeyError, TypeError):
+                doubts[category] = json.loads(path.read_text(encoding="utf-8"))["notes"]["masks_not_found"]
+    return doubts
+
+
+def said_of_next(follower: dict[str, Any] | None, chosen: str) -> list[str]:
+    if follower is None:
+        return []
+    return [
+        f"Checkpoint {chosen} {said_apart(follower)} checkpoint {follower['checkpoint']}, the next in rank "
+        f"({said_interval(follower)}).",
+        "",
+    ]
+
+
+def said_apart(follower: dict[str, Any]) -> str:
+    return "is told apart from" if follower["is_told_apart"] else "is **not told apart** from"
+
+
+def said_interval(follower: dict[str, Any]) -> str:
+    return (
+        f"difference in image AUROC {follower['difference']:.4f}, 95 % interval {follower['low']:.4f} to "
+        f"{follower['high']:.4f} by paired bootstrap over the pictures"
+    )

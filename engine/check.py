@@ -151,8 +151,8 @@ def _print_looks(groups: dict[str, Sequence[Path]], looks: dict[Path, Look]) -> 
     for group in ("held out", "test"):
         known = [file for file in groups[group] if file in looks and looks[file].content in trained]
         if known:
-            what = "thresholds will be too low" if group == "held out" else "metrics will look better than they are"
-            print(f"{group} pictures that are training pictures as well, so {what}: {_some(known)}")
+            what = "left out of thresholds" if group == "held out" else "metrics will look better than they are"
+            print(f"{group} pictures that are training pictures as well ({what}): {_some(known)}")
 
 
 def _some(paths: Sequence[Path]) -> str:

@@ -154,6 +154,10 @@ def compute_thresholds(
 ) -> list[dict[str, Any]]:
     """Compute and save the thresholds of techniques that share an input variant, in one pass; the files' content."""
     pictures, is_held_out = nominal_images(config, ckpt)
+    if ckpt.pictures:
+        copies = len(set(ckpt.pictures["held_out"].values()) & set(ckpt.pictures["training"].values()))
+        if copies:
+            print(f"held-out pictures that are training pictures as well: {copies}; left out of thresholds")
     dataset = preparation.dataset(pictures, techniques)
     height, width = config.data.img_size
     p, k, count = config.metrics.p, config.metrics.k, len(pictures)

@@ -123,6 +123,23 @@ def test_groups_are_held_out_together(workplace, cli):
     checked(cli("--train", *anew), ["data.split_by", "does not match"])
 
 
+def test_held_out_pictures_that_are_trained_on_as_well_set_no_threshold(workplace, cli):
+    assert cli("--train")[0] == 0
+    category = workplace / "mvtec/tile"
+    held_out = checkpoint.read(workplace / "checkpoints/tile/tiny/last.pt")["held_out"]
+    shutil.rmtree(workplace / "checkpoints/tile/tiny")
+    (category / "validation/good").mkdir(parents=True)
+    for path in (category / "train/good").iterdir():
+        if path.name in held_out:
+            shutil.copy(path, category / "validation/good" / path.name)
+    image = cv2.imread(str(category / "test/good/000.png"))
+    write(category / "validation/good/new.png", image)
+    assert cli("--train")[0] == 0
+    status, out, _ = cli("--threshold")
+    assert status == 0 and f"as well: {len(held_out)}; left out of thresholds" in out
+    assert "thresholds from 1 held-out nominal image" in out
+
+
 def test_subfolders_and_remarks_reach_results(two, cli):
     image = cv2.imread(str(two / "mvtec/tile/test/good/000.png"))
     write(two / "mvtec/tile/test/ok/000.png", image)
@@ -254,7 +271,7 @@ def test_check_says_what_is_there_and_what_is_odd(workplace, cli, monkeypatch):
         "nothing found that would stop training or detection",
     ):
         assert line in out, out
-    copies = "test pictures that are training pictures as well, so metrics will look better than they are: 1 (good/copy"
+    copies = "test pictures that are training pictures as well (metrics will look better than they are): 1 (good/copy"
     held_out = "held out"
     assert copies in out or held_out in out
 

@@ -1,11 +1,14 @@
-"""Write the sample dataset (MVTec AD layout, plus anomaly textures) from photographs carried in scikit-image's wheel.
+"""Write the sample dataset in MVTec AD layout, with anomaly textures. Parts are drawn, textures photographed.
 
-The surfaces are real; the test anomalies are painted, and share neither a picture nor a mask generator with those
-synthesized for training. Everything is grey because the surfaces are: colour would give anomalies away.
+Every picture is drawn for itself, with a place, angle, light and grain of its own, so no two share a pixel. The test
+anomalies are painted, and share neither a picture nor a mask generator with those synthesized for training. Everything
+is gray because the parts are: color would give anomalies away.
 """
 
 import os
 import shutil
+from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import cv2
@@ -17,25 +20,24 @@ from errors import UserError
 from evaluation.image_metrics import image_metrics
 from image_io import read_image
 
-VERSION = 3
+VERSION = 4
 SIZE = 128  # side of every picture
-N_TRAIN, N_GOOD, N_PER_DEFECT, N_PER_TEXTURE = 160, 24, 8, 10
-# Test crops come from the columns between these, training crops from either side: they share no pixel, and training
-# sees both sides of the photograph's perspective.
-FIRST_TEST, LAST_TEST = 176, 335
+N_TRAIN, N_GOOD, N_PER_DEFECT, N_PER_TEXTURE = 200, 24, 8, 10
+CONTRAST = 42  # gray levels by which anomalies differ from what they lie on, about
+EXPOSURE = (0.82, 1.18)  # factor of the light on a picture
+GRAIN = 2.5  # gray levels
+MIN_DEFECT = 80  # visible pixels
 SUPER = 4  # shapes are drawn this many times larger and averaged down: anti-aliased outlines
 Painted = tuple[np.ndarray, np.ndarray]  # a surface with its anomaly, and the anomaly's opacity in [0, 1]
-CATEGORIES = ("brick", "gravel")
 FOREIGN = ("chelsea.png", "coffee.png")
 TEXTURES = ("grass.png", "camera.png", "retina.jpg", "rocket.jpg", "hubble_deep_field.jpg", "astronaut.png")
 README = """\
 DRAEM sample dataset, version {version}, written by make_sample.py in the MVTec AD layout.
-Made from photographs in scikit-image's wheel, turned grey; licenses as skimage.data states them:
-  categories      brick.png, gravel.png: CC0. Test crops from columns {first} to {last}, training crops from the others
+The parts are drawn. Made from photographs in scikit-image's wheel, turned gray; licenses as skimage.data states them:
   foreign pieces  chelsea.png: CC0 (Stefan van der Walt); coffee.png: CC0 (Rachel Michetti)
   textures        grass.png: CC0; camera.png: CC0 (Lav Varshney); retina.jpg: CC0 (Mikael Haggstrom);
                   rocket.jpg: public domain (SpaceX); hubble_deep_field.jpg, astronaut.png: public domain (NASA)
-The anomalies are painted, not photographed: scores on this sample show that the code works, no more.
+Parts and anomalies are drawn, not photographed: scores on this sample show that the code works, no more.
 """
 
 
@@ -67,6 +69,104 @@ def shrink(canvas: np.ndarray) -> np.ndarray:
     return cv2.resize(canvas, (SIZE, SIZE), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
 
 
+def pose(rng: np.random.Generator, degrees: float, pixels: float, zoom: float) -> np.ndarray:
+    """Affine map (2, 3) from drawing units, -1 to 1, to pixels of a canvas SUPER times as large as the picture."""
+    angle, scale = np.deg2rad(rng.uniform(-degrees, degrees)), rng.uniform(1 - zoom, 1 + zoom) * SIZE * SUPER / 2
+    center = SIZE * SUPER / 2 + rng.uniform(-pixels, pixels, 2) * SUPER
+    rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    return np.column_stack([scale * rotation, center])
+
+
+class Canvas:
+    """A large gray canvas to draw on in units of a pose, -1 to 1."""
+
+    def __init__(self, place: np.ndarray, gray: int):
+        self.place, self.scale = place, float(np.hypot(*place[:, 0]))
+        self.pixels = np.full((SIZE * SUPER, SIZE * SUPER), gray, np.uint8)
+
+    def _at(self, point: tuple[float, float]) -> tuple[int, int]:
+        x, y = self.place[:, :2] @ np.array(point) + self.place[:, 2]
+        return round(x * 16), round(y * 16)  # OpenCV takes sixteenths of a pixel
+
+    def disc(self, center: tuple[float, float], radius: float, gray: int) -> None:
+        cv2.circle(self.pixels, self._at(center), round(radius * self.scale * 16), gray, -1, cv2.LINE_8, 4)
+
+    def box(self, x0: float, y0: float, x1: float, y1: float, gray: int) -> None:
+        corners = [self._at(point) for point in ((x0, y0), (x1, y0), (x1, y1), (x0, y1))]
+        cv2.fillPoly(self.pixels, [np.array(corners, np.int32)], gray, cv2.LINE_8, 4)
+
+    def track(self, points: list[tuple[float, float]], width: float, gray: int) -> None:
+        for one, other in pairwise(points):
+            cv2.line(self.pixels, self._at(one), self._at(other), gray, round(width * self.scale), cv2.LINE_8, 4)
+        for point in points:
+            self.disc(point, width / 2, gray)
+
+
+def flange(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """A round flange with six bolt holes, at any angle: grays, and where the part is, both (SIZE, SIZE) float32."""
+    place = pose(rng, 10, 3, 0.03)
+    canvas, part = Canvas(place, 28), Canvas(place, 0)
+    for radius, gray in ((0.86, 165), (0.80, 140)):
+        canvas.disc((0, 0), radius, gray)
+    for angle in np.arange(6) * np.pi / 3:
+        center = (0.62 * np.cos(angle), 0.62 * np.sin(angle))
+        canvas.disc(center, 0.115, 190)
+        canvas.disc(center, 0.085, 40)
+    for radius, gray in ((0.44, 185), (0.40, 110), (0.34, 170), (0.22, 34)):
+        canvas.disc((0, 0), radius, gray)
+    part.disc((0, 0), 0.84, 255)
+    part.disc((0, 0), 0.22, 0)
+    return 255 * shrink(canvas.pixels), shrink(part.pixels)
+
+
+TRACKS = (
+    [(-0.7, -0.55), (-0.35, -0.55), (-0.1, -0.3)],
+    [(-0.7, -0.35), (-0.45, -0.35), (-0.3, -0.2)],
+    [(0.7, -0.5), (0.45, -0.5), (0.3, -0.28)],
+    [(0.7, 0.5), (0.4, 0.5), (0.22, 0.3)],
+    [(-0.7, 0.45), (-0.4, 0.45), (-0.2, 0.3)],
+    [(-0.7, 0.62), (0.1, 0.62), (0.3, 0.45)],
+    [(0.7, -0.7), (-0.2, -0.7)],
+    [(0.7, 0.1), (0.42, 0.1)],
+    [(-0.7, 0.1), (-0.42, 0.1)],
+)
+
+
+def board(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """A circuit board with a chip, nearly upright: grays, and where the part is, both (SIZE, SIZE) float32."""
+    place = pose(rng, 4, 3, 0.02)
+    canvas, part = Canvas(place, 30), Canvas(place, 0)
+    canvas.box(-0.86, -0.86, 0.86, 0.86, 95)
+    for track in TRACKS:
+        canvas.track(track, 0.045, 150)
+        canvas.disc(track[0], 0.075, 205)
+        canvas.disc(track[0], 0.03, 40)
+    canvas.box(-0.36, -0.30, 0.36, 0.34, 52)
+    canvas.box(-0.30, -0.24, 0.30, 0.28, 62)
+    canvas.disc((-0.22, -0.16), 0.05, 110)
+    for y in np.arange(5) * 0.12 - 0.22:
+        canvas.box(-0.44, y, -0.36, y + 0.06, 200)
+        canvas.box(0.36, y, 0.44, y + 0.06, 200)
+    for x in (-0.78, 0.78):
+        for y in (-0.78, 0.78):
+            canvas.disc((x, y), 0.06, 30)
+    part.box(-0.84, -0.84, 0.84, 0.84, 255)
+    return 255 * shrink(canvas.pixels), shrink(part.pixels)
+
+
+CATEGORIES = {"flange": flange, "board": board}
+
+
+def photographed(grays: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """As a camera might see it: light from one side, an exposure, an uneven surface, grain; (SIZE, SIZE) float32."""
+    y, x = np.mgrid[:SIZE, :SIZE] / SIZE - 0.5
+    side = rng.uniform(0, 2 * np.pi)
+    light = rng.uniform(*EXPOSURE) * (1 + rng.uniform(0, 0.2) * (np.cos(side) * x + np.sin(side) * y))
+    uneven, grain = rng.normal(0, 1, (2, SIZE, SIZE)).astype(np.float32)
+    seen = soften(grays, 0.6) * light + 3 * GRAIN * soften(uneven, 1.0) + GRAIN / 2 * grain
+    return seen.astype(np.float32)
+
+
 def blob(rng: np.random.Generator, radius: float, roughness: float) -> np.ndarray:
     """Opacity of a smooth irregular ellipse with the area of a disc of `radius` pixels: (SIZE, SIZE) float32."""
     angle = np.linspace(0, 2 * np.pi, 120, endpoint=False)
@@ -93,8 +193,7 @@ def scratch(surface: np.ndarray, rng: np.random.Generator) -> Painted:
         for (x, y), w in zip((path + shift) * SUPER, width * SUPER / 2, strict=True):
             cv2.circle(canvas, (int(x), int(y)), int(w), 255, -1)
     core, flank = map(shrink, canvases)
-    # contrast grows with the surface's own: in gravel, a groove that would show on brick passes for a gap
-    base, contrast = soften(surface, 10), rng.choice([-1, 1]) * (65 + rng.uniform(0.9, 1.2) * surface.std())
+    base, contrast = soften(surface, 4), rng.choice([-1, 1]) * rng.uniform(1.3, 1.8) * CONTRAST
     grooved = mix(mix(surface, base - np.sign(contrast) * 20, 0.6 * flank), base + contrast, 0.92 * core)
     return grooved, np.maximum(core, flank)
 
@@ -102,7 +201,7 @@ def scratch(surface: np.ndarray, rng: np.random.Generator) -> Painted:
 def stain(surface: np.ndarray, rng: np.random.Generator) -> Painted:
     """A soft blob under which the surface is blurred and tinted, a little stronger along its border as dried liquid."""
     opacity = soften(blob(rng, rng.uniform(15, 21), 0.9), 1.5)
-    tint = rng.choice([-1, 1]) * rng.uniform(0.85, 1.1) * surface.std() * (1 + 1.2 * opacity * (1 - opacity))
+    tint = rng.choice([-1, 1]) * rng.uniform(0.85, 1.1) * CONTRAST * (1 + 1.2 * opacity * (1 - opacity))
     return mix(surface, soften(surface, 5) + tint, opacity), opacity
 
 
@@ -112,8 +211,8 @@ def hole(surface: np.ndarray, rng: np.random.Generator) -> Painted:
     rim = soften(cv2.dilate(pit, np.ones((5, 5), np.uint8)) - pit, 0.6)
     lit, (y, x) = rng.uniform(0, 2 * np.pi), np.mgrid[:SIZE, :SIZE] * 60 / SIZE
     shade = np.cos(lit) * x + np.sin(lit) * y
-    depth = np.percentile(surface[pit > 0.5], 25) - rng.uniform(17, 24) + shade - np.average(shade, weights=pit)
-    return mix(mix(surface, soften(surface, 10) + 45, 0.6 * rim), depth, pit), np.maximum(pit, rim)
+    depth = np.percentile(surface[pit > 0.5], 25) - rng.uniform(0.8, 1.2) * CONTRAST + shade - np.average(shade, weights=pit)
+    return mix(mix(surface, soften(surface, 4) + CONTRAST, 0.6 * rim), depth, pit), np.maximum(pit, rim)
 
 
 def foreign(surface: np.ndarray, rng: np.random.Generator) -> Painted:
@@ -122,7 +221,7 @@ def foreign(surface: np.ndarray, rng: np.random.Generator) -> Painted:
     inside, photo, piece = opacity > 0.5, load_grey(str(rng.choice(FOREIGN))), np.zeros_like(surface)
     while (piece - soften(piece, 3))[inside].std() < 6:  # a flat piece would be one more stain
         piece = crop(photo, SIZE, rng)
-    piece = (piece - piece[inside].mean()) / piece[inside].std() * rng.uniform(0.65, 0.85) * surface.std()
+    piece = (piece - piece[inside].mean()) / piece[inside].std() * rng.uniform(0.65, 0.85) * CONTRAST
     piece += surface[inside].mean() + rng.choice([-1, 1]) * rng.uniform(8, 18)
     shadow = 0.8 * soften(np.roll(opacity, (2, 2), (0, 1)), 0.8)
     return mix(surface * (1 - shadow), piece, opacity), np.maximum(opacity, shadow)
@@ -144,21 +243,27 @@ def write_png(path: Path, grey: np.ndarray) -> None:
     path.write_bytes(cv2.imencode(".png", np.clip(np.rint(grey), 0, 255).astype(np.uint8))[1].tobytes())
 
 
-def write_category(folder: Path, photo: np.ndarray, rng: np.random.Generator) -> None:
-    """Write one category in the MVTec AD layout from a (512, 512) float32 photograph of its nominal surface."""
-    test = photo[:, FIRST_TEST : LAST_TEST + 1]
-    for part, count, areas in (
-        ("train", N_TRAIN, (photo[:, :FIRST_TEST], photo[:, LAST_TEST + 1 :])),
-        ("test", N_GOOD, (test,)),
-    ):
+def defective(draw: Callable, paint: Callable, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """A part with an anomaly on it that can be seen, and its ground-truth mask."""
+    while True:
+        grays, part = draw(rng)
+        surface = photographed(grays, rng)
+        after, opacity = paint(surface, rng)
+        mask = visible_mask(surface, after, opacity)
+        if (opacity * part).sum() > 0.85 * opacity.sum() and np.count_nonzero(mask) >= MIN_DEFECT:
+            return after, mask
+
+
+def write_category(folder: Path, draw: Callable, rng: np.random.Generator) -> None:
+    """Write one category in the MVTec AD layout."""
+    for part, count in (("train", N_TRAIN), ("test", N_GOOD)):
         for i in range(count):
-            write_png(folder / part / "good" / f"{i:03}.png", crop(areas[i % len(areas)], SIZE, rng))
+            write_png(folder / part / "good" / f"{i:03}.png", photographed(draw(rng)[0], rng))
     for kind, paint in DEFECTS.items():
         for i in range(N_PER_DEFECT):
-            surface = crop(test, SIZE, rng)
-            after, opacity = paint(surface, rng)
+            after, mask = defective(draw, paint, rng)
             write_png(folder / "test" / kind / f"{i:03}.png", after)
-            write_png(folder / "ground_truth" / kind / f"{i:03}_mask.png", visible_mask(surface, after, opacity))
+            write_png(folder / "ground_truth" / kind / f"{i:03}_mask.png", mask)
 
 
 def write_textures(folder: Path, rng: np.random.Generator) -> None:
@@ -187,15 +292,15 @@ def trivial_auroc(category_folder: Path | str, img_size: int) -> float:
 
 def make_sample(out: Path) -> None:
     """Write the dataset into `out` unless it is there already, and print its figures; nothing else is ever touched."""
-    readme = README.format(version=VERSION, first=FIRST_TEST, last=LAST_TEST).encode()
+    readme = README.format(version=VERSION).encode()
     is_there = (out / "README.txt").is_file() and (out / "README.txt").read_bytes() == readme
     if out.exists() and not is_there:
         raise UserError(f"{out}: not this sample (version {VERSION}); move it away or change --out")
     if not is_there:
         building = out.with_name(f"{out.name}.tmp{os.getpid()}")  # renamed when complete: never half a sample
         try:
-            for number, name in enumerate(CATEGORIES):
-                write_category(building / "mvtec" / name, load_grey(f"{name}.png"), np.random.default_rng([0, number]))
+            for number, (name, draw) in enumerate(CATEGORIES.items()):
+                write_category(building / "mvtec" / name, draw, np.random.default_rng([0, number]))
             write_textures(building / "textures", np.random.default_rng([0, len(CATEGORIES)]))
             (building / "README.txt").write_bytes(readme)
             building.rename(out)

@@ -29,7 +29,7 @@ def rewrite(mask, how):
         "class numbers": lambda: (mask > 0).astype(np.uint8) * 2,
         "128": lambda: (mask > 0).astype(np.uint8) * 128,
         "uint16": lambda: mask.astype(np.uint16),
-        "int32": lambda: (mask > 0).astype(np.int32),
+        "int32": lambda: mask.astype(np.int32),
         "red on white": lambda: np.where(mask[..., None] > 0, (0, 0, 255), (255, 255, 255)).astype(np.uint8),
         "alpha": lambda: np.dstack([np.full((*mask.shape, 3), 255, np.uint8), mask]),
     }[how]()

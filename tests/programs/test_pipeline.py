@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import DATA, ROOT, main_py, rows_of, write
+from scipy.stats import ks_2samp
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from evaluation import metrics
@@ -42,14 +43,22 @@ def test_the_sample_through_all_modes(tmp_path):
     assert made.returncode == 0, made.stderr
     trivial = [float(line.rsplit(" ", 1)[1]) for line in made.stdout.splitlines() if "trivial" in line]
     assert len(trivial) == 2 and max(trivial) < 0.8
-    sets = ["model.base_width=2", "model.base_channels=2", "train.epochs=1", "data.img_size=32", "data.category=gravel"]
+    for category in ("flange", "board"):
+        good = {part: [cv2.imread(str(path), 0) for path in sorted((tmp_path / "sample/mvtec" / category / part).iterdir())]
+                for part in ("train/good", "test/good")}  # fmt: skip
+        assert len({picture.tobytes() for pictures in good.values() for picture in pictures}) == 224
+        levels, spreads = (
+            [[measure(picture) for picture in pictures] for pictures in good.values()] for measure in (np.mean, np.std)
+        )
+        assert ks_2samp(*levels).pvalue > 0.05 and ks_2samp(*spreads).pvalue > 0.05  # test pictures are like training's
+    sets = ["model.base_width=2", "model.base_channels=2", "train.epochs=1", "data.img_size=32", "data.category=board"]
     arguments = ["--config", ROOT / "configs/sample.yaml", *(word for value in sets for word in ("--set", value))]
     result = main_py(*(word for mode in MODES for word in (mode, "True")), *arguments, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     said = dict(line.split(": ", 1) for line in result.stdout.splitlines() if line.split(":")[0] in
                 ("checkpoint", "thresholds", "results"))  # fmt: skip
     assert list(said) == ["checkpoint", "thresholds", "results"] and all((tmp_path / p).exists() for p in said.values())
-    folder = tmp_path / "results/sample/gravel/checkpoint_1/no_masking"
+    folder = tmp_path / "results/sample/board/checkpoint_1/no_masking"
     assert tmp_path / said["results"] == folder
     assert len(rows_of(folder / "scores.csv")) == 56 and len(list((folder / "panels").rglob("*.png"))) == 56
     again = subprocess.run([sys.executable, str(ROOT / "make_sample.py")], cwd=tmp_path, capture_output=True, text=True)

@@ -237,7 +237,7 @@ def test_the_chain_on_the_sample(tmp_path):
     summary = rows_of(results / "summary.csv")
     assert [(row["category"], row["checkpoint"], row["threshold"]) for row in summary] == [
         (category, name, kind)
-        for category in ("brick", "gravel")
+        for category in ("flange", "board")
         for name in "123"
         for kind in ("max", "p_quantile", "k_sigma", "optimal")
     ]
@@ -251,4 +251,4 @@ def test_the_chain_on_the_sample(tmp_path):
     best = json.loads((results / "best_models.json").read_text())
     means = {name: np.mean([float(r["image_auroc"]) for r in summary if r["checkpoint"] == name]) for name in "123"}
     assert best["headline"]["image_auroc"] == pytest.approx(means[best["headline"]["checkpoint"]])
-    assert set(best["label_free"]["categories"]) == {"brick", "gravel"}
+    assert set(best["label_free"]["categories"]) == {"flange", "board"}

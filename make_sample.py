@@ -211,7 +211,8 @@ def hole(surface: np.ndarray, rng: np.random.Generator) -> Painted:
     rim = soften(cv2.dilate(pit, np.ones((5, 5), np.uint8)) - pit, 0.6)
     lit, (y, x) = rng.uniform(0, 2 * np.pi), np.mgrid[:SIZE, :SIZE] * 60 / SIZE
     shade = np.cos(lit) * x + np.sin(lit) * y
-    depth = np.percentile(surface[pit > 0.5], 25) - rng.uniform(0.8, 1.2) * CONTRAST + shade - np.average(shade, weights=pit)
+    shade -= np.average(shade, weights=pit)
+    depth = np.percentile(surface[pit > 0.5], 25) - rng.uniform(0.8, 1.2) * CONTRAST + shade
     return mix(mix(surface, soften(surface, 4) + CONTRAST, 0.6 * rim), depth, pit), np.maximum(pit, rim)
 
 

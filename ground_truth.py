@@ -152,6 +152,11 @@ class Masks:
             if pictures and len(rest) == len(pictures):
                 self._check_near_names(folder)
                 check_twins(pictures)
+                if own := [mask for mask in self._left if taken and taken in mask.parents]:
+                    raise UserError(
+                        f"{own[0]}{more(own)}: named like no picture of test/{folder.name}, which has no other masks; "
+                        f"rename each to its picture's, as {pictures[0].stem}_mask{own[0].suffix}"
+                    )
             elif rest:
                 where = (taken or self.category / "ground_truth" / folder.name).relative_to(self.category)
                 missing += [(path, (where / f"{path.stem}_mask.png").as_posix()) for path in rest]

@@ -21,6 +21,7 @@ from ground_truth import MASK_FOLDERS, Masks, apart, check_twins, more, name_in
 
 # Names of folders, as `plain` has them.
 VALIDATION_FOLDERS = {"validation", "valid", "val"}
+SOME = 20  # test pictures whose depth is looked at
 
 
 @dataclass(frozen=True)
@@ -189,6 +190,26 @@ def with_masks_read(pictures: Sequence[TestImage]) -> tuple[list[TestImage], lis
         for picture in pictures
     ]
     return read_ones, said
+
+
+def doubts_of_depth(pictures: Sequence[TestImage], white_level: float | None) -> list[str]:
+    """A sentence where pictures of more than 8 bits stay far below the white that training found; a few are read.
+
+    Args:
+        white_level: of the pictures that were trained on, None for 8 bits or all 16.
+    """
+    few = [pictures[place].path for place in range(0, len(pictures), -(-len(pictures) // SOME))]
+    try:
+        found = image_io.find_white_level(few)
+    except UserError:
+        return []  # such files are refused when they are read
+    white = white_level or 65535
+    if found is None or found >= white:
+        return []
+    return [
+        f"test pictures hold values of more than 8 bits up to {found:g}, but white is {white:g} as in training: they "
+        "are seen too dark; write them as the training pictures were written"
+    ]
 
 
 def _check_nominal_masks(masks: Sequence[Path]) -> None:

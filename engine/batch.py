@@ -19,7 +19,7 @@ from folders import Remarks, category_folder, chosen_categories
 from inference import checkpoint
 from inference.checkpoint import Checkpoint
 from inference.techniques import MASKINGS, TECHNIQUES, Preparation, Technique
-from pictures import TestImage, list_test, with_masks_read
+from pictures import TestImage, doubts_of_depth, list_test, with_masks_read
 from reporting import summary
 from reporting.result import CURVES, Record, read_record
 from reporting.summary import Found
@@ -117,6 +117,7 @@ def _plan(
         try:
             own, remarks = _settled(own, paths), Remarks()
             pictures, doubts = with_masks_read(list_test(Path(own.data.data_path) / name, remarks))
+            doubts += doubts_of_depth(pictures, own.data.white_level)
             for line in (*remarks.lines(), *doubts):
                 print(f"{name}: {line}")
             # last.pt first: a kept checkpoint of the same epoch takes its place

@@ -23,7 +23,7 @@ from folders import Remarks, category_folder, list_textures
 from inference.techniques import Preparation, configured
 from loss import DRAEMLoss
 from model import DRAEM
-from pictures import TestImage, list_nominal, list_test, list_validation
+from pictures import TestImage, doubts_of_depth, list_nominal, list_test, list_validation
 from synthesis import AnomalySynthesizer
 from training import loop
 
@@ -54,6 +54,17 @@ class Findings:
                 self.problems.append(str(error))
             return None
 
+    def by_reason(self) -> dict[str, list[Path]]:
+        """What is wrong -> the files that have it; no file where the problem does not begin with one."""
+        found: dict[str, list[Path]] = {}
+        for problem in sorted(self.problems):
+            name, separator, reason = problem.partition(": ")
+            if separator and Path(name).exists():
+                found.setdefault(reason, []).append(Path(name))
+            else:
+                found.setdefault(problem, [])
+        return found
+
 
 def run(config: Config) -> None:
     """Print what is found. UserError where training or detection would stop; all reasons are printed."""
@@ -77,14 +88,17 @@ def run(config: Config) -> None:
             technique = configured(config)
             settled = config.model_copy(update={"data": config.data.model_copy(update={"white_level": white_level})})
             findings.attempt(lambda: Preparation(settled, [technique]).check(test, [technique]))
+            for line in doubts_of_depth(test, white_level):
+                print(line)
         _print_promise(config, len(files.held_out))
         if not findings.problems:
             _print_time(config, files)
-    for problem in findings.problems:
-        print(f"would stop: {problem}")
+    for reason, paths in findings.by_reason().items():
+        others = f"; the same of {_some(paths[1:])}" if len(paths) > 1 else ""
+        print(f"would stop: {paths[0]}: {reason}{others}" if paths else f"would stop: {reason}")
     if findings.problems:
-        rest = len(findings.problems) - 1
-        raise UserError(findings.problems[0].splitlines()[0] + (f"\nand {rest} more, see above" if rest else ""))
+        first, rest = min(findings.problems), len(findings.problems) - 1
+        raise UserError(first.splitlines()[0] + (f"\nand {rest} more, see above" if rest else ""))
     print("nothing found that would stop training or detection")
 
 

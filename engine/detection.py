@@ -16,7 +16,7 @@ from inference import checkpoint
 from inference.checkpoint import Checkpoint
 from inference.detect import detect
 from inference.techniques import Preparation, Technique, configured, left_out
-from pictures import TestImage, list_test, with_masks_read
+from pictures import TestImage, doubts_of_depth, list_test, with_masks_read
 from provenance import Content, Provenance
 from reporting.result import Result
 
@@ -31,10 +31,11 @@ def run(config: Config) -> Path:
     for line in remarks.lines():
         print(line)
     pictures, doubts = with_masks_read(pictures)
-    for line in doubts:
-        print(line)
     ckpt = checkpoint.load(config)
     config = checkpoint.settled(config, ckpt)
+    doubts += doubts_of_depth(pictures, config.data.white_level)
+    for line in doubts:
+        print(line)
     preparation = Preparation(config, [technique])
     nominal = manual
     if config.metrics.threshold and kind != MANUAL:

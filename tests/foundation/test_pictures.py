@@ -9,7 +9,14 @@ from conftest import make_dataset, write
 
 from errors import UserError
 from folders import Remarks, list_categories, list_textures
-from pictures import list_nominal, list_test, list_validation, split_nominal, with_masks_read
+from pictures import (
+    doubts_of_depth,
+    list_nominal,
+    list_test,
+    list_validation,
+    split_nominal,
+    with_masks_read,
+)
 
 PICTURE = np.random.default_rng(0).integers(90, 110, (40, 48, 3), dtype=np.uint8)
 MASK = np.zeros((40, 48), np.uint8)
@@ -176,6 +183,15 @@ def test_all_missing_masks_are_named_at_once(category):
         list_test(category)
 
 
+def test_masks_that_are_all_named_otherwise_are_told(category):
+    for number, path in enumerate(sorted((category / "ground_truth/spot").iterdir())):
+        path.rename(path.with_name(f"mask{number + 100}.png"))
+    with pytest.raises(
+        UserError, match=r"mask100\.png \(and 2 more\): named like no picture of test/spot.* 000_mask\.png"
+    ):
+        list_test(category)
+
+
 def test_masks_that_no_picture_took_are_counted(category):
     write(category / "ground_truth/spot/999_mask.png", MASK)
     write(category / "ground_truth/rust/000_mask.png", MASK)
@@ -195,6 +211,16 @@ def test_names_that_are_not_utf_8_are_refused_by_name(category):
     shutil.copy(category / "train/good/000.png", os.fsencode(category / "train/good") + b"/b\xf6se.png")
     with pytest.raises(UserError, match=r"b\\xf6se\.png: the name is not UTF-8; rename it"):
         list_nominal(category)
+
+
+def test_deep_pictures_darker_than_those_trained_on_are_doubted(category):
+    for path in (category / "test").rglob("*.png"):
+        write(path, PICTURE.astype(np.uint16) * 16)
+    [said] = doubts_of_depth(list_test(category), None)
+    assert "up to 4095, but white is 65535 as in training: they are seen too dark" in said
+    assert doubts_of_depth(list_test(category), 4095.0) == []
+    write(category / "test/good/000.png", PICTURE.astype(np.uint16) * 257)
+    assert doubts_of_depth(list_test(category), None) == []
 
 
 def test_groups_stay_together(tmp_path):

@@ -17,7 +17,7 @@ from evaluation.metrics import image_score
 from evaluation.thresholds import NominalScores, NoScoresError, conformal, images_needed
 from folders import category_folder
 from ground_truth import name_in
-from inference import checkpoint
+from inference import checkpoint, thresholds
 from inference.checkpoint import Checkpoint
 from inference.detect import NetworkOutput, detect
 from inference.techniques import Preparation, Technique, configured, left_out
@@ -36,12 +36,7 @@ def run(config: Config) -> Path:
     preparation = Preparation(config, [technique])
     [content] = compute_thresholds(config, ckpt, preparation, [technique])
     print(_table(content))
-    return thresholds_path(config, ckpt, technique)
-
-
-def thresholds_path(config: Config, ckpt: Checkpoint, technique: Technique) -> Path:
-    """File that the thresholds of a checkpoint and technique are kept in."""
-    return config.run_folder / "thresholds" / f"checkpoint_{ckpt.name}" / f"{technique.name}.json"
+    return thresholds.path_of(config.run_folder, ckpt.name, technique)
 
 
 def nominal_images(config: Config, ckpt: Checkpoint) -> tuple[list[TestImage], bool | None]:
@@ -168,11 +163,11 @@ def compute_thresholds(
     contents = []
     for technique, own in zip(techniques, scores, strict=True):
         try:
-            thresholds = own.thresholds(config.metrics.max_false_alarms)
+            limits = own.thresholds(config.metrics.max_false_alarms)
         except NoScoresError as error:
             raise UserError(f"{preparation.key}: {error}; leave some of the picture outside the regions") from error
         made_from = provenance_of(config, ckpt.fingerprint, preparation, technique, pictures)
-        promised = {kind: _promise(config, kind, count, value) for kind, value in thresholds["image"].items()}
+        promised = {kind: _promise(config, kind, count, value) for kind, value in limits["image"].items()}
         content = {
             "provenance": made_from.to_json(),
             "checkpoint": ckpt.name,
@@ -182,8 +177,8 @@ def compute_thresholds(
             "unregistered": preparation.unregistered(pictures) if technique.registered else [],
             "pixels_left_out": count * height * width - own.of_pixels.count,
             # Apart: None where there are too few pictures.
-            "conformal": {scope: found.pop("conformal") for scope, found in thresholds.items()},
-            **thresholds,
+            "conformal": {scope: found.pop("conformal") for scope, found in limits.items()},
+            **limits,
             "p": p,
             "k": k,
             "max_false_alarms": config.metrics.max_false_alarms,
@@ -192,7 +187,7 @@ def compute_thresholds(
             "settings": config.model_dump(mode="json"),
         }
         text = json.dumps(content, indent=2, allow_nan=False) + "\n"
-        runtime.write_text(thresholds_path(config, ckpt, technique), text)
+        runtime.write_text(thresholds.path_of(config.run_folder, ckpt.name, technique), text)
         contents.append(content)
     return contents
 
@@ -226,31 +221,19 @@ def load_thresholds(config: Config, ckpt: Checkpoint, preparation: Preparation, 
     """Thresholds that fit this checkpoint, image size and technique.
 
     Returns:
-        `image` and `pixel`, each type -> threshold; `promises`, type -> words; `image_scores` of the pictures they come
-        from; `held_out`; `nominal`, the content of those pictures.
+        as `thresholds.read` gives them, and `nominal`, the content of the pictures that they come from.
 
     Raises:
         UserError: they are not computed yet, or belong to something else.
     """
-    path = thresholds_path(config, ckpt, technique)
-    mend = "run: python main.py --threshold True (with the same --config and --set)"
+    path = thresholds.path_of(config.run_folder, ckpt.name, technique)
     if not path.is_file():
         raise UserError(
-            f"no thresholds yet ({path} is missing); {mend}\nor set metrics.threshold=false to judge at `optimal` only"
+            f"no thresholds yet ({path} is missing); {thresholds.MEND}\n"
+            "or set metrics.threshold=false to judge at `optimal` only"
         )
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        result = {scope: {kind: float(value) for kind, value in content[scope].items()} for scope in ("image", "pixel")}
-        for scope, limit in content["conformal"].items():
-            result[scope]["conformal"] = math.inf if limit is None else float(limit)
-        result |= {"held_out": content["held_out"], "promises": dict(content["promises"])}
-        result["image_scores"] = [float(score) for score in content["image_scores"]]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: damaged; {mend}") from error
-    there = Provenance.from_json(content.get("provenance"))
-    if there is None:
-        raise UserError(f"{path}: of another version of this program; {mend}")
+    found, made_from = thresholds.read(path)
     now = provenance_of(config, ckpt.fingerprint, preparation, technique, nominal_images(config, ckpt)[0])
-    if changed := there.differences(now):
-        raise UserError(f"{path}: out of date: {'; '.join(changed)}; {mend}")
-    return result | {"nominal": now.nominal}
+    if changed := made_from.differences(now):
+        raise UserError(f"{path}: out of date: {'; '.join(changed)}; {thresholds.MEND}")
+    return found | {"nominal": now.nominal}

@@ -1,6 +1,6 @@
 """Checkpoint and images to anomaly maps: the one place that runs the networks to detect."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,27 +38,43 @@ class NetworkOutput:
     region: np.ndarray | None = None
 
 
+class Networks:
+    """Networks ready for batches of pictures.
+
+    Args:
+        images: how many are to come in all.
+    """
+
+    def __init__(self, model: DRAEM, config: Config, images: int):
+        self.device = runtime.select_device(config.train.device)
+        self._precision = runtime.select_precision(config.train.precision, self.device)
+        self._layout = runtime.memory_format(self.device, self._precision)
+        optimized = networks.optimized(model, self.device, self._precision)
+        self._run = networks.ForInference(optimized, config.train.compile, images)
+
+    @torch.inference_mode()
+    def __call__(self, images: Tensor) -> Sequence[Tensor]:
+        """Images uint8 (N, 3, H, W) -> reconstructions (N, 3, H, W) and logits (N, 2, H, W), on the device."""
+        scaled = data_loader.scaled(images, self.device).to(self._precision)
+        return self._run(scaled.contiguous(memory_format=self._layout))
+
+
 @torch.inference_mode()
 def detect(model: DRAEM, dataset: Dataset, config: Config, title: str) -> Iterator[NetworkOutput]:
     """Run the networks once over every sample (`image`, `mask`, `idx`; perhaps `valid`, `region`), in order.
 
     The title is that of the progress bar; without one there is none.
     """
-    device = runtime.select_device(config.train.device)
-    precision = runtime.select_precision(config.train.precision, device)
-    layout = runtime.memory_format(device, precision)
-    network = networks.ForInference(networks.optimized(model, device, precision), config.train.compile, len(dataset))
-    batch_size = config.data.test_batch_size
-    workers = runtime.worker_count(config.data.num_workers, device, batches=-(-len(dataset) // batch_size))
-    loader = data_loader.test_loader(dataset, batch_size, workers, config.data.img_size, device.type == "cuda")
+    network, batch_size = Networks(model, config, len(dataset)), config.data.test_batch_size
+    workers = runtime.worker_count(config.data.num_workers, network.device, batches=-(-len(dataset) // batch_size))
+    loader = data_loader.test_loader(dataset, batch_size, workers, config.data.img_size, network.device.type == "cuda")
     with (
         tqdm(total=len(dataset), desc=title, unit="image", leave=None, disable=not title) as bar,
         runtime.worker_errors(),
     ):
         before = None
         for batch in loader:
-            image = data_loader.scaled(batch["image"], device).to(precision)
-            after = batch, *network(image.contiguous(memory_format=layout))
+            after = batch, *network(batch["image"])
             # One batch ahead: a GPU works on the next while what it made of this one is used.
             if before is not None:
                 yield from _outputs(*before, dataset)

@@ -1,0 +1,42 @@
+"""Files of thresholds in a run's folder."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from errors import UserError
+from inference.techniques import Technique
+from provenance import Provenance
+
+MEND = "run: python main.py --threshold True (with the same --config and --set)"
+
+
+def path_of(run: Path, checkpoint_name: str, technique: Technique) -> Path:
+    """File that the thresholds of a checkpoint and technique are kept in."""
+    return run / "thresholds" / f"checkpoint_{checkpoint_name}" / f"{technique.name}.json"
+
+
+def read(path: Path) -> tuple[dict[str, Any], Provenance]:
+    """What a file of thresholds holds, and what they were made from.
+
+    Returns:
+        `image` and `pixel`, each type -> threshold; `promises`, type -> words; `image_scores` of the pictures they come
+        from; `held_out`, whether those were not trained on, None where that is not known.
+
+    Raises:
+        UserError: damaged, or of another version of this program.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        result = {scope: {kind: float(value) for kind, value in content[scope].items()} for scope in ("image", "pixel")}
+        for scope, limit in content["conformal"].items():
+            result[scope]["conformal"] = math.inf if limit is None else float(limit)
+        result |= {"held_out": content["held_out"], "promises": dict(content["promises"])}
+        result["image_scores"] = [float(score) for score in content["image_scores"]]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: damaged; {MEND}") from error
+    made_from = Provenance.from_json(content.get("provenance"))
+    if made_from is None:
+        raise UserError(f"{path}: of another version of this program; {MEND}")
+    return result, made_from

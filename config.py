@@ -307,6 +307,14 @@ def load_config(path: Path | str, overrides: Iterable[str] = ()) -> Config:
     return config
 
 
+def named_keys(path: Path | str | None, overrides: Iterable[str] = ()) -> set[str]:
+    """Keys, `section.key`, that a settings file (None: none) and overrides name. `load_config` has accepted them."""
+    values = settings_file.parse(settings_file.read(Path(path)), str(path)) if path else {}
+    found = {f"{section}.{key}" for section, keys in (values or {}).items() for key in keys or {}}
+    keys = (override.partition("=")[0].strip() for override in overrides)
+    return found | {REGIONS if key.startswith(f"{REGIONS}.") else key for key in keys}
+
+
 def edit_config(path: Path | str, changes: dict[str, Any]) -> str:
     """Text of a settings file with values changed (`section.key` -> value) and everything else kept, comments too."""
     return settings_file.edit(path, changes)

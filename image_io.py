@@ -244,12 +244,22 @@ def rotate(image: np.ndarray, degrees: float) -> np.ndarray:
     return cv2.warpAffine(image, matrix, (width, height), flags=cv2.INTER_LINEAR)
 
 
-def write_image(path: Path, image: np.ndarray) -> None:
-    """Write a uint8 BGR picture as PNG; OSError where that fails."""
+def to_png(image: np.ndarray) -> np.ndarray:
+    """A uint8 or uint16 picture, gray or BGR, as the bytes of a PNG: uint8 (N,). OSError where that fails."""
     done, data = cv2.imencode(".png", image, [cv2.IMWRITE_PNG_COMPRESSION, 1, *PNG_FILTER])
     if not done:
-        raise OSError(f"{path}: picture could not be encoded")
-    Path(path).write_bytes(data)
+        raise OSError("a picture could not be encoded")
+    return data.ravel()
+
+
+def from_png(data: np.ndarray) -> np.ndarray:
+    """The picture of `to_png`."""
+    return cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
+
+
+def write_image(path: Path, image: np.ndarray) -> None:
+    """Write a uint8 or uint16 picture, gray or BGR, as PNG; OSError where that fails."""
+    Path(path).write_bytes(to_png(image))
 
 
 def read_size(path: Path) -> tuple[int, int]:

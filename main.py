@@ -1,8 +1,9 @@
-"""DRAEM from the command line: check the data, train, compute thresholds, detect."""
+"""DRAEM from the command line: check the data, train, compute thresholds, detect, judge new pictures."""
 
 import argparse
+from pathlib import Path
 
-from cli import Parser, add_config_flags, boolean, run
+from cli import CONFIG, DONE, FAULT, Parser, add_config_flags, boolean, run
 
 EXAMPLE = "python main.py --train True --threshold True --detection True --set data.category=bottle"
 
@@ -12,7 +13,7 @@ def main() -> int:
     parser = Parser(
         prog="main.py",
         description="DRAEM: train on defect-free images, compute thresholds, detect and outline defects.\n"
-        "Several modes at once run in the order check, train, threshold, detection.",
+        "Several modes at once run in the order check, train, threshold, detection, predict.",
         epilog=f"example: {EXAMPLE}\nevery setting is explained in config.yaml",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -31,10 +32,21 @@ def main() -> int:
             metavar="True|False",
             help=f"{what} (e.g. python main.py {example})",
         )
+    parser.add_argument(
+        "--predict",
+        type=Path,
+        nargs="+",
+        metavar="PATH",
+        help="judge pictures, or all in a folder, with a trained model (e.g. python main.py --predict photos/)",
+    )
+    parser.add_argument("--output", type=Path, metavar="DIR", help="with --predict: folder to write to")
+    parser.add_argument("--resume", action="store_true", help="with --predict: do only what is not done yet")
     add_config_flags(parser)
     arguments = parser.parse_args()
-    if not (arguments.check or arguments.train or arguments.threshold or arguments.detection):
+    if not (arguments.check or arguments.train or arguments.threshold or arguments.detection or arguments.predict):
         parser.error(f"no mode asked for; for example: {EXAMPLE}")
+    if (arguments.output or arguments.resume) and not arguments.predict:
+        parser.error("--output and --resume go with --predict PATH")
 
     import runtime  # the heavy packages come only now: --help stays quick
     from config import load_config, settings_text
@@ -57,7 +69,15 @@ def main() -> int:
         from engine import detection
 
         print(f"results: {detection.run(config)}")
-    return 0
+    if arguments.predict:
+        from config import named_keys
+        from engine import predict
+
+        named = named_keys(None if arguments.config == CONFIG else arguments.config, arguments.set)
+        folder, failed = predict.run(config, named, arguments.predict, arguments.output, arguments.resume)
+        print(f"predictions: {folder}")
+        return FAULT if failed else DONE
+    return DONE
 
 
 if __name__ == "__main__":

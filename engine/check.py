@@ -20,6 +20,7 @@ from errors import UserError
 from evaluation.promises import promise
 from evaluation.thresholds import images_needed
 from folders import Remarks, category_folder, list_textures
+from inference.checkpoint import with_white_level
 from inference.techniques import Preparation, configured
 from loss import DRAEMLoss
 from model import DRAEM
@@ -86,7 +87,7 @@ def run(config: Config) -> None:
         _print_masks(test or [], looks, findings)
         if test:
             technique = configured(config)
-            settled = config.model_copy(update={"data": config.data.model_copy(update={"white_level": white_level})})
+            settled = with_white_level(config, white_level)
             findings.attempt(lambda: Preparation(settled, [technique]).check(test, [technique]))
             for line in doubts_of_depth(test, white_level):
                 print(line)

@@ -1,5 +1,6 @@
 """The training mode."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ from decoded import DecodedImages, Subset, kept_folder
 from errors import UserError
 from folders import Remarks, category_folder, list_textures
 from inference import checkpoint, networks
+from inference.techniques import to_carry
 from pictures import list_nominal, list_validation, nominal_name, split_nominal
 from provenance import Provenance
 from synthesis import AnomalySynthesizer
@@ -52,7 +54,10 @@ def run(config: Config, settings_text: str) -> Path:
         kept = read_last(config, made_from)
         files = split(config, nominal, validation, textures, kept)
         white_level = find_white_level(config, files, kept)
-        state = TrainingState(config, settings_text, made_from, files.digests(), white_level)
+        carried = {}
+        with suppress(UserError):  # training needs none of these; detection will say what is wrong
+            carried = to_carry(checkpoint.with_white_level(config, white_level))
+        state = TrainingState(config, settings_text, made_from, files.digests(), white_level, carried)
         if kept:
             state.resume(kept)
             _tell_changes(config.run_folder / "last.pt", kept, state)

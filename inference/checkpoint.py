@@ -3,11 +3,13 @@
 import hashlib
 import pickle
 import re
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from config import Config
@@ -29,6 +31,19 @@ PAIRS = {
     ".pth": (r"_REC_MODEL_(?=\d+$)", "_SEG_MODEL_"),  # earlier code: NAME_REC_MODEL_700.pth, NAME_SEG_MODEL_700.pth
 }
 
+# Settings that a checkpoint brings along for pictures from anywhere: those that it cannot be used without, and those
+# that it is used with unless others are asked for.
+TRAINED = ("data.category", "data.img_size", "model.base_width", "model.base_channels")
+USUAL = (
+    "data.run_name",
+    "data.image_registration",
+    "data.registration_reference",
+    "data.pre_masking",
+    "metrics.masking",
+    "masking.regions",
+    "train.precision",
+)
+
 MEND = "set data.load_epoch to another, or train anew with train.resume=never"
 
 
@@ -43,6 +58,8 @@ class Checkpoint:
         held_out: names of the nominal images that were not trained on, None where unknown.
         pictures: the images `training` and `held_out`, each name -> digest; None where unknown.
         white_level: that the pictures were read with, see `image_io.read_image`.
+        carried: pictures that masking and registration need, see `inference.techniques.to_carry`.
+        settings: that it was trained with, by section and key; empty where unknown.
     """
 
     model: DRAEM | None
@@ -52,6 +69,8 @@ class Checkpoint:
     held_out: list[str] | None
     pictures: dict[str, dict[str, str]] | None
     white_level: float | None = None
+    carried: dict[str, dict[str, Any]] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
 
 
 def read(path: Path, only_facts: bool = False) -> dict[str, Any]:
@@ -183,7 +202,8 @@ def load_facts(path: Path) -> Checkpoint:
 
 
 def _facts(content: dict[str, Any]) -> tuple:
-    return content.get("held_out"), content.get("pictures"), content.get("white_level")
+    known = ("held_out", "pictures", "white_level")
+    return *(content.get(key) for key in known), content.get("carried", {}), content.get("settings", {})
 
 
 def settled(config: Config, ckpt: Checkpoint) -> Config:
@@ -198,7 +218,44 @@ def settled(config: Config, ckpt: Checkpoint) -> Config:
     elif is_known and wanted != ckpt.white_level:
         there = "8 bits or all 16" if ckpt.white_level is None else f"white_level {ckpt.white_level:g}"
         raise UserError(f"data.white_level = {wanted:g}, but {ckpt.path} was trained with {there}; set it to auto")
-    return config.model_copy(update={"data": config.data.model_copy(update={"white_level": wanted})})
+    return with_white_level(config, wanted)
+
+
+def trained_settings(path: Path) -> Config | None:
+    """The settings that a checkpoint file was trained with, None where it has none. UserError where they are odd."""
+    kept = read(path, only_facts=True).get("settings") if path.suffix not in PAIRS else None
+    try:
+        return Config.model_validate({name: dict(kept[name]) for name in kept}) if kept else None
+    except (ValidationError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: its settings are of another version of this program; {MEND}") from error
+
+
+def with_trained_settings(config: Config, path: Path, named: Collection[str]) -> Config:
+    """The settings with those that a checkpoint file brings along, as `section.key`; as they are if it has none.
+
+    Args:
+        named: keys that the user has named, whose values count.
+
+    Raises:
+        UserError: the user has named another value than the checkpoint can be used with.
+    """
+    trained = trained_settings(path)
+    if trained is None:
+        return config
+    sections = config.model_dump()
+    for key in (*TRAINED, *USUAL):
+        section, name = key.split(".")
+        old, now = getattr(getattr(trained, section), name), sections[section][name]
+        if key in TRAINED and key in named and old != now:
+            raise UserError(f"{key} = {now}, but {path} was trained with {old}; leave it out")
+        if key in TRAINED or key not in named:
+            sections[section][name] = old
+    return Config.model_validate(sections)
+
+
+def with_white_level(config: Config, white_level: float | None) -> Config:
+    """The settings with the value of white that pictures are read with, None for that of their files."""
+    return config.model_copy(update={"data": config.data.model_copy(update={"white_level": white_level})})
 
 
 def check_widths(path: Path, weights: dict[str, Tensor], config: Config) -> None:

@@ -85,10 +85,15 @@ def detect(model: DRAEM, dataset: Dataset, config: Config, title: str) -> Iterat
             bar.update(len(before[0]["idx"]))
 
 
+def anomaly_maps(logits: Tensor) -> np.ndarray:
+    """Logits (N, 2, H, W) -> the probability of 'anomalous', float32 (N, H, W)."""
+    return torch.softmax(logits.float(), dim=1)[:, 1].cpu().numpy()
+
+
 def _outputs(
     batch: dict[str, Tensor], reconstruction: Tensor, logits: Tensor, dataset: Dataset
 ) -> Iterator[NetworkOutput]:
-    maps = torch.softmax(logits.float(), dim=1)[:, 1].cpu().numpy()
+    maps = anomaly_maps(logits)
     for idx, anomaly_map in zip(batch["idx"].tolist(), maps, strict=True):
         if not np.isfinite(anomaly_map).all():
             name = dataset.name(idx)

@@ -21,7 +21,7 @@ from decoded import KeptArrays
 from errors import UserError
 from evaluation import masking, registration
 from folders import category_folder
-from image_io import read_image, read_marked, read_size
+from image_io import from_png, read_image, read_marked, read_size, to_png
 from pictures import TestImage, list_nominal
 
 if TYPE_CHECKING:
@@ -81,14 +81,21 @@ class Preparation:
 
     Args:
         config: the settings. techniques: those that will be asked for.
+        carried: the pictures of `to_carry` that a checkpoint brings along, in place of their files.
         kept_in: folder to keep registered pictures in, for several passes over them; None: they are warped when read.
 
     Raises:
         UserError: masking without regions, a region file or a named reference picture that cannot be read.
     """
 
-    def __init__(self, config: Config, techniques: Sequence[Technique], kept_in: Path | None = None):
-        self.config, self.kept_in = config, kept_in
+    def __init__(
+        self,
+        config: Config,
+        techniques: Sequence[Technique],
+        kept_in: Path | None = None,
+        carried: dict[str, dict[str, Any]] | None = None,
+    ):
+        self.config, self.kept_in, self.carried = config, kept_in, carried or {}
         self.white_level = None if config.data.white_level == "auto" else config.data.white_level
         self.key = f"masking.regions.{config.data.category}"
         self._region_source = self._region = None
@@ -96,7 +103,7 @@ class Preparation:
         if any(technique.masking != "no" for technique in techniques):
             self._read_region(config.masking.regions.get(config.data.category))
         if any(technique.registered for technique in techniques) and config.data.registration_reference:
-            _ = self._reference  # read now: a mistake is told before anything runs
+            _ = self.reference  # read now: a mistake is told before anything runs
 
     def _read_region(self, region: list[list[int]] | str | None) -> None:
         if region is None:
@@ -104,22 +111,34 @@ class Preparation:
                 f"{self.key}: masking is asked for, but no region is given; give [[y0, y1, x0, x1], ...] or a mask's "
                 "path, or set metrics.masking=false"
             )
-        if isinstance(region, str):
+        if isinstance(region, str) and "region" in self.carried:
+            self._region = from_png(self.carried["region"]["png"].numpy()) > 0
+            region = self.carried["region"]["digest"]
+        elif isinstance(region, str):
             self._region = read_marked(Path(region)).mask
             region = provenance.file_digest(Path(region))
         self._region_source = region
 
     @cached_property
-    def _reference_path(self) -> Path:
+    def reference_path(self) -> Path:
+        if "reference" in self.carried:
+            return Path(self.carried["reference"]["path"])
         if self.config.data.registration_reference is not None:
             return Path(self.config.data.registration_reference)
         folder = category_folder(Path(self.config.data.data_path), self.config.data.category)
         return list_nominal(folder)[0]
 
     @cached_property
-    def _reference(self) -> np.ndarray:
+    def reference(self) -> np.ndarray:
         """The picture that others are laid over."""
-        return self.read(self._reference_path)
+        if "reference" in self.carried:
+            return from_png(self.carried["reference"]["png"].numpy())
+        return self.read(self.reference_path)
+
+    @cached_property
+    def _reference_digest(self) -> str:
+        carried = self.carried.get("reference")
+        return carried["digest"] if carried else provenance.file_digest(self.reference_path)
 
     def read(self, path: Path) -> np.ndarray:
         """A picture as the networks are to see it, uint8 (H, W, 3), of its own size."""
@@ -132,7 +151,7 @@ class Preparation:
         """
         masked = [technique for technique in techniques if technique.masking != "no"]
         if any(technique.registered for technique in masked):
-            self.region(self._reference.shape[:2], self._reference_path)
+            self.region(self.reference.shape[:2], self.reference_path)
         if all(technique.registered for technique in masked):
             return
         shapes: dict[tuple[int, int], Path] = {}
@@ -149,7 +168,7 @@ class Preparation:
         return {
             "technique": technique.name,
             "region": self._region_source if technique.masking != "no" else None,
-            "reference": provenance.file_digest(self._reference_path) if technique.registered else None,
+            "reference": self._reference_digest if technique.registered else None,
             "precision": str(precision).removeprefix("torch."),
         }
 
@@ -168,7 +187,7 @@ class Preparation:
         new = [picture.path for picture in pictures if picture.path not in self._homographies]
         if not new:
             return
-        reference = self._reference
+        reference = self.reference
         # Threads: OpenCV works outside the interpreter's lock.
         with ThreadPoolExecutor(runtime.core_count()) as pool:
             found = pool.map(lambda path: registration.register(self.read(path), reference), new)
@@ -186,7 +205,7 @@ class Preparation:
         homography = self._homographies[path]
         if homography is None:
             return image, mask, None
-        frame = self._reference.shape[:2]
+        frame = self.reference.shape[:2]
         mask, _ = registration.warp(mask, homography, frame, cv2.INTER_NEAREST)
         image, has_source = registration.warp(image, homography, frame)
         return image, mask, has_source
@@ -202,7 +221,7 @@ class Preparation:
         and all are resized to one size.
         """
         if variant.registered:
-            path, shape = self._reference_path, self._reference.shape[:2]
+            path, shape = self.reference_path, self.reference.shape[:2]
         return masking.resize_region(self.region(shape or read_size(path), path), self.config.data.img_size)
 
     def region(self, shape: tuple[int, int], path: Path) -> np.ndarray:
@@ -219,6 +238,25 @@ class Preparation:
                 "(width x height); give one of its size"
             )
         return self._region
+
+
+def to_carry(config: Config) -> dict[str, dict[str, Any]]:
+    """The pictures that the configured technique needs, for a checkpoint to bring along: `region`, `reference`.
+
+    Each its path, the digest of its file, and uint8 bytes of a PNG: of the reference as it is read, of the region 0 or
+    255. UserError where one cannot be read.
+    """
+    technique, found = configured(config), {}
+    preparation = Preparation(config, [technique])
+    region = config.masking.regions.get(config.data.category)
+    if technique.masking != "no" and isinstance(region, str):
+        found["region"] = Path(region), read_marked(Path(region)).mask.astype(np.uint8) * 255
+    if technique.registered:
+        found["reference"] = preparation.reference_path, preparation.reference
+    return {
+        name: {"path": path.as_posix(), "digest": provenance.file_digest(path), "png": torch.from_numpy(to_png(image))}
+        for name, (path, image) in found.items()
+    }
 
 
 class VariantDataset(data_loader.DRAEMTestDataset):

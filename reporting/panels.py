@@ -101,6 +101,7 @@ def panel(
     anomaly_map: np.ndarray,
     truth: np.ndarray | None,
     prediction: np.ndarray,
+    shows_truth: bool = True,
 ) -> np.ndarray:
     """All that belongs to one result, side by side.
 
@@ -108,6 +109,7 @@ def panel(
         title: what the picture is. verdict: what was decided, and why. is_correct: None where it cannot be told.
         image, reconstruction: (H, W, 3), BGR, and anomaly_map (H, W): float in [0, 1], or their eight bits.
         truth: bool (H, W), None where there is no ground-truth mask. prediction: bool (H, W).
+        shows_truth: False where no picture can have a mask: there is no place for it then.
 
     Returns:
         uint8 picture (h, w, 3), BGR.
@@ -124,14 +126,17 @@ def panel(
             truth if truth is not None else np.full(prediction.shape, 0.5, np.float32)
         ),
         "map above threshold": _tile(prediction),
-        "predicted / true outline": overlay,
+        "predicted / true outline" if shows_truth else "predicted outline": overlay,
     }
+    if not shows_truth:
+        del tiles["no ground truth"]
     row = _row(list(tiles.values()))
     width = row.shape[1] // len(tiles)
     names = np.hstack([_text(name, width) for name in tiles])
     color = "#000000" if is_correct is None else NOMINAL if is_correct else ANOMALOUS
     head = np.hstack([_text(title, row.shape[1] // 2, 16), _text(verdict, row.shape[1] - row.shape[1] // 2, 16, color)])
-    key = _text("orange: predicted, light blue: ground truth", width + GAP + 64, 12)  # as wide as the text needs
+    said = "orange: predicted" + (", light blue: ground truth" if shows_truth else "")
+    key = _text(said, width + GAP + 64, 12)  # as wide as the text needs
     foot = np.full((key.shape[0], row.shape[1], 3), BACKGROUND, np.uint8)
     foot[:, -key.shape[1] :] = key
     return np.vstack([head, names, row, foot])

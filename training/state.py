@@ -84,7 +84,7 @@ class TrainingState:
 
     Args:
         made_from: kept with all that is saved. pictures: `training` and `held_out`, each name -> digest.
-        white_level: of the pictures, see `image_io.read_image`.
+        white_level: of the pictures, see `image_io.read_image`. carried: see `inference.techniques.to_carry`.
 
     Attributes:
         epoch: epochs done.
@@ -97,8 +97,9 @@ class TrainingState:
         made_from: Provenance,
         pictures: dict[str, dict[str, str]],
         white_level: float | None = None,
+        carried: dict[str, dict[str, Any]] | None = None,
     ):
-        self.white_level = white_level
+        self.white_level, self.carried = white_level, carried or {}
         self.config, self.settings_text, self.made_from, self.pictures = config, settings_text, made_from, pictures
         self.device = runtime.select_device(config.train.device)
         self.precision = runtime.select_precision(config.train.precision, self.device)
@@ -134,7 +135,7 @@ class TrainingState:
         content = {"model": self.model.state_dict(), "epoch": self.epoch}
         content |= {"settings": self.config.model_dump(mode="json"), "provenance": self.made_from.to_json()}
         content |= {"pictures": self.pictures, "held_out": list(self.pictures["held_out"])}
-        return content | {"white_level": self.white_level}
+        return content | {"white_level": self.white_level, "carried": self.carried}
 
     def save_checkpoint(self) -> None:
         """Write the checkpoint of the epoch just done."""

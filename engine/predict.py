@@ -1,0 +1,186 @@
+"""The predict mode: verdicts on pictures from anywhere."""
+
+import time
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+from tqdm import tqdm
+
+import image_io
+import runtime
+from config import Config
+from errors import UserError, told
+from folders import Remarks, pictures_below
+from inference import checkpoint
+from inference.detector import Detection, Detector, Prepared
+from reporting.predictions import Predictions, row, row_of_error
+
+
+class Picture(NamedTuple):
+    """A picture to judge. label: its path within the folder of predictions."""
+
+    path: Path
+    label: str
+
+
+def run(
+    config: Config, named: Collection[str], paths: Sequence[Path], output: Path | None = None, resume: bool = False
+) -> tuple[Path, int]:
+    """Judge pictures, and those in folders at any depth, with the configured checkpoint.
+
+    Args:
+        named: keys of the settings that the user has named. output: folder to write to, None for the usual one.
+        resume: go on with what an earlier call has left undone.
+
+    Returns:
+        the folder of predictions, and how many pictures could not be judged.
+
+    Raises:
+        UserError: nothing to judge, no checkpoint, or settings that contradict it.
+    """
+    pictures = find(paths)
+    weights = checkpoint.find(config, config.data.load_epoch)
+    config = checkpoint.with_trained_settings(config, weights, named)
+    detector = Detector.of(config, weights, named)
+    for line in remarks_of(detector):
+        print(line)
+    folder = output or usual_folder(detector, paths[0])
+    predictions = Predictions(folder, detector.limits, made_with(detector), config.metrics.visualisation, resume)
+    left = [picture for picture in pictures if picture.path.as_posix() not in predictions.done]
+    if resume and len(left) < len(pictures):
+        print(f"{len(pictures) - len(left)} of {len(pictures)} pictures are done already")
+    verdicts: Counter[str] = Counter()
+    with tqdm(total=len(left), desc="pictures", unit="picture", leave=None) as bar:
+        for rows in judge(detector, left, predictions):
+            predictions.write(rows)
+            verdicts.update("failed" if one[-1] else one[4] for one in rows)
+            bar.update(len(rows))
+    failed = verdicts.pop("failed", 0)
+    if detector.limits:
+        counts = ", ".join(f"{verdicts[verdict]} {verdict}" for verdict in ("anomalous", "nominal"))
+        print(f"{counts} at {detector.limits.kind} = {detector.limits.image:.4g}")
+    if failed:
+        print(f"{failed} of {len(left)} pictures could not be judged: see the column error of predictions.csv")
+    return folder, failed
+
+
+def find(paths: Sequence[Path]) -> list[Picture]:
+    """The pictures that paths mean; UserError where one is not there, or a folder has no picture."""
+    found, taken = [], Counter()
+    for path in paths:
+        if not path.exists():
+            raise UserError(f"{path}: not there; name pictures or folders of pictures")
+        remarks = Remarks()
+        below = pictures_below(path, remarks) if path.is_dir() else [path]
+        if not below:
+            raise UserError(f"{path}: no picture in this folder; name another")
+        for line in remarks.lines():
+            print(f"{path}: {line}")
+        name = path.resolve().name
+        taken[name] += 1
+        if taken[name] > 1:  # another of the same name
+            name = f"{name}~{taken[name]}" if path.is_dir() else f"{path.stem}~{taken[name]}{path.suffix}"
+        for one in below:
+            inside = one.relative_to(path).as_posix() if path.is_dir() else ""
+            label = inside if len(paths) == 1 and inside else "/".join(filter(None, (name, inside)))
+            found.append(Picture(one, label))
+    return found
+
+
+def remarks_of(detector: Detector) -> Iterator[str]:
+    """What the user should know of a detector."""
+    yield from detector.remarks
+    if detector.limits is None and detector.config.metrics.threshold:
+        yield (
+            f"no thresholds ({detector.thresholds_path} is missing): scores and maps without a verdict; for verdicts "
+            "run: python main.py --threshold True (with the same --config and --set)"
+        )
+
+
+def usual_folder(detector: Detector, path: Path) -> Path:
+    """Folder of predictions below the checkpoint's results, named after the first path."""
+    data = detector.config.data
+    name = path.resolve().name or "root"
+    checkpoint_folder = Path(data.results_path) / data.run_name / data.category / f"checkpoint_{detector.ckpt.name}"
+    return checkpoint_folder / "predictions" / name
+
+
+def made_with(detector: Detector) -> dict:
+    """What predictions depend on."""
+    limits = detector.limits
+    return {
+        "checkpoint_file": detector.ckpt.path.as_posix(),
+        "weights": detector.ckpt.fingerprint,
+        "technique": detector.technique.name,
+        "thresholds": limits and {"kind": limits.kind, "image": limits.image, "pixel": limits.pixel},
+    }
+
+
+def judge(detector: Detector, pictures: Sequence[Picture], predictions: Predictions) -> Iterator[list[list]]:
+    """Rows of the pictures, in order, a list for each pass of the networks; their maps and panels are written by then.
+
+    Pictures are read, and maps written, in threads while the networks run.
+    """
+    size = detector.config.data.test_batch_size
+    white_level = detector.config.data.white_level
+    white_level = None if white_level == "auto" else white_level
+
+    def read(picture: Picture) -> Prepared | str:
+        try:
+            image = image_io.read_image(picture.path, white_level=white_level)
+            return detector.prepare(image, picture.path.as_posix())
+        except (UserError, OSError, MemoryError, cv2.error) as error:
+            return told(error) if isinstance(error, (UserError, OSError)) else f"{picture.path}: {error}"
+
+    with ThreadPoolExecutor(runtime.core_count()) as pool:
+        batches = [pictures[first : first + size] for first in range(0, len(pictures), size)]
+        coming: list[Future] = []
+        writing: tuple[list[list], list[Future]] | None = None
+        for number, batch in enumerate(batches):
+            now = coming or [pool.submit(read, picture) for picture in batch]
+            following = batches[number + 1] if number + 1 < len(batches) else []
+            coming = [pool.submit(read, picture) for picture in following]
+            rows, drawn = [], []
+            for picture, found, seconds in _found(detector, batch, [future.result() for future in now]):
+                if isinstance(found, str):
+                    rows.append(row_of_error(picture.path.as_posix(), found))
+                    continue
+                drawn.append(pool.submit(predictions.draw, picture.label, found, predictions.wants_panel(found)))
+                rows.append(row(picture.path.as_posix(), found, detector.limits, seconds))
+            if writing:
+                yield _written(*writing)
+            writing = rows, drawn
+        if writing:
+            yield _written(*writing)
+
+
+def _found(
+    detector: Detector, batch: Sequence[Picture], read: Sequence[Prepared | str]
+) -> Iterator[tuple[Picture, Detection | str, float]]:
+    """Each picture with what was found in it, or why nothing was, and the seconds that it took."""
+    ready = [one for one in read if not isinstance(one, str)]
+    start = time.perf_counter()
+    try:
+        found = iter(detector.run(ready))
+    except UserError:  # of one of them
+        found = iter([_alone(detector, one) for one in ready])
+    seconds = (time.perf_counter() - start) / max(len(ready), 1)
+    for picture, one in zip(batch, read, strict=True):
+        yield picture, one if isinstance(one, str) else next(found), seconds
+
+
+def _alone(detector: Detector, picture: Prepared) -> Detection | str:
+    try:
+        return detector.run([picture])[0]
+    except UserError as error:
+        return told(error)
+
+
+def _written(rows: list[list], drawn: Sequence[Future]) -> list[list]:
+    for future in drawn:
+        future.result()
+    return rows

@@ -1,0 +1,210 @@
+"""The Python entrance: pictures in; scores, verdicts, anomaly maps and outlined regions out."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from config import Config
+from errors import UserError
+from evaluation import masking, registration
+from evaluation.metrics import image_score
+from evaluation.regions import Region, regions, relative
+from evaluation.thresholds import MANUAL
+from image_io import resize
+from inference import checkpoint, thresholds
+from inference.checkpoint import Checkpoint
+from inference.detect import NetworkOutput, Networks, anomaly_maps
+from inference.techniques import Preparation, configured, left_out
+from provenance import Provenance
+
+
+class Limits(NamedTuple):
+    """What a picture is judged by: scores, and pixels of the map, above these are anomalous."""
+
+    kind: str
+    image: float
+    pixel: float
+
+
+@dataclass(frozen=True)
+class Detection:
+    """What was found in one picture.
+
+    Attributes:
+        score: image score, in [0, 1].
+        relative: the score with 0.5 at the threshold, see `evaluation.regions.relative`; None without thresholds.
+        verdict: anomalous or nominal; None without thresholds.
+        anomaly_map: float32 (H, W) in [0, 1], of the picture's own size.
+        mask: bool (H, W), the map above the pixel threshold; None without thresholds.
+        regions: connected parts of the mask, the largest first.
+        seen: picture, reconstruction and map as the networks had them.
+    """
+
+    score: float
+    relative: float | None
+    verdict: str | None
+    anomaly_map: np.ndarray
+    mask: np.ndarray | None
+    regions: list[Region]
+    seen: NetworkOutput
+
+
+class Prepared(NamedTuple):
+    """A picture as the networks are to see it, uint8 (H, W, 3), and what is known of it besides."""
+
+    image: np.ndarray
+    valid: np.ndarray | None
+    region: np.ndarray | None
+    homography: np.ndarray | None
+    shape: tuple[int, int]  # its own
+
+
+class Detector:
+    """A trained model, ready for pictures.
+
+    Args:
+        ckpt: with its model. config: settings as the checkpoint brings them along. named: keys that the user has named.
+
+    Attributes:
+        limits: None without thresholds. remarks: what the user should know, a sentence each.
+        thresholds_path: the file that the limits are from, or would be.
+
+    Raises:
+        UserError: thresholds of something else; regions or a reference picture that cannot be read.
+    """
+
+    def __init__(self, ckpt: Checkpoint, config: Config, named: Collection[str] = ()):
+        if ckpt.held_out is not None:
+            config = checkpoint.with_white_level(config, ckpt.white_level)
+        self.ckpt, self.config, self.technique = ckpt, config, configured(config)
+        others = {"reference": "data.registration_reference", "region": "masking.regions"}
+        carried = {name: kept for name, kept in ckpt.carried.items() if others[name] not in named}
+        self._preparation = Preparation(config, [self.technique], carried=carried)
+        self._networks = Networks(ckpt.model, config, 0)
+        self.remarks: list[str] = []
+        self.limits = self._read_limits()
+
+    @classmethod
+    def load(cls, path: Path | str, device: str = "auto") -> "Detector":
+        """Of a checkpoint, or of a run's folder: its last epoch.
+
+        Args:
+            device: auto, cuda, cuda:N, mps or cpu.
+
+        Raises:
+            UserError: no checkpoint there, or one that cannot be used.
+        """
+        path = Path(path)
+        if path.is_dir():
+            epochs = checkpoint.saved_epochs(path)
+            path = checkpoint.epoch_path(path, epochs[-1]) if epochs else path / "last.pt"
+        if not path.is_file():
+            raise UserError(f"{path}: no checkpoint there; name a run's folder or a file epoch_*.pt")
+        return cls.of(checkpoint.trained_settings(path) or Config(), path, device=device)
+
+    @classmethod
+    def of(cls, config: Config, path: Path, named: Collection[str] = (), device: str | None = None) -> "Detector":
+        """Of a checkpoint, with settings that name its widths."""
+        data = config.data.model_copy(update={"load_epoch": path.as_posix()})
+        train = config.train.model_copy(update={"device": device or config.train.device})
+        config = config.model_copy(update={"data": data, "train": train})
+        return cls(checkpoint.load(config), config, named)
+
+    def _read_limits(self) -> Limits | None:
+        settings, kind = self.config.metrics, self.config.metrics.threshold_type
+        run, name = self.ckpt.path.parent, self.ckpt.name
+        if self.ckpt.held_out is not None:  # of this program: what is beside it is its own
+            name = str(checkpoint.epoch_of(self.ckpt.path))
+        else:
+            run = self.config.run_folder
+        self.thresholds_path = thresholds.path_of(run, name, self.technique)
+        if not settings.threshold:
+            return None
+        if kind == MANUAL:
+            for scope in ("image", "pixel"):
+                if getattr(settings, f"{scope}_threshold") is None:
+                    raise UserError(f"metrics.{scope}_threshold: needed by threshold type manual; set a number")
+            return Limits(kind, settings.image_threshold, settings.pixel_threshold)
+        if not self.thresholds_path.is_file():
+            return None
+        found, made_from = thresholds.read(self.thresholds_path)
+        now = self._made_from(made_from)
+        if changed := made_from.differences(replace(now, precision=made_from.precision)):
+            raise UserError(f"{self.thresholds_path}: out of date: {'; '.join(changed)}; {thresholds.MEND}")
+        if now.precision != made_from.precision:
+            self.remarks.append(
+                f"thresholds were computed in {made_from.precision}, these scores are in {now.precision}: "
+                "scores close to the threshold can be judged otherwise"
+            )
+        return Limits(kind, found["image"][kind], found["pixel"][kind])
+
+    def _made_from(self, there: Provenance) -> Provenance:
+        data = self.config.data
+        settings: dict[str, Any] = {"img_size": list(data.img_size), "category": data.category}
+        settings["white_level"] = None if data.white_level == "auto" else data.white_level
+        facts = self._preparation.facts(self.technique)
+        return Provenance(weights=self.ckpt.fingerprint, nominal=there.nominal, settings=settings, **facts)
+
+    def __call__(self, images: np.ndarray | Sequence[np.ndarray]) -> "Detection | list[Detection]":
+        """What is found in one picture, BGR uint8 (H, W, 3) of any size, or in each of a list.
+
+        Raises:
+            ValueError: another type or shape. UserError: a region does not fit the picture.
+        """
+        if isinstance(images, np.ndarray):
+            return self.run([self.prepare(images)])[0]
+        return self.run([self.prepare(image) for image in images])
+
+    def prepare(self, image: np.ndarray, name: str = "picture") -> Prepared:
+        """One picture as the networks are to see it. May be called from several threads."""
+        if not (isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3):
+            what = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
+            raise ValueError(f"a picture must be BGR, uint8 (H, W, 3), not {what}")
+        shape, size, homography, valid, region = image.shape[:2], self.config.data.img_size, None, None, None
+        if self.technique.registered:
+            reference = self._preparation.reference
+            homography = registration.register(image, reference)
+            if homography is not None:
+                image, has_source = registration.warp(image, homography, reference.shape[:2])
+                valid = ~masking.resize_region(~has_source, size)
+        if self.technique.masking != "no":
+            region = self._preparation.resized_region(self.technique.variant, Path(name), shape)
+        image = resize(image, size)
+        if self.technique.variant.pre_masked:
+            image = np.where(region[..., None], np.uint8(0), image)
+        return Prepared(image, valid, region, homography, shape)
+
+    def run(self, prepared: Sequence[Prepared]) -> list[Detection]:
+        """What is found in prepared pictures, in passes of data.test_batch_size."""
+        found, size = [], self.config.data.test_batch_size
+        for first in range(0, len(prepared), size):
+            batch = prepared[first : first + size]
+            images = np.ascontiguousarray(np.stack([one.image for one in batch]).transpose(0, 3, 1, 2))
+            reconstruction, logits = self._networks(torch.from_numpy(images))
+            maps = anomaly_maps(logits)
+            reconstructions = reconstruction.float().permute(0, 2, 3, 1).cpu().numpy()
+            found += [self._judge(*seen) for seen in zip(batch, reconstructions, maps, strict=True)]
+        return found
+
+    def _judge(self, picture: Prepared, reconstruction: np.ndarray, anomaly_map: np.ndarray) -> Detection:
+        if not np.isfinite(anomaly_map).all():
+            raise UserError("its anomaly map is not finite; use another checkpoint, or precision=fp32")
+        nothing = np.zeros(anomaly_map.shape, bool)
+        seen = NetworkOutput(0, picture.image, reconstruction, anomaly_map, nothing, picture.valid, picture.region)
+        seen = left_out(seen, self.technique)
+        score, own = float(image_score(seen.anomaly_map)), self._in_own_pixels(seen.anomaly_map, picture)
+        if self.limits is None:
+            return Detection(score, None, None, own, None, [], seen)
+        mask = own > self.limits.pixel
+        verdict = "anomalous" if score > self.limits.image else "nominal"
+        return Detection(score, relative(score, self.limits.image), verdict, own, mask, regions(mask), seen)
+
+    def _in_own_pixels(self, anomaly_map: np.ndarray, picture: Prepared) -> np.ndarray:
+        if picture.homography is None:
+            return resize(anomaly_map, picture.shape)
+        frame = resize(anomaly_map, self._preparation.reference.shape[:2])
+        return registration.warp(frame, np.linalg.inv(picture.homography), picture.shape)[0]

@@ -1,0 +1,146 @@
+"""The folder of predictions: a row, a map and a panel for each picture, written as they come."""
+
+import csv
+import io
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+import image_io
+import runtime
+from errors import UserError
+from reporting import panels
+
+if TYPE_CHECKING:
+    from inference.detector import Detection, Limits
+
+ROWS, MADE_WITH = "predictions.csv", "made_with.json"
+OURS = (ROWS, MADE_WITH, "maps", "panels")
+COLUMNS = (
+    "path",
+    "score",
+    "relative",
+    "threshold",
+    "verdict",
+    "area",  # share of the pixels that are above the pixel threshold
+    "regions",
+    "box",  # x0 y0 x1 y1 of the largest region
+    "seconds",
+    "error",
+)
+
+
+class Predictions:
+    """Fed picture by picture, it writes the folder.
+
+    Args:
+        limits: that the verdicts are from, None for none.
+        made_with: what the predictions depend on, plain values that JSON can hold.
+        wanted: panels, as metrics.visualisation has it; `errors` means those called anomalous.
+        resume: keep what is there.
+
+    Attributes:
+        done: paths that have a row without an error.
+
+    Raises:
+        UserError: the folder holds something else, or, with `resume`, predictions made with something else.
+    """
+
+    def __init__(
+        self, folder: Path, limits: "Limits | None", made_with: dict[str, Any], wanted: int | str, resume: bool
+    ):
+        self.folder, self._limits, self._wanted = folder, limits, wanted
+        self._check_folder(made_with, resume)
+        rows = self._read_rows() if resume else []
+        self.done = {row["path"] for row in rows if not row["error"]}
+        if not resume:
+            self._clear()
+        runtime.write_text(folder / MADE_WITH, json.dumps(made_with, indent=2, allow_nan=False) + "\n")
+        kept = [[row[column] for column in COLUMNS] for row in rows if not row["error"]]
+        runtime.write_csv(folder / ROWS, [COLUMNS, *kept])
+        self._panels = len(kept)
+
+    def _check_folder(self, made_with: dict[str, Any], resume: bool) -> None:
+        folder = self.folder
+        if folder.exists() and not folder.is_dir():
+            raise UserError(f"{folder}: is a file; name a folder with --output")
+        if not folder.is_dir() or not any(folder.iterdir()):
+            return
+        try:
+            there = json.loads((folder / MADE_WITH).read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise UserError(f"{folder}: holds other files; name a new folder with --output") from error
+        except ValueError:
+            there = None
+        if resume and there != made_with:
+            raise UserError(f"{folder}: made with another checkpoint or other thresholds; leave out --resume")
+
+    def _clear(self) -> None:
+        for name in OURS:
+            path = self.folder / name
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+
+    def _read_rows(self) -> list[dict[str, str]]:
+        """Rows that are whole: a kill can leave half of the last one."""
+        path = self.folder / ROWS
+        if not path.is_file():
+            return []
+        whole = path.read_bytes().decode("utf-8").rpartition("\n")[0]
+        return [row for row in csv.DictReader(io.StringIO(whole)) if None not in row.values()]
+
+    def write(self, rows: Sequence[Sequence[Any]]) -> None:
+        """Append rows: from then on their pictures are done."""
+        with (self.folder / ROWS).open("a", newline="", encoding="utf-8") as stream:
+            csv.writer(stream).writerows(rows)
+
+    def draw(self, label: str, found: "Detection", has_panel: bool) -> None:
+        """Write a picture's map, and its panel. May be called from several threads.
+
+        label: its path within the folder.
+        """
+        name = label if label.lower().endswith(".png") else f"{label}.png"
+        levels = np.rint(found.anomaly_map * 65535).astype(np.uint16)
+        with runtime.replacing(self.folder / "maps" / name) as beside:
+            image_io.write_image(beside, levels)
+        if has_panel:
+            with runtime.replacing(self.folder / "panels" / name) as beside:
+                image_io.write_image(beside, self._panel(label, found))
+
+    def wants_panel(self, found: "Detection") -> bool:
+        """Whether a picture gets a panel; to be asked once for each."""
+        if isinstance(self._wanted, int):
+            self._panels += 1
+            return self._panels <= self._wanted
+        return self._wanted == "all" or (self._wanted == "errors" and found.verdict == "anomalous")
+
+    def _panel(self, label: str, found: "Detection") -> np.ndarray:
+        verdict, limit = f"score {found.score:.3f}", np.inf
+        if self._limits:
+            sign, limit = ">" if found.verdict == "anomalous" else "<=", self._limits.pixel
+            verdict = f"{found.verdict}: {verdict} {sign} {self._limits.image:.3f} ({self._limits.kind})"
+        seen = found.seen
+        arrays = (seen.image, seen.reconstruction, seen.anomaly_map, None, seen.anomaly_map > limit)
+        return panels.panel(label, verdict, None, *arrays, shows_truth=False)
+
+
+def row(path: str, found: "Detection", limits: "Limits | None", seconds: float) -> list[Any]:
+    """The row of a picture that was judged."""
+    judged = ["", "", "", "", "", ""]
+    if limits:
+        largest = found.regions[0] if found.regions else None
+        box = f"{largest.x0} {largest.y0} {largest.x1} {largest.y1}" if largest else ""
+        area = repr(round(float(found.mask.mean()), 6))
+        judged = [f"{found.relative:.4f}", repr(limits.image), found.verdict, area, len(found.regions), box]
+    return [path, repr(found.score), *judged, f"{seconds:.4f}", ""]
+
+
+def row_of_error(path: str, error: str) -> list[Any]:
+    """The row of a picture that could not be judged."""
+    return [path, *[""] * (len(COLUMNS) - 2), error]

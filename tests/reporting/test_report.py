@@ -237,7 +237,7 @@ def test_the_chain_on_the_sample(tmp_path):
     summary = rows_of(results / "summary.csv")
     assert [(row["category"], row["checkpoint"], row["threshold"]) for row in summary] == [
         (category, name, kind)
-        for category in ("flange", "board")
+        for category in ("board", "flange")
         for name in "123"
         for kind in ("max", "p_quantile", "k_sigma", "optimal")
     ]

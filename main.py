@@ -13,7 +13,7 @@ def main() -> int:
     parser = Parser(
         prog="main.py",
         description="DRAEM: train on defect-free images, compute thresholds, detect and outline defects.\n"
-        "Several modes at once run in the order check, train, threshold, detection, predict.",
+        "Several modes at once run in the order check, train, threshold, detection, predict, export.",
         epilog=f"example: {EXAMPLE}\nevery setting is explained in config.yaml",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -39,17 +39,23 @@ def main() -> int:
         metavar="PATH",
         help="judge pictures, or all in a folder, with a trained model (e.g. python main.py --predict photos/)",
     )
+    parser.add_argument(
+        "--export",
+        metavar="FORMAT",
+        help="write the trained model as a file for other programs (e.g. python main.py --export onnx)",
+    )
     parser.add_argument("--output", type=Path, metavar="DIR", help="with --predict: folder to write to")
     parser.add_argument("--resume", action="store_true", help="with --predict: do only what is not done yet")
     add_config_flags(parser)
     arguments = parser.parse_args()
-    if not (arguments.check or arguments.train or arguments.threshold or arguments.detection or arguments.predict):
+    modes = ("check", "train", "threshold", "detection", "predict", "export")
+    if not any(getattr(arguments, mode) for mode in modes):
         parser.error(f"no mode asked for; for example: {EXAMPLE}")
     if (arguments.output or arguments.resume) and not arguments.predict:
         parser.error("--output and --resume go with --predict PATH")
 
     import runtime  # the heavy packages come only now: --help stays quick
-    from config import load_config, settings_text
+    from config import load_config, named_keys, settings_text
 
     runtime.setup()
     config = load_config(arguments.config, arguments.set)
@@ -69,15 +75,19 @@ def main() -> int:
         from engine import detection
 
         print(f"results: {detection.run(config)}")
+    named = named_keys(None if arguments.config == CONFIG else arguments.config, arguments.set)
+    status = DONE
     if arguments.predict:
-        from config import named_keys
         from engine import predict
 
-        named = named_keys(None if arguments.config == CONFIG else arguments.config, arguments.set)
         folder, failed = predict.run(config, named, arguments.predict, arguments.output, arguments.resume)
         print(f"predictions: {folder}")
-        return FAULT if failed else DONE
-    return DONE
+        status = FAULT if failed else DONE
+    if arguments.export:
+        from engine import export
+
+        print(f"export: {export.run(config, named, arguments.export)}")
+    return status
 
 
 if __name__ == "__main__":

@@ -105,7 +105,7 @@ def usual_folder(detector: Detector, path: Path) -> Path:
     """Folder of predictions below the checkpoint's results, named after the first path."""
     data = detector.config.data
     name = path.resolve().name or "root"
-    checkpoint_folder = Path(data.results_path) / data.run_name / data.category / f"checkpoint_{detector.ckpt.name}"
+    checkpoint_folder = Path(data.results_path) / data.run_name / data.category / f"checkpoint_{detector.name}"
     return checkpoint_folder / "predictions" / name
 
 

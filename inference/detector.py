@@ -71,6 +71,7 @@ class Detector:
 
     Attributes:
         limits: None without thresholds. remarks: what the user should know, a sentence each.
+        run_folder: with all that belongs to the checkpoint. name: of the checkpoint among those of its run.
         thresholds_path: the file that the limits are from, or would be.
 
     Raises:
@@ -86,6 +87,9 @@ class Detector:
         self._preparation = Preparation(config, [self.technique], carried=carried)
         self._networks = Networks(ckpt.model, config, 0)
         self.remarks: list[str] = []
+        self.run_folder, self.name = config.run_folder, ckpt.name
+        if ckpt.held_out is not None:  # of this program: what lies beside it is its own
+            self.run_folder, self.name = ckpt.path.parent, str(checkpoint.epoch_of(ckpt.path))
         self.limits = self._read_limits()
 
     @classmethod
@@ -116,12 +120,7 @@ class Detector:
 
     def _read_limits(self) -> Limits | None:
         settings, kind = self.config.metrics, self.config.metrics.threshold_type
-        run, name = self.ckpt.path.parent, self.ckpt.name
-        if self.ckpt.held_out is not None:  # of this program: what is beside it is its own
-            name = str(checkpoint.epoch_of(self.ckpt.path))
-        else:
-            run = self.config.run_folder
-        self.thresholds_path = thresholds.path_of(run, name, self.technique)
+        self.thresholds_path = thresholds.path_of(self.run_folder, self.name, self.technique)
         if not settings.threshold:
             return None
         if kind == MANUAL:

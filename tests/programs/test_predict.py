@@ -1,6 +1,7 @@
 """--predict and the Detector: pictures from anywhere, judged as detection would judge them."""
 
 import shutil
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -30,7 +31,6 @@ def predict(cli, *arguments):
 
 
 def predicted_in(out):
-    from pathlib import Path
 
     return Path(out.splitlines()[-1].removeprefix("predictions: "))
 

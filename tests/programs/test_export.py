@@ -1,0 +1,130 @@
+"""--export, and the programs that run its file beside a camera."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import onnxruntime
+import pytest
+from conftest import ROOT, checked, rows_of
+
+from engine import export
+
+
+@pytest.fixture(scope="module")
+def exported(trained_two, tmp_path_factory):
+    """A run's folder with thresholds and an exported file, and pictures beside it."""
+    root = tmp_path_factory.mktemp("exported")
+    shutil.copytree(trained_two[0] / "mvtec", root / "mvtec")
+    shutil.copytree(trained_two[0] / "checkpoints", root / "checkpoints")
+    text = (trained_two[0] / "config.yaml").read_text().replace(trained_two[0].as_posix(), root.as_posix())
+    (root / "config.yaml").write_text(text)
+    picture = cv2.imread(str(root / "mvtec/tile/test/spot/000.png"))
+    for name in ("large.png", "größe 1.png"):
+        (root / name).write_bytes(cv2.imencode(".png", cv2.resize(picture, (200, 120)))[1].tobytes())
+    photos = [root / "mvtec/tile/test", root / "large.png", root / "größe 1.png"]
+    command = [
+        sys.executable,
+        ROOT / "main.py",
+        "--config",
+        root / "config.yaml",
+        "--threshold",
+        "--output",
+        root / "out",
+    ]
+    done = subprocess.run([*command, "--export", "onnx", "--predict", *photos], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == f"export: {(root / 'checkpoints/tile/tiny/export/tile_2.onnx').as_posix()}"
+    assert "largest difference of a map from the networks here" in done.stdout
+    return root
+
+
+def verdicts(text):
+    """Path -> verdict and score, of what a program beside the camera has printed."""
+    lines = (line.split(maxsplit=2) for line in text.splitlines())
+    return {path: (verdict, float(score)) for verdict, score, path in lines}
+
+
+def check_verdicts(exported, text):
+    expected = {row["path"]: row for row in rows_of(exported / "out/predictions.csv")}
+    found = verdicts(text)
+    assert found.keys() == expected.keys() and len(found) == 8
+    for path, (verdict, score) in found.items():
+        assert verdict == expected[path]["verdict"] and score == pytest.approx(float(expected[path]["score"]), abs=2e-6)
+
+
+def test_the_file_takes_any_batch_and_size(exported):
+    file = exported / "checkpoints/tile/tiny/export/tile_2.onnx"
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    rng = np.random.default_rng(1)
+    for count, height, width in ((1, 32, 32), (5, 64, 96), (2, 32, 160)):
+        images = rng.integers(0, 256, (count, height, width, 3), dtype=np.uint8)
+        maps, scores = session.run(None, {"image": images})
+        assert maps.shape == (count, height, width) and scores.shape == (count,) and maps.dtype == np.float32
+        smooth = [cv2.blur(one, (21, 21), borderType=cv2.BORDER_CONSTANT).max() for one in maps.astype(np.float64)]
+        np.testing.assert_allclose(scores, smooth, atol=1e-6)
+
+
+def test_the_file_says_what_it_needs(exported):
+    folder = exported / "checkpoints/tile/tiny"
+    facts = json.loads((folder / "export/tile_2.json").read_text())
+    limits = json.loads((folder / "thresholds/checkpoint_2/no_masking.json").read_text())
+    assert facts["img_size"] == [32, 32] and facts["channels"] == "BGR" and facts["category"] == "tile"
+    assert facts["image_threshold"] == limits["image"]["p_quantile"] and facts["checkpoint"] == "2"
+    session = onnxruntime.InferenceSession(folder / "export/tile_2.onnx", providers=["CPUExecutionProvider"])
+    stored = session.get_modelmeta().custom_metadata_map
+    assert {key: stored[key] for key in ("channels", "category", "fingerprint")} == {
+        key: facts[key] for key in ("channels", "category", "fingerprint")
+    }
+    assert json.loads(stored["img_size"]) == [32, 32]
+    assert json.loads(stored["pixel_threshold"]) == facts["pixel_threshold"]
+
+
+def test_the_program_beside_the_camera_gives_the_same_verdicts(exported):
+    paths = [row["path"] for row in rows_of(exported / "out/predictions.csv")]
+    command = [sys.executable, ROOT / "deploy/detect.py", exported / "checkpoints/tile/tiny/export/tile_2.onnx"]
+    done = subprocess.run([*command, *paths], capture_output=True, text=True, cwd=exported)
+    check_verdicts(exported, done.stdout)
+    (exported / "broken.png").write_text("no picture")
+    done = subprocess.run([*command, "broken.png", paths[0]], capture_output=True, text=True, cwd=exported)
+    assert done.returncode == 2 and "broken.png" in done.stderr and len(verdicts(done.stdout)) == 1
+    lines = (ROOT / "deploy/detect.py").read_text().splitlines()
+    assert len(lines) < 100 and not any(line.startswith(("import torch", "from inference")) for line in lines)
+
+
+def test_the_program_in_c_plus_plus_gives_the_same_verdicts(exported, tmp_path):
+    openvino = pytest.importorskip("openvino")
+    if not shutil.which("cmake") or not shutil.which("c++"):
+        pytest.skip("no compiler here")
+
+    folder = Path(openvino.__file__).parent / "cmake"
+    configure = ["cmake", "-S", ROOT / "deploy", "-B", tmp_path, f"-DOpenVINO_DIR={folder}"]
+    configured = subprocess.run(configure, capture_output=True, text=True)
+    if "OpenCV" in configured.stderr:
+        pytest.skip("OpenCV's headers are not here")
+    assert configured.returncode == 0, configured.stderr
+    built = subprocess.run(["cmake", "--build", tmp_path], capture_output=True, text=True)
+    assert built.returncode == 0, built.stdout + built.stderr
+    facts = json.loads((exported / "checkpoints/tile/tiny/export/tile_2.json").read_text())
+    paths = [row["path"] for row in rows_of(exported / "out/predictions.csv")]
+    model = exported / "checkpoints/tile/tiny/export/tile_2.onnx"
+    command = [tmp_path / "detect", model, repr(facts["image_threshold"]), "32", "32", *paths]
+    done = subprocess.run(command, capture_output=True, text=True)
+    check_verdicts(exported, done.stdout)
+
+
+def test_formats_that_are_not_known_and_missing_packages_are_told(two, cli, monkeypatch):
+    checked(cli("--export", "tflite"), ["--export tflite: not known", "onnx"])
+    monkeypatch.setattr(export, "find_spec", lambda name: None)
+    checked(cli("--export", "onnx"), ["onnxruntime not installed", "requirements-export.txt"])
+
+
+def test_a_file_that_gives_other_maps_is_not_kept(two, cli, monkeypatch):
+    monkeypatch.setattr(export, "TOLERANCE", -1)
+    status, _, error = cli("--export", "onnx")
+    assert status == 1 and "it is not kept" in error
+    assert not list((two / "checkpoints/tile/tiny").rglob("*.onnx"))

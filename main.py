@@ -13,7 +13,7 @@ def main() -> int:
     parser = Parser(
         prog="main.py",
         description="DRAEM: train on defect-free images, compute thresholds, detect and outline defects.\n"
-        "Several modes at once run in the order check, train, threshold, detection, predict, export.",
+        "Several modes at once run in the order check, train, threshold, detection, predict, export,\nwatch.",
         epilog=f"example: {EXAMPLE}\nevery setting is explained in config.yaml",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -44,15 +44,23 @@ def main() -> int:
         metavar="FORMAT",
         help="write the trained model as a file for other programs (e.g. python main.py --export onnx)",
     )
-    parser.add_argument("--output", type=Path, metavar="DIR", help="with --predict: folder to write to")
+    parser.add_argument(
+        "--watch",
+        type=Path,
+        metavar="FOLDER",
+        help="judge pictures as they come into a folder, until interrupted (e.g. python main.py --watch camera/)",
+    )
+    parser.add_argument("--output", type=Path, metavar="DIR", help="with --predict or --watch: folder to write to")
     parser.add_argument("--resume", action="store_true", help="with --predict: do only what is not done yet")
     add_config_flags(parser)
     arguments = parser.parse_args()
-    modes = ("check", "train", "threshold", "detection", "predict", "export")
+    modes = ("check", "train", "threshold", "detection", "predict", "export", "watch")
     if not any(getattr(arguments, mode) for mode in modes):
         parser.error(f"no mode asked for; for example: {EXAMPLE}")
-    if (arguments.output or arguments.resume) and not arguments.predict:
-        parser.error("--output and --resume go with --predict PATH")
+    if arguments.resume and not arguments.predict:
+        parser.error("--resume goes with --predict PATH")
+    if arguments.output and bool(arguments.predict) == bool(arguments.watch):
+        parser.error("--output goes with --predict PATH or with --watch FOLDER, not with both")
 
     import runtime  # the heavy packages come only now: --help stays quick
     from config import load_config, named_keys, settings_text
@@ -87,6 +95,10 @@ def main() -> int:
         from engine import export
 
         print(f"export: {export.run(config, named, arguments.export)}")
+    if arguments.watch:
+        from engine import watch
+
+        print(f"predictions: {watch.run(config, named, arguments.watch, arguments.output)}")
     return status
 
 

@@ -50,7 +50,8 @@ def run(
         print(line)
     folder = output or usual_folder(detector, paths[0])
     predictions = Predictions(folder, detector.limits, made_with(detector), config.metrics.visualisation, resume)
-    left = [picture for picture in pictures if picture.path.as_posix() not in predictions.done]
+    done = predictions.done() if resume else set()
+    left = [picture for picture in pictures if picture.path.as_posix() not in done]
     if resume and len(left) < len(pictures):
         print(f"{len(pictures) - len(left)} of {len(pictures)} pictures are done already")
     verdicts: Counter[str] = Counter()

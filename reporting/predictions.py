@@ -1,8 +1,8 @@
 """The folder of predictions: a row, a map and a panel for each picture, written as they come."""
 
 import csv
-import io
 import json
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,6 +34,9 @@ COLUMNS = (
 )
 
 
+LONGEST_ROW = 65536  # bytes
+
+
 class Predictions:
     """Fed picture by picture, it writes the folder.
 
@@ -41,30 +44,24 @@ class Predictions:
         limits: that the verdicts are from, None for none.
         made_with: what the predictions depend on, plain values that JSON can hold.
         wanted: panels, as metrics.visualisation has it; `errors` means those called anomalous.
-        resume: keep what is there.
-
-    Attributes:
-        done: paths that have a row without an error.
+        keep: go on with what is there; a row that a kill has left unfinished goes.
 
     Raises:
-        UserError: the folder holds something else, or, with `resume`, predictions made with something else.
+        UserError: the folder holds something else, or, with `keep`, predictions made with something else.
     """
 
-    def __init__(
-        self, folder: Path, limits: "Limits | None", made_with: dict[str, Any], wanted: int | str, resume: bool
-    ):
-        self.folder, self._limits, self._wanted = folder, limits, wanted
-        self._check_folder(made_with, resume)
-        rows = self._read_rows() if resume else []
-        self.done = {row["path"] for row in rows if not row["error"]}
-        if not resume:
+    def __init__(self, folder: Path, limits: "Limits | None", made_with: dict[str, Any], wanted: int | str, keep: bool):
+        self.folder, self._limits, self._wanted, self._panels = folder, limits, wanted, 0
+        self._check_folder(made_with, keep)
+        if not keep:
             self._clear()
         runtime.write_text(folder / MADE_WITH, json.dumps(made_with, indent=2, allow_nan=False) + "\n")
-        kept = [[row[column] for column in COLUMNS] for row in rows if not row["error"]]
-        runtime.write_csv(folder / ROWS, [COLUMNS, *kept])
-        self._panels = len(kept)
+        if (folder / ROWS).is_file():
+            self._cut_unfinished()
+        else:
+            runtime.write_csv(folder / ROWS, [COLUMNS])
 
-    def _check_folder(self, made_with: dict[str, Any], resume: bool) -> None:
+    def _check_folder(self, made_with: dict[str, Any], keep: bool) -> None:
         folder = self.folder
         if folder.exists() and not folder.is_dir():
             raise UserError(f"{folder}: is a file; name a folder with --output")
@@ -76,8 +73,11 @@ class Predictions:
             raise UserError(f"{folder}: holds other files; name a new folder with --output") from error
         except ValueError:
             there = None
-        if resume and there != made_with:
-            raise UserError(f"{folder}: made with another checkpoint or other thresholds; leave out --resume")
+        if keep and there != made_with:
+            raise UserError(
+                f"{folder}: made with another checkpoint or other thresholds; leave out --resume, or name a new folder "
+                "with --output"
+            )
 
     def _clear(self) -> None:
         for name in OURS:
@@ -87,13 +87,29 @@ class Predictions:
             else:
                 path.unlink(missing_ok=True)
 
-    def _read_rows(self) -> list[dict[str, str]]:
-        """Rows that are whole: a kill can leave half of the last one."""
-        path = self.folder / ROWS
-        if not path.is_file():
-            return []
-        whole = path.read_bytes().decode("utf-8").rpartition("\n")[0]
-        return [row for row in csv.DictReader(io.StringIO(whole)) if None not in row.values()]
+    def _cut_unfinished(self) -> None:
+        """Cut off what follows the last end of a line."""
+        with (self.folder / ROWS).open("r+b") as stream:
+            end = stream.seek(0, os.SEEK_END)
+            tail = min(end, LONGEST_ROW)
+            stream.seek(end - tail)
+            stream.truncate(end - tail + stream.read(tail).rfind(b"\n") + 1)
+
+    def last_paths(self) -> list[str]:
+        """Paths of the last rows."""
+        with (self.folder / ROWS).open("rb") as stream:
+            end = stream.seek(0, os.SEEK_END)
+            stream.seek(max(0, end - LONGEST_ROW))
+            lines = stream.read().decode("utf-8", "replace").splitlines()[1:]
+        return [row[0] for row in csv.reader(lines) if len(row) == len(COLUMNS)]
+
+    def done(self) -> set[str]:
+        """Paths of the pictures that have been judged; rows of those that failed go, so that they are done again."""
+        with (self.folder / ROWS).open(newline="", encoding="utf-8") as stream:
+            rows = [row for row in csv.DictReader(stream) if not row["error"]]
+        runtime.write_csv(self.folder / ROWS, [COLUMNS, *([row[column] for column in COLUMNS] for row in rows)])
+        self._panels = len(rows)
+        return {row["path"] for row in rows}
 
     def write(self, rows: Sequence[Sequence[Any]]) -> None:
         """Append rows: from then on their pictures are done."""

@@ -191,8 +191,11 @@ def test_a_picture_that_a_region_does_not_fit_is_an_error_of_that_picture(judged
         (("--predict", "{root}/mvtec", "--set", "data.category=none"), ["no checkpoint", "train first"]),
         (("--predict", "{root}/mvtec/tile/test", "--output", "{root}/config.yaml"), ["is a file", "--output"]),
         (("--predict", "{root}/mvtec/tile/test", "--output", "{root}/mvtec"), ["other files", "--output"]),
-        (("--output", "{root}/x", "--train"), ["--output and --resume go with --predict"]),
+        (("--output", "{root}/x", "--train"), ["--output goes with --predict"]),
         (("--resume",), ["no mode asked for"]),
+        (("--resume", "--check"), ["--resume goes with --predict"]),
+        (("--watch", "{root}/config.yaml"), ["config.yaml: not a folder"]),
+        (("--watch", "{root}/mvtec", "--output", "{root}/mvtec/out"), ["lies in the folder that is watched"]),
     ],
 )
 def test_bad_input_is_told(two, cli, arguments, words):

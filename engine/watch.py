@@ -1,0 +1,228 @@
+"""The watch mode: judges pictures as they come into a folder."""
+
+import os
+import signal
+import sqlite3
+import time
+from collections import Counter
+from collections.abc import Collection, Iterator
+from contextlib import closing, suppress
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from types import FrameType
+from typing import NamedTuple
+
+from watchdog.events import FileSystemEvent, FileSystemEventHandler
+from watchdog.observers import Observer
+from watchdog.observers.api import BaseObserver
+
+import image_io
+from config import Config
+from engine.predict import made_with, remarks_of, usual_folder
+from errors import UserError, told
+from folders import IMAGE_SUFFIXES
+from inference import checkpoint
+from inference.detector import Detector
+from reporting.predictions import Predictions, row, row_of_error
+
+REST = 0.15  # seconds that a picture must not have changed for: then it is written completely
+PATIENCE = 5.0  # seconds that one which cannot be read is tried again for: its writer may have paused
+TICK = 0.03  # seconds between two looks at what is about to come
+SHARE = 0.05  # of the time that listing the folder may take
+DONE = "done.sqlite"
+
+
+class State(NamedTuple):
+    """What tells one version of a file from another."""
+
+    size: int
+    time: int  # nanoseconds
+
+
+class Done:
+    """What has been judged, on the disk: memory does not grow with it."""
+
+    def __init__(self, path: Path):
+        self._base = sqlite3.connect(path)
+        self._base.execute("CREATE TABLE IF NOT EXISTS done (path TEXT PRIMARY KEY, size INTEGER, time INTEGER)")
+        self._base.commit()
+
+    def __contains__(self, item: tuple[str, State]) -> bool:
+        found = self._base.execute("SELECT size, time FROM done WHERE path = ?", item[:1]).fetchone()
+        return found == item[1]
+
+    def add(self, path: str, state: State) -> None:
+        self._base.execute("INSERT OR REPLACE INTO done VALUES (?, ?, ?)", (path, *state))
+        self._base.commit()
+
+    def close(self) -> None:
+        self._base.close()
+
+
+class Arrivals(FileSystemEventHandler):
+    """Paths of pictures that the system has told about."""
+
+    def __init__(self):
+        self.queue: SimpleQueue[str] = SimpleQueue()
+
+    def on_any_event(self, event: FileSystemEvent) -> None:
+        """Note where something was written, or moved to; opening and reading are of no interest."""
+        if event.event_type in ("created", "modified", "moved", "closed") and not event.is_directory:
+            self.queue.put(os.fsdecode(event.dest_path or event.src_path))
+
+
+class Folder:
+    """Pictures of a folder, at any depth, as they come: told by the system, and found by listing now and then, since
+    what others write to a network drive is not told."""
+
+    def __init__(self, folder: Path):
+        self.folder, self._arrivals, self._observer = folder, Arrivals(), None
+        self._next_listing, self._is_gone = 0.0, False
+
+    def new(self) -> Iterator[str]:
+        """Paths that may be new. A folder that has vanished is waited for, and said once."""
+        if not self.folder.is_dir():
+            if not self._is_gone:
+                print(f"{self.folder}: gone; waiting for it to come back", flush=True)
+            self._is_gone = True
+            self.stop()
+            return
+        if self._is_gone:
+            print(f"{self.folder}: back", flush=True)
+            self._is_gone, self._next_listing = False, 0.0
+        self._observer = self._observer or self._start()
+        with suppress(Empty):
+            while True:
+                path = self._arrivals.queue.get_nowait()
+                if is_picture(path):
+                    yield path
+        if time.monotonic() >= self._next_listing:
+            start = time.monotonic()
+            for root, folders, names in os.walk(self.folder, followlinks=True):
+                folders[:] = [name for name in folders if not name.startswith(".")]
+                yield from (path for name in names if is_picture(path := os.path.join(root, name)))
+            taken = time.monotonic() - start
+            self._next_listing = time.monotonic() + max(taken / SHARE, TICK)
+
+    def _start(self) -> BaseObserver | None:
+        observer = Observer()
+        try:
+            observer.schedule(self._arrivals, str(self.folder), recursive=True)
+            observer.start()
+        except OSError:  # too many watches, or a file system that has none: listing finds all as well
+            return None
+        return observer
+
+    def stop(self) -> None:
+        """End what the system tells."""
+        if self._observer:
+            self._observer.stop()
+        self._observer = None
+
+
+def is_picture(path: str) -> bool:
+    """Whether a name is that of a visible picture."""
+    name = os.path.basename(path)
+    return not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+
+
+def run(config: Config, named: Collection[str], folder: Path, output: Path | None = None) -> Path:
+    """Judge the pictures of a folder and those that come, until interrupted or told to stop.
+
+    Args:
+        named: keys of the settings that the user has named. output: folder to write to, None for the usual one.
+
+    Returns:
+        the folder of predictions.
+
+    Raises:
+        UserError: no folder, no checkpoint, settings that contradict it, predictions of another one.
+    """
+    if not folder.is_dir():
+        raise UserError(f"--watch {folder}: not a folder; name the one that pictures are written to")
+    weights = checkpoint.find(config, config.data.load_epoch)
+    config = checkpoint.with_trained_settings(config, weights, named)
+    detector = Detector.of(config, weights, named)
+    for line in remarks_of(detector):
+        print(line)
+    written = output or usual_folder(detector, folder)
+    if written.resolve().is_relative_to(folder.resolve()):
+        raise UserError(f"{written}: lies in the folder that is watched; name another with --output")
+    predictions = Predictions(written, detector.limits, made_with(detector), config.metrics.visualisation, keep=True)
+    print(f"watching {folder}, writing to {written}; Ctrl-C ends it", flush=True)
+    counts: Counter[str] = Counter()
+    before = signal.signal(signal.SIGTERM, _interrupt)
+    source = Folder(folder)
+    try:
+        with closing(Done(written / DONE)) as done:
+            _catch_up(predictions, done)
+            _watch(source, detector, predictions, done, counts)
+    except KeyboardInterrupt:
+        print(", ".join(f"{count} {verdict}" for verdict, count in sorted(counts.items())) or "no picture came")
+    finally:
+        source.stop()
+        signal.signal(signal.SIGTERM, before)
+    return written
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _catch_up(predictions: Predictions, done: Done) -> None:
+    """A kill can come between a row and the note that it is done."""
+    for path in predictions.last_paths():
+        if state := state_of(path):
+            done.add(path, state)
+
+
+def state_of(path: str) -> State | None:
+    """Of a file, None where there is none."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return State(found.st_size, found.st_mtime_ns)
+
+
+def _watch(source: Folder, detector: Detector, predictions: Predictions, done: Done, counts: Counter[str]) -> None:
+    waiting: dict[str, tuple[State, float, float]] = {}  # state, since when it is so, since when it is waited for
+    while True:
+        now = time.monotonic()
+        for path in source.new():
+            state = state_of(path)
+            if path not in waiting and state and (path, state) not in done:
+                waiting[path] = state, now, now
+        for path, (state, since, first) in list(waiting.items()):
+            current = state_of(path)
+            if current is None:
+                del waiting[path]
+            elif current != state:
+                waiting[path] = current, now, now
+            elif now - since >= REST:
+                if line := _judge(path, source.folder, detector, predictions, is_last=now - first >= PATIENCE):
+                    done.add(path, state)
+                    counts[line.split()[0]] += 1
+                    print(line, flush=True)
+                    del waiting[path]
+                else:
+                    waiting[path] = state, now, first
+        time.sleep(TICK)
+
+
+def _judge(path: str, folder: Path, detector: Detector, predictions: Predictions, is_last: bool) -> str | None:
+    """Judge a picture and write what is found; the line about it, None where it cannot be read and may be yet."""
+    start = time.perf_counter()
+    white_level = detector.config.data.white_level
+    try:
+        image = image_io.read_image(Path(path), white_level=None if white_level == "auto" else white_level)
+        [found] = detector.run([detector.prepare(image, path)])
+    except (UserError, OSError) as error:
+        if not is_last:
+            return None
+        predictions.write([row_of_error(path, told(error))])
+        return f"failed {told(error)}"
+    predictions.draw(Path(path).relative_to(folder).as_posix(), found, predictions.wants_panel(found))
+    seconds = time.perf_counter() - start
+    predictions.write([row(path, found, detector.limits, seconds)])
+    return f"{found.verdict or 'scored'} {found.score:.4f} {path} {1000 * seconds:.0f} ms"

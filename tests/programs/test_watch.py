@@ -1,0 +1,132 @@
+"""--watch: each picture that comes is judged once, when it is complete."""
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+from conftest import ROOT, rows_of, write
+
+from engine import watch
+
+
+class Watching:
+    """main.py --watch in a process of its own, and the lines that it prints."""
+
+    def __init__(self, root):
+        command = [sys.executable, "-u", ROOT / "main.py", "--config", root / "config.yaml"]
+        command += ["--watch", root / "camera", "--output", root / "out"]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        self.lines = []
+        threading.Thread(target=lambda: self.lines.extend(iter(self._read, "")), daemon=True).start()
+        self.wait_for("watching")
+
+    def _read(self):
+        line = self.process.stdout.readline()
+        return line and line.strip()
+
+    def wait_for(self, word, count=1):
+        """Until so many lines hold a word; the last of them."""
+        end = time.monotonic() + 60
+        while len(found := [line for line in list(self.lines) if word in line]) < count:
+            assert time.monotonic() < end and self.process.poll() is None, (word, self.lines, self.process.poll())
+            time.sleep(0.01)
+        return found[-1]
+
+    def end(self, how=signal.SIGTERM):
+        self.process.send_signal(how)
+        status = self.process.wait(30)
+        time.sleep(0.2)  # the thread reads the last lines
+        return status
+
+
+@pytest.fixture
+def camera(two, cli):
+    """A workplace with thresholds and a folder that pictures come into."""
+    assert cli("--threshold")[0] == 0
+    shutil.copytree(two / "mvtec/tile/test/good", two / "camera")
+    return two
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals are other ones there")
+def test_pictures_are_judged_once_when_they_are_complete(camera, cli):
+    folder, spots = camera / "camera", sorted((camera / "mvtec/tile/test/spot").iterdir())
+    watching = Watching(camera)
+    watching.wait_for("camera/00", 3)  # those that were there before
+    data = spots[0].read_bytes()
+    with (folder / "slow.png").open("wb") as stream:  # longer than a picture must be at rest
+        stream.write(data[: len(data) // 2])
+        stream.flush()
+        time.sleep(3 * watch.REST)
+        stream.write(data[len(data) // 2 :])
+    shutil.copy(spots[1], camera / "moved.tmp")
+    os.replace(camera / "moved.tmp", folder / "moved.png")
+    (folder / "line 2").mkdir()
+    shutil.copy(spots[2], folder / "line 2/ä.png")
+    (folder / "note.txt").write_text("no picture")
+    for name in ("slow.png", "moved.png", "line 2/ä.png"):
+        line = watching.wait_for(f"camera/{name}")
+        assert line.split()[0] in ("anomalous", "nominal") and line.endswith(" ms")
+    assert watching.end(signal.SIGTERM) == 0 and watching.lines[-1] == f"predictions: {camera / 'out'}"
+    rows = rows_of(camera / "out/predictions.csv")
+    assert len(rows) == 6 and not any(row["error"] for row in rows)
+    assert {path.relative_to(camera / "out/maps").as_posix() for path in (camera / "out/maps").rglob("*.png")} == {
+        *(f"00{i}.png" for i in range(3)),
+        "slow.png",
+        "moved.png",
+        "line 2/ä.png",
+    }
+    assert cli("--predict", str(folder), "--output", str(camera / "again"))[0] == 0
+    expected = {row["path"]: float(row["score"]) for row in rows_of(camera / "again/predictions.csv")}
+    assert {row["path"]: float(row["score"]) for row in rows} == pytest.approx(expected, abs=1e-6)
+
+    again = Watching(camera)  # nothing is done twice, but for a picture that has become another one
+    write(folder / "000.png", np.full((40, 48, 3), 30, np.uint8))
+    again.wait_for("camera/000.png")
+    assert again.end(signal.SIGINT) == 0
+    assert len(rows_of(camera / "out/predictions.csv")) == 7
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals are other ones there")
+def test_a_folder_that_vanishes_is_waited_for_and_a_kill_leaves_every_row(camera):
+    watching = Watching(camera)
+    watching.wait_for("camera/00", 3)
+    shutil.move(camera / "camera", camera / "unplugged")
+    watching.wait_for("gone; waiting for it to come back")
+    time.sleep(0.3)
+    shutil.copy(camera / "mvtec/tile/test/spot/000.png", camera / "unplugged/new.png")
+    (camera / "unplugged/broken.png").write_text("no picture")
+    shutil.move(camera / "unplugged", camera / "camera")
+    watching.wait_for("camera/new.png")
+    assert sum("gone; waiting" in line for line in watching.lines) == 1
+    assert "cannot be decoded" in watching.wait_for("failed")
+    watching.process.kill()
+    watching.process.wait(30)
+    with (camera / "out/predictions.csv").open("a") as stream:
+        stream.write("half/a/row.png,0.1")
+    with contextlib.closing(watch.Done(camera / "out" / watch.DONE)) as done:
+        done._base.execute("DELETE FROM done WHERE path LIKE '%new.png'")  # killed between the row and the note
+        done._base.commit()
+    again = Watching(camera)
+    shutil.copy(camera / "mvtec/tile/test/spot/001.png", camera / "camera/last.png")
+    again.wait_for("camera/last.png")
+    again.end()
+    rows = rows_of(camera / "out/predictions.csv")
+    names = [row["path"].rpartition("/")[2] for row in rows]
+    assert names == [*sorted(names[:3]), *names[3:5], "last.png"] and set(names[3:5]) == {"new.png", "broken.png"}
+
+
+def test_what_is_judged_is_kept_on_the_disk(tmp_path):
+    with contextlib.closing(watch.Done(tmp_path / "done.sqlite")) as done:
+        done.add("a.png", watch.State(1, 2))
+        done.add("a.png", watch.State(1, 3))
+    with contextlib.closing(watch.Done(tmp_path / "done.sqlite")) as done:
+        assert ("a.png", watch.State(1, 3)) in done and ("a.png", watch.State(1, 2)) not in done
+        assert ("b.png", watch.State(1, 3)) not in done
+    assert watch.is_picture("x/a.JPG") and not watch.is_picture("x/.a.png") and not watch.is_picture("x/a.txt")

@@ -81,6 +81,7 @@ def run(
     planned |= {(category, "", "") for category, _, _ in planned}
     errors = summary.write_summary(results, there, failed, planned)
     summary.write_times(results / "inference_times.txt", there)
+    summary.write_index(results, there)
     undrawn = summary.draw_batch(results, there)
     for key, error in [*failed.items(), *undrawn.items()]:
         print(f"failed: {', '.join(part for part in key if part)}: {error}")

@@ -60,6 +60,8 @@ def run(
             predictions.write(rows)
             verdicts.update("failed" if one[-1] else one[4] for one in rows)
             bar.update(len(rows))
+    title = f"{config.data.category}, checkpoint {detector.name}: {paths[0].resolve().name}"
+    predictions.write_report(title, {picture.path.as_posix(): picture.label for picture in pictures})
     failed = verdicts.pop("failed", 0)
     if detector.limits:
         counts = ", ".join(f"{verdicts[verdict]} {verdict}" for verdict in ("anomalous", "nominal"))

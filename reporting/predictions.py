@@ -13,13 +13,13 @@ import numpy as np
 import image_io
 import runtime
 from errors import UserError
-from reporting import panels
+from reporting import panels, report
 
 if TYPE_CHECKING:
     from inference.detector import Detection, Limits
 
 ROWS, MADE_WITH = "predictions.csv", "made_with.json"
-OURS = (ROWS, MADE_WITH, "maps", "panels")
+OURS = (ROWS, MADE_WITH, "maps", "panels", report.VIEW, report.PAGE)
 COLUMNS = (
     "path",
     "score",
@@ -128,6 +128,29 @@ class Predictions:
         if has_panel:
             with runtime.replacing(self.folder / "panels" / name) as beside:
                 image_io.write_image(beside, self._panel(label, found))
+        if self._wanted != "none":
+            seen, files = found.seen, report.view_files(label, has_truth=False)
+            report.write_view(self.folder, files, seen.image, seen.reconstruction, seen.anomaly_map, None)
+
+    def write_report(self, title: str, labels: dict[str, str]) -> None:
+        """Write the page to look through all rows.
+
+        labels: path -> that of `draw`.
+        """
+        with (self.folder / ROWS).open(newline="", encoding="utf-8") as stream:
+            rows = [row for row in csv.DictReader(stream) if row["path"] in labels]
+        shown = [self._shown(row, labels[row["path"]]) for row in rows]
+        limits = self._limits
+        thresholds = {limits.kind: (limits.image, limits.pixel)} if limits else {}
+        about = f"{len(shown)} pictures, {sum(one.score is None for one in shown)} of them failed."
+        report.write_page(self.folder, title, about, shown, thresholds, limits and limits.kind)
+
+    def _shown(self, row: dict[str, str], label: str) -> report.Shown:
+        if row["error"]:
+            return report.Shown(label, "", None, None, None, row["error"])
+        files = report.view_files(label, has_truth=False) if self._wanted != "none" else {}
+        area = float(row["area"]) if row["area"] else None
+        return report.Shown(label, label.rpartition("/")[0], None, float(row["score"]), area, **files)
 
     def wants_panel(self, found: "Detection") -> bool:
         """Whether a picture gets a panel; to be asked once for each."""

@@ -19,7 +19,7 @@ from evaluation import image_metrics
 from evaluation.thresholds import OPTIMAL
 from pictures import TestImage
 from provenance import Provenance
-from reporting import curves, panels, tables
+from reporting import curves, panels, report, tables
 from reporting.measurements import Measurements
 
 if TYPE_CHECKING:
@@ -84,6 +84,7 @@ class Result:
         self.judged_by = next((kind for kind in preferred if kind in self.thresholds), OPTIMAL)
         self.kinds, self.made_from, self.weights_file = list(kinds), made_from, weights_file
         self.notes: dict[str, Any] = {}
+        self._areas: dict[int, float] = {}  # shares of pixels above the pixel threshold, where that is known
         self.title = f"{config.data.category}, {folder.parent.name}, {folder.name}"
         self._background = runtime.Background()  # panels
 
@@ -106,6 +107,7 @@ class Result:
     def update(self, found: "NetworkOutput") -> None:
         """Take in one picture."""
         self.measured.update(found)
+        self._view(found)
         could_be_wanted = self._waiting and self.config.metrics.visualisation == "errors"  # known only at the end
         if not could_be_wanted and not self._wants_panel(found.idx):
             return
@@ -117,6 +119,21 @@ class Result:
                     np.save(self._waiting, array)
         else:
             self._write_panel(found.idx, *arrays)
+
+    def _view(self, found: "NetworkOutput") -> None:
+        """Have the small pictures written that the report shows."""
+        limit = self.thresholds[self.judged_by][1] if self.judged_by in self.thresholds else None
+        if limit is not None:
+            self._areas[found.idx] = float((found.anomaly_map > limit).mean())
+        if self.config.metrics.visualisation == "none":
+            return
+        arrays = (panels.eight_bit(found.image), panels.eight_bit(found.reconstruction))
+        arrays = (*arrays, panels.eight_bit(found.anomaly_map), found.mask)
+        self._background.do(report.write_view, self.folder, self._files(found.idx), *arrays)
+
+    def _files(self, idx: int) -> dict[str, str | None]:
+        picture = self.measured.pictures[idx]
+        return report.view_files(picture.name.partition("/")[2], bool(picture.masks))
 
     def finish(self, seconds: float) -> str:
         """Write metrics, lists, curves and the panels still to come; the metrics as a table for people.
@@ -144,6 +161,7 @@ class Result:
         self._draw_scores()
         self._draw_mistakes()
         self._write_waiting_panels()
+        self._write_report()
         self._background.wait()
         self._write_record(seconds)
         return self._table(columns)
@@ -235,6 +253,34 @@ class Result:
             if self._wants_panel(int(idx)):
                 self._write_panel(int(idx), *arrays)
 
+    def _write_report(self) -> None:
+        measured, has_view = self.measured, self.config.metrics.visualisation != "none"
+        shown = [
+            report.Shown(
+                name=measured.name(idx),
+                folder=picture.name.split("/")[1],
+                label=int(picture.has_anomaly),
+                score=float(measured.scores[idx]),
+                area=self._areas.get(idx),
+                **(self._files(idx) if has_view else {}),
+            )
+            for idx, picture in enumerate(measured.pictures)
+        ]
+        levels = self._levels()
+        drawn = [
+            report.curve(title, x, y, {level: levels[level] for level in wanted if level in levels})
+            for title, x, y, wanted in (
+                ("ROC", ("fpr", "false positive rate"), ("tpr", "true positive rate"), ("image", "pixel")),
+                ("precision and recall", ("tpr", "recall"), ("precision", "precision"), ("image", "pixel")),
+                ("per-region overlap", ("fpr", "false positive rate"), ("pro", "overlap"), ("pixel",)),
+                ("IoU", ("threshold", "pixel threshold"), ("iou", "IoU"), ("pixel",)),
+            )
+            if any(level in levels for level in wanted)
+        ]
+        named = {kind: (limit, self._nominal["pixel"][kind]) for kind, limit in self._nominal.get("image", {}).items()}
+        about = f"{len(shown)} test pictures; judged at {self.judged_by} at first. Weights: {self.weights_file.name}."
+        report.write_page(self.folder, self.title, about, shown, named | self.thresholds, self.judged_by, drawn)
+
     def _draw_scores(self) -> None:
         """The histogram of image scores with all thresholds."""
         measured = self.measured
@@ -266,15 +312,19 @@ class Result:
                 judged = f"{self.title}: worst mistakes at {self.judged_by}, image threshold {image_threshold:.3f}"
                 image_io.write_image(beside, panels.contact_sheet(judged, sections))
 
+    def _levels(self) -> dict[str, dict[str, np.ndarray]]:
+        """Curves of images and of pixels, as far as they are defined."""
+        levels = {
+            "image": image_metrics.image_curves(self.measured.labels, self.measured.scores),
+            "pixel": self.measured.pixels.curves(),
+        }
+        return {level: curve for level, curve in levels.items() if curve is not None}
+
     def _draw_curves(self) -> None:
         """ROC, precision-recall, PRO and IoU figures, as far as they are asked for and defined; their points."""
         thresholds = dict(zip(("image", "pixel"), self.thresholds[self.judged_by], strict=True))
         measured, wanted = self.measured, self.config.metrics
-        levels = {
-            "image": image_metrics.image_curves(measured.labels, measured.scores),
-            "pixel": measured.pixels.curves(),
-        }
-        levels = {level: curve for level, curve in levels.items() if curve is not None}
+        levels = self._levels()
         points = {f"{level}_{key}": values for level, curve in levels.items() for key, values in curve.items()}
         with runtime.replacing(self.folder / CURVES) as beside:
             np.savez_compressed(beside, **{key: values.astype(np.float32) for key, values in points.items()})

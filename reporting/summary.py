@@ -6,13 +6,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 
 import runtime
 from evaluation.metrics import METRIC_KEYS
 from evaluation.thresholds import KINDS
-from reporting import curves, tables
+from reporting import curves, report, tables
 from reporting.result import CURVES, Record
 
 
@@ -61,6 +62,29 @@ def write_times(path: Path, there: list[Found]) -> None:
         images, seconds = one.record.content.get("images", 0), one.record.content.get("seconds", 0.0)
         rows.append((*one.key, str(images), f"{seconds:.3f}", f"{images / max(seconds, 1e-3):.2f}"))
     runtime.write_text(path, tables.text_table(rows) + "\n")
+
+
+INDEXED = ("image_auroc", "image_ap", "pixel_auroc", "pixel_ap", "pro", "accuracy", "image_f1_at_threshold", "hit_rate")
+
+
+def write_index(results: Path, there: list[Found]) -> None:
+    """Write the page with all results, each linked to its report."""
+    keys = ("category", "checkpoint", "technique", "threshold")
+    names = {key: tables.LABELS[key].strip() for key in INDEXED}
+    rows = []
+    for one in there:
+        link = one.folder.relative_to(results) / report.PAGE
+        for kind, values in one.kinds.items():
+            shown = {names[key]: "" if values[key] is None else f"{values[key]:.4f}" for key in INDEXED}
+            has_page = (results / link).is_file()
+            rows.append(
+                {
+                    **dict(zip(keys, (*one.key, kind), strict=True)),
+                    **shown,
+                    "link": quote(link.as_posix()) if has_page else None,
+                }
+            )
+    report.write_index(results, f"Results of run {results.name}", [*keys, *names.values()], rows)
 
 
 def draw_batch(results: Path, there: list[Found]) -> dict[tuple[str], str]:

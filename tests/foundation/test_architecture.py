@@ -94,10 +94,14 @@ def test_importing_changes_nothing_in_the_process():
     names = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in sources() if room_of(path) != "images"]
     done = run(f"""
 import ctypes, importlib, cv2, numpy
-calls, load = [], ctypes.CDLL
-ctypes.CDLL = lambda *arguments, **options: calls.append(arguments) or load(*arguments, **options)
+used, load = [], ctypes.CDLL
+class Library(load):
+    def __getattr__(self, name):
+        used.append(name)
+        return super().__getattr__(name)
+ctypes.CDLL = Library
 def state():
-    return cv2.getNumThreads(), cv2.utils.logging.getLogLevel(), hasattr(numpy, "sctypes"), calls.count((None,))
+    return cv2.getNumThreads(), cv2.utils.logging.getLogLevel(), hasattr(numpy, "sctypes"), used.count("mallopt")
 before = state()
 for name in {names}:
     importlib.import_module(name.removesuffix(".__init__"))

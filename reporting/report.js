@@ -1,0 +1,328 @@
+"use strict";
+// Draws the report from its data. A picture: name, folder, label (1 defective, 0 good, null not known), score, area, error,
+// and the files image, reconstruction, map and truth, relative to this page, null where there is none.
+const data = JSON.parse(document.getElementById("data").textContent);
+const $ = (id) => document.getElementById(id);
+const pictures = data.pictures.map((picture, number) => ({ ...picture, number }));
+const judged = pictures.filter((picture) => picture.score !== null);
+const hasLabels = judged.some((picture) => picture.label !== null);
+const CHUNK = 120; // tiles that are built at a time
+const state = { threshold: data.start, pixel: data.pixel, sort: "worst", filter: "all", folder: "", text: "", open: null };
+
+// ---- the address keeps the state, so that it can be sent to others
+
+function readAddress() {
+  for (const [key, value] of new URLSearchParams(location.hash.slice(1))) {
+    if (key === "threshold" || key === "pixel") state[key] = Number(value);
+    else if (key === "open") state.open = pictures.findIndex((picture) => picture.name === value);
+    else if (key in state) state[key] = value;
+  }
+  if (state.open === -1) state.open = null;
+}
+
+function writeAddress() {
+  const kept = new URLSearchParams();
+  for (const [key, value] of Object.entries(state)) {
+    if (value !== null && value !== "") kept.set(key, key === "open" ? pictures[value].name : value);
+  }
+  history.replaceState(null, "", "#" + kept);
+}
+
+// ---- judgement
+
+const isAnomalous = (picture) => picture.score !== null && picture.score > state.threshold;
+
+function outcome(picture) {
+  if (picture.score === null) return "failed";
+  if (picture.label === null) return isAnomalous(picture) ? "anomalous" : "nominal";
+  if (isAnomalous(picture)) return picture.label ? "detected" : "false alarm";
+  return picture.label ? "missed" : "correctly nominal";
+}
+
+function countsNow() {
+  const counts = { tp: 0, fp: 0, tn: 0, fn: 0 };
+  for (const picture of judged) {
+    counts[isAnomalous(picture) ? (picture.label ? "tp" : "fp") : picture.label ? "fn" : "tn"] += 1;
+  }
+  return counts;
+}
+
+function showCounts() {
+  const { tp, fp, tn, fn } = countsNow();
+  const share = (part, whole) => (whole ? (part / whole).toFixed(4) : "–");
+  const values = hasLabels
+    ? { detected: tp, missed: fn, "false alarms": fp, "correctly nominal": tn, accuracy: share(tp + tn, judged.length),
+        precision: share(tp, tp + fp), recall: share(tp, tp + fn), F1: share(2 * tp, 2 * tp + fp + fn) }
+    : { anomalous: tp + fp, nominal: tn + fn };
+  $("counts").replaceChildren(...Object.entries(values).map(([name, value]) => {
+    const box = document.createElement("div"), number = document.createElement("b");
+    number.textContent = value;
+    number.dataset.count = name;
+    box.append(number, name);
+    return box;
+  }));
+}
+
+// ---- drawing
+
+function svg(tag, attributes, text) {
+  const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
+  if (text !== undefined) element.textContent = text;
+  return element;
+}
+
+// Scores fill the width of the histogram, whatever part of 0 to 1 they take.
+const ends = [...judged.map((picture) => picture.score), ...Object.values(data.thresholds).map((one) => one.image)]
+  .filter((value) => value !== null);
+const span = ends.length ? [Math.min(...ends), Math.max(...ends)] : [0, 1];
+const margin = (span[1] - span[0]) * 0.04 || 0.01;
+const low = Math.max(0, span[0] - margin), high = Math.min(1, span[1] + margin);
+const place = (score) => 10 + (980 * (Math.min(high, Math.max(low, score)) - low)) / (high - low);
+
+function drawHistogram() {
+  const bins = 70, groups = hasLabels ? [0, 1] : [null];
+  const counts = groups.map(() => new Array(bins).fill(0));
+  for (const picture of judged) {
+    const bin = Math.min(bins - 1, Math.floor(((picture.score - low) / (high - low)) * bins));
+    counts[hasLabels ? picture.label : 0][bin] += 1;
+  }
+  const tallest = Math.max(1, ...counts.flat());
+  const parts = counts.flatMap((own, group) => own.map((count, bin) => svg("rect", {
+    x: 10 + (980 * bin) / bins, width: 980 / bins - 1, y: 255 - (150 * count) / tallest,
+    height: (150 * count) / tallest, fill: `var(--${group ? "anomalous" : "nominal"})`, opacity: 0.7 })));
+  for (let i = 0; i <= 5; i += 1) {
+    const score = low + ((high - low) * i) / 5;
+    parts.push(svg("text", { x: place(score), y: 280, "text-anchor": i === 0 ? "start" : i === 5 ? "end" : "middle" }, score.toFixed(3)));
+  }
+  if (hasLabels) {
+    parts.push(svg("text", { x: 14, y: 12, style: "fill: var(--nominal)" }, "good pictures"));
+    parts.push(svg("text", { x: 110, y: 12, style: "fill: var(--anomalous)" }, "defective pictures"));
+  }
+  Object.entries(data.thresholds).filter(([, one]) => one.image !== null).forEach(([name, one], row) => {
+    const x = place(one.image), y = 28 + 14 * row, isRight = x > 850;
+    parts.push(svg("line", { x1: x, x2: x, y1: y - 10, y2: 255, stroke: "var(--soft)", "stroke-dasharray": "4 4" }));
+    parts.push(svg("text", { x: x + (isRight ? -4 : 4), y, "text-anchor": isRight ? "end" : "start" }, name));
+  });
+  parts.push(svg("line", { id: "line", y1: 12, y2: 265, stroke: "var(--front)", "stroke-width": 3 }));
+  $("histogram").replaceChildren(...parts);
+}
+
+const shownCurves = [];
+
+function drawCurves() {
+  for (const { title, x, y, lines } of data.curves) {
+    const figure = document.createElement("figure"), caption = document.createElement("figcaption");
+    const picture = svg("svg", { viewBox: "0 0 300 300", role: "img", "aria-label": title });
+    picture.append(svg("rect", { x: 30, y: 10, width: 260, height: 260, fill: "none", stroke: "var(--line)" }));
+    for (const line of lines) {
+      const points = line.points.map(([a, b]) => `${(30 + 260 * a).toFixed(1)},${(270 - 260 * b).toFixed(1)}`);
+      picture.append(svg("polyline", { points: points.join(" "), fill: "none", "stroke-width": 2, stroke: `var(--${line.level})` }));
+      const point = svg("circle", { r: 5, fill: `var(--${line.level})`, stroke: "var(--front)" });
+      picture.append(point);
+      shownCurves.push({ line, point });
+    }
+    for (const [text, at] of [["0", { x: 20, y: 274 }], ["1", { x: 20, y: 18 }], ["1", { x: 284, y: 286 }]]) {
+      picture.append(svg("text", at, text));
+    }
+    picture.append(svg("text", { x: 160, y: 292, "text-anchor": "middle" }, x));
+    picture.append(svg("text", { x: -140, y: 18, transform: "rotate(-90)", "text-anchor": "middle" }, y));
+    caption.textContent = `${title}: ${lines.map((line) => line.level + "s").join(" (pink), ")}`
+      + (lines.length > 1 ? " (green)" : "");
+    figure.append(picture, caption);
+    $("curves").append(figure);
+  }
+  $("curve-part").hidden = data.curves.length === 0;
+}
+
+function moveCurvePoints() {
+  for (const { line, point } of shownCurves) {
+    const limit = line.level === "image" ? state.threshold : state.pixel;
+    // The point of the lowest threshold that is not below the chosen one: points lie by falling threshold.
+    const last = line.points.filter((one) => one[2] >= limit).pop() ?? line.points[0];
+    point.setAttribute("cx", 30 + 260 * last[0]);
+    point.setAttribute("cy", 270 - 260 * last[1]);
+  }
+}
+
+// ---- gallery
+
+const address = (file) => file.split("/").map(encodeURIComponent).join("/");
+let order = [], built = 0;
+
+const wrongness = (picture) => {
+  const distance = picture.score === null ? 1e9 : picture.score - state.threshold;
+  return picture.label === 1 ? -distance : distance; // a good picture is the worse the higher, a defective one the lower
+};
+const ORDERS = {
+  worst: (a, b) => wrongness(b) - wrongness(a),
+  high: (a, b) => (b.score ?? -1) - (a.score ?? -1),
+  low: (a, b) => (a.score ?? 2) - (b.score ?? 2),
+  name: (a, b) => (a.name < b.name ? -1 : 1),
+  area: (a, b) => (b.area ?? -1) - (a.area ?? -1),
+};
+
+function arrange() {
+  const text = state.text.toLowerCase();
+  order = pictures.filter((picture) =>
+    (state.filter === "all" || outcome(picture) === state.filter)
+    && (!state.folder || picture.folder === state.folder)
+    && (!text || picture.name.toLowerCase().includes(text)));
+  order.sort((a, b) => ORDERS[state.sort](a, b) || a.number - b.number);
+  $("gallery").replaceChildren();
+  built = 0;
+  build();
+  $("shown").textContent = `${order.length} of ${pictures.length} pictures`;
+}
+
+function build() {
+  const next = order.slice(built, built + CHUNK);
+  built += next.length;
+  $("gallery").append(...next.map((picture) => {
+    const tile = document.createElement("button"), name = document.createElement("span");
+    tile.dataset.number = picture.number;
+    if (picture.image) {
+      const image = document.createElement("img");
+      image.loading = "lazy";
+      image.alt = "";
+      image.src = address(picture.image);
+      tile.append(image);
+    }
+    name.textContent = picture.name;
+    tile.append(name, document.createElement("span"));
+    tile.addEventListener("click", () => open(picture.number));
+    return tile;
+  }));
+  judgeTiles();
+}
+
+function judgeTiles() {
+  for (const tile of $("gallery").children) {
+    const picture = pictures[tile.dataset.number], said = outcome(picture);
+    tile.className = `tile ${picture.score === null ? "" : isAnomalous(picture) ? "anomalous" : "nominal"}`;
+    const line = tile.lastChild;
+    line.textContent = picture.score === null ? `failed: ${picture.error}` : `${picture.score.toFixed(4)}  ${said}`;
+    line.className = said === "missed" || said === "false alarm" ? "wrong" : "";
+  }
+}
+
+// ---- one picture, large
+
+function layer(source, name) {
+  const image = document.createElement("img");
+  image.src = address(source);
+  image.alt = name;
+  return image;
+}
+
+function open(number) {
+  state.open = number;
+  const picture = pictures[number];
+  $("name").textContent = picture.name;
+  $("verdict").textContent = picture.score === null ? `failed: ${picture.error}`
+    : `${outcome(picture)}: score ${picture.score.toFixed(4)}, threshold ${state.threshold.toFixed(4)}`;
+  $("stack").replaceChildren();
+  $("truth-line").hidden = !picture.truth;
+  $("stack").hidden = !picture.image;
+  if (picture.image) {
+    const map = layer(picture.map, "anomaly map");
+    map.style.filter = "url(#above)";
+    map.style.opacity = $("opacity").value;
+    $("stack").append(layer($("reconstruction").checked ? picture.reconstruction : picture.image, picture.name), map);
+    if (picture.truth && $("truth").checked) $("stack").append(layer(picture.truth, "outline of the true defect"));
+  }
+  $("pixel").value = state.pixel;
+  $("pixel-value").textContent = state.pixel.toFixed(3);
+  $("cut").setAttribute("intercept", -255 * state.pixel);
+  if (!$("dialog").open) $("dialog").showModal();
+  writeAddress();
+}
+
+function step(by) {
+  const at = order.findIndex((picture) => picture.number === state.open) + by;
+  if (at >= 0 && at < order.length) open(order[at].number);
+}
+
+// ---- what the user does
+
+function setThreshold(value, isLast = true) {
+  state.threshold = value;
+  $("slider").value = value;
+  $("value").textContent = value.toFixed(4);
+  const x = place(value);
+  $("line").setAttribute("x1", x);
+  $("line").setAttribute("x2", x);
+  showCounts();
+  moveCurvePoints();
+  judgeTiles();
+  if (isLast) {
+    if (state.filter !== "all" || state.sort === "worst") arrange();
+    writeAddress();
+  }
+}
+
+function dragged(event) {
+  const box = $("histogram").getBoundingClientRect();
+  const share = ((event.clientX - box.left) / box.width * 1000 - 10) / 980;
+  return Math.min(high, Math.max(low, low + share * (high - low)));
+}
+
+function start() {
+  readAddress();
+  document.getElementById("about").textContent = data.about;
+  const outcomes = ["all", ...new Set([...(hasLabels ? ["false alarm", "missed", "detected", "correctly nominal"]
+    : ["anomalous", "nominal"]), ...(pictures.length > judged.length ? ["failed"] : [])])];
+  $("filter").append(...outcomes.map((name) => new Option(name, name)));
+  $("folder").append(...[...new Set(pictures.map((picture) => picture.folder))].sort().filter(Boolean)
+    .map((name) => new Option(name, name)));
+  for (const [name, one] of Object.entries(data.thresholds)) {
+    if (one.image === null) continue;
+    const button = document.createElement("button");
+    button.textContent = name + (name === "optimal" ? " (taken from the test set)" : "");
+    button.dataset.threshold = name;
+    button.addEventListener("click", () => {
+      if (one.pixel !== null) state.pixel = one.pixel;
+      setThreshold(one.image);
+    });
+    $("named").append(button, " ");
+  }
+  for (const id of ["sort", "filter", "folder", "text"]) {
+    $(id).value = state[id];
+    $(id).addEventListener(id === "text" ? "input" : "change", () => {
+      state[id] = $(id).value;
+      arrange();
+      writeAddress();
+    });
+  }
+  $("slider").min = low;
+  $("slider").max = high;
+  $("slider").step = (high - low) / 1000;
+  $("slider").addEventListener("input", () => setThreshold(Number($("slider").value)));
+  $("histogram").addEventListener("pointerdown", (event) => {
+    event.preventDefault(); // no text is selected, and none dragged away
+    $("histogram").setPointerCapture(event.pointerId);
+    setThreshold(dragged(event), false);
+  });
+  $("histogram").addEventListener("pointermove", (event) => { if (event.buttons) setThreshold(dragged(event), false); });
+  $("histogram").addEventListener("pointerup", (event) => setThreshold(dragged(event)));
+  for (const id of ["reconstruction", "truth", "opacity"]) $(id).addEventListener("input", () => open(state.open));
+  $("pixel").addEventListener("input", () => { state.pixel = Number($("pixel").value); moveCurvePoints(); open(state.open); });
+  $("previous").addEventListener("click", () => step(-1));
+  $("next").addEventListener("click", () => step(1));
+  $("close").addEventListener("click", () => $("dialog").close());
+  $("dialog").addEventListener("close", () => { state.open = null; writeAddress(); });
+  document.addEventListener("keydown", (event) => {
+    if (!$("dialog").open || event.target.type === "range") return;
+    if (event.key === "ArrowLeft") step(-1);
+    if (event.key === "ArrowRight") step(1);
+  });
+  new IntersectionObserver((seen) => { if (seen[0].isIntersecting && built < order.length) build(); },
+    { rootMargin: "800px" }).observe($("end"));
+  drawHistogram();
+  drawCurves();
+  setThreshold(state.threshold);
+  arrange();
+  if (state.open !== null) open(state.open);
+}
+
+start();

@@ -1,0 +1,151 @@
+"""The report: a page to look through results, and the small pictures that it shows."""
+
+import json
+import math
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import jinja2
+import numpy as np
+
+import runtime
+from image_io import to_png
+from reporting import colors, panels
+
+PAGE, INDEX = "report.html", "index.html"
+VIEW = "view"  # folder of the small pictures
+JPEG = [cv2.IMWRITE_JPEG_QUALITY, 90]
+MOST_POINTS = 400  # of a curve
+HERE = Path(__file__).parent
+
+
+class Shown(NamedTuple):
+    """A picture on the page. label: 1 defective, 0 good, None not known. Files are relative to the page."""
+
+    name: str
+    folder: str
+    label: int | None
+    score: float | None
+    area: float | None
+    error: str | None = None
+    image: str | None = None
+    reconstruction: str | None = None
+    map: str | None = None
+    truth: str | None = None
+
+
+def view_files(label: str, has_truth: bool) -> dict[str, str | None]:
+    """Names of a picture's files, relative to the page. label: its path among the others."""
+    names = {"image": f"images/{label}.jpg", "reconstruction": f"reconstructions/{label}.jpg"}
+    names |= {"map": f"maps/{label}.png", "truth": f"truth/{label}.png"}
+    found: dict[str, str | None] = {kind: f"{VIEW}/{name}" for kind, name in names.items()}
+    return found if has_truth else found | {"truth": None}
+
+
+def write_view(
+    folder: Path,
+    files: dict[str, str | None],
+    image: np.ndarray,
+    reconstruction: np.ndarray,
+    anomaly_map: np.ndarray,
+    truth: np.ndarray | None,
+) -> None:
+    """Write a picture's files.
+
+    Args:
+        files: as `view_files` names them. image, reconstruction: (H, W, 3), BGR, and anomaly_map (H, W): float in
+            [0, 1], or their eight bits. truth: bool (H, W).
+    """
+    for kind, picture in (("image", image), ("reconstruction", reconstruction)):
+        done, data = cv2.imencode(".jpg", panels.eight_bit(picture), JPEG)
+        if not done:
+            raise OSError("a picture could not be encoded")
+        _write(folder / files[kind], data)
+    _write(folder / files["map"], to_png(panels.eight_bit(anomaly_map)))
+    if truth is not None and files["truth"]:
+        # Enlarged, so that the outline is thin.
+        outlined = np.zeros((*(4 * side for side in truth.shape), 3), np.uint8)
+        panels.outline(outlined, truth, colors.TRUTH)
+        alpha = outlined.max(axis=2, keepdims=True) > 0
+        _write(folder / files["truth"], to_png(np.dstack([outlined, alpha.astype(np.uint8) * 255])))
+
+
+def _write(path: Path, data: np.ndarray) -> None:
+    with runtime.replacing(path) as beside:
+        beside.write_bytes(data.tobytes())
+
+
+def write_page(
+    folder: Path,
+    title: str,
+    about: str,
+    pictures: Sequence[Shown],
+    thresholds: dict[str, tuple[float | None, float | None]],
+    start: str | None,
+    curves: Sequence[dict[str, Any]] = (),
+) -> None:
+    """Write the page.
+
+    Args:
+        thresholds: name -> of images and of pixels. start: name of those that it opens with, None for 0.5.
+        curves: as `curve` gives them.
+    """
+    named = {name: {"image": _finite(image), "pixel": _finite(pixel)} for name, (image, pixel) in thresholds.items()}
+    first = named.get(start or "", {})
+    image, pixel = (0.5 if first.get(scope) is None else first[scope] for scope in ("image", "pixel"))
+    data = {
+        "about": about,
+        "pictures": [one._asdict() for one in pictures],
+        "thresholds": named,
+        "start": image,
+        "pixel": pixel,
+        "curves": list(curves),
+    }
+    script = (HERE / "report.js").read_text(encoding="utf-8")
+    page = _template("report.html.jinja").render(title=title, data=_json(data), script=script, colors=vars(colors))
+    runtime.write_text(folder / PAGE, page)
+
+
+def curve(
+    title: str, x: tuple[str, str], y: tuple[str, str], levels: dict[str, dict[str, np.ndarray]]
+) -> dict[str, Any]:
+    """A curve for the page.
+
+    Args:
+        x, y: key of the values and name of the axis. levels: image or pixel -> `threshold` and the values.
+    """
+    lines = []
+    for level, values in levels.items():
+        places = np.unique(np.linspace(0, len(values["threshold"]) - 1, MOST_POINTS).astype(int))
+        order = places[np.argsort(-values["threshold"][places], kind="stable")]
+        points = np.stack([values[x[0]][order], values[y[0]][order], values["threshold"][order]], axis=1)
+        points = np.nan_to_num(points.astype(float), nan=0.0, posinf=1.0, neginf=0.0)
+        lines.append({"level": level, "points": np.round(points, 5).tolist()})
+    return {"title": title, "x": x[1], "y": y[1], "lines": lines}
+
+
+def write_index(folder: Path, title: str, columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> None:
+    """Write a page with a table of results that can be sorted, each linked to its report.
+
+    rows: column -> value; `link` is the report's address, relative to the page, None for none.
+    """
+    page = _template("index.html.jinja").render(title=title, columns=columns, rows=rows)
+    runtime.write_text(folder / INDEX, page)
+
+
+def _finite(value: float | None) -> float | None:
+    return None if value is None or not math.isfinite(value) else float(value)
+
+
+def _json(data: Any) -> str:
+    """As text that can stand within a page."""
+    return json.dumps(data, allow_nan=False, ensure_ascii=False).replace("<", "\\u003c").replace("&", "\\u0026")
+
+
+@cache
+def _template(name: str) -> jinja2.Template:
+    loader = jinja2.FileSystemLoader(HERE)
+    return jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined).get_template(name)

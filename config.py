@@ -180,6 +180,7 @@ class Metrics(_Section):
     max_false_alarms: Annotated[float, Field(strict=True, gt=0, lt=1)] = 0.05
     image_threshold: Annotated[float | None, BeforeValidator(_score)] = None
     pixel_threshold: Annotated[float | None, BeforeValidator(_score)] = None
+    nominal: Annotated[str | None, AfterValidator(lambda value: value if value is None else _name(value))] = None
     optimal: Literal["f1", "youden"] = "f1"
     auroc: Flag = True
     pr: Flag = True
@@ -226,7 +227,12 @@ def _unknown(key: str) -> str:
 def _is_text(key: str) -> bool:
     section, _, name = key.partition(".")
     field = Config.model_fields[section].annotation.model_fields[name]
-    return field.annotation is str or key in ("data.load_epoch", "data.registration_reference", "data.split_by")
+    return field.annotation is str or key in (
+        "data.load_epoch",
+        "data.registration_reference",
+        "data.split_by",
+        "metrics.nominal",
+    )
 
 
 def _problem(error: dict[str, Any], text: str) -> str:

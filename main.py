@@ -50,6 +50,13 @@ def main() -> int:
         metavar="FOLDER",
         help="judge pictures as they come into a folder, until interrupted (e.g. python main.py --watch camera/)",
     )
+    parser.add_argument(
+        "--nominal",
+        type=Path,
+        metavar="FOLDER",
+        help="with --threshold: thresholds from these good pictures, for --predict, --watch and --export "
+        "(e.g. python main.py --threshold True --nominal station2/)",
+    )
     parser.add_argument("--output", type=Path, metavar="DIR", help="with --predict or --watch: folder to write to")
     parser.add_argument("--resume", action="store_true", help="with --predict: do only what is not done yet")
     add_config_flags(parser)
@@ -57,6 +64,8 @@ def main() -> int:
     modes = ("check", "train", "threshold", "detection", "predict", "export", "watch")
     if not any(getattr(arguments, mode) for mode in modes):
         parser.error(f"no mode asked for; for example: {EXAMPLE}")
+    if arguments.nominal and not arguments.threshold:
+        parser.error("--nominal FOLDER goes with --threshold True")
     if arguments.resume and not arguments.predict:
         parser.error("--resume goes with --predict PATH")
     if arguments.output and bool(arguments.predict) == bool(arguments.watch):
@@ -67,6 +76,7 @@ def main() -> int:
 
     runtime.setup()
     config = load_config(arguments.config, arguments.set)
+    named = named_keys(None if arguments.config == CONFIG else arguments.config, arguments.set)
     if arguments.check:
         from engine import check
 
@@ -78,12 +88,16 @@ def main() -> int:
     if arguments.threshold:
         from engine import threshold
 
-        print(f"thresholds: {threshold.run(config)}")
+        if arguments.nominal:
+            print(f"thresholds: {threshold.run_on(config, named, arguments.nominal)}")
+            metrics = config.metrics.model_copy(update={"nominal": arguments.nominal.resolve().name})
+            config = config.model_copy(update={"metrics": metrics})
+        else:
+            print(f"thresholds: {threshold.run(config)}")
     if arguments.detection:
         from engine import detection
 
         print(f"results: {detection.run(config)}")
-    named = named_keys(None if arguments.config == CONFIG else arguments.config, arguments.set)
     status = DONE
     if arguments.predict:
         from engine import predict

@@ -8,16 +8,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 import cv2
+import numpy as np
 from tqdm import tqdm
 
-import image_io
 import runtime
 from config import Config
 from errors import UserError, told
+from evaluation.promises import distance, lie_apart
 from folders import Remarks, pictures_below
 from inference import checkpoint
 from inference.detector import Detection, Detector, Prepared
-from reporting.predictions import Predictions, row, row_of_error
+from reporting.predictions import SUMMARY, Predictions, row, row_of_error
 
 
 class Picture(NamedTuple):
@@ -63,12 +64,30 @@ def run(
     title = f"{config.data.category}, checkpoint {detector.name}: {paths[0].resolve().name}"
     predictions.write_report(title, {picture.path.as_posix(): picture.label for picture in pictures})
     failed = verdicts.pop("failed", 0)
+    lines = []
     if detector.limits:
         counts = ", ".join(f"{verdicts[verdict]} {verdict}" for verdict in ("anomalous", "nominal"))
-        print(f"{counts} at {detector.limits.kind} = {detector.limits.image:.4g}")
+        lines.append(f"{counts} at {detector.limits.kind} = {detector.limits.image:.4g}")
     if failed:
-        print(f"{failed} of {len(left)} pictures could not be judged: see the column error of predictions.csv")
+        lines.append(f"{failed} of {len(left)} pictures could not be judged: see the column error of predictions.csv")
+    lines += _compared(predictions.scores(), detector.nominal_scores)
+    runtime.write_text(folder / SUMMARY, "\n".join(lines) + "\n")
+    print("\n".join(lines))
     return folder, failed
+
+
+def _compared(scores: Sequence[float], nominal: Sequence[float]) -> list[str]:
+    """How far scores lie from those that the thresholds were made of."""
+    if not scores or not nominal:
+        return []
+    apart = distance(np.array(scores), np.array(nominal))
+    said = f"Kolmogorov-Smirnov distance {apart:.2f} from the {len(nominal)} scores that the thresholds are from: "
+    if not lie_apart(np.array(scores), np.array(nominal)):
+        return [said + "alike, as if these pictures were good ones taken in the same way"]
+    return [
+        said + "not alike: many of these pictures are defective, or they are taken otherwise; for good pictures taken "
+        "otherwise compute new thresholds: --threshold True --nominal FOLDER"
+    ]
 
 
 def find(paths: Sequence[Path]) -> list[Picture]:
@@ -129,13 +148,10 @@ def judge(detector: Detector, pictures: Sequence[Picture], predictions: Predicti
     Pictures are read, and maps written, in threads while the networks run.
     """
     size = detector.config.data.test_batch_size
-    white_level = detector.config.data.white_level
-    white_level = None if white_level == "auto" else white_level
 
     def read(picture: Picture) -> Prepared | str:
         try:
-            image = image_io.read_image(picture.path, white_level=white_level)
-            return detector.prepare(image, picture.path.as_posix())
+            return detector.read(picture.path)
         except (UserError, OSError, MemoryError, cv2.error) as error:
             return told(error) if isinstance(error, (UserError, OSError)) else f"{picture.path}: {error}"
 

@@ -2,11 +2,15 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 import provenance
 import runtime
@@ -15,11 +19,12 @@ from errors import UserError
 from evaluation import promises
 from evaluation.metrics import image_score
 from evaluation.thresholds import NominalScores, NoScoresError, conformal, images_needed
-from folders import category_folder
+from folders import category_folder, pictures_below
 from ground_truth import name_in
 from inference import checkpoint, thresholds
 from inference.checkpoint import Checkpoint
 from inference.detect import NetworkOutput, detect
+from inference.detector import Detector
 from inference.techniques import Preparation, Technique, configured, left_out
 from pictures import TestImage, list_nominal, list_validation, split_nominal
 from provenance import Provenance
@@ -37,6 +42,50 @@ def run(config: Config) -> Path:
     [content] = compute_thresholds(config, ckpt, preparation, [technique])
     print(_table(content))
     return thresholds.path_of(config.run_folder, ckpt.name, technique)
+
+
+def run_on(config: Config, named: Collection[str], folder: Path) -> Path:
+    """Thresholds of a trained model from any folder of good pictures, kept beside the others; the file they are in.
+
+    Like --predict it needs a checkpoint and nothing else.
+
+    Args:
+        named: keys of the settings that the user has named.
+
+    Raises:
+        UserError: no pictures there, one that cannot be read, none that was not trained on.
+    """
+    files = pictures_below(folder)
+    if not files:
+        raise UserError(f"--nominal {folder}: no pictures there; name a folder of good pictures")
+    weights = checkpoint.find(config, config.data.load_epoch)
+    config = checkpoint.with_trained_settings(config, weights, named)
+    metrics = config.metrics.model_copy(update={"threshold": False})  # those there are not asked for
+    detector = Detector.of(config.model_copy(update={"metrics": metrics}), weights, named)
+    digests, trained = provenance.file_digests(files), (detector.ckpt.pictures or {}).get("training", {}).values()
+    left = [file for file, digest in zip(files, digests, strict=True) if digest not in set(trained)]
+    if len(left) < len(files):
+        print(f"{folder}: {len(files) - len(left)} pictures were trained on; left out of thresholds")
+    if not left:
+        raise UserError(f"--nominal {folder}: all pictures there were trained on; name a folder of others")
+    config, (height, width) = detector.config, detector.config.data.img_size
+    scores = Scores(config.metrics.p, config.metrics.k, len(left), height * width)
+    unregistered, size = [], config.data.test_batch_size
+    with ThreadPoolExecutor(runtime.core_count()) as pool:
+        prepared = pool.map(detector.read, left)
+        for first in tqdm(range(0, len(left), size), "nominal images", unit="pass", leave=None):
+            batch = list(islice(prepared, size))
+            for found in detector.run(batch):
+                scores.update(found.seen)
+            names = [file.name for file in left[first : first + size]]
+            unregistered += [name for name, one in zip(names, batch, strict=True) if one.homography is None]
+    settings = nominal_settings(config) | detector.made_from().settings
+    made_from = replace(detector.made_from(), nominal=provenance.content(left), settings=settings)
+    path = thresholds.path_of(detector.run_folder, detector.name, detector.technique, folder.resolve().name)
+    held_out = None if detector.ckpt.pictures is None else True
+    unregistered = unregistered if detector.technique.registered else []
+    print(_table(_save(path, config, detector.ckpt, scores, made_from, held_out, unregistered)))
+    return path
 
 
 def nominal_images(config: Config, ckpt: Checkpoint) -> tuple[list[TestImage], bool | None]:
@@ -162,34 +211,50 @@ def compute_thresholds(
             own.update(left_out(result, technique))
     contents = []
     for technique, own in zip(techniques, scores, strict=True):
-        try:
-            limits = own.thresholds(config.metrics.max_false_alarms)
-        except NoScoresError as error:
-            raise UserError(f"{preparation.key}: {error}; leave some of the picture outside the regions") from error
         made_from = provenance_of(config, ckpt.fingerprint, preparation, technique, pictures)
-        promised = {kind: _promise(config, kind, count, value) for kind, value in limits["image"].items()}
-        content = {
-            "provenance": made_from.to_json(),
-            "checkpoint": ckpt.name,
-            "checkpoint_file": ckpt.path.as_posix(),
-            "pictures": count,
-            "held_out": is_held_out,
-            "unregistered": preparation.unregistered(pictures) if technique.registered else [],
-            "pixels_left_out": count * height * width - own.of_pixels.count,
-            # Apart: None where there are too few pictures.
-            "conformal": {scope: found.pop("conformal") for scope, found in limits.items()},
-            **limits,
-            "p": p,
-            "k": k,
-            "max_false_alarms": config.metrics.max_false_alarms,
-            "promises": promised,
-            "image_scores": own.image_scores,
-            "settings": config.model_dump(mode="json"),
-        }
-        text = json.dumps(content, indent=2, allow_nan=False) + "\n"
-        runtime.write_text(thresholds.path_of(config.run_folder, ckpt.name, technique), text)
-        contents.append(content)
+        unregistered = preparation.unregistered(pictures) if technique.registered else []
+        path = thresholds.path_of(config.run_folder, ckpt.name, technique)
+        contents.append(_save(path, config, ckpt, own, made_from, is_held_out, unregistered))
     return contents
+
+
+def _save(
+    path: Path,
+    config: Config,
+    ckpt: Checkpoint,
+    scores: Scores,
+    made_from: Provenance,
+    is_held_out: bool | None,
+    unregistered: list[str],
+) -> dict[str, Any]:
+    """Write a file of thresholds; its content."""
+    count, settings, (height, width) = len(scores.image_scores), config.metrics, config.data.img_size
+    try:
+        limits = scores.thresholds(settings.max_false_alarms)
+    except NoScoresError as error:
+        key = f"masking.regions.{config.data.category}"
+        raise UserError(f"{key}: {error}; leave some of the picture outside the regions") from error
+    promised = {kind: _promise(config, kind, count, value) for kind, value in limits["image"].items()}
+    content = {
+        "provenance": made_from.to_json(),
+        "checkpoint": ckpt.name,
+        "checkpoint_file": ckpt.path.as_posix(),
+        "pictures": count,
+        "held_out": is_held_out,
+        "unregistered": unregistered,
+        "pixels_left_out": count * height * width - scores.of_pixels.count,
+        # Apart: None where there are too few pictures.
+        "conformal": {scope: found.pop("conformal") for scope, found in limits.items()},
+        **limits,
+        "p": settings.p,
+        "k": settings.k,
+        "max_false_alarms": settings.max_false_alarms,
+        "promises": promised,
+        "image_scores": scores.image_scores,
+        "settings": config.model_dump(mode="json"),
+    }
+    runtime.write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+    return content
 
 
 def _table(content: dict[str, Any]) -> str:

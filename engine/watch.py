@@ -16,7 +16,6 @@ from watchdog.events import FileSystemEvent, FileSystemEventHandler
 from watchdog.observers import Observer
 from watchdog.observers.api import BaseObserver
 
-import image_io
 from config import Config
 from engine.predict import made_with, remarks_of, usual_folder
 from errors import UserError, told
@@ -213,10 +212,8 @@ def _watch(source: Folder, detector: Detector, predictions: Predictions, done: D
 def _judge(path: str, folder: Path, detector: Detector, predictions: Predictions, is_last: bool) -> str | None:
     """Judge a picture and write what is found; the line about it, None where it cannot be read and may be yet."""
     start = time.perf_counter()
-    white_level = detector.config.data.white_level
     try:
-        image = image_io.read_image(Path(path), white_level=None if white_level == "auto" else white_level)
-        [found] = detector.run([detector.prepare(image, path)])
+        [found] = detector.run([detector.read(Path(path))])
     except (UserError, OSError) as error:
         if not is_last:
             return None

@@ -48,6 +48,11 @@ def _promise_of_sigma(count: int, k: float) -> Promise:
     return Promise(float(rates.mean()), float(low), float(high))
 
 
+def distance(scores: np.ndarray, others: np.ndarray) -> float:
+    """Kolmogorov-Smirnov distance of two sets of scores: 0 for alike, 1 where one lies wholly above the other."""
+    return float(ks_2samp(scores, others).statistic)
+
+
 def lie_apart(scores: np.ndarray, others: np.ndarray) -> bool:
     """Whether two sets of scores are clearly not drawn alike: Kolmogorov-Smirnov, at 1 %."""
     return bool(min(len(scores), len(others)) > 0 and ks_2samp(scores, others).pvalue < APART)

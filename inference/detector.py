@@ -14,7 +14,7 @@ from evaluation import masking, registration
 from evaluation.metrics import image_score
 from evaluation.regions import Region, regions, relative
 from evaluation.thresholds import MANUAL
-from image_io import resize
+from image_io import read_image, resize
 from inference import checkpoint, thresholds
 from inference.checkpoint import Checkpoint
 from inference.detect import NetworkOutput, Networks, anomaly_maps
@@ -70,7 +70,8 @@ class Detector:
         ckpt: with its model. config: settings as the checkpoint brings them along. named: keys that the user has named.
 
     Attributes:
-        limits: None without thresholds. remarks: what the user should know, a sentence each.
+        limits: None without thresholds. nominal_scores: of the pictures that they are from, where known.
+        remarks: what the user should know, a sentence each.
         run_folder: with all that belongs to the checkpoint. name: of the checkpoint among those of its run.
         thresholds_path: the file that the limits are from, or would be.
 
@@ -87,17 +88,19 @@ class Detector:
         self._preparation = Preparation(config, [self.technique], carried=carried)
         self._networks = Networks(ckpt.model, config, 0)
         self.remarks: list[str] = []
+        self.nominal_scores: list[float] = []
         self.run_folder, self.name = config.run_folder, ckpt.name
         if ckpt.held_out is not None:  # of this program: what lies beside it is its own
             self.run_folder, self.name = ckpt.path.parent, str(checkpoint.epoch_of(ckpt.path))
         self.limits = self._read_limits()
 
     @classmethod
-    def load(cls, path: Path | str, device: str = "auto") -> "Detector":
+    def load(cls, path: Path | str, device: str = "auto", nominal: str | None = None) -> "Detector":
         """Of a checkpoint, or of a run's folder: its last epoch.
 
         Args:
-            device: auto, cuda, cuda:N, mps or cpu.
+            device: auto, cuda, cuda:N, mps or cpu. nominal: take the thresholds from the folder of this name, see
+                `engine.threshold.run_on`; None: those from held-out images.
 
         Raises:
             UserError: no checkpoint there, or one that cannot be used.
@@ -108,7 +111,9 @@ class Detector:
             path = checkpoint.epoch_path(path, epochs[-1]) if epochs else path / "last.pt"
         if not path.is_file():
             raise UserError(f"{path}: no checkpoint there; name a run's folder or a file epoch_*.pt")
-        return cls.of(checkpoint.trained_settings(path) or Config(), path, device=device)
+        config = checkpoint.trained_settings(path) or Config()
+        metrics = config.metrics.model_copy(update={"nominal": nominal})
+        return cls.of(config.model_copy(update={"metrics": metrics}), path, device=device)
 
     @classmethod
     def of(cls, config: Config, path: Path, named: Collection[str] = (), device: str | None = None) -> "Detector":
@@ -120,7 +125,7 @@ class Detector:
 
     def _read_limits(self) -> Limits | None:
         settings, kind = self.config.metrics, self.config.metrics.threshold_type
-        self.thresholds_path = thresholds.path_of(self.run_folder, self.name, self.technique)
+        self.thresholds_path = thresholds.path_of(self.run_folder, self.name, self.technique, settings.nominal)
         if not settings.threshold:
             return None
         if kind == MANUAL:
@@ -131,7 +136,7 @@ class Detector:
         if not self.thresholds_path.is_file():
             return None
         found, made_from = thresholds.read(self.thresholds_path)
-        now = self._made_from(made_from)
+        now = replace(self.made_from(), nominal=made_from.nominal)
         if changed := made_from.differences(replace(now, precision=made_from.precision)):
             raise UserError(f"{self.thresholds_path}: out of date: {'; '.join(changed)}; {thresholds.MEND}")
         if now.precision != made_from.precision:
@@ -139,14 +144,16 @@ class Detector:
                 f"thresholds were computed in {made_from.precision}, these scores are in {now.precision}: "
                 "scores close to the threshold can be judged otherwise"
             )
+        self.nominal_scores = found["image_scores"]
         return Limits(kind, found["image"][kind], found["pixel"][kind])
 
-    def _made_from(self, there: Provenance) -> Provenance:
+    def made_from(self) -> Provenance:
+        """What scores depend on besides the pictures."""
         data = self.config.data
         settings: dict[str, Any] = {"img_size": list(data.img_size), "category": data.category}
         settings["white_level"] = None if data.white_level == "auto" else data.white_level
         facts = self._preparation.facts(self.technique)
-        return Provenance(weights=self.ckpt.fingerprint, nominal=there.nominal, settings=settings, **facts)
+        return Provenance(weights=self.ckpt.fingerprint, settings=settings, **facts)
 
     def __call__(self, images: np.ndarray | Sequence[np.ndarray]) -> "Detection | list[Detection]":
         """What is found in one picture, BGR uint8 (H, W, 3) of any size, or in each of a list.
@@ -157,6 +164,12 @@ class Detector:
         if isinstance(images, np.ndarray):
             return self.run([self.prepare(images)])[0]
         return self.run([self.prepare(image) for image in images])
+
+    def read(self, path: Path) -> Prepared:
+        """A picture file, ready for `run`; UserError where it cannot be read or used."""
+        white_level = self.config.data.white_level
+        image = read_image(path, white_level=None if white_level == "auto" else white_level)
+        return self.prepare(image, path.as_posix())
 
     def prepare(self, image: np.ndarray, name: str = "picture") -> Prepared:
         """One picture as the networks are to see it. May be called from several threads."""

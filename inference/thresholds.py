@@ -12,9 +12,13 @@ from provenance import Provenance
 MEND = "run: python main.py --threshold True (with the same --config and --set)"
 
 
-def path_of(run: Path, checkpoint_name: str, technique: Technique) -> Path:
-    """File that the thresholds of a checkpoint and technique are kept in."""
-    return run / "thresholds" / f"checkpoint_{checkpoint_name}" / f"{technique.name}.json"
+def path_of(run: Path, checkpoint_name: str, technique: Technique, nominal: str | None = None) -> Path:
+    """File that the thresholds of a checkpoint and technique are kept in.
+
+    nominal: name of the folder of good pictures that they are from, None for the held-out ones.
+    """
+    name = technique.name + (f"_from_{nominal}" if nominal else "")
+    return run / "thresholds" / f"checkpoint_{checkpoint_name}" / f"{name}.json"
 
 
 def read(path: Path) -> tuple[dict[str, Any], Provenance]:

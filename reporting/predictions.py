@@ -18,8 +18,8 @@ from reporting import panels, report
 if TYPE_CHECKING:
     from inference.detector import Detection, Limits
 
-ROWS, MADE_WITH = "predictions.csv", "made_with.json"
-OURS = (ROWS, MADE_WITH, "maps", "panels", report.VIEW, report.PAGE)
+ROWS, MADE_WITH, SUMMARY = "predictions.csv", "made_with.json", "summary.txt"
+OURS = (ROWS, MADE_WITH, SUMMARY, "maps", "panels", report.VIEW, report.PAGE)
 COLUMNS = (
     "path",
     "score",
@@ -102,6 +102,11 @@ class Predictions:
             stream.seek(max(0, end - LONGEST_ROW))
             lines = stream.read().decode("utf-8", "replace").splitlines()[1:]
         return [row[0] for row in csv.reader(lines) if len(row) == len(COLUMNS)]
+
+    def scores(self) -> list[float]:
+        """Of all pictures that have been judged."""
+        with (self.folder / ROWS).open(newline="", encoding="utf-8") as stream:
+            return [float(row["score"]) for row in csv.DictReader(stream) if row["score"]]
 
     def done(self) -> set[str]:
         """Paths of the pictures that have been judged; rows of those that failed go, so that they are done again."""

@@ -1,5 +1,6 @@
 """--predict and the Detector: pictures from anywhere, judged as detection would judge them."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from conftest import checked, rows_of, write
 from PIL import Image
 
 from evaluation.regions import Region, regions, relative
+from inference import checkpoint
 from inference import detector as detector_module
 from inference.detector import Detector
 
@@ -193,6 +195,9 @@ def test_a_picture_that_a_region_does_not_fit_is_an_error_of_that_picture(judged
         (("--predict", "{root}/mvtec/tile/test", "--output", "{root}/mvtec"), ["other files", "--output"]),
         (("--output", "{root}/x", "--train"), ["--output goes with --predict"]),
         (("--resume",), ["no mode asked for"]),
+        (("--nominal", "{root}/mvtec", "--train"), ["--nominal FOLDER goes with --threshold"]),
+        (("--threshold", "--nominal", "{root}/empty"), ["--nominal", "no pictures there"]),
+        (("--threshold", "--nominal", "{root}/mvtec/tile/train/good", "--set", "data.load_epoch=9"), ["no checkpoint"]),
         (("--resume", "--check"), ["--resume goes with --predict"]),
         (("--watch", "{root}/config.yaml"), ["config.yaml: not a folder"]),
         (("--watch", "{root}/mvtec", "--output", "{root}/mvtec/out"), ["lies in the folder that is watched"]),
@@ -215,6 +220,44 @@ def test_the_detector_takes_arrays_of_any_size(judged):
             detector(wrong if isinstance(wrong, np.ndarray) else wrong[0])
     with pytest.raises(detector_module.UserError, match="no checkpoint there"):
         Detector.load(judged / "elsewhere")
+
+
+def test_thresholds_from_other_good_pictures_stand_beside_the_old_ones(judged, cli):
+    station, rng = judged / "station 2", np.random.default_rng(1)
+    for i in range(5):
+        write(station / f"{i}.png", rng.integers(150, 200, (40, 48, 3), dtype=np.uint8))
+    shutil.copy(judged / "mvtec/tile/train/good/000.png", station / "copy.png")
+    shutil.copy(judged / "mvtec/tile/train/good/003.png", station / "copy2.png")
+    old = (judged / "checkpoints/tile/tiny/thresholds/checkpoint_2/no_masking.json").read_text()
+    arguments = ("--threshold", "--nominal", str(station), "--predict", str(station), "--output", str(judged / "out"))
+    status, out, error = cli(*arguments)
+    assert status == 0, error
+    path = judged / "checkpoints/tile/tiny/thresholds/checkpoint_2/no_masking_from_station 2.json"
+    assert f"thresholds: {path}" in out.splitlines() and path.with_name("no_masking.json").read_text() == old
+    content, rows = json.loads(path.read_text()), rows_of(judged / "out/predictions.csv")
+    held_out = checkpoint.read(judged / "checkpoints/tile/tiny/last.pt")["held_out"]
+    trained = sum(name not in held_out for name in ("000.png", "003.png"))
+    assert trained and f"{trained} pictures were trained on" in out and content["pictures"] == 7 - trained
+    scores = {float(row["score"]) for row in rows}
+    assert set(content["image_scores"]) <= scores and content["image"]["max"] == max(content["image_scores"])
+    assert {float(row["threshold"]) for row in rows} == {content["image"]["p_quantile"]}
+    summary = (judged / "out/summary.txt").read_text()
+    assert "Kolmogorov-Smirnov distance" in summary and "alike, as if" in summary
+    chosen = ("--output", judged / "again", "--set", "metrics.nominal=station 2")
+    assert "alike, as if" in predict(cli, station, *chosen)
+    assert Detector.load(judged / "checkpoints/tile/tiny", nominal="station 2").limits.image == rows_limit(rows)
+    missing = ("--predict", str(station), "--set", "metrics.nominal=other")
+    assert "no_masking_from_other.json is missing" in cli(*missing)[1]
+
+
+def rows_limit(rows):
+    return float(rows[0]["threshold"])
+
+
+def test_scores_unlike_those_of_the_thresholds_are_told(judged, cli, monkeypatch):
+    monkeypatch.setattr("engine.predict.lie_apart", lambda scores, others: True)
+    out = predict(cli, judged / "mvtec/tile/test", "--output", judged / "out")
+    assert "not alike: many of these pictures are defective" in out and "--threshold True --nominal FOLDER" in out
 
 
 def test_regions_and_relative_scores():

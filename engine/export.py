@@ -27,6 +27,7 @@ FORMATS = ("onnx",)
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
 OPSET = 18
 TOLERANCE = 1e-4  # of maps, between the file and the networks here
+ROUNDING = 2e-6  # of scores
 
 
 class Graph(nn.Module):
@@ -151,7 +152,9 @@ def _check(graph: Graph, path: Path, detector: Detector) -> float:
                 maps, scores = (tensor.numpy() for tensor in graph(torch.from_numpy(images)))
             own_maps, own_scores = session.run(None, {"image": images})
             difference = max(float(np.abs(own_maps - maps).max()), float(np.abs(own_scores - scores).max()))
-            if difference > TOLERANCE or ((own_scores > limit) != (scores > limit)).any():
+            # A score of the very threshold, as of the picture that it is from, can fall to either side by rounding.
+            is_clear = np.abs(scores - limit) > ROUNDING
+            if difference > TOLERANCE or ((own_scores > limit) != (scores > limit))[is_clear].any():
                 raise FloatingPointError(f"--export: the file's maps differ by {difference:.1e}; it is not kept")
             largest = max(largest, difference)
     return largest

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import onnxruntime
 import pytest
-from conftest import ROOT, checked, rows_of
+from conftest import DATA, ROOT, checked, rows_of
 
 from engine import export
 
@@ -115,6 +115,31 @@ def test_the_program_in_c_plus_plus_gives_the_same_verdicts(exported, tmp_path):
     command = [tmp_path / "detect", model, repr(facts["image_threshold"]), "32", "32", *paths]
     done = subprocess.run(command, capture_output=True, text=True)
     check_verdicts(exported, done.stdout)
+
+
+def test_the_originals_weights_judge_new_pictures_and_are_exported(workplace, cli):
+    shutil.copytree(DATA / "official_format", workplace / "official")
+    name = "DRAEM_seg_large_ae_large_0.0001_800_bs8_bottle_"
+    sets = ("--set", f"data.load_epoch={workplace}/official/{name}.pckl", "--set", "model.base_width=8")
+    photos = str(workplace / "mvtec/tile/test")
+    arguments = (
+        "--threshold",
+        "--detection",
+        "--predict",
+        photos,
+        "--output",
+        str(workplace / "out"),
+        "--export",
+        "onnx",
+    )
+    status, out, error = cli(*arguments, *sets)
+    assert status == 0, error
+    file = workplace / f"checkpoints/tile/tiny/export/tile_{name}.onnx"
+    assert out.splitlines()[-1] == f"export: {file}" and file.is_file()
+    rows = {row["path"].partition("tile/")[2]: row for row in rows_of(workplace / "out/predictions.csv")}
+    for row in rows_of(workplace / f"results/tiny/tile/checkpoint_{name}/no_masking/scores.csv"):
+        assert float(rows[row["path"]]["score"]) == pytest.approx(float(row["score"]), abs=1e-6)
+        assert rows[row["path"]]["verdict"] == ("anomalous" if row["prediction"] == "1" else "nominal")
 
 
 def test_formats_that_are_not_known_and_missing_packages_are_told(two, cli, monkeypatch):

@@ -127,6 +127,20 @@ def curve(
     return {"title": title, "x": x[1], "y": y[1], "lines": lines}
 
 
+def curves_of(levels: dict[str, dict[str, np.ndarray]]) -> list[dict[str, Any]]:
+    """The curves of a page. levels: image and pixel, as far as defined -> key -> values."""
+    return [
+        curve(title, x, y, {level: levels[level] for level in wanted if level in levels})
+        for title, x, y, wanted in (
+            ("ROC", ("fpr", "false positive rate"), ("tpr", "true positive rate"), ("image", "pixel")),
+            ("precision and recall", ("tpr", "recall"), ("precision", "precision"), ("image", "pixel")),
+            ("per-region overlap", ("fpr", "false positive rate"), ("pro", "overlap"), ("pixel",)),
+            ("IoU", ("threshold", "pixel threshold"), ("iou", "IoU"), ("pixel",)),
+        )
+        if any(level in levels for level in wanted)
+    ]
+
+
 def write_index(folder: Path, title: str, columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> None:
     """Write a page with a table of results that can be sorted, each linked to its report.
 

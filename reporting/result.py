@@ -125,11 +125,15 @@ class Result:
         limit = self.thresholds[self.judged_by][1] if self.judged_by in self.thresholds else None
         if limit is not None:
             self._areas[found.idx] = float((found.anomaly_map > limit).mean())
-        if self.config.metrics.visualisation == "none":
+        if not self._has_view(found.idx):
             return
         arrays = (panels.eight_bit(found.image), panels.eight_bit(found.reconstruction))
         arrays = (*arrays, panels.eight_bit(found.anomaly_map), found.mask)
         self._background.do(report.write_view, self.folder, self._files(found.idx), *arrays)
+
+    def _has_view(self, idx: int) -> bool:
+        wanted = self.config.metrics.visualisation  # which ones are errors depends on the report's threshold
+        return wanted in ("all", "errors") or self._wants_panel(idx)
 
     def _files(self, idx: int) -> dict[str, str | None]:
         picture = self.measured.pictures[idx]
@@ -254,7 +258,7 @@ class Result:
                 self._write_panel(int(idx), *arrays)
 
     def _write_report(self) -> None:
-        measured, has_view = self.measured, self.config.metrics.visualisation != "none"
+        measured = self.measured
         shown = [
             report.Shown(
                 name=measured.name(idx),
@@ -262,21 +266,11 @@ class Result:
                 label=int(picture.has_anomaly),
                 score=float(measured.scores[idx]),
                 area=self._areas.get(idx),
-                **(self._files(idx) if has_view else {}),
+                **(self._files(idx) if self._has_view(idx) else {}),
             )
             for idx, picture in enumerate(measured.pictures)
         ]
-        levels = self._levels()
-        drawn = [
-            report.curve(title, x, y, {level: levels[level] for level in wanted if level in levels})
-            for title, x, y, wanted in (
-                ("ROC", ("fpr", "false positive rate"), ("tpr", "true positive rate"), ("image", "pixel")),
-                ("precision and recall", ("tpr", "recall"), ("precision", "precision"), ("image", "pixel")),
-                ("per-region overlap", ("fpr", "false positive rate"), ("pro", "overlap"), ("pixel",)),
-                ("IoU", ("threshold", "pixel threshold"), ("iou", "IoU"), ("pixel",)),
-            )
-            if any(level in levels for level in wanted)
-        ]
+        drawn = report.curves_of(self._levels())
         named = {kind: (limit, self._nominal["pixel"][kind]) for kind, limit in self._nominal.get("image", {}).items()}
         about = f"{len(shown)} test pictures; judged at {self.judged_by} at first. Weights: {self.weights_file.name}."
         report.write_page(self.folder, self.title, about, shown, named | self.thresholds, self.judged_by, drawn)

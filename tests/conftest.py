@@ -136,9 +136,9 @@ def rows_of(path) -> list[dict[str, str]]:
         return list(csv.DictReader(stream))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def trained_two(tmp_path_factory):
-    """Categories tile and wood, trained by train_all.py for two epochs."""
+    """Categories tile and wood, trained by train_all.py for two epochs; not to be written to."""
     root = tmp_path_factory.mktemp("two")
     make_dataset(root)
     make_dataset(root, "wood")
@@ -147,6 +147,14 @@ def trained_two(tmp_path_factory):
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     return root, done.stdout
+
+
+def copy_of(root: Path, to: Path) -> Path:
+    """A copy of a workplace, with settings of its own."""
+    for name in ("mvtec", "textures", "checkpoints"):
+        shutil.copytree(root / name, to / name)
+    (to / "config.yaml").write_text((root / "config.yaml").read_text().replace(root.as_posix(), to.as_posix()))
+    return to
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import onnxruntime
 import pytest
-from conftest import DATA, ROOT, checked, rows_of
+from conftest import DATA, ROOT, checked, copy_of, rows_of
 
 from engine import export
 
@@ -18,11 +18,7 @@ from engine import export
 @pytest.fixture(scope="module")
 def exported(trained_two, tmp_path_factory):
     """A run's folder with thresholds and an exported file, and pictures beside it."""
-    root = tmp_path_factory.mktemp("exported")
-    shutil.copytree(trained_two[0] / "mvtec", root / "mvtec")
-    shutil.copytree(trained_two[0] / "checkpoints", root / "checkpoints")
-    text = (trained_two[0] / "config.yaml").read_text().replace(trained_two[0].as_posix(), root.as_posix())
-    (root / "config.yaml").write_text(text)
+    root = copy_of(trained_two[0], tmp_path_factory.mktemp("exported"))
     picture = cv2.imread(str(root / "mvtec/tile/test/spot/000.png"))
     for name in ("large.png", "größe 1.png"):
         (root / name).write_bytes(cv2.imencode(".png", cv2.resize(picture, (200, 120)))[1].tobytes())

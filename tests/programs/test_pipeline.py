@@ -138,16 +138,20 @@ def test_only_what_is_asked_for_is_drawn(workplace, cli):
     folder = workplace / "results/tiny/tile/checkpoint_2/no_masking"
     assert cli("--train", "--detection", *arguments, "--set", "metrics.visualisation=2")[0] == 0
     assert sorted(p.name for p in folder.iterdir()) == [
-        *("curves.npz", "made_with.json", "optimal", "panels", "scores.csv", "scores.png"),
+        *("curves.npz", "made_with.json", "optimal", "panels", "report.html", "scores.csv", "scores.png", "view"),
     ]
-    panels = folder / "panels"
+    panels, shown = folder / "panels", folder / "view/images"
+    assert sorted(p.relative_to(shown).as_posix() for p in shown.rglob("*.jpg")) == [
+        "good/000.png.jpg",
+        "spot/002.png.jpg",
+    ]
     assert sorted(p.relative_to(panels).as_posix() for p in panels.rglob("*.png")) == ["good/000.png", "spot/002.png"]
     assert cli("--detection", *arguments, "--set", "metrics.visualisation=errors")[0] == 0
     rows = rows_of(folder / "scores.csv")
     wrong = {row["path"].removeprefix("test/") for row in rows if row["label"] != row["prediction"]}
     assert {p.relative_to(panels).as_posix() for p in panels.rglob("*.png")} == wrong
     assert cli("--detection", *arguments, "--set", "metrics.visualisation=none")[0] == 0
-    assert not list(panels.rglob("*.png"))
+    assert not list(panels.rglob("*.png")) and not list(shown.rglob("*")) and (folder / "report.html").is_file()
 
 
 def test_metrics_of_other_weights_do_not_stay_beside_new_ones(workplace, cli):

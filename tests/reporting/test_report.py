@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, checked, planted_detections, rows_of
+from conftest import ROOT, checked, copy_of, planted_detections, rows_of
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from evaluation import comparison, metrics
@@ -160,8 +160,8 @@ def _drop_row(root):
 
 
 @pytest.fixture(scope="module")
-def evaluated(trained_two):
-    root, _ = trained_two
+def evaluated(trained_two, tmp_path_factory):
+    root = copy_of(trained_two[0], tmp_path_factory.mktemp("evaluated"))
     command = [sys.executable, str(ROOT / "evaluate_checkpoints.py"), "--config", str(root / "config.yaml"), *PLAIN]
     assert subprocess.run(command, capture_output=True, timeout=240).returncode == 0
     return root

@@ -50,6 +50,10 @@ class Done:
         found = self._base.execute("SELECT size, time FROM done WHERE path = ?", item[:1]).fetchone()
         return found == item[1]
 
+    def knows(self, path: str) -> bool:
+        """Whether any version of a file has been judged."""
+        return self._base.execute("SELECT 1 FROM done WHERE path = ?", (path,)).fetchone() is not None
+
     def add(self, path: str, state: State) -> None:
         self._base.execute("INSERT OR REPLACE INTO done VALUES (?, ?, ?)", (path, *state))
         self._base.commit()
@@ -148,13 +152,13 @@ def run(config: Config, named: Collection[str], folder: Path, output: Path | Non
     if written.resolve().is_relative_to(folder.resolve()):
         raise UserError(f"{written}: lies in the folder that is watched; name another with --output")
     predictions = Predictions(written, detector.limits, made_with(detector), config.metrics.visualisation, keep=True)
-    print(f"watching {folder}, writing to {written}; Ctrl-C ends it", flush=True)
     counts: Counter[str] = Counter()
     before = signal.signal(signal.SIGTERM, _interrupt)
     source = Folder(folder)
     try:
         with closing(Done(written / DONE)) as done:
             _catch_up(predictions, done)
+            print(f"watching {folder}, writing to {written}; Ctrl-C ends it", flush=True)
             _watch(source, detector, predictions, done, counts)
     except KeyboardInterrupt:
         print(", ".join(f"{count} {verdict}" for verdict, count in sorted(counts.items())) or "no picture came")
@@ -171,7 +175,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 def _catch_up(predictions: Predictions, done: Done) -> None:
     """A kill can come between a row and the note that it is done."""
     for path in predictions.last_paths():
-        if state := state_of(path):
+        if not done.knows(path) and (state := state_of(path)):
             done.add(path, state)
 
 

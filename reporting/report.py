@@ -19,6 +19,7 @@ PAGE, INDEX = "report.html", "index.html"
 VIEW = "view"  # folder of the small pictures
 JPEG = [cv2.IMWRITE_JPEG_QUALITY, 90]
 MOST_POINTS = 400  # of a curve
+OUTLINED = 256  # pixels
 HERE = Path(__file__).parent
 
 
@@ -66,16 +67,18 @@ def write_view(
         _write(folder / files[kind], data)
     _write(folder / files["map"], to_png(panels.eight_bit(anomaly_map)))
     if truth is not None and files["truth"]:
-        # Enlarged, so that the outline is thin.
-        outlined = np.zeros((*(4 * side for side in truth.shape), 3), np.uint8)
+        factor = max(1, OUTLINED // max(truth.shape))  # enlarged where it is small, so that the outline is thin
+        outlined = np.zeros((*(factor * side for side in truth.shape), 3), np.uint8)
         panels.outline(outlined, truth, colors.TRUTH)
-        alpha = outlined.max(axis=2, keepdims=True) > 0
-        _write(folder / files["truth"], to_png(np.dstack([outlined, alpha.astype(np.uint8) * 255])))
+        alpha = (outlined[..., 0] > 0).view(np.uint8) * np.uint8(255)  # the color has some blue
+        _write(folder / files["truth"], to_png(cv2.merge([*cv2.split(outlined), alpha])))
 
 
 def _write(path: Path, data: np.ndarray) -> None:
-    with runtime.replacing(path) as beside:
-        beside.write_bytes(data.tobytes())
+    # In place: nothing reads these before the results' folder, or the picture's row, is there.
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with runtime.naming(path):
+        path.write_bytes(data)
 
 
 def write_page(

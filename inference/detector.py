@@ -80,7 +80,9 @@ class Detector:
     """
 
     def __init__(self, ckpt: Checkpoint, config: Config, named: Collection[str] = ()):
-        if ckpt.held_out is not None:
+        if "data.white_level" in named:
+            config = checkpoint.settled(config, ckpt)  # which refuses another than the checkpoint's
+        elif ckpt.held_out is not None:
             config = checkpoint.with_white_level(config, ckpt.white_level)
         self.ckpt, self.config, self.technique = ckpt, config, configured(config)
         others = {"reference": "data.registration_reference", "region": "masking.regions"}

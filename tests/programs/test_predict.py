@@ -83,6 +83,8 @@ def test_settings_that_contradict_the_checkpoint_are_named(judged, call):
     photos = ("--predict", str(judged / "mvtec/tile/test/good"))
     outcome = call("main", "--config", str(judged / "own.yaml"), *photos)
     checked(outcome, ["data.img_size = (64, 64)", "epoch_0002.pt was trained with (32, 32)"])
+    outcome = call("main", "--set", "data.white_level=4095", *photos)
+    checked(outcome, ["data.white_level = 4095", "was trained with 8 bits or all 16"])
 
 
 def test_without_thresholds_there_are_scores_and_no_verdict(two, cli):

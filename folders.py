@@ -12,6 +12,7 @@ IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".jpe", ".bmp", ".dib", ".tif", ".tif
 IMAGE_SUFFIXES |= {".gif", ".pgm", ".ppm", ".pbm", ".pnm", ".pam", ".hdr", ".ras", ".sr"}
 # As `plain` has them.
 NOMINAL_NAMES = {"good", "ok", "normal", "nominal", "defectfree", "nodefect", "nondefective", "anomalyfree"}
+NOT_UTF8 = "the name is not UTF-8; rename it"
 SYSTEM_FOLDERS = {"__MACOSX", "@eaDir"}
 
 
@@ -47,6 +48,11 @@ def plain(name: str) -> str:
     return re.sub(r"[\W_]", "", name.casefold())
 
 
+def is_visible_folder(name: str) -> bool:
+    """Whether a folder of this name is one of the user's."""
+    return not name.startswith(".") and name not in SYSTEM_FOLDERS
+
+
 def _refuse(error: OSError) -> None:
     raise error  # a folder that may not be read is not an empty one
 
@@ -56,7 +62,7 @@ def pictures_below(folder: Path, remarks: Remarks | None = None) -> list[Path]:
     found, seen, remarks = [], set(), remarks or Remarks()
     for root, folders, names in os.walk(folder, onerror=_refuse, followlinks=True) if folder.is_dir() else ():
         _check_names(root, (*folders, *names))
-        hidden = [name for name in folders if name.startswith(".") or name in SYSTEM_FOLDERS]
+        hidden = [name for name in folders if not is_visible_folder(name)]
         for name in hidden:
             remarks.pass_over("hidden folders", Path(root, name).relative_to(folder.parent))
         # A link to a folder above it would lead round and round.
@@ -83,16 +89,16 @@ def _check_names(root: str, names: Sequence[str]) -> None:
             os.path.join(root, name).encode()
         except UnicodeEncodeError as error:
             shown = os.fsencode(os.path.join(root, name)).decode("utf-8", "backslashreplace")
-            raise UserError(f"{shown}: the name is not UTF-8; rename it") from error
+            raise UserError(f"{shown}: {NOT_UTF8}") from error
 
 
 def subfolders(folder: Path) -> list[Path]:
     """Visible folders in a folder, sorted."""
     if not folder.is_dir():
         return []
-    there = [path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")]
+    there = [path for path in folder.iterdir() if path.is_dir() and is_visible_folder(path.name)]
     _check_names(str(folder), [path.name for path in there])
-    return sorted(path for path in there if path.name not in SYSTEM_FOLDERS)
+    return sorted(there)
 
 
 def nominal_folders(folder: Path, remarks: Remarks | None = None) -> list[Path]:

@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Collection, Iterator
 from contextlib import closing, suppress
+from itertools import islice
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from types import FrameType
@@ -19,7 +20,7 @@ from watchdog.observers.api import BaseObserver
 from config import Config
 from engine.predict import made_with, remarks_of, usual_folder
 from errors import UserError, told
-from folders import IMAGE_SUFFIXES
+from folders import IMAGE_SUFFIXES, NOT_UTF8, is_visible_folder
 from inference import checkpoint
 from inference.detector import Detector
 from reporting.predictions import Predictions, row, row_of_error
@@ -28,6 +29,8 @@ REST = 0.15  # seconds that a picture must not have changed for: then it is writ
 PATIENCE = 5.0  # seconds that one which cannot be read is tried again for: its writer may have paused
 TICK = 0.03  # seconds between two looks at what is about to come
 SHARE = 0.05  # of the time that listing the folder may take
+LOOK = 500  # entries listed in one go: 300,000 pictures of a month must not make a new one wait
+MOST_WAITING = 1000  # pictures found by listing that wait to be judged
 DONE = "done.sqlite"
 
 
@@ -80,10 +83,15 @@ class Folder:
 
     def __init__(self, folder: Path):
         self.folder, self._arrivals, self._observer = folder, Arrivals(), None
-        self._next_listing, self._is_gone = 0.0, False
+        self._listing: Iterator[str] | None = None
+        self._next_listing, self._taken, self._is_listed, self._is_gone = 0.0, 0.0, False, False
 
-    def new(self) -> Iterator[str]:
-        """Paths that may be new. A folder that has vanished is waited for, and said once."""
+    def new(self, lists: bool = True) -> Iterator[str]:
+        """Paths that may be new; those that were there before come first. A folder that has vanished is waited for, and
+        said once.
+
+        lists: go on with listing the folder, besides what the system has told.
+        """
         if not self.folder.is_dir():
             if not self._is_gone:
                 print(f"{self.folder}: gone; waiting for it to come back", flush=True)
@@ -92,20 +100,27 @@ class Folder:
             return
         if self._is_gone:
             print(f"{self.folder}: back", flush=True)
-            self._is_gone, self._next_listing = False, 0.0
+            self._is_gone, self._listing, self._next_listing = False, None, 0.0
         self._observer = self._observer or self._start()
-        with suppress(Empty):
-            while True:
-                path = self._arrivals.queue.get_nowait()
-                if is_picture(path):
-                    yield path
-        if time.monotonic() >= self._next_listing:
-            start = time.monotonic()
-            for root, folders, names in os.walk(self.folder, followlinks=True):
-                folders[:] = [name for name in folders if not name.startswith(".")]
-                yield from (path for name in names if is_picture(path := os.path.join(root, name)))
-            taken = time.monotonic() - start
-            self._next_listing = time.monotonic() + max(taken / SHARE, TICK)
+        if self._is_listed:
+            with suppress(Empty):
+                while True:
+                    path = self._arrivals.queue.get_nowait()
+                    if is_picture(os.path.relpath(path, self.folder)):
+                        yield path
+        if lists and time.monotonic() >= self._next_listing:
+            yield from self._look()
+
+    def _look(self) -> Iterator[str]:
+        """The next entries of the listing."""
+        start = time.monotonic()
+        self._listing = self._listing or files_below(self.folder)
+        found = list(islice(self._listing, LOOK))
+        yield from (path for path in found if is_picture(os.path.basename(path)))
+        self._taken += time.monotonic() - start
+        if len(found) < LOOK:  # its end
+            self._next_listing = time.monotonic() + max(self._taken / SHARE, TICK)
+            self._listing, self._taken, self._is_listed = None, 0.0, True
 
     def _start(self) -> BaseObserver | None:
         observer = Observer()
@@ -123,10 +138,34 @@ class Folder:
         self._observer = None
 
 
+def shown(path: str) -> str:
+    """A path as it can be written in UTF-8."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
 def is_picture(path: str) -> bool:
-    """Whether a name is that of a visible picture."""
-    name = os.path.basename(path)
-    return not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+    """Whether a path within the folder is that of a visible picture."""
+    *folders, name = path.split(os.sep)
+    is_visible = not name.startswith(".") and all(map(is_visible_folder, folders))
+    return is_visible and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+
+
+def files_below(folder: Path | str, above: frozenset = frozenset()) -> Iterator[str]:
+    """Files at any depth in visible folders, as they are found. Links are followed.
+
+    above: the folders that it lies in, which a link must not lead back to.
+    """
+    with suppress(OSError):  # what vanishes meanwhile, or may not be read
+        found = os.stat(folder)
+        here = found.st_dev, found.st_ino
+        if here in above and found.st_ino:
+            return
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if not entry.is_dir():
+                    yield entry.path
+                elif is_visible_folder(entry.name):
+                    yield from files_below(entry.path, above | {here})
 
 
 def run(config: Config, named: Collection[str], folder: Path, output: Path | None = None) -> Path:
@@ -192,9 +231,9 @@ def _watch(source: Folder, detector: Detector, predictions: Predictions, done: D
     waiting: dict[str, tuple[State, float, float]] = {}  # state, since when it is so, since when it is waited for
     while True:
         now = time.monotonic()
-        for path in source.new():
+        for path in source.new(lists=len(waiting) < MOST_WAITING):
             state = state_of(path)
-            if path not in waiting and state and (path, state) not in done:
+            if path not in waiting and state and (shown(path), state) not in done:
                 waiting[path] = state, now, now
         for path, (state, since, first) in list(waiting.items()):
             current = state_of(path)
@@ -204,7 +243,7 @@ def _watch(source: Folder, detector: Detector, predictions: Predictions, done: D
                 waiting[path] = current, now, now
             elif now - since >= REST:
                 if line := _judge(path, source.folder, detector, predictions, is_last=now - first >= PATIENCE):
-                    done.add(path, state)
+                    done.add(shown(path), state)
                     counts[line.split()[0]] += 1
                     print(line, flush=True)
                     del waiting[path]
@@ -216,6 +255,9 @@ def _watch(source: Folder, detector: Detector, predictions: Predictions, done: D
 def _judge(path: str, folder: Path, detector: Detector, predictions: Predictions, is_last: bool) -> str | None:
     """Judge a picture and write what is found; the line about it, None where it cannot be read and may be yet."""
     start = time.perf_counter()
+    if shown(path) != path:
+        predictions.write([row_of_error(shown(path), NOT_UTF8)])
+        return f"failed {shown(path)}: {NOT_UTF8}"
     try:
         [found] = detector.run([detector.read(Path(path))])
     except (UserError, OSError) as error:

@@ -70,27 +70,32 @@ def test_pictures_are_judged_once_when_they_are_complete(camera, cli):
     (folder / "line 2").mkdir()
     shutil.copy(spots[2], folder / "line 2/ä.png")
     (folder / "note.txt").write_text("no picture")
+    (folder / ".half").mkdir()
+    shutil.copy(spots[2], folder / ".half/hidden.png")
+    shutil.copy(spots[2], os.path.join(os.fsencode(folder), b"l\xe4nge.png"))
     for name in ("slow.png", "moved.png", "line 2/ä.png"):
         line = watching.wait_for(f"camera/{name}")
         assert line.split()[0] in ("anomalous", "nominal") and line.endswith(" ms")
+    assert "not UTF-8; rename it" in watching.wait_for("failed")
     assert watching.end(signal.SIGTERM) == 0 and watching.lines[-1] == f"predictions: {camera / 'out'}"
     rows = rows_of(camera / "out/predictions.csv")
-    assert len(rows) == 6 and not any(row["error"] for row in rows)
+    assert [row["path"].rpartition("/")[2] for row in rows if row["error"]] == ["l\\xe4nge.png"] and len(rows) == 7
     assert {path.relative_to(camera / "out/maps").as_posix() for path in (camera / "out/maps").rglob("*.png")} == {
         *(f"00{i}.png" for i in range(3)),
         "slow.png",
         "moved.png",
         "line 2/ä.png",
     }
+    os.remove(os.path.join(os.fsencode(folder), b"l\xe4nge.png"))
     assert cli("--predict", str(folder), "--output", str(camera / "again"))[0] == 0
     expected = {row["path"]: float(row["score"]) for row in rows_of(camera / "again/predictions.csv")}
-    assert {row["path"]: float(row["score"]) for row in rows} == pytest.approx(expected, abs=1e-6)
+    assert {row["path"]: float(row["score"]) for row in rows if row["score"]} == pytest.approx(expected, abs=1e-6)
 
     again = Watching(camera)  # nothing is done twice, but for a picture that has become another one
     write(folder / "000.png", np.full((40, 48, 3), 30, np.uint8))
     again.wait_for("camera/000.png")
     assert again.end(signal.SIGINT) == 0
-    assert len(rows_of(camera / "out/predictions.csv")) == 7
+    assert len(rows_of(camera / "out/predictions.csv")) == 8
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals are other ones there")
@@ -130,3 +135,19 @@ def test_what_is_judged_is_kept_on_the_disk(tmp_path):
         assert ("a.png", watch.State(1, 3)) in done and ("a.png", watch.State(1, 2)) not in done
         assert ("b.png", watch.State(1, 3)) not in done
     assert watch.is_picture("x/a.JPG") and not watch.is_picture("x/.a.png") and not watch.is_picture("x/a.txt")
+
+
+def test_what_a_month_has_left_there_does_not_make_a_new_picture_wait(tmp_path):
+    camera = tmp_path / "camera"
+    names = {f"{folder}/{i:04}.png" for folder in ("one", "two", "two/three") for i in range(1000)}
+    for name in names:
+        (camera / name).parent.mkdir(parents=True, exist_ok=True)
+        (camera / name).touch()
+    (camera / "two/round").symlink_to(camera, target_is_directory=True)
+    source, found, looks = watch.Folder(camera), [], []
+    while not source._is_listed:
+        looks.append([os.path.relpath(path, camera) for path in source.new()])
+        found += looks[-1]
+    assert sorted(found) == sorted(names) and max(map(len, looks)) <= watch.LOOK
+    assert not list(source.new(lists=False))
+    source.stop()

@@ -7,6 +7,7 @@ const pictures = data.pictures.map((picture, number) => ({ ...picture, number })
 const judged = pictures.filter((picture) => picture.score !== null);
 const hasLabels = judged.some((picture) => picture.label !== null);
 const CHUNK = 120; // tiles that are built at a time
+const nearEnd = new IntersectionObserver((seen) => { if (seen[0].isIntersecting) build(); }, { rootMargin: "800px" });
 const state = { threshold: data.start, pixel: data.pixel, sort: "worst", filter: "all", folder: "", text: "", open: null };
 
 // ---- the address keeps the state, so that it can be sent to others
@@ -194,6 +195,8 @@ function build() {
     return tile;
   }));
   judgeTiles();
+  nearEnd.disconnect();
+  if (built < order.length) nearEnd.observe($("end")); // anew: it tells of changes only, and the end can still be in view
 }
 
 function judgeTiles() {
@@ -316,8 +319,6 @@ function start() {
     if (event.key === "ArrowLeft") step(-1);
     if (event.key === "ArrowRight") step(1);
   });
-  new IntersectionObserver((seen) => { if (seen[0].isIntersecting && built < order.length) build(); },
-    { rootMargin: "800px" }).observe($("end"));
   drawHistogram();
   drawCurves();
   setThreshold(state.threshold);

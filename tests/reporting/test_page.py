@@ -204,6 +204,15 @@ def test_ten_thousand_pictures_stay_smooth(browser, tmp_path):
     while len(browser.find_elements(By.CSS_SELECTOR, ".tile")) <= 360:
         browser.execute_script("document.getElementById('end').scrollIntoView()")
         assert time.monotonic() < end
+    browser.set_window_size(3840, 4000)  # shows several chunks at once: nothing need be scrolled
+    try:
+        show(browser, tmp_path / report.PAGE)
+        position = "return document.getElementById('end').getBoundingClientRect().top - innerHeight"
+        while browser.execute_script(position) < 800:
+            assert time.monotonic() < end + 10
+        assert len(browser.find_elements(By.CSS_SELECTOR, ".tile")) < 3000
+    finally:
+        browser.set_window_size(1200, 1400)
 
 
 @needs_browser

@@ -10,31 +10,27 @@ import cv2
 import numpy as np
 import onnxruntime
 import pytest
-from conftest import DATA, ROOT, checked, copy_of, rows_of
+from conftest import DATA, ROOT, SETTINGS, checked, make_dataset, rows_of
 
 from engine import export
 
+LEARNS = ("--set", "train.epochs=30", "--set", "train.save_from=30", "--set", "train.learning_rate=1e-2")
+
 
 @pytest.fixture(scope="module")
-def exported(trained_two, tmp_path_factory):
-    """A run's folder with thresholds and an exported file, and pictures beside it."""
-    root = copy_of(trained_two[0], tmp_path_factory.mktemp("exported"))
+def exported(tmp_path_factory):
+    """A run with thresholds and an exported file, and pictures. Defective ones score about 0.9, good ones 0.16."""
+    root = make_dataset(tmp_path_factory.mktemp("exported"))
+    (root / "config.yaml").write_text(SETTINGS.format(root=root.as_posix()))
     picture = cv2.imread(str(root / "mvtec/tile/test/spot/000.png"))
     for name in ("large.png", "größe 1.png"):
         (root / name).write_bytes(cv2.imencode(".png", cv2.resize(picture, (200, 120)))[1].tobytes())
     photos = [root / "mvtec/tile/test", root / "large.png", root / "größe 1.png"]
-    command = [
-        sys.executable,
-        ROOT / "main.py",
-        "--config",
-        root / "config.yaml",
-        "--threshold",
-        "--output",
-        root / "out",
-    ]
-    done = subprocess.run([*command, "--export", "onnx", "--predict", *photos], capture_output=True, text=True)
+    command = [sys.executable, ROOT / "main.py", "--config", root / "config.yaml", *LEARNS, "--train", "--threshold"]
+    command += ["--export", "onnx", "--output", root / "out", "--predict", *photos]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == f"export: {(root / 'checkpoints/tile/tiny/export/tile_2.onnx').as_posix()}"
+    assert done.stdout.splitlines()[-1] == f"export: {(root / 'checkpoints/tile/tiny/export/tile_30.onnx').as_posix()}"
     assert "largest difference of a map from the networks here" in done.stdout
     return root
 
@@ -49,12 +45,13 @@ def check_verdicts(exported, text):
     expected = {row["path"]: row for row in rows_of(exported / "out/predictions.csv")}
     found = verdicts(text)
     assert found.keys() == expected.keys() and len(found) == 8
+    assert {verdict for verdict, _ in found.values()} == {"anomalous", "nominal"}
     for path, (verdict, score) in found.items():
         assert verdict == expected[path]["verdict"] and score == pytest.approx(float(expected[path]["score"]), abs=2e-6)
 
 
 def test_the_file_takes_any_batch_and_size(exported):
-    file = exported / "checkpoints/tile/tiny/export/tile_2.onnx"
+    file = exported / "checkpoints/tile/tiny/export/tile_30.onnx"
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     rng = np.random.default_rng(1)
     for count, height, width in ((1, 32, 32), (5, 64, 96), (2, 32, 160)):
@@ -67,11 +64,13 @@ def test_the_file_takes_any_batch_and_size(exported):
 
 def test_the_file_says_what_it_needs(exported):
     folder = exported / "checkpoints/tile/tiny"
-    facts = json.loads((folder / "export/tile_2.json").read_text())
-    limits = json.loads((folder / "thresholds/checkpoint_2/no_masking.json").read_text())
+    facts = json.loads((folder / "export/tile_30.json").read_text())
+    limits = json.loads((folder / "thresholds/checkpoint_30/no_masking.json").read_text())
     assert facts["img_size"] == [32, 32] and facts["channels"] == "BGR" and facts["category"] == "tile"
-    assert facts["image_threshold"] == limits["image"]["p_quantile"] and facts["checkpoint"] == "2"
-    session = onnxruntime.InferenceSession(folder / "export/tile_2.onnx", providers=["CPUExecutionProvider"])
+    assert facts["image_threshold"] == limits["image"]["p_quantile"] and facts["checkpoint"] == "30"
+    assert facts["epoch"] == 30 and facts["thresholds"]["max"]["image"] == limits["image"]["max"]
+    assert facts["thresholds"]["conformal"] == {"image": None, "pixel": None}  # never alarms
+    session = onnxruntime.InferenceSession(folder / "export/tile_30.onnx", providers=["CPUExecutionProvider"])
     stored = session.get_modelmeta().custom_metadata_map
     assert {key: stored[key] for key in ("channels", "category", "fingerprint")} == {
         key: facts[key] for key in ("channels", "category", "fingerprint")
@@ -82,7 +81,7 @@ def test_the_file_says_what_it_needs(exported):
 
 def test_the_program_beside_the_camera_gives_the_same_verdicts(exported):
     paths = [row["path"] for row in rows_of(exported / "out/predictions.csv")]
-    command = [sys.executable, ROOT / "deploy/detect.py", exported / "checkpoints/tile/tiny/export/tile_2.onnx"]
+    command = [sys.executable, ROOT / "deploy/detect.py", exported / "checkpoints/tile/tiny/export/tile_30.onnx"]
     done = subprocess.run([*command, *paths], capture_output=True, text=True, cwd=exported)
     check_verdicts(exported, done.stdout)
     (exported / "broken.png").write_text("no picture")
@@ -105,9 +104,9 @@ def test_the_program_in_c_plus_plus_gives_the_same_verdicts(exported, tmp_path):
     assert configured.returncode == 0, configured.stderr
     built = subprocess.run(["cmake", "--build", tmp_path], capture_output=True, text=True)
     assert built.returncode == 0, built.stdout + built.stderr
-    facts = json.loads((exported / "checkpoints/tile/tiny/export/tile_2.json").read_text())
+    facts = json.loads((exported / "checkpoints/tile/tiny/export/tile_30.json").read_text())
     paths = [row["path"] for row in rows_of(exported / "out/predictions.csv")]
-    model = exported / "checkpoints/tile/tiny/export/tile_2.onnx"
+    model = exported / "checkpoints/tile/tiny/export/tile_30.onnx"
     command = [tmp_path / "detect", model, repr(facts["image_threshold"]), "32", "32", *paths]
     done = subprocess.run(command, capture_output=True, text=True)
     check_verdicts(exported, done.stdout)
@@ -138,14 +137,15 @@ def test_the_originals_weights_judge_new_pictures_and_are_exported(workplace, cl
         assert rows[row["path"]]["verdict"] == ("anomalous" if row["prediction"] == "1" else "nominal")
 
 
-def test_formats_that_are_not_known_and_missing_packages_are_told(two, cli, monkeypatch):
+def test_formats_that_are_not_known_and_missing_packages_are_told(cli, monkeypatch):
     checked(cli("--export", "tflite"), ["--export tflite: not known", "onnx"])
     monkeypatch.setattr(export, "find_spec", lambda name: None)
     checked(cli("--export", "onnx"), ["onnxruntime not installed", "requirements-export.txt"])
 
 
-def test_a_file_that_gives_other_maps_is_not_kept(two, cli, monkeypatch):
-    monkeypatch.setattr(export, "TOLERANCE", -1)
+def test_a_file_that_gives_other_maps_is_not_kept(exported, two, cli, monkeypatch):
+    other = exported / "checkpoints/tile/tiny/export/tile_30.onnx"
+    monkeypatch.setattr(export, "_write", lambda graph, path, facts: shutil.copy(other, path))
     status, _, error = cli("--export", "onnx")
     assert status == 1 and "it is not kept" in error
     assert not list((two / "checkpoints/tile/tiny").rglob("*.onnx"))

@@ -9,10 +9,9 @@ from typing import Any
 import provenance
 from config import Config
 from engine.threshold import NOT_KNOWN, load_thresholds, nominal_settings
-from errors import UserError
 from evaluation.thresholds import MANUAL, OPTIMAL
 from folders import Remarks, category_folder
-from inference import checkpoint
+from inference import checkpoint, thresholds
 from inference.checkpoint import Checkpoint
 from inference.detect import detect
 from inference.techniques import Preparation, Technique, configured, left_out
@@ -46,11 +45,7 @@ def run(config: Config) -> Path:
 
 def manual_thresholds(config: Config) -> dict[str, Any]:
     """Thresholds of the settings, as `load_thresholds` gives others. UserError where one is not set."""
-    values = {"image": config.metrics.image_threshold, "pixel": config.metrics.pixel_threshold}
-    for scope, value in values.items():
-        if value is None:
-            raise UserError(f"metrics.{scope}_threshold: needed by threshold type manual; set a number from 0 to 1")
-    return {scope: {MANUAL: value} for scope, value in values.items()} | {"held_out": True, "nominal": None}
+    return thresholds.manual(config) | {"held_out": True, "nominal": None}
 
 
 def result_folder(config: Config, checkpoint_name: str, technique: Technique) -> Path:

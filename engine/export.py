@@ -1,6 +1,7 @@
 """The export mode: one ONNX file that takes pictures and gives anomaly maps and scores."""
 
 import json
+import math
 import warnings
 from collections.abc import Collection
 from contextlib import suppress
@@ -83,6 +84,7 @@ def _facts(detector: Detector) -> dict[str, Any]:
     return {
         "category": data.category,
         "checkpoint": detector.name,
+        "epoch": int(detector.name) if detector.name.isdecimal() else None,
         "fingerprint": detector.ckpt.fingerprint,
         "img_size": [height, width],
         "channels": "BGR",
@@ -90,9 +92,17 @@ def _facts(detector: Detector) -> dict[str, Any]:
         "white_level": None if data.white_level == "auto" else data.white_level,
         "masking_and_registration": detector.technique.name,
         "threshold_type": limits and limits.kind,
-        "image_threshold": limits and limits.image,
-        "pixel_threshold": limits and limits.pixel,
+        "image_threshold": limits and _finite(limits.image),
+        "pixel_threshold": limits and _finite(limits.pixel),
+        "thresholds": {
+            kind: {"image": _finite(image), "pixel": _finite(pixel)}
+            for kind, (image, pixel) in detector.thresholds.items()
+        },
     }
+
+
+def _finite(limit: float) -> float | None:
+    return limit if math.isfinite(limit) else None  # none that could alarm
 
 
 def _write(graph: Graph, path: Path, facts: dict[str, Any]) -> None:

@@ -62,7 +62,8 @@ def run(
             verdicts.update("failed" if one[-1] else one[4] for one in rows)
             bar.update(len(rows))
     title = f"{config.data.category}, checkpoint {detector.name}: {paths[0].resolve().name}"
-    predictions.write_report(title, {picture.path.as_posix(): picture.label for picture in pictures})
+    labels = {picture.path.as_posix(): picture.label for picture in pictures}
+    predictions.write_report(title, labels, detector.thresholds)
     failed = verdicts.pop("failed", 0)
     lines = []
     if detector.limits:
@@ -138,7 +139,7 @@ def made_with(detector: Detector) -> dict:
         "checkpoint_file": detector.ckpt.path.as_posix(),
         "weights": detector.ckpt.fingerprint,
         "technique": detector.technique.name,
-        "thresholds": limits and {"kind": limits.kind, "image": limits.image, "pixel": limits.pixel},
+        "thresholds": limits and [limits.kind, repr(limits.image), repr(limits.pixel)],  # may be infinite
     }
 
 

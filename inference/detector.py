@@ -70,7 +70,8 @@ class Detector:
         ckpt: with its model. config: settings as the checkpoint brings them along. named: keys that the user has named.
 
     Attributes:
-        limits: None without thresholds. nominal_scores: of the pictures that they are from, where known.
+        limits: None without thresholds. thresholds: all that are known, type -> of images and of pixels.
+        nominal_scores: of the pictures that they are from, where known.
         remarks: what the user should know, a sentence each.
         run_folder: with all that belongs to the checkpoint. name: of the checkpoint among those of its run.
         thresholds_path: the file that the limits are from, or would be.
@@ -91,6 +92,7 @@ class Detector:
         self._networks = Networks(ckpt.model, config, 0)
         self.remarks: list[str] = []
         self.nominal_scores: list[float] = []
+        self.thresholds: dict[str, tuple[float, float]] = {}
         self.run_folder, self.name = config.run_folder, ckpt.name
         if ckpt.held_out is not None:  # of this program: what lies beside it is its own
             self.run_folder, self.name = ckpt.path.parent, str(checkpoint.epoch_of(ckpt.path))
@@ -126,15 +128,12 @@ class Detector:
         return cls(checkpoint.load(config), config, named)
 
     def _read_limits(self) -> Limits | None:
-        settings, kind = self.config.metrics, self.config.metrics.threshold_type
+        settings = self.config.metrics
         self.thresholds_path = thresholds.path_of(self.run_folder, self.name, self.technique, settings.nominal)
         if not settings.threshold:
             return None
-        if kind == MANUAL:
-            for scope in ("image", "pixel"):
-                if getattr(settings, f"{scope}_threshold") is None:
-                    raise UserError(f"metrics.{scope}_threshold: needed by threshold type manual; set a number")
-            return Limits(kind, settings.image_threshold, settings.pixel_threshold)
+        if settings.threshold_type == MANUAL:
+            return self._limits_of(thresholds.manual(self.config))
         if not self.thresholds_path.is_file():
             return None
         found, made_from = thresholds.read(self.thresholds_path)
@@ -147,7 +146,12 @@ class Detector:
                 "scores close to the threshold can be judged otherwise"
             )
         self.nominal_scores = found["image_scores"]
-        return Limits(kind, found["image"][kind], found["pixel"][kind])
+        return self._limits_of(found)
+
+    def _limits_of(self, found: dict[str, Any]) -> Limits:
+        self.thresholds = {kind: (limit, found["pixel"][kind]) for kind, limit in found["image"].items()}
+        kind = self.config.metrics.threshold_type
+        return Limits(kind, *self.thresholds[kind])
 
     def made_from(self) -> Provenance:
         """What scores depend on besides the pictures."""

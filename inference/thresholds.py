@@ -5,7 +5,9 @@ import math
 from pathlib import Path
 from typing import Any
 
+from config import Config
 from errors import UserError
+from evaluation.thresholds import MANUAL
 from inference.techniques import Technique
 from provenance import Provenance
 
@@ -19,6 +21,15 @@ def path_of(run: Path, checkpoint_name: str, technique: Technique, nominal: str 
     """
     name = technique.name + (f"_from_{nominal}" if nominal else "")
     return run / "thresholds" / f"checkpoint_{checkpoint_name}" / f"{name}.json"
+
+
+def manual(config: Config) -> dict[str, dict[str, float]]:
+    """`image` and `pixel`, each with the threshold of the settings; UserError where one is not set."""
+    values = {"image": config.metrics.image_threshold, "pixel": config.metrics.pixel_threshold}
+    for scope, value in values.items():
+        if value is None:
+            raise UserError(f"metrics.{scope}_threshold: needed by threshold type manual; set a number from 0 to 1")
+    return {scope: {MANUAL: value} for scope, value in values.items()}
 
 
 def read(path: Path) -> tuple[dict[str, Any], Provenance]:

@@ -137,18 +137,16 @@ class Predictions:
             seen, files = found.seen, report.view_files(label, has_truth=False)
             report.write_view(self.folder, files, seen.image, seen.reconstruction, seen.anomaly_map, None)
 
-    def write_report(self, title: str, labels: dict[str, str]) -> None:
+    def write_report(self, title: str, labels: dict[str, str], thresholds: dict[str, tuple[float, float]]) -> None:
         """Write the page to look through all rows.
 
-        labels: path -> that of `draw`.
+        labels: path -> that of `draw`. thresholds: type -> of images and of pixels.
         """
         with (self.folder / ROWS).open(newline="", encoding="utf-8") as stream:
             rows = [row for row in csv.DictReader(stream) if row["path"] in labels]
         shown = [self._shown(row, labels[row["path"]]) for row in rows]
-        limits = self._limits
-        thresholds = {limits.kind: (limits.image, limits.pixel)} if limits else {}
         about = f"{len(shown)} pictures, {sum(one.score is None for one in shown)} of them failed."
-        report.write_page(self.folder, title, about, shown, thresholds, limits and limits.kind)
+        report.write_page(self.folder, title, about, shown, thresholds, self._limits and self._limits.kind)
 
     def _shown(self, row: dict[str, str], label: str) -> report.Shown:
         if row["error"]:

@@ -33,7 +33,6 @@ def predict(cli, *arguments):
 
 
 def predicted_in(out):
-
     return Path(out.splitlines()[-1].removeprefix("predictions: "))
 
 
@@ -93,6 +92,17 @@ def test_without_thresholds_there_are_scores_and_no_verdict(two, cli):
     rows = rows_of(two / "out/predictions.csv")
     assert len(rows) == 3 and all(row["score"] and not row["verdict"] and not row["threshold"] for row in rows)
     assert len(list((two / "out/maps").iterdir())) == 3
+
+
+def test_a_threshold_that_never_alarms_calls_everything_nominal(judged, cli):
+    """Conformal, of fewer held-out pictures than its promise needs."""
+    never = ("--set", "metrics.threshold_type=conformal")
+    predict(cli, judged / "mvtec/tile/test/spot", "--output", judged / "out", *never)
+    rows = rows_of(judged / "out/predictions.csv")
+    assert {(row["verdict"], row["threshold"], row["regions"]) for row in rows} == {("nominal", "inf", "0")}
+    assert json.loads((judged / "out/made_with.json").read_text())["thresholds"] == ["conformal", "inf", "inf"]
+    predict(cli, judged / "mvtec/tile/test/spot", "--output", judged / "out", "--resume", *never)
+    assert '"conformal": {"image": null, "pixel": null}' in (judged / "out/report.html").read_text()
 
 
 def test_pictures_that_cannot_be_judged_are_rows_and_the_rest_goes_on(judged, cli):

@@ -61,9 +61,8 @@ def run(
             predictions.write(rows)
             verdicts.update("failed" if one[-1] else one[4] for one in rows)
             bar.update(len(rows))
-    title = f"{config.data.category}, checkpoint {detector.name}: {paths[0].resolve().name}"
     labels = {picture.path.as_posix(): picture.label for picture in pictures}
-    predictions.write_report(title, labels, detector.thresholds)
+    predictions.write_report(title_of(detector, paths[0]), labels.get, detector.thresholds)
     failed = verdicts.pop("failed", 0)
     lines = []
     if detector.limits:
@@ -122,6 +121,11 @@ def remarks_of(detector: Detector) -> Iterator[str]:
             f"no thresholds ({detector.thresholds_path} is missing): scores and maps without a verdict; for verdicts "
             "run: python main.py --threshold True (with the same --config and --set)"
         )
+
+
+def title_of(detector: Detector, path: Path) -> str:
+    """Of the page about the pictures of a path."""
+    return f"{detector.config.data.category}, checkpoint {detector.name}: {path.resolve().name}"
 
 
 def usual_folder(detector: Detector, path: Path) -> Path:

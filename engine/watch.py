@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Collection, Iterator
 from contextlib import closing, suppress
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -18,7 +19,7 @@ from watchdog.observers import Observer
 from watchdog.observers.api import BaseObserver
 
 from config import Config
-from engine.predict import made_with, remarks_of, usual_folder
+from engine.predict import made_with, remarks_of, title_of, usual_folder
 from errors import UserError, told
 from folders import IMAGE_SUFFIXES, NOT_UTF8, is_visible_folder
 from inference import checkpoint
@@ -201,6 +202,7 @@ def run(config: Config, named: Collection[str], folder: Path, output: Path | Non
             _watch(source, detector, predictions, done, counts)
     except KeyboardInterrupt:
         print(", ".join(f"{count} {verdict}" for verdict, count in sorted(counts.items())) or "no picture came")
+        predictions.write_report(title_of(detector, folder), partial(_label, folder), detector.thresholds)
     finally:
         source.stop()
         signal.signal(signal.SIGTERM, before)
@@ -216,6 +218,11 @@ def _catch_up(predictions: Predictions, done: Done) -> None:
     for path in predictions.last_paths():
         if not done.knows(path) and (state := state_of(path)):
             done.add(path, state)
+
+
+def _label(folder: Path, path: str) -> str:
+    """A picture's path within the folder, as its map and panel have it."""
+    return Path(os.path.relpath(path, folder)).as_posix()
 
 
 def state_of(path: str) -> State | None:
@@ -265,7 +272,7 @@ def _judge(path: str, folder: Path, detector: Detector, predictions: Predictions
             return None
         predictions.write([row_of_error(path, told(error))])
         return f"failed {told(error)}"
-    predictions.draw(Path(path).relative_to(folder).as_posix(), found, predictions.wants_panel(found))
+    predictions.draw(_label(folder, path), found, predictions.wants_panel(found))
     seconds = time.perf_counter() - start
     predictions.write([row(path, found, detector.limits, seconds)])
     return f"{found.verdict or 'scored'} {found.score:.4f} {path} {1000 * seconds:.0f} ms"

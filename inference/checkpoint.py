@@ -123,7 +123,7 @@ def saved_epochs(run: Path) -> list[int]:
 def epoch_of(path: Path) -> int:
     """Epoch of a checkpoint of this program; of epoch_*.pt by name alone."""
     named = re.fullmatch(r"epoch_(\d+)", path.stem)
-    return int(named[1]) if named else read(path)["epoch"]
+    return int(named[1]) if named else read(path, only_facts=True)["epoch"]
 
 
 def find(config: Config, load_epoch: int | str) -> Path:

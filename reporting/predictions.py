@@ -4,7 +4,7 @@ import csv
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,9 +32,8 @@ COLUMNS = (
     "seconds",
     "error",
 )
-
-
 LONGEST_ROW = 65536  # bytes
+MOST_SHOWN = 20_000  # pictures on the page
 
 
 class Predictions:
@@ -137,15 +136,27 @@ class Predictions:
             seen, files = found.seen, report.view_files(label, has_truth=False)
             report.write_view(self.folder, files, seen.image, seen.reconstruction, seen.anomaly_map, None)
 
-    def write_report(self, title: str, labels: dict[str, str], thresholds: dict[str, tuple[float, float]]) -> None:
-        """Write the page to look through all rows.
+    def write_report(
+        self, title: str, label_of: Callable[[str], str | None], thresholds: dict[str, tuple[float, float]]
+    ) -> None:
+        """Write the page to look through the pictures; of very many the newest.
 
-        labels: path -> that of `draw`. thresholds: type -> of images and of pixels.
+        Args:
+            label_of: path -> that of `draw`; None leaves a picture out. thresholds: type -> of images and of pixels.
         """
+        rows: dict[str, dict[str, str]] = {}  # of a path the newest
+        count = 0
         with (self.folder / ROWS).open(newline="", encoding="utf-8") as stream:
-            rows = [row for row in csv.DictReader(stream) if row["path"] in labels]
-        shown = [self._shown(row, labels[row["path"]]) for row in rows]
+            for row in csv.DictReader(stream):
+                if label_of(row["path"]) is not None:
+                    count += rows.pop(row["path"], None) is None
+                    rows[row["path"]] = row
+                if len(rows) > MOST_SHOWN:
+                    del rows[next(iter(rows))]
+        shown = [self._shown(row, label_of(path) or "") for path, row in rows.items()]
         about = f"{len(shown)} pictures, {sum(one.score is None for one in shown)} of them failed."
+        if count > len(shown):
+            about = f"The newest {len(shown)} of {count} pictures, {about.partition(', ')[2]}"
         report.write_page(self.folder, title, about, shown, thresholds, self._limits and self._limits.kind)
 
     def _shown(self, row: dict[str, str], label: str) -> report.Shown:

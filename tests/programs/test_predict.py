@@ -14,6 +14,7 @@ from evaluation.regions import Region, regions, relative
 from inference import checkpoint
 from inference import detector as detector_module
 from inference.detector import Detector
+from reporting import predictions
 
 REGION = ("--set", "masking.regions={tile: [[0, 20, 0, 24]]}", "--set", "metrics.masking=true")
 
@@ -281,3 +282,12 @@ def test_regions_and_relative_scores():
     assert relative(0, 0) == 0.5 and relative(1, 0) == 1
     scores = np.linspace(0, 1, 101)
     assert all(np.diff([relative(score, 0.37) for score in scores]) > 0)
+
+
+def test_of_very_many_pictures_the_page_shows_the_newest(tmp_path, monkeypatch):
+    monkeypatch.setattr(predictions, "MOST_SHOWN", 3)
+    written = predictions.Predictions(tmp_path, None, {}, "none", keep=False)
+    written.write([predictions.row_of_error(f"{i}.png", "broken") for i in (0, 1, 2, 3, 2)])
+    written.write_report("many", lambda path: path, {})
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "The newest 3 of 4 pictures, 3 of them failed." in page and '"0.png"' not in page and '"3.png"' in page

@@ -96,6 +96,8 @@ def test_pictures_are_judged_once_when_they_are_complete(camera, cli):
     again.wait_for("camera/000.png")
     assert again.end(signal.SIGINT) == 0
     assert len(rows_of(camera / "out/predictions.csv")) == 8
+    page = (camera / "out/report.html").read_text(encoding="utf-8")
+    assert page.count('"name": ') == 7 and "line 2/ä.png" in page and "7 pictures, 1 of them failed." in page
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals are other ones there")

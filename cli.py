@@ -1,14 +1,16 @@
 """What the programs share: flags, exit statuses, how errors are told."""
 
 import argparse
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import stopping
 from errors import UserError
 
 CONFIG = Path(__file__).resolve().parent / "config.yaml"
-DONE, FAULT, MISTAKE, INTERRUPTED = 0, 1, 2, 130  # exit statuses
+DONE, FAULT, MISTAKE = 0, 1, 2  # exit statuses, besides those in stopping.py
 
 
 class Parser(argparse.ArgumentParser):
@@ -41,15 +43,18 @@ def add_config_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(program: Callable[[], int]) -> None:
-    """Run a program and exit: 0 done, 1 a fault of training, 2 a user's mistake, 130 interrupted."""
+    """Run a program and exit: 0 done, 1 a fault of training, 2 a user's mistake, 130 interrupted, 143 told to stop."""
     try:
+        stopping.interrupts()
         sys.exit(program())
     except UserError as error:
         sys.exit(_tell(error, MISTAKE))
     except FloatingPointError as error:
         sys.exit(_tell(error, FAULT))
-    except KeyboardInterrupt:
-        sys.exit(_tell("interrupted; what was written stays (a training goes on from there)", INTERRUPTED))
+    except KeyboardInterrupt as error:
+        stopped = error if isinstance(error, stopping.Stopped) else stopping.Stopped(signal.SIGINT)
+        print(stopped, file=sys.stderr)
+        sys.exit(stopped.status)
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and "out of memory" not in str(error) and "allocate" not in str(error):
             raise
@@ -65,5 +70,5 @@ def run(program: Callable[[], int]) -> None:
 
 
 def _tell(message: object, status: int) -> int:
-    print(message if status == INTERRUPTED else f"error: {message}", file=sys.stderr)
+    print(f"error: {message}", file=sys.stderr)
     return status

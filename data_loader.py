@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 import runtime
+import stopping
 from errors import UserError
 from image_io import read_all, read_image, read_mask, resize
 from pictures import TestImage
@@ -139,17 +140,20 @@ class DRAEMTestDataset(Dataset):
 
 
 class EpochSampler(Sampler):
-    """A shuffled pass over all samples; set `epoch` before each. Keys count on over the epochs."""
+    """A shuffled pass over all samples; set `epoch` before each. Keys count on over the epochs.
+
+    start: samples that a stopped run has done of this epoch, and that are left out.
+    """
 
     def __init__(self, count: int, seed: int):
-        self.count, self.seed, self.epoch = count, seed, 0
+        self.count, self.seed, self.epoch, self.start = count, seed, 0, 0
 
     def __len__(self) -> int:
-        return self.count
+        return self.count - self.start
 
     def __iter__(self) -> Iterator[int]:
         order = np.random.default_rng([self.seed, self.epoch, 0, 2]).permutation(self.count)
-        return iter((self.epoch * self.count + order).tolist())
+        return iter((self.epoch * self.count + order[self.start :]).tolist())
 
 
 def train_loader(dataset: DRAEMTrainDataset, batch_size: int, workers: int, pin_memory: bool = False) -> DataLoader:
@@ -169,10 +173,15 @@ def test_loader(
     return DataLoader(dataset, batch_size, **_workers(workers, size, 2, pin_memory))
 
 
+def _set_up_worker(_: int) -> None:
+    runtime.setup()
+    stopping.goes_on_in_loader()
+
+
 def _workers(count: int, batch_size: int, ahead: int, pin_memory: bool) -> dict[str, Any]:
     """Options of a loader: so many processes, each `ahead` batches of so many bytes ahead, but at most PREFETCHED."""
     runtime.setup()  # before any process is forked: OpenCV's pool of threads hangs in such a one
     count = min(count, max(PREFETCHED // batch_size, 1))
     ahead = max(min(ahead, PREFETCHED // (batch_size * count)), 1) if count else None
-    own = {"num_workers": count, "prefetch_factor": ahead, "worker_init_fn": runtime.setup}
+    own = {"num_workers": count, "prefetch_factor": ahead, "worker_init_fn": _set_up_worker}
     return own | {"pin_memory": pin_memory}

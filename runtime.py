@@ -33,7 +33,7 @@ ORPHANED = 86400  # seconds after which an unfinished file counts as left behind
 PATIENCE = 15  # seconds that the loader processes of a killed training may still live
 
 
-def setup(_worker: int | None = None) -> None:
+def setup() -> None:
     """Set the process up: the C library's allocator, OpenCV, NumPy. Programs call it, and loader processes too."""
     # One thread a process: the processes share out the work, and OpenCV's pool of threads hangs in one that was forked.
     cv2.setNumThreads(1)

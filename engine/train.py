@@ -23,6 +23,7 @@ from training.state import (
     FOLDERS,
     TrainingState,
     changed_pictures,
+    place_in,
     provenance_of,
     read_last,
     training_provenance,
@@ -61,7 +62,7 @@ def run(config: Config, settings_text: str) -> Path:
         if kept:
             state.resume(kept)
             _tell_changes(config.run_folder / "last.pt", kept, state)
-        return _train(state, files)
+        return _train(state, files, place_in(kept) if kept else None)
 
 
 def _tell_changes(path: Path, kept: dict[str, Any], state: TrainingState) -> None:
@@ -76,7 +77,8 @@ def _tell_changes(path: Path, kept: dict[str, Any], state: TrainingState) -> Non
             print(f"{key} was {there.settings[key]}, is now {now.settings[key]}: the same pictures")
 
 
-def _train(state: TrainingState, files: "Files") -> Path:
+def _train(state: TrainingState, files: "Files", place: str | None) -> Path:
+    """Train from the state on. place: where that was saved, None for a new one."""
     config, done = state.config, state.epoch
     folder, total = config.run_folder, config.train.epochs
     last = checkpoint.epoch_path(folder, total)
@@ -94,8 +96,8 @@ def _train(state: TrainingState, files: "Files") -> Path:
         f"training {config.data.category} on {len(dataset)} images ({held_out} held out), {state.device}, "
         f"{state.precision}"
     )
-    if done:
-        print(f"going on after epoch {done}, which {folder / 'last.pt'} was saved at")
+    if place:
+        print(f"going on after {place}, which {folder / 'last.pt'} was saved at")
     workers = runtime.worker_count(config.data.num_workers, state.device)
     loader = data_loader.train_loader(dataset, config.train.batch_size, workers, state.device.type == "cuda")
     network = networks.for_training(state.model, config.train.compile, state.device, (total - done) * len(loader))

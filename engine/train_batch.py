@@ -1,5 +1,6 @@
 """Training of every category of a dataset, one after the other, each in a process of its own."""
 
+import signal
 import subprocess
 import sys
 import time
@@ -9,6 +10,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 import runtime
+import stopping
 from config import Config, edit_config, settings_text
 from engine.batch import of_category
 from engine.train import find_files, split
@@ -16,9 +18,11 @@ from errors import UserError, told
 from folders import chosen_categories
 from inference import checkpoint
 from inference.checkpoint import epoch_path
+from stopping import Stopped
 from training.state import changed_pictures, changed_settings, provenance_of, training_provenance
 
 MAIN = Path(__file__).resolve().parent.parent / "main.py"
+STATUSES = {stopping.INTERRUPTED: signal.SIGINT, stopping.TOLD_TO_STOP: signal.SIGTERM}  # of one told to stop
 TEMPLATE = "train_all.yaml"  # in a run's folder: what it was started from
 TIMES_HEAD = f"{'category':24}{'seconds':>10}{'h:m:s':>12}{'epochs':>8}  device\n"
 
@@ -101,14 +105,24 @@ def _train(settings: Path, is_anew: bool) -> str | None:
         command += ["--set", "train.resume=never"]
     tail = b""
     with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
-        while chunk := process.stderr.read1(65536):
+        stopped = None
+        while True:
+            try:
+                chunk = process.stderr.read1(65536)
+            except Stopped as error:  # it saves its state and ends
+                stopped = error
+                stopping.ask(process)
+                continue
+            if not chunk:
+                break
             sys.stderr.buffer.write(chunk)
             sys.stderr.buffer.flush()
             tail = (tail + chunk)[-4000:]
+    if stopped or process.returncode in STATUSES:
+        number = stopped.number if stopped else STATUSES[process.returncode]
+        raise Stopped(number, "stopped; what is trained stays, and the same command goes on from there")
     if process.returncode == 0:
         return None
-    if process.returncode == 130:
-        raise KeyboardInterrupt
     lines = [line.strip() for line in tail.decode("utf-8", "replace").splitlines() if line.strip() and "|" not in line]
     first = next((i for i, line in enumerate(lines) if line.startswith("error: ")), len(lines) - 1)
     if process.returncode < 0:

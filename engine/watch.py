@@ -1,7 +1,6 @@
 """The watch mode: judges pictures as they come into a folder."""
 
 import os
-import signal
 import sqlite3
 import time
 from collections import Counter
@@ -11,7 +10,6 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from types import FrameType
 from typing import NamedTuple
 
 from watchdog.events import FileSystemEvent, FileSystemEventHandler
@@ -25,6 +23,7 @@ from folders import IMAGE_SUFFIXES, NOT_UTF8, is_visible_folder
 from inference import checkpoint
 from inference.detector import Detector
 from reporting.predictions import Predictions, row, row_of_error
+from stopping import Stopped
 
 REST = 0.15  # seconds that a picture must not have changed for: then it is written completely
 PATIENCE = 5.0  # seconds that one which cannot be read is tried again for: its writer may have paused
@@ -193,24 +192,18 @@ def run(config: Config, named: Collection[str], folder: Path, output: Path | Non
         raise UserError(f"{written}: lies in the folder that is watched; name another with --output")
     predictions = Predictions(written, detector.limits, made_with(detector), config.metrics.visualisation, keep=True)
     counts: Counter[str] = Counter()
-    before = signal.signal(signal.SIGTERM, _interrupt)
     source = Folder(folder)
     try:
         with closing(Done(written / DONE)) as done:
             _catch_up(predictions, done)
             print(f"watching {folder}, writing to {written}; Ctrl-C ends it", flush=True)
             _watch(source, detector, predictions, done, counts)
-    except KeyboardInterrupt:
+    except Stopped:
         print(", ".join(f"{count} {verdict}" for verdict, count in sorted(counts.items())) or "no picture came")
         predictions.write_report(title_of(detector, folder), partial(_label, folder), detector.thresholds)
     finally:
         source.stop()
-        signal.signal(signal.SIGTERM, before)
     return written
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 def _catch_up(predictions: Predictions, done: Done) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from pydantic import ValidationError
 from torch import Tensor
@@ -102,7 +103,7 @@ def _is_sound(content: dict[str, Any]) -> bool:
         isinstance(model, dict)
         and all(isinstance(name, str) and isinstance(value, Tensor) for name, value in model.items())
         and type(epoch) is int
-        and epoch >= 1
+        and epoch >= (0 if content.get("progress") else 1)  # 0: stopped in the first
         and (held_out is None or (isinstance(held_out, list) and all(isinstance(name, str) for name in held_out)))
         and (pictures is None or (isinstance(pictures, dict) and {"training", "held_out"} <= pictures.keys()))
         and isinstance(content.get("settings", {}), dict)
@@ -272,5 +273,30 @@ def fingerprint(weights: dict[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name in sorted(weights):
         digest.update(name.encode())
-        digest.update(weights[name].contiguous().reshape(-1).view(torch.uint8).numpy())
+        digest.update(_bytes(weights[name]))
     return digest.hexdigest()[:16]
+
+
+def _bytes(tensor: Tensor) -> np.ndarray:
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+
+
+def checksum(content: dict[str, Any]) -> str:
+    """SHA-256 of all that a file holds but its own `checksum`: tensors, and plain values in dicts and lists."""
+    digest = hashlib.sha256()
+
+    def feed(value: Any) -> None:
+        if isinstance(value, Tensor):
+            digest.update(_bytes(value))
+        elif isinstance(value, dict):
+            for key in sorted(value, key=str):
+                digest.update(repr(key).encode())
+                feed(value[key])
+        elif isinstance(value, (list, tuple)):
+            for one in value:
+                feed(one)
+        else:
+            digest.update(repr(value).encode())
+
+    feed({key: value for key, value in content.items() if key != "checksum"})
+    return digest.hexdigest()

@@ -16,8 +16,8 @@ import runtime
 from config import Config
 from errors import UserError
 from reporting import panels
+from training.state import TERMS
 
-TERMS = ("l2", "ssim", "focal")
 LOG_COLUMNS = ("epoch", *TERMS, "loss", "learning_rate", "samples_per_second", "seconds", "val_ap", "val_ap_se")
 
 

@@ -2,20 +2,21 @@
 
 import time
 from collections.abc import Callable
-from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 import runtime
+import stopping
 from config import Config
 from data_loader import scaled
 from loss import DRAEMLoss
 from model import DRAEM
 from training.journal import TERMS, Journal
-from training.state import TrainingState
+from training.state import Progress, TrainingState, place_of
 from training.validation import SyntheticSamples, synthetic_pixel_ap
 
 NOT_FINITE = (
@@ -41,63 +42,99 @@ def train(
 
     Raises:
         FloatingPointError: a loss or weight that is not finite.
+        Stopped: told to stop; a state that goes on from the last step is saved.
     """
     done, total = state.epoch, config.train.epochs
     epochs = tqdm(range(done + 1, total + 1), "epochs", initial=done, total=total, unit="epoch")
-    for epoch in epochs:
-        start = time.perf_counter()
-        loader.sampler.epoch = epoch
-        losses, sample = train_epoch(network, loader, state.optimizer, state.device, state.precision, epoch)
-        check_weights(state.model, epoch)
-        if epoch == done + 1:
+    with stopping.deferred() as stop:
+        try:
+            for epoch in epochs:
+                losses = _epoch(epoch, network, loader, validation, state, journal, stop)
+                epochs.set_postfix({term: f"{losses[term]:.4f}" for term in TERMS})
+        except stopping.Stopped as stopped:
+            check_weights(state.model, epoch)
             state.take_folder()
-        seconds = time.perf_counter() - start
-        is_kept = state.is_kept(epoch)
-        val_ap = synthetic_pixel_ap(state.model, validation, config) if is_kept and validation else (None, None)
-        journal.add(epoch, losses, state.learning_rate, len(loader.dataset) / seconds, seconds, val_ap, sample)
-        epochs.set_postfix({term: f"{losses[term]:.4f}" for term in TERMS})
-        state.step(epoch)
-        if is_kept:
-            state.save_checkpoint()
-        if state.is_due():
             journal.save()
-            state.save_last()
+            path = state.save_last()
+            place = place_of(state.progress and state.progress.step, state.epoch)
+            text = f"stopped after {place}; {path} holds it, and the same command goes on from there"
+            raise stopping.Stopped(stopped.number, text) from None
+
+
+def _epoch(
+    epoch: int,
+    network: Callable[[Tensor], tuple[Tensor, Tensor]],
+    loader: DataLoader,
+    validation: SyntheticSamples | None,
+    state: TrainingState,
+    journal: Journal,
+    stop: stopping.Stop,
+) -> dict[str, float]:
+    """Train an epoch, or what is left of it, and keep what is to be kept of it; its losses."""
+    state.progress = state.progress or Progress()
+    losses = train_epoch(network, loader, state, epoch, stop)
+    check_weights(state.model, epoch)
+    state.take_folder()
+    seconds, is_kept = state.progress.seconds, state.is_kept(epoch)
+    val_ap = (None, None)
+    if is_kept and validation:
+        val_ap = synthetic_pixel_ap(state.model, validation, state.config, stop)
+    rate = len(loader.dataset) / seconds
+    journal.add(epoch, losses, state.learning_rate, rate, seconds, val_ap, state.progress.sample)
+    state.step(epoch)
+    if is_kept:
+        state.save_checkpoint()
+    if state.is_due():
+        journal.save()
+        state.save_last()
+    stop.check()
+    return losses
 
 
 def train_epoch(
     network: Callable[[Tensor], tuple[Tensor, Tensor]],
     loader: DataLoader,
-    optimizer: torch.optim.Optimizer,
-    device: torch.device,
-    precision: torch.dtype,
+    state: TrainingState,
     epoch: int,
-) -> tuple[dict[str, float], dict[str, Any]]:
-    """One pass. Mean of each loss term, and the first batch with what the networks made of it, for the sample grid."""
-    criterion = DRAEMLoss().to(device)
-    total, count, pending = dict.fromkeys(TERMS, 0.0), 0, []
-    rate = optimizer.param_groups[0]["lr"]
-    bar = tqdm(loader, f"epoch {epoch}", leave=False, unit="batch", disable=None)
-    for step, batch in enumerate(bar, 1):
-        terms, (reconstruction, logits) = train_step(network, criterion, optimizer, batch, device, precision)
-        if step == 1:
-            arrays = {
-                "image": scaled(batch["image"], torch.device("cpu")),
-                "augmented": batch["augmented_image"],
-                "reconstruction": reconstruction,
-                "mask": batch["anomaly_mask"],
-                "prediction": torch.softmax(logits.float(), dim=1)[:, 1:],
-            }
-            sample = {name: tensor.detach().float().cpu().numpy() for name, tensor in arrays.items()}
+    stop: stopping.Stop,
+) -> dict[str, float]:
+    """One pass, from the state's progress on. Mean of each loss term.
+
+    Raises Stopped after a step, when `stop` is asked for.
+    """
+    progress, begun = state.progress, time.perf_counter() - state.progress.seconds
+    loader.sampler.epoch, loader.sampler.start = epoch, progress.step * loader.batch_size
+    criterion, pending = DRAEMLoss().to(state.device), []
+    total = progress.step + len(loader)
+    bar = tqdm(loader, f"epoch {epoch}", initial=progress.step, total=total, leave=False, unit="batch", disable=None)
+    for batch in bar:
+        terms, outputs = train_step(network, criterion, state.optimizer, batch, state.device, state.precision)
+        progress.step += 1
+        progress.seconds = time.perf_counter() - begun
+        if progress.sample is None:
+            progress.sample = _sample(batch, *outputs)
 
         # Losses stay on the device until a few are read at once.
-        pending.append((len(logits), torch.stack([terms[term].detach() for term in TERMS])))
-        if len(pending) == READ_EVERY or step == len(loader):
-            _read_losses(pending, total, epoch, step)
-            count += sum(n for n, _ in pending)
+        pending.append((len(outputs[1]), torch.stack([terms[term].detach() for term in TERMS])))
+        if len(pending) == READ_EVERY or progress.step == total or stop.asked is not None:
+            _read_losses(pending, progress, epoch)
             pending = []
-            speed = {"lr": f"{rate:.1e}", "samples/s": f"{count / (bar.format_dict['elapsed'] or 1):.1f}"}
-            bar.set_postfix({term: f"{total[term] / count:.4f}" for term in TERMS} | speed)
-    return {term: total[term] / count for term in TERMS}, sample
+            speed = {"lr": f"{state.learning_rate:.1e}", "samples/s": f"{progress.count / progress.seconds:.1f}"}
+            bar.set_postfix({term: f"{progress.losses[term] / progress.count:.4f}" for term in TERMS} | speed)
+            stop.check()
+    return {term: progress.losses[term] / progress.count for term in TERMS}
+
+
+def _sample(batch: dict[str, Tensor], reconstruction: Tensor, logits: Tensor) -> dict[str, np.ndarray]:
+    """A batch and what the networks made of it, for `panels.sample_grid`."""
+    arrays = {
+        "image": scaled(batch["image"], torch.device("cpu")),
+        "augmented": batch["augmented_image"],
+        "reconstruction": reconstruction,
+        "mask": batch["anomaly_mask"],
+        "prediction": torch.softmax(logits.float(), dim=1)[:, 1:],
+    }
+    return {name: tensor.detach().float().cpu().numpy() for name, tensor in arrays.items()}
 
 
 def train_step(
@@ -120,14 +157,15 @@ def train_step(
     return terms, outputs
 
 
-def _read_losses(pending: list[tuple[int, Tensor]], total: dict[str, float], epoch: int, step: int) -> None:
+def _read_losses(pending: list[tuple[int, Tensor]], progress: Progress, epoch: int) -> None:
     values = torch.stack([terms for _, terms in pending]).tolist()
     for back, ((n, _), terms) in enumerate(zip(pending, values, strict=True)):
         for term, value in zip(TERMS, terms, strict=True):
             if not abs(value) < float("inf"):
-                at = step - len(pending) + 1 + back
+                at = progress.step - len(pending) + 1 + back
                 raise FloatingPointError(f"the {term} loss became {value} at step {at} of epoch {epoch}; {NOT_FINITE}")
-            total[term] += n * value
+            progress.losses[term] += n * value
+        progress.count += n
 
 
 def check_weights(model: DRAEM, epoch: int) -> None:

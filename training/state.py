@@ -1,11 +1,14 @@
 """What a run keeps to go on from: its checkpoints and the state in last.pt."""
 
+import os
 import time
+import warnings
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 import provenance
@@ -17,8 +20,17 @@ from model import DRAEM
 from provenance import Provenance
 
 SAVE_EVERY = 30  # seconds between states to resume from: for large networks a state takes longer than a short epoch
+BEFORE_LAST = "last_before.pt"  # beside last.pt: the one before
 # Files of an earlier run in a folder.
-EARLIER = ("epoch_*.pt", "last.pt", "train_log.csv", "images/epoch_*.png", "logs/events*", "thresholds/*/*.json")
+EARLIER = (
+    "epoch_*.pt",
+    "last.pt",
+    BEFORE_LAST,
+    "train_log.csv",
+    "images/epoch_*.png",
+    "logs/events*",
+    "thresholds/*/*.json",
+)
 # Settings that the weights depend on: with others a run does not go on. Those not named here may change at any time.
 FIXED = {
     "data": ("category", "data_path", "anomaly_source_path", "img_size", "val_split", "split_by", "white_level"),
@@ -27,6 +39,7 @@ FIXED = {
 }
 # These too, but a run can go on with others: it is extended, or its rate lowered.
 EXTENDABLE = ("train.epochs", "train.learning_rate", "train.lr_milestones", "train.lr_gamma")
+TERMS = ("l2", "ssim", "focal")
 NEW = ("data.split_by", "data.white_level")  # that states of an earlier version do not have
 FOLDERS = ("data.data_path", "data.anomaly_source_path")
 MEND = "set it back, or set another data.run_name or train.resume=never"
@@ -79,6 +92,20 @@ def changed_pictures(there: dict[str, dict[str, str]] | None, now: dict[str, dic
     return ", ".join(f"{count} {what}" for what, count in counts.items() if count)
 
 
+@dataclass
+class Progress:
+    """How far an epoch has come. step: of its batches. seconds: that it has taken.
+
+    losses: sums over `count` samples. sample: of the first batch, for the sample grid.
+    """
+
+    step: int = 0
+    seconds: float = 0.0
+    count: int = 0
+    losses: dict[str, float] = field(default_factory=lambda: dict.fromkeys(TERMS, 0.0))
+    sample: dict[str, np.ndarray] | None = None
+
+
 class TrainingState:
     """Model, optimizer and schedule of a run, and its folder; new, or taken up from last.pt by `resume`.
 
@@ -87,7 +114,7 @@ class TrainingState:
         white_level: of the pictures, see `image_io.read_image`. carried: see `inference.techniques.to_carry`.
 
     Attributes:
-        epoch: epochs done.
+        epoch: epochs done. progress: within the one after, None where it is not begun.
     """
 
     def __init__(
@@ -109,7 +136,8 @@ class TrainingState:
         self.model = model.to(self.device, memory_format=layout).train()
         self.optimizer = torch.optim.Adam(self.model.parameters(), config.train.learning_rate, fused=True)
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, learning_rate_factor(config))
-        self.epoch = 0
+        self.epoch, self.progress = 0, None
+        self._has_folder = self._is_resumed = False
         self._saved: float | None = None  # when
 
     @property
@@ -124,8 +152,10 @@ class TrainingState:
 
     def step(self, epoch: int) -> None:
         """An epoch is done."""
-        self.scheduler.step()
-        self.epoch = epoch
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a run that was stopped after an epoch's last step goes on with this one
+            self.scheduler.step()
+        self.epoch, self.progress = epoch, None
 
     def is_due(self) -> bool:
         """Whether it is time to save last.pt."""
@@ -141,16 +171,25 @@ class TrainingState:
         """Write the checkpoint of the epoch just done."""
         write_checkpoint(checkpoint.epoch_path(self.config.run_folder, self.epoch), self._content())
 
-    def save_last(self) -> None:
-        """Write last.pt."""
-        state = {"optimizer": self.optimizer.state_dict(), "scheduler": self.scheduler.state_dict()}
-        write_checkpoint(self.config.run_folder / "last.pt", self._content() | state)
+    def save_last(self) -> Path:
+        """Write last.pt; the one before is kept beside it."""
+        content = self._content() | {"optimizer": self.optimizer.state_dict(), "scheduler": self.scheduler.state_dict()}
+        if self.progress:
+            content["progress"] = asdict(self.progress)
+            content["progress"]["sample"] = {name: torch.from_numpy(one) for name, one in self.progress.sample.items()}
+        content["checksum"] = checkpoint.checksum(content)
+        path = self.config.run_folder / "last.pt"
+        write_checkpoint(path, content)
         self._saved = time.monotonic()
+        return path
 
     def take_folder(self) -> None:
         """From here on the folder is this run's: what an earlier one left goes. Till then a failure costs nothing."""
         run = self.config.run_folder
-        if self.epoch == 0:
+        if self._has_folder:
+            return
+        self._has_folder = True
+        if self.epoch == 0 and not self._is_resumed:
             for path in self._earlier:
                 path.unlink(missing_ok=True)
         runtime.write_text(run / "config.yaml", self.settings_text)
@@ -177,7 +216,10 @@ class TrainingState:
         self.scheduler.load_state_dict(content["scheduler"] | {"base_lrs": [config.train.learning_rate]})
         for group in self.optimizer.param_groups:
             group["lr"] = config.train.learning_rate * learning_rate_factor(config)(content["epoch"])
-        self.epoch = content["epoch"]
+        self.epoch, self._is_resumed = content["epoch"], True
+        if progress := content.get("progress"):
+            self.progress = Progress(**progress)
+            self.progress.sample = {name: one.numpy() for name, one in progress["sample"].items()}
 
 
 def read_last(config: Config, now: Provenance) -> dict[str, Any] | None:
@@ -187,16 +229,18 @@ def read_last(config: Config, now: Provenance) -> dict[str, Any] | None:
         now: what would be trained from. Pictures that have changed are no reason against going on.
     """
     path = config.run_folder / "last.pt"
-    if config.train.resume == "never" or not path.is_file():
+    saved = checkpoint.saved_epochs(config.run_folder)
+    is_there = path.is_file() or (path.with_name(BEFORE_LAST).is_file() and not saved)
+    if config.train.resume == "never" or not is_there:
         if config.train.resume == "must":
             raise UserError(f"train.resume = must, but there is no {path}; set train.resume to auto to start anew")
-        if config.train.resume == "auto" and checkpoint.saved_epochs(config.run_folder):
+        if config.train.resume == "auto" and saved:
             raise UserError(
                 f"{path}: missing, but checkpoints of a run are there; restore it, set another data.run_name, "
                 "or train.resume=never to replace that run"
             )
         return None
-    content = checkpoint.read(path)
+    content = _read_sound(path)
     if not {"model", "optimizer", "scheduler", "epoch", "settings", "held_out"} <= content.keys():
         raise UserError(f"{path}: not a state to resume from; set train.resume to never to start anew")
     checkpoint.check_widths(path, content["model"], config)
@@ -205,13 +249,53 @@ def read_last(config: Config, now: Provenance) -> dict[str, Any] | None:
     return content
 
 
+def _read_sound(path: Path) -> dict[str, Any]:
+    """Content of last.pt, or, where that is damaged, of the one before, which is said."""
+    before = path.with_name(BEFORE_LAST)
+    try:
+        content = _checked(path)
+    except (UserError, FileNotFoundError) as error:
+        try:
+            content = _checked(before)
+        except (UserError, FileNotFoundError):
+            raise error from None
+        what = str(error).partition(";")[0] if isinstance(error, UserError) else f"{path}: missing"
+        lost = f"what was trained after {place_in(content)} is lost, and trained again"
+        print(f"{what}; going on from {before.name}: {lost}")
+    return content
+
+
+def _checked(path: Path) -> dict[str, Any]:
+    content = checkpoint.read(path)
+    if "checksum" in content and checkpoint.checksum(content) != content["checksum"]:
+        raise UserError(f"{path}: damaged; set train.resume=never to start anew")
+    return content
+
+
+def place_of(step: int | None, epochs_done: int) -> str:
+    """Where in a training a state was saved, in words. step: of the epoch after those done, None between epochs."""
+    return f"step {step} of epoch {epochs_done + 1}" if step else f"epoch {epochs_done}"
+
+
+def place_in(content: dict[str, Any]) -> str:
+    """Where the training stood that a file was saved in."""
+    return place_of((content.get("progress") or {}).get("step"), content["epoch"])
+
+
 def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
-    """Write a checkpoint beside, then replace."""
+    """Write a checkpoint beside, then replace; of last.pt the one before is kept."""
     with runtime.replacing(path) as beside, beside.open("wb") as stream:
         try:
             torch.save(content, stream)
         except RuntimeError as error:  # torch closes its archive over a failed write and hides what failed
             raise error.__context__ if isinstance(error.__context__, OSError) else error from None
+        if path.name == "last.pt" and path.is_file():
+            before = path.with_name(BEFORE_LAST)
+            before.unlink(missing_ok=True)
+            try:
+                os.link(path, before)
+            except OSError:  # a drive that knows no links
+                path.replace(before)
 
 
 def training_provenance(config: Config, files: list[Path], textures: list[Path]) -> Provenance:

@@ -14,6 +14,7 @@ from evaluation import intervals
 from evaluation.metrics import PixelMetrics
 from inference.detect import detect
 from model import DRAEM
+from stopping import Stop
 
 HELD_OUT_TEXTURES = 0.2  # share of the textures
 SAMPLES = 200  # at least
@@ -56,14 +57,18 @@ class SyntheticSamples(Dataset):
         return {"image": sample["augmented_image"], "mask": sample["anomaly_mask"], "idx": idx}
 
 
-def synthetic_pixel_ap(model: DRAEM, samples: SyntheticSamples, config: Config) -> tuple[float | None, float | None]:
+def synthetic_pixel_ap(
+    model: DRAEM, samples: SyntheticSamples, config: Config, stop: Stop
+) -> tuple[float | None, float | None]:
     """Pixel AP on synthetic anomalies: tells checkpoints apart without any test image. None without a masked pixel.
 
-    Second its standard error, by bootstrap over the held-out images, each with all of its samples.
+    Second its standard error, by bootstrap over the held-out images, each with all of its samples. Raises Stopped after
+    a picture, when `stop` is asked for.
     """
     pixels = PixelMetrics(keeps_images=True)
     for result in detect(model, samples, config, ""):
         pixels.update(result.anomaly_map, result.mask)
+        stop.check()
     value = pixels.compute()["pixel_ap"]
     if value is None:
         return None, None

@@ -31,7 +31,7 @@ FLOORS = (  # a file imports from its own floor's room or those below
     ("runtime",),
     ("cli", "config"),
     ("settings_file",),
-    ("evaluation", "model", "loss", "perlin", "errors"),
+    ("evaluation", "model", "loss", "perlin", "errors", "stopping"),
 )
 
 

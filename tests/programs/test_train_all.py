@@ -6,6 +6,7 @@ from conftest import ROOT, make_dataset, rows_of, write
 from sklearn.metrics import average_precision_score
 
 from inference import detect as inference
+from stopping import Stop
 from training import validation
 
 
@@ -93,5 +94,5 @@ def test_val_ap_is_that_of_the_maps(two, monkeypatch):
     monkeypatch.setattr(validation, "detect", lambda *_: found)
     truth = np.concatenate([samples[idx]["mask"].numpy().ravel() for idx in range(200)])
     expected = average_precision_score(truth, np.concatenate([one.ravel() for one in maps]))
-    value, error = validation.synthetic_pixel_ap(None, samples, config)
+    value, error = validation.synthetic_pixel_ap(None, samples, config, Stop())
     assert value == pytest.approx(expected, abs=1e-5) and 0 < error < 0.2

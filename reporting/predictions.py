@@ -154,10 +154,10 @@ class Predictions:
                 if len(rows) > MOST_SHOWN:
                     del rows[next(iter(rows))]
         shown = [self._shown(row, label_of(path) or "") for path, row in rows.items()]
-        about = f"{len(shown)} pictures, {sum(one.score is None for one in shown)} of them failed."
-        if count > len(shown):
-            about = f"The newest {len(shown)} of {count} pictures, {about.partition(', ')[2]}"
-        report.write_page(self.folder, title, about, shown, thresholds, self._limits and self._limits.kind)
+        about = f"{len(shown)} pictures" if count == len(shown) else f"The newest {len(shown)} of {count} pictures"
+        if failed := sum(one.score is None for one in shown):
+            about += f", {failed} of them failed"
+        report.write_page(self.folder, title, f"{about}.", shown, thresholds, self._limits and self._limits.kind)
 
     def _shown(self, row: dict[str, str], label: str) -> report.Shown:
         if row["error"]:

@@ -79,10 +79,13 @@ const ends = [...judged.map((picture) => picture.score), ...Object.values(data.t
 const span = ends.length ? [Math.min(...ends), Math.max(...ends)] : [0, 1];
 const margin = (span[1] - span[0]) * 0.04 || 0.01;
 const low = Math.max(0, span[0] - margin), high = Math.min(1, span[1] + margin);
-const place = (score) => 10 + (980 * (Math.min(high, Math.max(low, score)) - low)) / (high - low);
+let wide = 1000; // of the histogram, in pixels of the screen, so that its text is readable on a phone
+const place = (score) => 10 + ((wide - 20) * (Math.min(high, Math.max(low, score)) - low)) / (high - low);
 
 function drawHistogram() {
-  const bins = 70, groups = hasLabels ? [0, 1] : [null];
+  wide = Math.max(300, $("histogram").clientWidth);
+  $("histogram").setAttribute("viewBox", `0 0 ${wide} 290`);
+  const bins = 70, step = (wide - 20) / bins, groups = hasLabels ? [0, 1] : [null];
   const counts = groups.map(() => new Array(bins).fill(0));
   for (const picture of judged) {
     const bin = Math.min(bins - 1, Math.floor(((picture.score - low) / (high - low)) * bins));
@@ -90,7 +93,7 @@ function drawHistogram() {
   }
   const tallest = Math.max(1, ...counts.flat());
   const parts = counts.flatMap((own, group) => own.map((count, bin) => svg("rect", {
-    x: 10 + (980 * bin) / bins, width: 980 / bins - 1, y: 255 - (150 * count) / tallest,
+    x: 10 + step * bin, width: 0.93 * step, y: 255 - (150 * count) / tallest,
     height: (150 * count) / tallest, fill: `var(--${group ? "anomalous" : "nominal"})`, opacity: 0.7 })));
   for (let i = 0; i <= 5; i += 1) {
     const score = low + ((high - low) * i) / 5;
@@ -101,7 +104,7 @@ function drawHistogram() {
     parts.push(svg("text", { x: 110, y: 12, style: "fill: var(--anomalous)" }, "defective pictures"));
   }
   Object.entries(data.thresholds).filter(([, one]) => one.image !== null).forEach(([name, one], row) => {
-    const x = place(one.image), y = 28 + 14 * row, isRight = x > 850;
+    const x = place(one.image), y = 28 + 14 * row, isRight = x > 0.85 * wide;
     parts.push(svg("line", { x1: x, x2: x, y1: y - 10, y2: 255, stroke: "var(--soft)", "stroke-dasharray": "4 4" }));
     parts.push(svg("text", { x: x + (isRight ? -4 : 4), y, "text-anchor": isRight ? "end" : "start" }, name));
   });
@@ -266,7 +269,7 @@ function setThreshold(value, isLast = true) {
 
 function dragged(event) {
   const box = $("histogram").getBoundingClientRect();
-  const share = ((event.clientX - box.left) / box.width * 1000 - 10) / 980;
+  const share = ((event.clientX - box.left) / box.width * wide - 10) / (wide - 20);
   return Math.min(high, Math.max(low, low + share * (high - low)));
 }
 
@@ -320,6 +323,7 @@ function start() {
     if (event.key === "ArrowRight") step(1);
   });
   drawHistogram();
+  addEventListener("resize", () => { drawHistogram(); setThreshold(state.threshold); });
   drawCurves();
   setThreshold(state.threshold);
   arrange();

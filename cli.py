@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import stopping
-from errors import UserError
+from errors import LostError, UserError
 
 CONFIG = Path(__file__).resolve().parent / "config.yaml"
 DONE, FAULT, MISTAKE = 0, 1, 2  # exit statuses, besides those in stopping.py
@@ -49,7 +49,7 @@ def run(program: Callable[[], int]) -> None:
         sys.exit(program())
     except UserError as error:
         sys.exit(_tell(error, MISTAKE))
-    except FloatingPointError as error:
+    except (FloatingPointError, LostError) as error:
         sys.exit(_tell(error, FAULT))
     except KeyboardInterrupt as error:
         stopped = error if isinstance(error, stopping.Stopped) else stopping.Stopped(signal.SIGINT)

@@ -1,13 +1,13 @@
 """Training and test datasets, loaders."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler, default_collate
 
 import runtime
 import stopping
@@ -89,6 +89,11 @@ class DRAEMTrainDataset(Dataset):
             "idx": index,
         }
 
+    def collate(self, samples: list[dict[str, torch.Tensor | int]]) -> dict[str, torch.Tensor]:
+        """A batch of samples; of none too, for a process whose share of a small batch is empty."""
+        batch = default_collate(samples or [self[0]])
+        return batch if samples else {key: value[:0] for key, value in batch.items()}
+
 
 class DRAEMTestDataset(Dataset):
     """Pictures to detect on.
@@ -156,21 +161,43 @@ class EpochSampler(Sampler):
         return iter((self.epoch * self.count + order[self.start :]).tolist())
 
 
-def train_loader(dataset: DRAEMTrainDataset, batch_size: int, workers: int, pin_memory: bool = False) -> DataLoader:
-    """Batches of training samples; set `loader.sampler.epoch` before each pass."""
-    sampler = EpochSampler(len(dataset), dataset.seed)
+class Shares(BatchSampler):
+    """Batches of which `share` takes what one of several processes has of each."""
+
+    def __init__(self, sampler: EpochSampler, batch_size: int, share: Callable[[list[int]], list[int]]):
+        super().__init__(sampler, batch_size, drop_last=False)
+        self.share = share
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return map(self.share, super().__iter__())
+
+
+def train_loader(
+    dataset: DRAEMTrainDataset,
+    batch_size: int,
+    workers: int,
+    pin_memory: bool = False,
+    share: Callable[[list[int]], list[int]] = lambda keys: keys,
+) -> DataLoader:
+    """Batches of training samples; set `loader.batch_sampler.sampler.epoch` before each pass. share: see `Shares`."""
+    batches = Shares(EpochSampler(len(dataset), dataset.seed), batch_size, share)
     size = batch_size * math.prod(dataset.synthesizer.image_size) * SAMPLE_BYTES
-    return DataLoader(
-        dataset, batch_size, sampler=sampler, **_workers(workers, size, 4, pin_memory), persistent_workers=workers > 0
-    )
+    own = {"collate_fn": dataset.collate, "persistent_workers": workers > 0}
+    return DataLoader(dataset, batch_sampler=batches, **_workers(workers, size, 4, pin_memory), **own)
 
 
 def test_loader(
-    dataset: Dataset, batch_size: int, workers: int, image_size: tuple[int, int], pin_memory: bool = False
+    dataset: Dataset,
+    batch_size: int,
+    workers: int,
+    image_size: tuple[int, int],
+    pin_memory: bool = False,
+    every: tuple[int, int] = (0, 1),
 ) -> DataLoader:
-    """Batches of test samples of an image size, in order."""
+    """Batches of test samples of an image size, in order. every: first batch and step between those wanted."""
     size = batch_size * math.prod(image_size) * SAMPLE_BYTES
-    return DataLoader(dataset, batch_size, **_workers(workers, size, 2, pin_memory))
+    batches = list(BatchSampler(range(len(dataset)), batch_size, drop_last=False))[every[0] :: every[1]]
+    return DataLoader(dataset, batch_sampler=batches, **_workers(workers, size, 2, pin_memory))
 
 
 def _set_up_worker(_: int) -> None:

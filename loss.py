@@ -1,5 +1,7 @@
 """What trains DRAEM: MSE + (1 - SSIM) of the reconstruction, focal loss of the segmentation (paper, section 3)."""
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -10,10 +12,15 @@ class SSIM(nn.Module):
 
     Gaussian window of 11 x 11 pixels, sigma 1.5, zero padding. As in the original the dynamic range is read off the
     first argument, once a batch: 255 if its maximum is above 128, else 1; plus 1 if its minimum is below -0.5.
+
+    extremes: gives both of a batch; of processes that share one, of the whole batch.
     """
 
-    def __init__(self, window_size: int = 11, sigma: float = 1.5):
+    def __init__(
+        self, window_size: int = 11, sigma: float = 1.5, extremes: Callable[[Tensor], Sequence[Tensor]] = torch.aminmax
+    ):
         super().__init__()
+        self.extremes = extremes
         x = torch.arange(window_size, dtype=torch.float64) - window_size // 2
         window = torch.exp(-(x**2) / (2 * sigma**2)).float()
         self.register_buffer("window", window / window.sum(), persistent=False)
@@ -39,7 +46,7 @@ class SSIM(nn.Module):
     def forward(self, image: Tensor, target: Tensor) -> Tensor:
         """Compare `image` (the reconstruction) with `target`, both (N, C, H, W): a scalar of their dtype."""
         with torch.no_grad():  # stays on the device: no host synchronization
-            low, high = torch.aminmax(image)
+            low, high = self.extremes(image)
             dynamic_range = 1 + 254 * (high > 128).to(image.dtype) + (low < -0.5).to(image.dtype)
             c1, c2 = (0.01 * dynamic_range) ** 2, (0.03 * dynamic_range) ** 2
 
@@ -76,11 +83,14 @@ class FocalLoss(nn.Module):
 
 
 class DRAEMLoss(nn.Module):
-    """The three terms with equal weights. bfloat16 and float16 inputs are compared in float32, float64 in float64."""
+    """The three terms with equal weights. bfloat16 and float16 inputs are compared in float32, float64 in float64.
 
-    def __init__(self):
+    extremes: see `SSIM`.
+    """
+
+    def __init__(self, extremes: Callable[[Tensor], Sequence[Tensor]] = torch.aminmax):
         super().__init__()
-        self.ssim, self.focal = SSIM(), FocalLoss()
+        self.ssim, self.focal = SSIM(extremes=extremes), FocalLoss()
 
     def forward(self, reconstruction: Tensor, logits: Tensor, image: Tensor, mask: Tensor) -> dict[str, Tensor]:
         """Terms of one batch.

@@ -1,9 +1,18 @@
 """DRAEM from the command line: check the data, train, compute thresholds, detect, judge new pictures."""
 
 import argparse
+import os
+import sys
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cli import CONFIG, DONE, FAULT, Parser, add_config_flags, boolean, run
+
+if TYPE_CHECKING:
+    from config import Config
+    from training.distributed import Ranks
 
 EXAMPLE = "python main.py --train True --threshold True --detection True --set data.category=bottle"
 
@@ -71,33 +80,49 @@ def main() -> int:
     if arguments.output and bool(arguments.predict) == bool(arguments.watch):
         parser.error("--output goes with --predict PATH or with --watch FOLDER, not with both")
 
+    if is_launched() and int(os.environ["RANK"]) > 0:
+        os.environ["TQDM_DISABLE"] = "1"  # read when tqdm is imported
     import runtime  # the heavy packages come only now: --help stays quick
-    from config import load_config, named_keys, settings_text
+    from config import load_config, named_keys
 
     runtime.setup()
     config = load_config(arguments.config, arguments.set)
     named = named_keys(None if arguments.config == CONFIG else arguments.config, arguments.set)
-    if arguments.check:
+    with together(config) as ranks:
+        return _run(arguments, config, named, ranks)
+
+
+def _run(arguments: argparse.Namespace, config: "Config", named: Collection[str], ranks: "Ranks | None") -> int:
+    """The modes, each after the other; of processes that run together all train and detect, the first does the rest."""
+    is_first = ranks is None or ranks.is_first
+    if arguments.check and is_first:
         from engine import check
 
         check.run(config)
     if arguments.train:
+        from config import settings_text
         from engine import train
 
-        print(f"checkpoint: {train.run(config, settings_text(arguments.config, config))}")
+        print(f"checkpoint: {train.run(config, settings_text(arguments.config, config), ranks)}")
     if arguments.threshold:
         from engine import threshold
 
-        if arguments.nominal:
+        if ranks:
+            ranks.barrier()  # the checkpoint is written
+        if not arguments.nominal:
+            print(f"thresholds: {threshold.run(config, ranks)}")
+        elif is_first:
             print(f"thresholds: {threshold.run_on(config, named, arguments.nominal)}")
             metrics = config.metrics.model_copy(update={"nominal": arguments.nominal.resolve().name})
             config = config.model_copy(update={"metrics": metrics})
-        else:
-            print(f"thresholds: {threshold.run(config)}")
     if arguments.detection:
         from engine import detection
 
-        print(f"results: {detection.run(config)}")
+        if ranks:
+            ranks.barrier()
+        print(f"results: {detection.run(config, ranks)}")
+    if not is_first:
+        return DONE
     status = DONE
     if arguments.predict:
         from engine import predict
@@ -114,6 +139,29 @@ def main() -> int:
 
         print(f"predictions: {watch.run(config, named, arguments.watch, arguments.output)}")
     return status
+
+
+def is_launched() -> bool:
+    """Whether this is one of several processes that torchrun or another launcher has started."""
+    return {"RANK", "WORLD_SIZE"} <= os.environ.keys()
+
+
+@contextmanager
+def together(config: "Config") -> Iterator["Ranks | None"]:
+    """The processes that were started together; None where this is one alone, which needs nothing of that."""
+    if not is_launched():
+        yield None
+        return
+    import runtime
+    from training.distributed import Ranks
+
+    uses_cuda = runtime.select_device(config.train.device).type == "cuda"
+    with (
+        Ranks(uses_cuda) as ranks,
+        open(os.devnull, "w") as nowhere,
+        redirect_stdout(sys.stdout if ranks.is_first else nowhere),  # the first speaks for all
+    ):
+        yield ranks
 
 
 if __name__ == "__main__":

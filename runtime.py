@@ -117,7 +117,8 @@ def worker_count(setting: int | str, device: torch.device, batches: int | None =
         return 0
     if setting != "auto":
         return int(setting)
-    return min(8, core_count() if device.type != "cpu" else core_count() // 2)
+    cores = core_count() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # that of a launcher of several processes
+    return min(8, cores if device.type != "cpu" else cores // 2)
 
 
 @contextmanager

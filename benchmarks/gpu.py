@@ -22,7 +22,7 @@ def endless(dataset: data_loader.DRAEMTrainDataset, batch: int, workers: int) ->
     """Batches of training samples, epoch after epoch."""
     loader = data_loader.train_loader(dataset, batch, workers, pin_memory=True)
     while True:
-        loader.sampler.epoch += 1
+        loader.batch_sampler.sampler.epoch += 1
         yield from loader
 
 

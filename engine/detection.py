@@ -13,15 +13,18 @@ from evaluation.thresholds import MANUAL, OPTIMAL
 from folders import Remarks, category_folder
 from inference import checkpoint, thresholds
 from inference.checkpoint import Checkpoint
-from inference.detect import detect
+from inference.detect import Together, detect
 from inference.techniques import Preparation, Technique, configured, left_out
 from pictures import TestImage, doubts_of_depth, list_test, with_masks_read
 from provenance import Content, Provenance
 from reporting.result import Result
 
 
-def run(config: Config) -> Path:
-    """Detect on test/ with the configured checkpoint; the folder of results."""
+def run(config: Config, ranks: Together | None = None) -> Path:
+    """Detect on test/ with the configured checkpoint; the folder of results.
+
+    ranks: processes that share the pictures out, the first of which writes.
+    """
     technique, remarks = configured(config), Remarks()
     kind = config.metrics.threshold_type
     manual = manual_thresholds(config) if config.metrics.threshold and kind == MANUAL else None
@@ -36,10 +39,14 @@ def run(config: Config) -> Path:
     for line in doubts:
         print(line)
     preparation = Preparation(config, [technique])
+    if ranks and ranks.rank:
+        for _ in detect(ckpt.model, preparation.dataset(pictures, [technique]), config, "", ranks):
+            pass
+        return result_folder(config, ckpt.name, technique)
     nominal = manual
     if config.metrics.threshold and kind != MANUAL:
         nominal = load_thresholds(config, ckpt, preparation, technique)
-    print(evaluate_pass(config, ckpt, preparation, pictures, {technique: nominal}, (kind, OPTIMAL), doubts))
+    print(evaluate_pass(config, ckpt, preparation, pictures, {technique: nominal}, (kind, OPTIMAL), doubts, ranks))
     return result_folder(config, ckpt.name, technique)
 
 
@@ -95,6 +102,7 @@ def evaluate_pass(
     nominal: dict[Technique, dict[str, Any] | None],
     kinds: Sequence[str],
     doubts: Sequence[str] = (),
+    ranks: Together | None = None,
 ) -> str:
     """Detect with one checkpoint under techniques that share an input variant, in one pass, and write their results.
 
@@ -103,6 +111,7 @@ def evaluate_pass(
     Args:
         nominal: thresholds of nominal images of each technique, None where only `optimal` is asked for.
         kinds: types of thresholds to judge at. doubts: about masks, to be told with the results.
+        ranks: see `detect`; this is the first of them.
 
     Returns:
         tables of the metrics.
@@ -121,7 +130,7 @@ def evaluate_pass(
                 result.notes["mask_files"] = "; ".join(doubts)
             results[technique] = stack.enter_context(result)
         seconds = 0.0
-        for found, taken in _timed(detect(ckpt.model, dataset, config, "test images")):
+        for found, taken in _timed(detect(ckpt.model, dataset, config, "test images", ranks)):
             seconds += taken
             for technique, result in results.items():
                 result.update(left_out(found, technique))

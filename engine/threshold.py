@@ -23,7 +23,7 @@ from folders import category_folder, pictures_below
 from ground_truth import name_in
 from inference import checkpoint, thresholds
 from inference.checkpoint import Checkpoint
-from inference.detect import NetworkOutput, detect
+from inference.detect import NetworkOutput, Together, detect
 from inference.detector import Detector
 from inference.techniques import Preparation, Technique, configured, left_out
 from pictures import TestImage, list_nominal, list_validation, split_nominal
@@ -33,14 +33,17 @@ from reporting import tables
 NOT_KNOWN = "whether these weights were trained on the pictures that thresholds come from is not known"
 
 
-def run(config: Config) -> Path:
-    """Compute, save and print the thresholds of the configured checkpoint and technique; the file they are in."""
+def run(config: Config, ranks: Together | None = None) -> Path:
+    """Compute, save and print the thresholds of the configured checkpoint and technique; the file they are in.
+
+    ranks: processes that share the pictures out, the first of which writes.
+    """
     technique = configured(config)
     ckpt = checkpoint.load(config)
     config = checkpoint.settled(config, ckpt)
     preparation = Preparation(config, [technique])
-    [content] = compute_thresholds(config, ckpt, preparation, [technique])
-    print(_table(content))
+    for content in compute_thresholds(config, ckpt, preparation, [technique], ranks):
+        print(_table(content))
     return thresholds.path_of(config.run_folder, ckpt.name, technique)
 
 
@@ -194,9 +197,16 @@ def _percent(rate: float) -> str:
 
 
 def compute_thresholds(
-    config: Config, ckpt: Checkpoint, preparation: Preparation, techniques: Sequence[Technique]
+    config: Config,
+    ckpt: Checkpoint,
+    preparation: Preparation,
+    techniques: Sequence[Technique],
+    ranks: Together | None = None,
 ) -> list[dict[str, Any]]:
-    """Compute and save the thresholds of techniques that share an input variant, in one pass; the files' content."""
+    """Compute and save the thresholds of techniques that share an input variant, in one pass; the files' content.
+
+    ranks: see `detect`; of others than the first there is none.
+    """
     pictures, is_held_out = nominal_images(config, ckpt)
     if ckpt.pictures:
         copies = len(set(ckpt.pictures["held_out"].values()) & set(ckpt.pictures["training"].values()))
@@ -206,9 +216,11 @@ def compute_thresholds(
     height, width = config.data.img_size
     p, k, count = config.metrics.p, config.metrics.k, len(pictures)
     scores = [Scores(p, k, count, height * width) for _ in techniques]
-    for result in detect(ckpt.model, dataset, config, "nominal images"):
+    for result in detect(ckpt.model, dataset, config, "nominal images", ranks):
         for technique, own in zip(techniques, scores, strict=True):
             own.update(left_out(result, technique))
+    if ranks and ranks.rank:
+        return []
     contents = []
     for technique, own in zip(techniques, scores, strict=True):
         made_from = provenance_of(config, ckpt.fingerprint, preparation, technique, pictures)

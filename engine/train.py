@@ -1,8 +1,8 @@
 """The training mode."""
 
-from contextlib import suppress
+from contextlib import ExitStack, nullcontext, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import data_loader
 import image_io
@@ -30,13 +30,17 @@ from training.state import (
 )
 from training.validation import SyntheticSamples, split_textures
 
+if TYPE_CHECKING:
+    from training.distributed import Ranks
 
-def run(config: Config, settings_text: str) -> Path:
+
+def run(config: Config, settings_text: str, ranks: "Ranks | None" = None) -> Path:
     """Train one category and keep its checkpoints.
 
     Args:
         config: the settings.
         settings_text: the same as YAML, kept in the run's folder.
+        ranks: the processes that train together, None for this one alone.
 
     Returns:
         the last kept checkpoint.
@@ -44,25 +48,45 @@ def run(config: Config, settings_text: str) -> Path:
     Raises:
         UserError: mistakes in settings or data, or another training in the run's folder.
         FloatingPointError: a loss or weight that is not finite.
+        Stopped: told to stop.
     """
+    if ranks and config.train.batch_size < ranks.count:
+        raise UserError(
+            f"train.batch_size = {config.train.batch_size}: the batch of all processes together, and there are "
+            f"{ranks.count}; raise it, or start fewer"
+        )
+    with ExitStack() as stack:
+        with ranks.in_turn() if ranks else nullcontext():
+            if ranks is None or ranks.is_first:
+                stack.enter_context(runtime.owning(config.run_folder))
+                runtime.remove_leftovers(config.run_folder, "**/.*.part*")
+            state, files, place = _set_up(config, settings_text, ranks)
+            samples = None
+            if state.epoch < config.train.epochs:
+                samples = datasets(config, files, state.white_level)
+        if samples is None:
+            return _trained_already(state)
+        return _train(state, len(files.held_out), *samples, place)
+
+
+def _set_up(config: Config, settings_text: str, ranks: "Ranks | None") -> tuple[TrainingState, "Files", str | None]:
+    """State to train from, what it is made of, and where a kept one was saved, in words."""
     remarks = Remarks()
     nominal, validation, textures = find_files(config, remarks)
     for line in remarks.lines():
         print(line)
-    with runtime.owning(config.run_folder):
-        runtime.remove_leftovers(config.run_folder, "**/.*.part*")
-        made_from = training_provenance(config, nominal + validation, textures)
-        kept = read_last(config, made_from)
-        files = split(config, nominal, validation, textures, kept)
-        white_level = find_white_level(config, files, kept)
-        carried = {}
-        with suppress(UserError):  # training needs none of these; detection will say what is wrong
-            carried = to_carry(checkpoint.with_white_level(config, white_level))
-        state = TrainingState(config, settings_text, made_from, files.digests(), white_level, carried)
-        if kept:
-            state.resume(kept)
-            _tell_changes(config.run_folder / "last.pt", kept, state)
-        return _train(state, files, place_in(kept) if kept else None)
+    made_from = training_provenance(config, nominal + validation, textures)
+    kept = read_last(config, made_from)
+    files = split(config, nominal, validation, textures, kept)
+    white_level = find_white_level(config, files, kept)
+    carried = {}
+    with suppress(UserError):  # training needs none of these; detection will say what is wrong
+        carried = to_carry(checkpoint.with_white_level(config, white_level))
+    state = TrainingState(config, settings_text, made_from, files.digests(), white_level, carried, ranks)
+    if kept:
+        state.resume(kept)
+        _tell_changes(config.run_folder / "last.pt", kept, state)
+    return state, files, place_in(kept) if kept else None
 
 
 def _tell_changes(path: Path, kept: dict[str, Any], state: TrainingState) -> None:
@@ -77,33 +101,39 @@ def _tell_changes(path: Path, kept: dict[str, Any], state: TrainingState) -> Non
             print(f"{key} was {there.settings[key]}, is now {now.settings[key]}: the same pictures")
 
 
-def _train(state: TrainingState, files: "Files", place: str | None) -> Path:
-    """Train from the state on. place: where that was saved, None for a new one."""
-    config, done = state.config, state.epoch
-    folder, total = config.run_folder, config.train.epochs
-    last = checkpoint.epoch_path(folder, total)
-    if done >= total:
-        print(
-            f"{folder}: already trained for {done} epochs; a larger train.epochs goes on, "
-            "train.resume=never starts anew"
-        )
-        return next(path for path in (last, checkpoint.epoch_path(folder, done), folder / "last.pt") if path.is_file())
+def _trained_already(state: TrainingState) -> Path:
+    folder, done = state.config.run_folder, state.epoch
+    print(f"{folder}: already trained for {done} epochs; a larger train.epochs goes on, train.resume=never starts anew")
+    last = checkpoint.epoch_path(folder, state.config.train.epochs)
+    return next(path for path in (last, checkpoint.epoch_path(folder, done), folder / "last.pt") if path.is_file())
 
-    dataset, validation = datasets(config, files, state.white_level)
+
+def _train(
+    state: TrainingState,
+    held_out: int,
+    dataset: data_loader.DRAEMTrainDataset,
+    validation: SyntheticSamples | None,
+    place: str | None,
+) -> Path:
+    """Train from the state on. held_out: number of images. place: where the state was saved, None for a new one."""
+    config, done, ranks = state.config, state.epoch, state.ranks
+    folder, total = config.run_folder, config.train.epochs
     state.find_earlier()
-    held_out = len(files.held_out)
+    together = f", {ranks.count} processes" if ranks else ""
     print(
         f"training {config.data.category} on {len(dataset)} images ({held_out} held out), {state.device}, "
-        f"{state.precision}"
+        f"{state.precision}{together}"
     )
     if place:
         print(f"going on after {place}, which {folder / 'last.pt'} was saved at")
     workers = runtime.worker_count(config.data.num_workers, state.device)
-    loader = data_loader.train_loader(dataset, config.train.batch_size, workers, state.device.type == "cuda")
-    network = networks.for_training(state.model, config.train.compile, state.device, (total - done) * len(loader))
-    with runtime.worker_errors(), Journal(config, done) as journal:
+    share = {"share": ranks.share} if ranks else {}
+    loader = data_loader.train_loader(dataset, config.train.batch_size, workers, state.device.type == "cuda", **share)
+    model = ranks.share_out(state.model) if ranks else state.model
+    network = networks.for_training(model, config.train.compile, state.device, (total - done) * len(loader))
+    with runtime.worker_errors(), Journal(config, done) if state.writes else nullcontext() as journal:
         loop.train(network, loader, validation, state, journal, config)
-    return last
+    return checkpoint.epoch_path(folder, total)
 
 
 class Files(NamedTuple):

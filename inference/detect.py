@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 import data_loader
@@ -59,30 +60,66 @@ class Networks:
         return self._run(scaled.contiguous(memory_format=self._layout))
 
 
+class Together(Protocol):
+    """Processes that share pictures out: `training.distributed.Ranks`."""
+
+    rank: int
+    count: int
+
+    def barrier(self) -> None:
+        """Wait for all."""
+
+    def send(self, content: object) -> None:
+        """To the first."""
+
+    def receive(self, rank: int) -> Any:
+        """From another."""
+
+
 @torch.inference_mode()
-def detect(model: DRAEM, dataset: Dataset, config: Config, title: str) -> Iterator[NetworkOutput]:
+def detect(
+    model: DRAEM, dataset: Dataset, config: Config, title: str, ranks: Together | None = None
+) -> Iterator[NetworkOutput]:
     """Run the networks once over every sample (`image`, `mask`, `idx`; perhaps `valid`, `region`), in order.
 
-    The title is that of the progress bar; without one there is none.
+    Args:
+        title: of the progress bar; without one there is none.
+        ranks: processes that have every N-th batch each; the first gets what all have found, the others nothing.
     """
+    rank, count = (ranks.rank, ranks.count) if ranks else (0, 1)
+    if ranks:
+        ranks.barrier()  # nothing has failed so far, which the first would tell
     network, batch_size = Networks(model, config, len(dataset)), config.data.test_batch_size
-    workers = runtime.worker_count(config.data.num_workers, network.device, batches=-(-len(dataset) // batch_size))
-    loader = data_loader.test_loader(dataset, batch_size, workers, config.data.img_size, network.device.type == "cuda")
+    batches = -(-len(dataset) // batch_size)
+    workers = runtime.worker_count(config.data.num_workers, network.device, batches=-(-batches // count))
+    uses_cuda = network.device.type == "cuda"
+    loader = data_loader.test_loader(dataset, batch_size, workers, config.data.img_size, uses_cuda, every=(rank, count))
+    own = _passes(network, loader, dataset)
     with (
-        tqdm(total=len(dataset), desc=title, unit="image", leave=None, disable=not title) as bar,
+        tqdm(total=len(dataset), desc=title, unit="image", leave=None, disable=not title or rank > 0) as bar,
         runtime.worker_errors(),
     ):
-        before = None
-        for batch in loader:
-            after = batch, *network(batch["image"])
-            # One batch ahead: a GPU works on the next while what it made of this one is used.
-            if before is not None:
-                yield from _outputs(*before, dataset)
-                bar.update(len(before[0]["idx"]))
-            before = after
+        if rank:
+            for found in own:
+                ranks.send(found)
+            return
+        for batch in range(batches):
+            found = next(own) if batch % count == 0 else ranks.receive(batch % count)
+            yield from found
+            bar.update(len(found))
+
+
+def _passes(network: Networks, loader: DataLoader, dataset: Dataset) -> Iterator[list[NetworkOutput]]:
+    """What the networks make of each batch."""
+    before = None
+    for batch in loader:
+        after = batch, *network(batch["image"])
+        # One batch ahead: a GPU works on the next while what it made of this one is used.
         if before is not None:
-            yield from _outputs(*before, dataset)
-            bar.update(len(before[0]["idx"]))
+            yield list(_outputs(*before, dataset))
+        before = after
+    if before is not None:
+        yield list(_outputs(*before, dataset))
 
 
 def anomaly_maps(logits: Tensor) -> np.ndarray:

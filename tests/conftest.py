@@ -107,7 +107,7 @@ def planted_detections(planted: dict, rng: np.random.Generator, separation=lambd
     """In place of inference.detect.detect: random maps, by `separation` higher inside the masks. Kept in `planted` by
     (title, variant, index)."""
 
-    def detect(model, dataset, config, title):
+    def detect(model, dataset, config, title, ranks=None):
         shift = separation(model)
         for idx in range(len(dataset)):
             sample = dataset[idx]

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,9 +16,12 @@ from config import Config
 from data_loader import scaled
 from loss import DRAEMLoss
 from model import DRAEM
-from training.journal import TERMS, Journal
-from training.state import Progress, TrainingState, place_of
+from training.journal import Journal
+from training.state import TERMS, Progress, TrainingState, place_of
 from training.validation import SyntheticSamples, synthetic_pixel_ap
+
+if TYPE_CHECKING:
+    from training.distributed import Ranks
 
 NOT_FINITE = (
     "training stops, nothing of this epoch is kept\n"
@@ -31,7 +35,7 @@ def train(
     loader: DataLoader,
     validation: SyntheticSamples | None,
     state: TrainingState,
-    journal: Journal,
+    journal: Journal | None,
     config: Config,
 ) -> None:
     """Train from the state's epoch to the last one.
@@ -39,6 +43,7 @@ def train(
     Args:
         network: the state's model, compiled or as it is. loader: batches of training samples.
         validation: synthetic samples on held-out images, for val_ap; None where nothing is held out.
+        journal: None for a process that does not write.
 
     Raises:
         FloatingPointError: a loss or weight that is not finite.
@@ -54,7 +59,8 @@ def train(
         except stopping.Stopped as stopped:
             check_weights(state.model, epoch)
             state.take_folder()
-            journal.save()
+            if journal:
+                journal.save()
             path = state.save_last()
             place = place_of(state.progress and state.progress.step, state.epoch)
             text = f"stopped after {place}; {path} holds it, and the same command goes on from there"
@@ -67,7 +73,7 @@ def _epoch(
     loader: DataLoader,
     validation: SyntheticSamples | None,
     state: TrainingState,
-    journal: Journal,
+    journal: Journal | None,
     stop: stopping.Stop,
 ) -> dict[str, float]:
     """Train an epoch, or what is left of it, and keep what is to be kept of it; its losses."""
@@ -78,15 +84,17 @@ def _epoch(
     seconds, is_kept = state.progress.seconds, state.is_kept(epoch)
     val_ap = (None, None)
     if is_kept and validation:
-        val_ap = synthetic_pixel_ap(state.model, validation, state.config, stop)
+        val_ap = synthetic_pixel_ap(state.model, validation, state.config, stop, state.ranks)
     rate = len(loader.dataset) / seconds
-    journal.add(epoch, losses, state.learning_rate, rate, seconds, val_ap, state.progress.sample)
+    if journal:
+        journal.add(epoch, losses, state.learning_rate, rate, seconds, val_ap, state.progress.sample)
     state.step(epoch)
     if is_kept:
         state.save_checkpoint()
-    if state.is_due():
+    if journal and state.is_due():
         journal.save()
         state.save_last()
+    _agree(stop, state)
     stop.check()
     return losses
 
@@ -102,27 +110,39 @@ def train_epoch(
 
     Raises Stopped after a step, when `stop` is asked for.
     """
-    progress, begun = state.progress, time.perf_counter() - state.progress.seconds
-    loader.sampler.epoch, loader.sampler.start = epoch, progress.step * loader.batch_size
-    criterion, pending = DRAEMLoss().to(state.device), []
+    progress, begun, ranks = state.progress, time.perf_counter() - state.progress.seconds, state.ranks
+    batches = loader.batch_sampler
+    size, count = batches.batch_size, batches.sampler.count
+    batches.sampler.epoch, batches.sampler.start = epoch, progress.step * size
+    criterion, pending = DRAEMLoss(*([ranks.extremes] if ranks else [])).to(state.device), []
     total = progress.step + len(loader)
     bar = tqdm(loader, f"epoch {epoch}", initial=progress.step, total=total, leave=False, unit="batch", disable=None)
     for batch in bar:
-        terms, outputs = train_step(network, criterion, state.optimizer, batch, state.device, state.precision)
+        of_all = min(size, count - progress.step * size)  # samples, of all ranks together
+        share = len(batch["image"]) / of_all
+        weight = share * ranks.count if ranks else None  # gradients are averaged over ranks
+        terms, outputs = train_step(network, criterion, state.optimizer, batch, state.device, state.precision, weight)
         progress.step += 1
         progress.seconds = time.perf_counter() - begun
-        if progress.sample is None:
+        if progress.sample is None and len(outputs[1]):
             progress.sample = _sample(batch, *outputs)
 
         # Losses stay on the device until a few are read at once.
-        pending.append((len(outputs[1]), torch.stack([terms[term].detach() for term in TERMS])))
+        pending.append((of_all, share, torch.stack([terms[term].detach() for term in TERMS])))
+        _agree(stop, state)
         if len(pending) == READ_EVERY or progress.step == total or stop.asked is not None:
-            _read_losses(pending, progress, epoch)
+            _read_losses(pending, progress, epoch, ranks)
             pending = []
             speed = {"lr": f"{state.learning_rate:.1e}", "samples/s": f"{progress.count / progress.seconds:.1f}"}
             bar.set_postfix({term: f"{progress.losses[term] / progress.count:.4f}" for term in TERMS} | speed)
             stop.check()
     return {term: progress.losses[term] / progress.count for term in TERMS}
+
+
+def _agree(stop: stopping.Stop, state: TrainingState) -> None:
+    """Stop together: all ranks where one of them is told to."""
+    if state.ranks:
+        stop.asked = state.ranks.any(stop.asked)
 
 
 def _sample(batch: dict[str, Tensor], reconstruction: Tensor, logits: Tensor) -> dict[str, np.ndarray]:
@@ -144,22 +164,37 @@ def train_step(
     batch: dict[str, Tensor],
     device: torch.device,
     precision: torch.dtype,
+    weight: float | None = None,
 ) -> tuple[dict[str, Tensor], tuple[Tensor, Tensor]]:
-    """One step on a batch of training samples; the loss terms, still on the device, and the networks' outputs."""
+    """One step on a batch of training samples; the loss terms, still on the device, and the networks' outputs.
+
+    weight: of the loss; that of a process with a share of the batch, which can be 0, where it has no sample.
+    """
     image, augmented = (scaled(batch[key], device) for key in ("image", "augmented_image"))
     mask = batch["anomaly_mask"].to(device, non_blocking=True)
     with runtime.autocast(device, precision):
         outputs = network(augmented.contiguous(memory_format=runtime.memory_format(device, precision)))
-    terms = criterion(*outputs, image, mask)
+    if weight == 0:  # still takes part in what all processes do together
+        criterion.ssim.extremes(outputs[0].to(torch.promote_types(outputs[0].dtype, torch.float32)))
+        terms = dict.fromkeys(TERMS, (outputs[0].sum() + outputs[1].sum()) * 0)
+    else:
+        terms = criterion(*outputs, image, mask)
+    loss = sum(terms.values())
     optimizer.zero_grad(set_to_none=True)
-    sum(terms.values()).backward()
+    (loss if weight is None else loss * weight).backward()
     optimizer.step()
     return terms, outputs
 
 
-def _read_losses(pending: list[tuple[int, Tensor]], progress: Progress, epoch: int) -> None:
-    values = torch.stack([terms for _, terms in pending]).tolist()
-    for back, ((n, _), terms) in enumerate(zip(pending, values, strict=True)):
+def _read_losses(
+    pending: list[tuple[int, float, Tensor]], progress: Progress, epoch: int, ranks: "Ranks | None"
+) -> None:
+    """Add up losses of steps: samples of all ranks, this one's share of them, its terms."""
+    stacked = torch.stack([terms for _, _, terms in pending])
+    if ranks:
+        shares = torch.tensor([[share] for _, share, _ in pending], dtype=stacked.dtype, device=stacked.device)
+        stacked = ranks.sum(stacked * shares)
+    for back, ((n, _, _), terms) in enumerate(zip(pending, stacked.tolist(), strict=True)):
         for term, value in zip(TERMS, terms, strict=True):
             if not abs(value) < float("inf"):
                 at = progress.step - len(pending) + 1 + back

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,6 +18,9 @@ from errors import UserError
 from inference import checkpoint
 from model import DRAEM
 from provenance import Provenance
+
+if TYPE_CHECKING:
+    from training.distributed import Ranks
 
 SAVE_EVERY = 30  # seconds between states to resume from: for large networks a state takes longer than a short epoch
 BEFORE_LAST = "last_before.pt"  # beside last.pt: the one before
@@ -112,6 +115,7 @@ class TrainingState:
     Args:
         made_from: kept with all that is saved. pictures: `training` and `held_out`, each name -> digest.
         white_level: of the pictures, see `image_io.read_image`. carried: see `inference.techniques.to_carry`.
+        ranks: the processes that train together, the first of which writes; None for one alone.
 
     Attributes:
         epoch: epochs done. progress: within the one after, None where it is not begun.
@@ -125,7 +129,9 @@ class TrainingState:
         pictures: dict[str, dict[str, str]],
         white_level: float | None = None,
         carried: dict[str, dict[str, Any]] | None = None,
+        ranks: "Ranks | None" = None,
     ):
+        self.ranks, self.writes = ranks, ranks is None or ranks.is_first
         self.white_level, self.carried = white_level, carried or {}
         self.config, self.settings_text, self.made_from, self.pictures = config, settings_text, made_from, pictures
         self.device = runtime.select_device(config.train.device)
@@ -169,16 +175,20 @@ class TrainingState:
 
     def save_checkpoint(self) -> None:
         """Write the checkpoint of the epoch just done."""
+        if not self.writes:
+            return
         write_checkpoint(checkpoint.epoch_path(self.config.run_folder, self.epoch), self._content())
 
     def save_last(self) -> Path:
         """Write last.pt; the one before is kept beside it."""
+        path = self.config.run_folder / "last.pt"
+        if not self.writes:
+            return path
         content = self._content() | {"optimizer": self.optimizer.state_dict(), "scheduler": self.scheduler.state_dict()}
         if self.progress:
             content["progress"] = asdict(self.progress)
             content["progress"]["sample"] = {name: torch.from_numpy(one) for name, one in self.progress.sample.items()}
         content["checksum"] = checkpoint.checksum(content)
-        path = self.config.run_folder / "last.pt"
         write_checkpoint(path, content)
         self._saved = time.monotonic()
         return path
@@ -186,7 +196,7 @@ class TrainingState:
     def take_folder(self) -> None:
         """From here on the folder is this run's: what an earlier one left goes. Till then a failure costs nothing."""
         run = self.config.run_folder
-        if self._has_folder:
+        if self._has_folder or not self.writes:
             return
         self._has_folder = True
         if self.epoch == 0 and not self._is_resumed:

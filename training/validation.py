@@ -12,7 +12,7 @@ import provenance
 from config import Config
 from evaluation import intervals
 from evaluation.metrics import PixelMetrics
-from inference.detect import detect
+from inference.detect import Together, detect
 from model import DRAEM
 from stopping import Stop
 
@@ -58,17 +58,18 @@ class SyntheticSamples(Dataset):
 
 
 def synthetic_pixel_ap(
-    model: DRAEM, samples: SyntheticSamples, config: Config, stop: Stop
+    model: DRAEM, samples: SyntheticSamples, config: Config, stop: Stop, ranks: Together | None = None
 ) -> tuple[float | None, float | None]:
     """Pixel AP on synthetic anomalies: tells checkpoints apart without any test image. None without a masked pixel.
 
     Second its standard error, by bootstrap over the held-out images, each with all of its samples. Raises Stopped after
-    a picture, when `stop` is asked for.
+    a picture, when `stop` is asked for, but not where ranks share the samples: then the first knows the value.
     """
     pixels = PixelMetrics(keeps_images=True)
-    for result in detect(model, samples, config, ""):
+    for result in detect(model, samples, config, "", ranks):
         pixels.update(result.anomaly_map, result.mask)
-        stop.check()
+        if not ranks:
+            stop.check()
     value = pixels.compute()["pixel_ap"]
     if value is None:
         return None, None

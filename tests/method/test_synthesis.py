@@ -140,7 +140,7 @@ def samples(tmp_path, workers: int, epochs: int = 2) -> list[dict]:
     loader = data_loader.train_loader(dataset, 2, workers)
     batches = []
     for epoch in range(1, epochs + 1):
-        loader.sampler.epoch = epoch
+        loader.batch_sampler.sampler.epoch = epoch
         batches += list(loader)
     return batches
 

@@ -71,7 +71,7 @@ def test_metrics_are_those_of_the_maps(workplace, cli, monkeypatch):
     rng = np.random.default_rng(3)
     planted = {}
 
-    def detect(model, dataset, config, title):
+    def detect(model, dataset, config, title, ranks=None):
         for idx in range(len(dataset)):
             sample = dataset[idx]
             mask = sample["mask"][0].numpy() > 0

@@ -35,7 +35,7 @@ def test_planted_scores_arrive_in_the_report(two, call, monkeypatch):
             epochs[float(next(iter(state.values())).double().sum())] = epoch
     kept = {}
 
-    def detect(model, dataset, config, title):
+    def detect(model, dataset, config, title, ranks=None):
         planted.clear()
         yield from planted_detections(planted, np.random.default_rng(2), separation)(model, dataset, config, title)
         kept[config.data.category, epochs[model_key(model)], title] = dict(planted)

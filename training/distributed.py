@@ -1,0 +1,222 @@
+"""Several processes that train one model together, as torchrun and other launchers start them.
+
+Each has its share of every batch. What a single process would compute of a whole batch is computed of the whole batch
+here as well: the statistics of batch norm, the losses, the dynamic range of SSIM, the gradients.
+"""
+
+import os
+import sys
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
+
+from errors import LostError, UserError
+from stopping import Stopped
+
+POLL = 0.05  # seconds between two looks at the store
+LOST = 5.0  # seconds that the others are waited for to say that they live
+PATIENCE = timedelta(minutes=30)  # decoding and drawing of one, which the others wait for
+
+
+class Ranks:
+    """This process among those that were started together.
+
+    Attributes:
+        rank: from 0. count: how many there are. local_rank: on this machine. is_first: of all, the one that writes.
+
+    Raises:
+        UserError: more processes on a machine than GPUs.
+    """
+
+    def __init__(self, uses_cuda: bool):
+        self.rank, self.count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        self.local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+        self.is_first, self._turns = self.rank == 0, 0
+        if uses_cuda:
+            gpus = torch.cuda.device_count()
+            if self.local_rank >= gpus:
+                raise UserError(f"{self.local_rank + 1} processes or more on a machine with {gpus} GPUs; start {gpus}")
+            torch.cuda.set_device(self.local_rank)
+        dist.init_process_group("cpu:gloo,cuda:nccl" if uses_cuda else "gloo", timeout=PATIENCE)
+        self._store = dist.distributed_c10d._get_default_store()
+        self._control = dist.new_group(backend="gloo", timeout=PATIENCE)  # never waits for a GPU
+        self.statistics = dist.new_group(timeout=PATIENCE)  # does not queue behind gradients
+
+    @contextmanager
+    def in_turn(self) -> Iterator[None]:
+        """First enters rank 0, then the first process of every other machine, then the rest: what one has decoded the
+        next ones find there, and a mistake is told once."""
+        self._turns += 1
+        own = 0 if self.is_first else 1 if self.local_rank == 0 else 2
+        self._store.set(f"turn/{self._turns}/{self.rank}", str(own))
+        turns = [int(self._wait(f"turn/{self._turns}/{rank}")) for rank in range(self.count)]
+        for rank, turn in enumerate(turns):
+            if turn < own:
+                self._wait(f"left/{self._turns}/{rank}")
+        yield
+        self._store.set(f"left/{self._turns}/{self.rank}", "")
+
+    def _wait(self, key: str) -> bytes:
+        while not self._store.check([key]):  # not in one call, which no signal could end
+            time.sleep(POLL)
+        return self._store.get(key)
+
+    def barrier(self) -> None:
+        """Wait for all others."""
+        with self.in_turn():
+            pass
+        for rank in range(self.count):
+            self._wait(f"left/{self._turns}/{rank}")
+
+    def any(self, number: int | None) -> int | None:
+        """The largest of all ranks' numbers; None where none has one."""
+        largest = torch.tensor(number or 0)
+        dist.all_reduce(largest, dist.ReduceOp.MAX, group=self._control)
+        return largest.item() or None
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Sum over all ranks, in place."""
+        dist.all_reduce(values, group=self.statistics)
+        return values
+
+    def extremes(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Minimum and maximum over all ranks, as torch.aminmax gives them of one."""
+        infinity = values.new_tensor(float("inf"))
+        low, high = torch.aminmax(values) if values.numel() else (infinity, -infinity)
+        both = torch.stack((-low, high))
+        dist.all_reduce(both, dist.ReduceOp.MAX, group=self.statistics)
+        return -both[0], both[1]
+
+    def share(self, keys: Sequence[Any]) -> Sequence[Any]:
+        """This rank's part of a batch; none where there are fewer than ranks."""
+        size, rest = divmod(len(keys), self.count)
+        start = self.rank * size + min(self.rank, rest)
+        return keys[start : start + size + (self.rank < rest)]
+
+    def share_out(self, model: nn.Module) -> DistributedDataParallel:
+        """The model for training together: its batch norms are synchronized in place, and gradients are added up."""
+        synchronize(model, self.statistics)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about the name of this option in later versions
+            return DistributedDataParallel(model, broadcast_buffers=False)
+
+    def send(self, content: Any) -> None:
+        """To rank 0."""
+        dist.send_object_list([content], dst=0, group=self._control)
+
+    def receive(self, rank: int) -> Any:
+        """What a rank sends."""
+        content = [None]
+        dist.recv_object_list(content, src=rank, group=self._control)
+        return content[0]
+
+    def lost(self) -> list[int]:
+        """After a failed exchange: the ranks that are no more, as far as can be told."""
+        missing = [rank for rank in range(self.count) if rank != self.rank]
+        try:
+            self._store.set(f"alive/{self.rank}", "")
+            end = time.monotonic() + LOST
+            while missing and time.monotonic() < end:
+                missing = [rank for rank in missing if not self._store.check([f"alive/{rank}"])]
+                time.sleep(POLL)
+        except RuntimeError:  # the store has gone with the process that kept it
+            return [0]
+        return missing
+
+    def __enter__(self) -> "Ranks":
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, _: object) -> None:
+        """Leave the others. Where an exchange with them has failed, LostError names those that are no more."""
+        if isinstance(error, UserError) and not self.is_first:
+            time.sleep(LOST)  # the first most likely tells the same, and the launcher then ends this process
+        if isinstance(error, Stopped) and not self.is_first:
+            sys.exit(error.status)
+        has_failed = isinstance(error, RuntimeError) and (isinstance(error, dist.DistError) or "gloo" in str(error))
+        if has_failed and (lost := self.lost()):
+            names = ", ".join(f"rank {rank}" for rank in lost)
+            text = f"{names} of {self.count} has ended; start all again: a training goes on from its last state"
+            raise LostError(text) from error
+        if error is None:
+            dist.destroy_process_group()
+
+
+def synchronize(model: nn.Module, group: dist.ProcessGroup) -> None:
+    """Have the batch norms of a model take their statistics from all ranks of a group; names and weights stay."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.__class__ = SynchronizedBatchNorm
+    SynchronizedBatchNorm.group = group
+
+
+class SynchronizedBatchNorm(nn.BatchNorm2d):
+    """Batch norm over the batches of all ranks together, which may differ in size. On CPUs and GPUs alike, where
+    torch's own refuses the former. The group belongs to the class, so that models can be copied."""
+
+    group: dist.ProcessGroup | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> the same, normalized."""
+        if not self.training:
+            return super().forward(x)
+        y, mean, var, count = _Normalize.apply(x, self.weight, self.bias, self.eps, self.group)
+        with torch.no_grad():
+            self.num_batches_tracked.add_(1)
+            self.running_mean.lerp_(mean.to(self.running_mean), self.momentum)
+            self.running_var.lerp_((var * (count / (count - 1))).to(self.running_var), self.momentum)
+        return y
+
+
+class _Normalize(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, eps: float, group: dist.ProcessGroup) -> tuple:
+        channels, wide = x.shape[1], torch.promote_types(x.dtype, torch.float32)
+        all_ranks = torch.zeros(dist.get_world_size(group), 2 * channels + 1, dtype=wide, device=x.device)
+        if len(x):
+            var, mean = torch.var_mean(x.to(wide), dim=(0, 2, 3), correction=0)
+            own = torch.cat((mean, var, mean.new_tensor([x.numel() / channels])))
+            all_ranks[dist.get_rank(group)] = own
+        dist.all_reduce(all_ranks, group=group)
+        means, variances, counts = all_ranks.split((channels, channels, 1), dim=1)
+        count = counts.sum()
+        mean = (means * counts).sum(0) / count
+        var = ((variances + (means - mean) ** 2) * counts).sum(0) / count
+        ctx.group, ctx.eps = group, eps
+        ctx.save_for_backward(x, weight, mean, var, count)
+        y = F.batch_norm(x, mean, var, weight, bias, False, 0.0, eps) if len(x) else x.clone()
+        ctx.mark_non_differentiable(mean, var, count)
+        return y, mean, var, count
+
+    @staticmethod
+    def backward(ctx, dy: Tensor, *_: Tensor) -> tuple:
+        x, weight, mean, var, count = ctx.saved_tensors
+        if len(x):
+            dx, of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(
+                dy, x, weight, mean, var, None, None, False, ctx.eps, [True, True, True]
+            )
+        else:
+            dx, of_weight, of_bias = dy.clone(), torch.zeros_like(weight), torch.zeros_like(weight)
+        # What flows back through mean and variance, those of all ranks.
+        of_mean, of_deviation = dist_mean(torch.stack((of_bias, of_weight)), count, ctx.group)
+        scale = torch.rsqrt(var + ctx.eps)
+        slope = weight * scale * scale * of_deviation
+        offset = weight * scale * of_mean - slope * mean
+        wide = (slope.to(mean) if dx.dtype == mean.dtype else slope).view(1, -1, 1, 1)
+        dx = (dx - torch.addcmul(offset.view(1, -1, 1, 1), x.to(wide.dtype), wide)).to(x.dtype)
+        return dx, of_weight, of_bias, None, None
+
+
+def dist_mean(sums: Tensor, count: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """Sums over this rank's pixels -> means over those of all ranks."""
+    total = sums.clone()
+    dist.all_reduce(total, group=group)
+    return total / count

@@ -34,14 +34,17 @@ class Stop:
 
 
 def _handle(what: Callable[[int], None]) -> dict[int, object]:
-    """Have the first signal do this; a second one ends the process at once, but for SIGUSR1, which `ask` sends besides
-    what a terminal or a scheduler has sent already. The handlers that were there before."""
+    """Have the first signal do this; a second one ends the process at once. The handlers that were there before.
+
+    Not so SIGUSR1, which `ask` sends besides what a terminal or a scheduler has sent already, and none where a launcher
+    (torchrun) has started the process and hands on what all of them have been sent.
+    """
     if threading.current_thread() is not threading.main_thread():
         return {}  # which alone can have handlers
 
     def first(number: int, _: object) -> None:
         for one in SIGNALS:
-            signal.signal(one, signal.SIG_IGN if one == ASKING else signal.SIG_DFL)
+            signal.signal(one, signal.SIG_IGN if one == ASKING or "RANK" in os.environ else signal.SIG_DFL)
         what(number)
 
     return {number: signal.signal(number, first) for number in SIGNALS}

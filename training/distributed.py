@@ -9,7 +9,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any
 
@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from errors import LostError, UserError
-from stopping import Stopped
+from stopping import Stopped, deferred
 
 POLL = 0.05  # seconds between two looks at the store
 LOST = 5.0  # seconds that the others are waited for to say that they live
@@ -107,7 +107,7 @@ class Ranks:
         synchronize(model, self.statistics)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about the name of this option in later versions
-            return DistributedDataParallel(model, broadcast_buffers=False)
+            return DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
 
     def send(self, content: Any) -> None:
         """To rank 0."""
@@ -139,13 +139,18 @@ class Ranks:
         """Leave the others. Where an exchange with them has failed, LostError names those that are no more."""
         if isinstance(error, UserError) and not self.is_first:
             time.sleep(LOST)  # the first most likely tells the same, and the launcher then ends this process
+        # A launcher that sees one end tells the others to stop, perhaps while these fail for want of that one.
+        first = error.__context__ if isinstance(error, Stopped) and error.__context__ else error
+        if isinstance(first, RuntimeError) and (isinstance(first, dist.DistError) or "gloo" in str(first)):
+            lost = []
+            with suppress(Stopped), deferred():
+                lost = self.lost()
+            if lost:
+                names = ", ".join(f"rank {rank}" for rank in lost)
+                text = f"{names} of {self.count} has ended; start all again: a training goes on from its last state"
+                raise LostError(text) from error
         if isinstance(error, Stopped) and not self.is_first:
             sys.exit(error.status)
-        has_failed = isinstance(error, RuntimeError) and (isinstance(error, dist.DistError) or "gloo" in str(error))
-        if has_failed and (lost := self.lost()):
-            names = ", ".join(f"rank {rank}" for rank in lost)
-            text = f"{names} of {self.count} has ended; start all again: a training goes on from its last state"
-            raise LostError(text) from error
         if error is None:
             dist.destroy_process_group()
 
@@ -179,22 +184,22 @@ class SynchronizedBatchNorm(nn.BatchNorm2d):
 class _Normalize(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, eps: float, group: dist.ProcessGroup) -> tuple:
-        channels, wide = x.shape[1], torch.promote_types(x.dtype, torch.float32)
-        all_ranks = torch.zeros(dist.get_world_size(group), 2 * channels + 1, dtype=wide, device=x.device)
+        channels = x.shape[1]
+        all_ranks = torch.zeros(dist.get_world_size(group), 2 * channels + 1, dtype=weight.dtype, device=x.device)
         if len(x):
-            var, mean = torch.var_mean(x.to(wide), dim=(0, 2, 3), correction=0)
+            mean, var = torch.ops.aten.batch_norm_update_stats(x, None, None, 0.0)
             own = torch.cat((mean, var, mean.new_tensor([x.numel() / channels])))
             all_ranks[dist.get_rank(group)] = own
         dist.all_reduce(all_ranks, group=group)
         means, variances, counts = all_ranks.split((channels, channels, 1), dim=1)
         count = counts.sum()
-        mean = (means * counts).sum(0) / count
-        var = ((variances + (means - mean) ** 2) * counts).sum(0) / count
+        shares = counts / count
+        mean = (means * shares).sum(0)
+        var = ((variances + (means - mean) ** 2) * shares).sum(0)
         ctx.group, ctx.eps = group, eps
         ctx.save_for_backward(x, weight, mean, var, count)
-        y = F.batch_norm(x, mean, var, weight, bias, False, 0.0, eps) if len(x) else x.clone()
         ctx.mark_non_differentiable(mean, var, count)
-        return y, mean, var, count
+        return _affine(x, weight, bias, mean, var, eps), mean, var, count
 
     @staticmethod
     def backward(ctx, dy: Tensor, *_: Tensor) -> tuple:
@@ -204,19 +209,15 @@ class _Normalize(torch.autograd.Function):
                 dy, x, weight, mean, var, None, None, False, ctx.eps, [True, True, True]
             )
         else:
-            dx, of_weight, of_bias = dy.clone(), torch.zeros_like(weight), torch.zeros_like(weight)
-        # What flows back through mean and variance, those of all ranks.
-        of_mean, of_deviation = dist_mean(torch.stack((of_bias, of_weight)), count, ctx.group)
-        scale = torch.rsqrt(var + ctx.eps)
-        slope = weight * scale * scale * of_deviation
-        offset = weight * scale * of_mean - slope * mean
-        wide = (slope.to(mean) if dx.dtype == mean.dtype else slope).view(1, -1, 1, 1)
-        dx = (dx - torch.addcmul(offset.view(1, -1, 1, 1), x.to(wide.dtype), wide)).to(x.dtype)
+            dx, of_weight, of_bias = torch.zeros_like(x), torch.zeros_like(weight), torch.zeros_like(weight)
+        # What flows back through mean and variance, those of all ranks: w / s (mean of dy + x^ mean of dy x^).
+        total = torch.stack((of_bias, of_weight))
+        dist.all_reduce(total, group=ctx.group)
+        through_mean, through_deviation = total * (-weight * torch.rsqrt(var + ctx.eps) / count)
+        dx = dx.add_(_affine(x, through_deviation, through_mean, mean, var, ctx.eps))
         return dx, of_weight, of_bias, None, None
 
 
-def dist_mean(sums: Tensor, count: Tensor, group: dist.ProcessGroup) -> Tensor:
-    """Sums over this rank's pixels -> means over those of all ranks."""
-    total = sums.clone()
-    dist.all_reduce(total, group=group)
-    return total / count
+def _affine(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, eps: float) -> Tensor:
+    """weight (x - mean) / deviation + bias in one pass."""
+    return F.batch_norm(x, mean, var, weight, bias, False, 0.0, eps) if len(x) else x.clone()

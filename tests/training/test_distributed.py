@@ -1,0 +1,145 @@
+"""Several processes train and detect as one would: torchrun with gloo on a CPU."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, SETTINGS, make_dataset, rows_of
+
+from inference import checkpoint
+
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="gloo and signals are other ones there")
+# Trains in float64, and notes the losses of every step.
+DOUBLE = """\
+import json, os, runpy, sys
+import torch
+sys.path.insert(0, {root!r})
+sys.argv[0] = {main!r}
+from training import loop, state
+made, scaled, read, losses = state.TrainingState.__init__, loop.scaled, loop._read_losses, []
+def double(self, *arguments):
+    made(self, *arguments)
+    self.model.double()
+def record(pending, progress, epoch, ranks):
+    before, count = dict(progress.losses), progress.count
+    read(pending, progress, epoch, ranks)
+    losses.append([(progress.losses[term] - before[term]) / (progress.count - count) for term in before])
+state.TrainingState.__init__, loop._read_losses, loop.READ_EVERY = double, record, 1
+loop.scaled = lambda images, device: scaled(images, device).double()
+try:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+finally:
+    if os.environ.get("RANK", "0") == "0":
+        json.dump(losses, open("losses.json", "w"))
+"""
+SHORT = ["data.img_size=64", "train.batch_size=4", "train.epochs=2", "train.learning_rate=1e-5", "data.val_split=0"]
+
+
+def launch(workplace, count, settings, *modes, script=ROOT / "main.py"):
+    """A started process: of `count` with torchrun, or main.py alone where that is 0."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(count)]
+    command = [*(torchrun if count else [sys.executable]), script, "--config", workplace / "config.yaml", *modes]
+    command += [word for one in settings for word in ("--set", one)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(list(map(str, command)), cwd=workplace, env=environment, **pipes)
+
+
+def run(*arguments, **keywords):
+    process = launch(*arguments, **keywords)
+    out, error = process.communicate(timeout=120)
+    return process.returncode, out, error
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A workplace with ten nominal images: the last batch of four is one of two."""
+    root = make_dataset(tmp_path_factory.mktemp("together"), n_train=10)
+    (root / "config.yaml").write_text(SETTINGS.format(root=root.as_posix()))
+    (root / "double.py").write_text(DOUBLE.format(root=str(ROOT), main=str(ROOT / "main.py")))
+    return root
+
+
+def test_losses_and_weights_are_those_of_one_process(place):
+    """Shares of a batch are even, uneven, and empty: of the last batch a third process has none."""
+    found = {}
+    for count in (0, 2, 3):
+        settings = [*SHORT, f"data.run_name=together{count}", "train.visualize=false"]
+        status, _, error = run(place, count, settings, "--train", script=place / "double.py")
+        assert status == 0, error
+        path = place / f"checkpoints/tile/together{count}/epoch_0002.pt"
+        found[count] = np.array(json.loads((place / "losses.json").read_text())), checkpoint.read(path)["model"]
+    losses, weights = found[0]
+    assert losses.shape == (6, 3)
+    for count in (2, 3):
+        np.testing.assert_allclose(found[count][0], losses, rtol=0, atol=1e-9)
+        assert found[count][1].keys() == weights.keys()
+        for name, value in weights.items():
+            # A bias that batch norm takes away again has a gradient of rounding alone, of which Adam makes steps.
+            is_bias = name.endswith((".0.bias", ".3.bias")) and "fin_out" not in name
+            torch.testing.assert_close(found[count][1][name], value, rtol=0, atol=1e-8 if is_bias else 1e-9)
+
+
+def test_pictures_are_shared_out_and_the_files_are_the_same(place):
+    settings = [*SHORT, "data.val_split=0.4", "data.run_name=modes"]
+    assert run(place, 0, settings, "--train")[0] == 0
+    written = {}
+    for count in (0, 2):
+        settings[-1:] = ["data.run_name=modes", f"data.results_path={place}/results{count}"]
+        status, out, error = run(place, count, settings, "--threshold", "--detection")
+        assert status == 0, error
+        folder = place / f"results{count}/modes/tile/checkpoint_2/no_masking"
+        assert out.splitlines()[-1] == f"results: {folder}"  # the others print nothing
+        assert out.count("image AUROC") == 1
+        written[count] = {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        thresholds = place / "checkpoints/tile/modes/thresholds/checkpoint_2/no_masking.json"
+        written[count]["thresholds"] = thresholds.read_text().replace(f"results{count}", "results")
+        del settings[-1]
+    assert written[0].keys() == written[2].keys()
+    other = {path for path in written[0] if written[0][path] != written[2][path]}
+    assert {getattr(path, "name", path) for path in other} <= {"made_with.json", "curves.npz"}  # these tell times
+    rows = [rows_of(place / f"results{count}/modes/tile/checkpoint_2/no_masking/scores.csv") for count in (0, 2)]
+    assert rows[0] == rows[1] and len(rows[0]) == 6
+
+
+def test_a_process_that_dies_ends_the_others_and_another_number_goes_on(place):
+    settings = [*SHORT, "train.epochs=3000", "data.run_name=killed", "train.visualize=false"]
+    process, run_folder = launch(place, 3, settings, "--train"), place / "checkpoints/tile/killed"
+    end = time.monotonic() + 60
+    while not (run_folder / "last.pt").is_file():
+        assert time.monotonic() < end and process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    before = time.monotonic()
+    os.kill(rank_of(process.pid, 1), signal.SIGKILL)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 1 and time.monotonic() - before < 60
+    assert "error: rank 1 of 3 has ended; start all again" in error
+    done = checkpoint.read(run_folder / "last.pt")["epoch"]
+    settings[-3] = f"train.epochs={done + 2}"
+    status, out, error = run(place, 2, settings, "--train")
+    assert status == 0, error
+    assert f"going on after epoch {done}" in out and (run_folder / f"epoch_{done + 2:04}.pt").is_file()
+    lines = (run_folder / "train_log.csv").read_text().splitlines()
+    assert [int(line.split(",")[0]) for line in lines[1:]] == list(range(1, done + 3))
+
+
+def rank_of(launcher, rank):
+    """Process of a rank that a launcher has started."""
+    children = subprocess.run(["pgrep", "-P", str(launcher)], capture_output=True, text=True).stdout.split()
+    for pid in children:
+        with open(f"/proc/{pid}/environ") as stream:
+            if f"RANK={rank}" in stream.read().split("\0"):
+                return int(pid)
+    raise AssertionError(children)
+
+
+def test_more_processes_than_a_batch_has_samples(place):
+    status, _, error = run(place, 2, [*SHORT, "train.batch_size=1", "data.run_name=few"], "--train")
+    assert status == 1 and error.count("error: train.batch_size = 1: the batch of all processes together") == 1
+    assert not (place / "checkpoints/tile/few").exists()

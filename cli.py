@@ -1,6 +1,7 @@
 """What the programs share: flags, exit statuses, how errors are told."""
 
 import argparse
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -42,10 +43,26 @@ def add_config_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(program: Callable[[], int]) -> None:
+def is_launched() -> bool:
+    """Whether this is one of several processes that torchrun or another launcher has started."""
+    return {"RANK", "WORLD_SIZE"} <= os.environ.keys()
+
+
+def add_ray_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of programs that can run their jobs on Ray."""
+    add_flag = parser.add_argument
+    add_flag("--ray", metavar="ADDRESS", help="run all jobs at once on Ray: local (this machine), auto, or an address")
+    add_flag("--gpus_per_job", type=float, metavar="N", help="with --ray: of each (default: 1 where there are GPUs)")
+    add_flag("--cpus_per_job", type=float, default=1, metavar="N", help="with --ray: of each (default: 1)")
+    add_flag("--max_retries", type=int, default=3, metavar="N", help="with --ray: after a node has died (default: 3)")
+
+
+def run(program: Callable[[], int], is_shared: bool = False) -> None:
     """Run a program and exit: 0 done, 1 a fault of training, 2 a user's mistake, 130 interrupted, 143 told to stop."""
     try:
         stopping.interrupts()
+        if is_launched() and not is_shared:
+            raise UserError("torchrun starts several processes of main.py; start this program without it")
         sys.exit(program())
     except UserError as error:
         sys.exit(_tell(error, MISTAKE))

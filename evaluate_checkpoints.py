@@ -1,6 +1,6 @@
 """Evaluate categories x checkpoints x techniques x thresholds, and summarize them in one table."""
 
-from cli import Parser, add_config_flags, boolean, run
+from cli import Parser, add_config_flags, add_ray_flags, boolean, run
 from evaluation.thresholds import COMPARED_KINDS, KINDS
 
 # Predefined parameters. Each can be given as a flag of the same name, e.g. --checkpoints 600 700
@@ -36,6 +36,7 @@ def main() -> int:
         help=f"types to judge at (default: {' '.join(COMPARED_KINDS)})",
     )
     add_flag("--force", type=boolean, nargs="?", const=True, default=FORCE, metavar="True|False", help="repeat all")
+    add_ray_flags(parser)
     add_config_flags(parser)
     arguments = parser.parse_args()
     for epoch in map(str, arguments.checkpoints or ()):
@@ -44,7 +45,7 @@ def main() -> int:
 
     import runtime  # the heavy packages come only now: --help stays quick
     from config import load_config
-    from engine import batch
+    from engine import batch, cluster
 
     runtime.setup()
     config = load_config(arguments.config, arguments.set)
@@ -56,6 +57,7 @@ def main() -> int:
         arguments.registrations,
         arguments.thresholds,
         arguments.force,
+        cluster.options_of(arguments),
     )
     return 1 if failures else 0
 

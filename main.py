@@ -8,7 +8,7 @@ from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cli import CONFIG, DONE, FAULT, Parser, add_config_flags, boolean, run
+from cli import CONFIG, DONE, FAULT, Parser, add_config_flags, boolean, is_launched, run
 
 if TYPE_CHECKING:
     from config import Config
@@ -141,11 +141,6 @@ def _run(arguments: argparse.Namespace, config: "Config", named: Collection[str]
     return status
 
 
-def is_launched() -> bool:
-    """Whether this is one of several processes that torchrun or another launcher has started."""
-    return {"RANK", "WORLD_SIZE"} <= os.environ.keys()
-
-
 @contextmanager
 def together(config: "Config") -> Iterator["Ranks | None"]:
     """The processes that were started together; None where this is one alone, which needs nothing of that."""
@@ -165,4 +160,4 @@ def together(config: "Config") -> Iterator["Ranks | None"]:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, is_shared=True)

@@ -278,9 +278,10 @@ def owning(folder: Path) -> Iterator[None]:
         mend = "wait for it, end it, or set another data.run_name"
         raise UserError(f"{folder}: {who} is training there; {mend}") from None
     try:
-        if owner and owner.get("host") != host:
+        batch = os.environ.get("DRAEM_BATCH")  # of one batch a job runs again only where its node has died
+        if owner and owner.get("host") != host and not (batch and owner.get("batch") == batch):
             raise UserError(f"{folder}: {who} may still be training there; if it is not, delete {note}")
-        write_text(note, json.dumps({"host": host, "process": os.getpid()}) + "\n")
+        write_text(note, json.dumps({"host": host, "process": os.getpid(), "batch": batch}) + "\n")
         try:
             yield
         finally:

@@ -1,8 +1,10 @@
 """Told to stop: what Ctrl-C, SIGTERM and SIGUSR1 do. Schedulers send both, SLURM the latter minutes before the end."""
 
+import ctypes
 import os
 import signal
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -101,3 +103,9 @@ def goes_on_in_loader() -> None:
         os._exit(0)
 
     threading.Thread(target=wait, daemon=True).start()
+
+
+def dies_with_parent() -> None:
+    """In a process just started: end it when the one that has started it is gone, however that ended. On Linux."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG

@@ -1,11 +1,12 @@
 """Train every category of a dataset, one after the other, each in a process of its own."""
 
-from cli import Parser, add_config_flags, boolean, run
+from cli import Parser, add_config_flags, add_ray_flags, boolean, run
 
 # Predefined parameters. Each can be given as a flag of the same name, e.g. --categories bottle cable
 CATEGORIES = None  # names of categories; None: every folder of data.data_path that has train/good
 UPDATE_CONFIG = False  # True: data.category is set in the given settings file, too, so that it names the last one
 FORCE = False  # True: train anew what is complete already
+SEEDS = None  # numbers: each category is trained with each of them, in runs of their own (run_name_seed0 ...)
 
 
 def main() -> int:
@@ -22,16 +23,26 @@ def main() -> int:
         ("--force", FORCE, "train anew what is complete"),
     ):
         add_flag(name, type=boolean, nargs="?", const=True, default=default, metavar="True|False", help=text)
+    add_flag("--seeds", nargs="+", type=int, default=SEEDS, metavar="N", help="train with each of these seeds")
+    add_ray_flags(parser)
     add_config_flags(parser)
     arguments = parser.parse_args()
 
     import runtime  # the heavy packages come only now: --help stays quick
     from config import load_config
-    from engine import train_batch
+    from engine import cluster, train_batch
 
     runtime.setup()
     config = load_config(arguments.config, arguments.set)
-    failures = train_batch.run(config, arguments.config, arguments.categories, arguments.update_config, arguments.force)
+    failures = train_batch.run(
+        config,
+        arguments.config,
+        arguments.categories,
+        arguments.update_config,
+        arguments.force,
+        arguments.seeds,
+        cluster.options_of(arguments),
+    )
     return 1 if failures else 0
 
 

@@ -11,6 +11,8 @@ import decoded
 import provenance
 import runtime
 from config import Config
+from engine import cluster
+from engine.cluster import Options
 from engine.detection import evaluate_pass, manual_thresholds, provenance_of, result_folder
 from engine.threshold import compute_thresholds, load_thresholds, nominal_images
 from errors import UserError, told
@@ -48,6 +50,7 @@ def run(
     registrations: Sequence[bool],
     kinds: Sequence[str],
     is_forced: bool,
+    ray: Options | None = None,
 ) -> int:
     """Evaluate what is not complete, then write the summary of all that is there; the number of failures.
 
@@ -55,6 +58,7 @@ def run(
         categories: names; None: all of the dataset. checkpoints: epochs or `last`; None: all kept ones.
         maskings: of MASKINGS; None: all, but without regions only `no`. registrations: without and with.
         kinds: types of thresholds. is_forced: evaluate again what is complete.
+        ray: where and how to run all at once, a category and checkpoint a job; None: here, one after the other.
 
     Raises:
         UserError: what was asked for and is not there, before anything runs.
@@ -65,16 +69,10 @@ def run(
     todo = items if is_forced else [item for item in items if not _is_complete(item, kinds)]
     _announce(items, todo, failed, len(kinds))
 
-    loaded = None
-    for item in (bar := tqdm(todo, "evaluation", unit="pass")):
-        bar.set_postfix_str(f"{item.config.data.category}, checkpoint {item.epoch}")
-        try:
-            if loaded is None or loaded.path != item.path:
-                loaded = checkpoint.load(item.config, str(item.path))
-            _evaluate(item, loaded, kinds)
-        except Exception as error:  # one item's failure is recorded and costs no other
-            for technique in item.techniques:
-                failed[item.config.data.category, str(item.epoch), technique.name] = told(error)
+    if ray:
+        failed |= _evaluate_on_ray(config, todo, kinds, ray)
+    else:
+        failed |= _evaluate_items(todo, kinds)
     runtime.remove_leftovers(results)
     there, stale = current_results(results, config, failed)
     planned = {(item.config.data.category, str(item.epoch), one.name) for item in items for one in item.techniques}
@@ -94,6 +92,42 @@ def run(
     )
     print(f"results: {results / 'summary.csv'}")
     return len(failed) + len(undrawn)
+
+
+def _evaluate_items(items: Sequence[Item], kinds: list[str]) -> dict[Key, str]:
+    """Evaluate; what failed. One item's failure costs no other."""
+    failed: dict[Key, str] = {}
+    loaded = None
+    for item in (bar := tqdm(items, "evaluation", unit="pass")):
+        bar.set_postfix_str(f"{item.config.data.category}, checkpoint {item.epoch}")
+        try:
+            if loaded is None or loaded.path != item.path:
+                loaded = checkpoint.load(item.config, str(item.path))
+            _evaluate(item, loaded, kinds)
+        except Exception as error:
+            for technique in item.techniques:
+                failed[item.config.data.category, str(item.epoch), technique.name] = told(error)
+    return failed
+
+
+def _evaluate_on_ray(config: Config, todo: list[Item], kinds: list[str], options: Options) -> dict[Key, str]:
+    """The same on Ray; what failed."""
+    data, jobs, failed = config.data, {}, {}
+    for item in todo:
+        jobs.setdefault((item.config.data.category, str(item.epoch)), []).append(item)
+    labels = {f"{category}, checkpoint {name}": (category, name) for category, name in jobs}
+    results = Path(data.results_path)
+    results.mkdir(parents=True, exist_ok=True)
+    folders = [Path(data.data_path), Path(data.checkpoint_path), results]
+    with runtime.owning(results / f".batch_{data.run_name}"), cluster.connected(options) as ray:
+        arguments = {label: (jobs[key], kinds) for label, key in labels.items()}
+        for label, outcome in ray.run(_evaluate_items, arguments, folders):
+            if outcome.error is None:
+                failed |= outcome.value
+                continue
+            for technique in (one for item in jobs[labels[label]] for one in item.techniques):
+                failed[(*labels[label], technique.name)] = outcome.error
+    return failed
 
 
 def _plan(

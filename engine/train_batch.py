@@ -4,15 +4,18 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from tqdm import tqdm
 
 import runtime
 import stopping
 from config import Config, edit_config, settings_text
+from engine import cluster
 from engine.batch import of_category
+from engine.cluster import Options
 from engine.train import find_files, split
 from errors import UserError, told
 from folders import chosen_categories
@@ -27,49 +30,143 @@ TEMPLATE = "train_all.yaml"  # in a run's folder: what it was started from
 TIMES_HEAD = f"{'category':24}{'seconds':>10}{'h:m:s':>12}{'epochs':>8}  device\n"
 
 
+class Trained(NamedTuple):
+    """What came of a training. error: in a line, None where there was none."""
+
+    error: str | None
+    seconds: int
+    epochs: int
+    device: str
+
+
 def run(
-    config: Config, settings: Path, categories: Sequence[str] | None, updates_settings: bool, is_forced: bool
+    config: Config,
+    settings: Path,
+    categories: Sequence[str] | None,
+    updates_settings: bool,
+    is_forced: bool,
+    seeds: Sequence[int] | None = None,
+    ray: Options | None = None,
 ) -> int:
     """Train what is not complete and say how long it took; the number of failures.
 
     Args:
         settings: file that `config` comes from. categories: names; None: all of the dataset.
         updates_settings: set data.category in that file. is_forced: train anew what is complete.
+        seeds: train each category with each of them, in runs of their own; None: as the settings say.
+        ray: where and how to run all at once; None: here, one after the other.
     """
     names = chosen_categories(Path(config.data.data_path), categories)
-    times, failed, skipped = Path(config.data.checkpoint_path) / "training_times.txt", {}, []
-    device = runtime.select_device(config.train.device)
-    for name in (bar := tqdm(names, "categories", unit="category")):
-        bar.set_postfix_str(name)
-        own = of_category(config, name)
-        is_anew = is_forced or own.train.resume == "never"
-        try:
-            if not is_anew and _is_complete(own):
-                skipped.append(name)
-                continue
-            runtime.write_text(own.run_folder / TEMPLATE, settings_text(settings, own))
-            if updates_settings:
-                runtime.write_text(settings, edit_config(settings, {"data.category": name}))
-            start, before = time.perf_counter(), 0 if is_anew else _epochs_done(own)
-            error = _train(own.run_folder / TEMPLATE, is_anew)
-            seconds, epochs = round(time.perf_counter() - start), _epochs_done(own) - before
-        except Exception as problem:  # one category's failure is recorded and costs no other
-            error = told(problem)
-        if error is not None:
-            failed[name] = error
-            continue
-        if epochs <= 0:  # main.py found nothing to do
-            skipped.append(name)
-            continue
-        kept = times.read_text(encoding="utf-8") if times.is_file() else TIMES_HEAD
-        clock = f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
-        runtime.write_text(times, kept + f"{name:24}{seconds:>10}{clock:>12}{epochs:>8}  {device}\n")
-    done = [name for name in names if name not in failed and name not in skipped]
+    jobs = {}
+    for name in names:
+        for seed in seeds or [None]:
+            label = name if seed is None else f"{name}, seed {seed}"
+            jobs[label] = of_category(config if seed is None else of_seed(config, seed), name)
+    failed: dict[str, str] = {}
+    skipped: list[str] = []
+    times = Path(config.data.checkpoint_path) / "training_times.txt"
+    run_jobs = _run_here(jobs, settings, updates_settings, is_forced, failed, skipped)
+    if ray:
+        run_jobs = _run_on_ray(jobs, settings, is_forced, failed, skipped, ray)
+    for label, (trained, node) in run_jobs:
+        if trained.error is not None:
+            failed[label] = trained.error
+        elif trained.epochs <= 0:  # main.py found nothing to do
+            skipped.append(label)
+        else:
+            kept = times.read_text(encoding="utf-8") if times.is_file() else TIMES_HEAD
+            clock = f"{trained.seconds // 3600}:{trained.seconds // 60 % 60:02}:{trained.seconds % 60:02}"
+            line = f"{label:24}{trained.seconds:>10}{clock:>12}{trained.epochs:>8}  {trained.device:8}  {node}"
+            runtime.write_text(times, kept + line.rstrip() + "\n")
+    done = [label for label in jobs if label not in failed and label not in skipped]
     print(f"trained: {', '.join(done) or '-'}" + (f"; complete already: {', '.join(skipped)}" if skipped else ""))
-    for name, error in failed.items():
-        print(f"failed: {name}: {error}")
+    for label, error in failed.items():
+        print(f"failed: {label}: {error}")
     print(f"training times: {times}")
     return len(failed)
+
+
+def of_seed(config: Config, seed: int) -> Config:
+    """The same settings for a run of another seed."""
+    data = config.data.model_copy(update={"run_name": f"{config.data.run_name}_seed{seed}"})
+    return config.model_copy(update={"data": data, "train": config.train.model_copy(update={"seed": seed})})
+
+
+def _prepare(
+    label: str, own: Config, settings: Path, is_forced: bool, failed: dict[str, str], skipped: list[str]
+) -> bool:
+    """Whether a training is to be done; then what it is started from is in its folder."""
+    try:
+        if not _is_anew(own, is_forced) and _is_complete(own):
+            skipped.append(label)
+            return False
+        runtime.write_text(own.run_folder / TEMPLATE, settings_text(settings, own))
+    except Exception as problem:  # one category's failure is recorded and costs no other
+        failed[label] = told(problem)
+    return label not in failed
+
+
+def _is_anew(own: Config, is_forced: bool) -> bool:
+    return is_forced or own.train.resume == "never"
+
+
+def _run_here(
+    jobs: dict[str, Config],
+    settings: Path,
+    updates_settings: bool,
+    is_forced: bool,
+    failed: dict[str, str],
+    skipped: list[str],
+) -> Iterator[tuple[str, tuple[Trained, str]]]:
+    for label in (bar := tqdm(jobs, "categories", unit="category")):
+        bar.set_postfix_str(label)
+        own = jobs[label]
+        if not _prepare(label, own, settings, is_forced, failed, skipped):
+            continue
+        try:
+            if updates_settings:
+                runtime.write_text(settings, edit_config(settings, {"data.category": own.data.category}))
+            yield label, (train_job(own, _is_anew(own, is_forced)), "")
+        except Exception as problem:
+            failed[label] = told(problem)
+
+
+def _run_on_ray(
+    jobs: dict[str, Config],
+    settings: Path,
+    is_forced: bool,
+    failed: dict[str, str],
+    skipped: list[str],
+    options: Options,
+) -> Iterator[tuple[str, tuple[Trained, str]]]:
+    data = next(iter(jobs.values())).data
+    with (
+        runtime.owning(Path(data.checkpoint_path) / f".batch_{data.run_name}"),
+        cluster.connected(options) as ray,
+    ):
+        left = {
+            label: (own, _is_anew(own, is_forced), True)
+            for label, own in jobs.items()
+            if _prepare(label, own, settings, is_forced, failed, skipped)
+        }
+        folders = [Path(folder) for folder in (data.data_path, data.checkpoint_path, data.anomaly_source_path)]
+        for label, outcome in ray.run(train_job, left, folders):
+            if outcome.error is not None:
+                failed[label] = outcome.error
+            else:
+                yield label, (outcome.value, outcome.node)
+
+
+def train_job(own: Config, is_anew: bool, dies_with_parent: bool = False) -> Trained:
+    """Train in a process of its own, from what `_prepare` has written. dies_with_parent: on Ray, whose processes end
+    with their node."""
+    template, last = own.run_folder / TEMPLATE, own.run_folder / "last.pt"
+    # A job that runs again, as its node has died, goes on from what it has saved.
+    is_anew = is_anew and not (last.is_file() and last.stat().st_mtime_ns > template.stat().st_mtime_ns)
+    start, before = time.perf_counter(), 0 if is_anew else _epochs_done(own)
+    error = _train(template, is_anew, dies_with_parent)
+    seconds, epochs = round(time.perf_counter() - start), _epochs_done(own) - before
+    return Trained(error, seconds, epochs, str(runtime.select_device(own.train.device)))
 
 
 def _is_complete(config: Config) -> bool:
@@ -98,19 +195,20 @@ def _epochs_done(config: Config) -> int:
     return int(epoch) if epoch.isdecimal() else 0
 
 
-def _train(settings: Path, is_anew: bool) -> str | None:
+def _train(settings: Path, is_anew: bool, dies_with_parent: bool) -> str | None:
     """Train in a process of its own; what went wrong, or None. Its messages are passed on."""
     command = [sys.executable, str(MAIN), "--train", "True", "--config", str(settings)]
     if is_anew:
         command += ["--set", "train.resume=never"]
     tail = b""
-    with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
+    preparing = stopping.dies_with_parent if dies_with_parent else None
+    with subprocess.Popen(command, stderr=subprocess.PIPE, preexec_fn=preparing) as process:
         stopped = None
         while True:
             try:
                 chunk = process.stderr.read1(65536)
-            except Stopped as error:  # it saves its state and ends
-                stopped = error
+            except KeyboardInterrupt as error:  # it saves its state and ends
+                stopped = error if isinstance(error, Stopped) else Stopped(signal.SIGINT)  # that of a task on Ray
                 stopping.ask(process)
                 continue
             if not chunk:

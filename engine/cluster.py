@@ -1,0 +1,151 @@
+"""Jobs on Ray: one task each, on this machine or a cluster; tasks whose node dies run again elsewhere."""
+
+import os
+import secrets
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tqdm import tqdm
+
+import runtime
+import stopping
+from errors import UserError, told
+
+ROOT = Path(__file__).resolve().parent.parent
+LOOK = 0.5  # seconds between two looks at the tasks
+PATIENCE = 60  # seconds that cancelled tasks have to save their state
+JOB = "DRAEM_BATCH"  # in the environment of a batch's jobs: tells its own from others', see `runtime.owning`
+
+
+class Options(NamedTuple):
+    """address: `local`, `auto` or that of a cluster. gpus, cpus: of each job, None: one GPU where there are any."""
+
+    address: str
+    gpus: float | None = None
+    cpus: float = 1
+    retries: int = 3
+
+
+def options_of(flags: Any) -> Options | None:
+    """What a command line asks for (`cli.add_ray_flags`); None without --ray."""
+    return Options(flags.ray, flags.gpus_per_job, flags.cpus_per_job, flags.max_retries) if flags.ray else None
+
+
+class Outcome(NamedTuple):
+    """What came of a job. error: in a line, None where there was none. value: what its function has returned."""
+
+    error: str | None
+    value: Any
+    node: str
+
+
+class Cluster:
+    """A connection to Ray. gpus: of each job."""
+
+    def __init__(self, ray: Any, options: Options):
+        self._ray, self._options = ray, options
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        most = {kind: max((node.get(kind, 0) for node in nodes), default=0) for kind in ("GPU", "CPU")}
+        self.gpus = options.gpus if options.gpus is not None else float(most["GPU"] >= 1)
+        for flag, kind, wanted in (("--gpus_per_job", "GPU", self.gpus), ("--cpus_per_job", "CPU", options.cpus)):
+            if wanted > most[kind]:
+                raise UserError(f"{flag} {wanted:g}: no node of the cluster has more than {most[kind]:g}; lower it")
+
+    def run(
+        self, function: Callable[..., Any], jobs: dict[str, tuple], folders: Sequence[Path]
+    ) -> Iterator[tuple[str, Outcome]]:
+        """Run function(*arguments) for every job; each with what came of it, as they end.
+
+        Args:
+            jobs: label -> arguments. folders: on storage that all nodes must see.
+
+        Raises Stopped when told to stop, after the tasks have had time to save what they have done.
+        """
+        from ray.util.queue import Queue
+
+        # On the driver's own node, which outlives the others.
+        here = {"resources": {f"node:{self._ray.util.get_node_ip_address()}": 0.001}, "num_cpus": 0}
+        events = Queue(actor_options=here)
+        task = self._ray.remote(_task).options(
+            num_gpus=self.gpus, num_cpus=self._options.cpus, max_retries=self._options.retries, retry_exceptions=False
+        )
+        paths = [str(folder.resolve()) for folder in folders]
+        pending = {task.remote(events, label, paths, function, jobs[label]): label for label in jobs}
+        started: set[str] = set()
+        with tqdm(total=len(jobs), desc="jobs", unit="job") as bar:
+            try:
+                while pending:
+                    done, _ = self._ray.wait(list(pending), timeout=LOOK)
+                    while not events.empty():
+                        label, node = events.get()
+                        bar.write(f"{label}: starts {'again ' if label in started else ''}on {node}")
+                        started.add(label)
+                    for ref in done:
+                        label, outcome = pending.pop(ref), self._outcome(ref)
+                        bar.write(
+                            f"{label}: {outcome.error or 'done'}" + (f" on {outcome.node}" if outcome.node else "")
+                        )
+                        bar.update()
+                        yield label, outcome
+            except stopping.Stopped as stopped:
+                for ref in pending:
+                    self._ray.cancel(ref, force=False)
+                self._ray.wait(list(pending), num_returns=len(pending), timeout=PATIENCE)
+                text = "stopped; jobs have saved what they have done, and the same command goes on from there"
+                raise stopping.Stopped(stopped.number, text) from None
+
+    def _outcome(self, ref: Any) -> Outcome:
+        try:
+            return self._ray.get(ref)
+        except self._ray.exceptions.RayError as error:  # its node died more often than it is tried again
+            return Outcome(" ".join(str(error).split())[:200], None, "")
+
+
+def _task(events: Any, label: str, folders: Sequence[str], function: Callable[..., Any], arguments: tuple) -> Outcome:
+    """In a process of a node: a job, with what it fails for told in a line. Ray tries only what has died again."""
+    runtime.setup()
+    node = socket.gethostname()
+    events.put((label, node))
+    for folder in folders:
+        if not Path(folder).is_dir():
+            return Outcome(f"{folder}: not there on node {node}; put it on storage that all nodes see", None, node)
+    try:
+        return Outcome(None, function(*arguments), node)
+    except Exception as error:
+        return Outcome(told(error), None, node)
+
+
+@contextmanager
+def connected(options: Options) -> Iterator[Cluster]:
+    """Ray, for the length of the block.
+
+    Raises:
+        UserError: Ray is not installed, not at the address, or has no node large enough.
+    """
+    try:
+        import ray
+        import ray.exceptions
+        import ray.util
+    except ImportError as error:
+        raise UserError("--ray: Ray is not installed; run: pip install -r requirements-cluster.txt") from error
+    environment = {"PYTHONPATH": str(ROOT), JOB: secrets.token_hex(8), "RAY_TRAIN_V2_ENABLED": "0"}
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    try:
+        ray.init(
+            address=options.address,
+            runtime_env={"env_vars": environment},
+            logging_level="ERROR",
+            log_to_driver=False,
+            include_dashboard=False if options.address == "local" else None,
+        )
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        text = " ".join(str(error).split())[:160]
+        raise UserError(f"--ray {options.address}: no Ray there ({text}); start one, or use: --ray local") from error
+    stopping.interrupts()  # Ray puts a handler of its own
+    try:
+        yield Cluster(ray, options)
+    finally:
+        ray.shutdown()

@@ -1,6 +1,7 @@
 """Jobs on Ray: one task each, on this machine or a cluster; tasks whose node dies run again elsewhere."""
 
 import os
+import re
 import secrets
 import socket
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +17,7 @@ from errors import UserError, told
 
 ROOT = Path(__file__).resolve().parent.parent
 LOOK = 0.5  # seconds between two looks at the tasks
+REACHED = 5  # seconds for an address to answer
 PATIENCE = 60  # seconds that cancelled tasks have to save their state
 JOB = "DRAEM_BATCH"  # in the environment of a batch's jobs: tells its own from others', see `runtime.owning`
 
@@ -75,10 +77,12 @@ class Cluster:
         paths = [str(folder.resolve()) for folder in folders]
         pending = {task.remote(events, label, paths, function, jobs[label]): label for label in jobs}
         started: set[str] = set()
-        with tqdm(total=len(jobs), desc="jobs", unit="job") as bar:
+        # Deferred, as an interrupted call of Ray does not tell by which signal.
+        with tqdm(total=len(jobs), desc="jobs", unit="job") as bar, stopping.deferred() as stop:
             try:
                 while pending:
                     done, _ = self._ray.wait(list(pending), timeout=LOOK)
+                    stop.check()
                     while not events.empty():
                         label, node = events.get()
                         bar.write(f"{label}: starts {'again ' if label in started else ''}on {node}")
@@ -134,6 +138,8 @@ def connected(options: Options) -> Iterator[Cluster]:
     environment = {"PYTHONPATH": str(ROOT), JOB: secrets.token_hex(8), "RAY_TRAIN_V2_ENABLED": "0"}
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:
+        if host := re.fullmatch(r"(?:ray://)?([^/:]+):(\d+)", options.address):  # Ray would try for minutes
+            socket.create_connection((host[1], int(host[2])), timeout=REACHED).close()
         ray.init(
             address=options.address,
             runtime_env={"env_vars": environment},
@@ -141,7 +147,7 @@ def connected(options: Options) -> Iterator[Cluster]:
             log_to_driver=False,
             include_dashboard=False if options.address == "local" else None,
         )
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:  # a ConnectionError too
         text = " ".join(str(error).split())[:160]
         raise UserError(f"--ray {options.address}: no Ray there ({text}); start one, or use: --ray local") from error
     stopping.interrupts()  # Ray puts a handler of its own

@@ -145,16 +145,23 @@ def _run_on_ray(
         cluster.connected(options) as ray,
     ):
         left = {
-            label: (own, _is_anew(own, is_forced), True)
+            label: (own, _is_anew(own, is_forced))
             for label, own in jobs.items()
             if _prepare(label, own, settings, is_forced, failed, skipped)
         }
         folders = [Path(folder) for folder in (data.data_path, data.checkpoint_path, data.anomaly_source_path)]
-        for label, outcome in ray.run(train_job, left, folders):
+        for label, outcome in ray.run(_train_on_ray, left, folders):
             if outcome.error is not None:
                 failed[label] = outcome.error
             else:
                 yield label, (outcome.value, outcome.node)
+
+
+def _train_on_ray(own: Config, is_anew: bool) -> Trained:
+    trained = train_job(own, is_anew, dies_with_parent=True)
+    if trained.error is not None:
+        raise UserError(trained.error)
+    return trained
 
 
 def train_job(own: Config, is_anew: bool, dies_with_parent: bool = False) -> Trained:

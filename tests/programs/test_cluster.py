@@ -1,0 +1,144 @@
+"""--ray and --seeds: many jobs at once, and what is left when a node goes."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from itertools import pairwise
+
+import pytest
+from conftest import ROOT, SETTINGS, checked, make_dataset, rows_of
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+
+from inference import checkpoint
+
+pytest.importorskip("ray")
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals are other ones there")
+NAMES = ("tile", "wood", "felt", "tin")
+SHORT = ["data.val_split=0", "train.visualize=false", "train.epochs=120", "train.save_from=120", "train.save_every=10"]
+
+
+def make_place(root, names):
+    for name in names:
+        make_dataset(root, name)
+    (root / "config.yaml").write_text(SETTINGS.format(root=root.as_posix()))
+    return root
+
+
+def start(program, root, *arguments):
+    command = [sys.executable, ROOT / f"{program}.py", "--config", root / "config.yaml", *arguments]
+    command += [word for one in SHORT for word in ("--set", one)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(list(map(str, command)), cwd=root, env=environment, **pipes)
+
+
+def run(*arguments):
+    process = start(*arguments)
+    out, _ = process.communicate(timeout=200)
+    return process.returncode, out
+
+
+def epochs_of(folder):
+    """Of each start of a training: the epochs in its events."""
+    found = []
+    for path in sorted(folder.glob("logs/events*")):
+        events = [event for event in EventFileLoader(str(path)).Load() if event.HasField("summary")]
+        found.append(sorted({event.step for event in events}))
+    return found
+
+
+def test_a_node_that_goes_costs_nothing_but_what_was_not_saved(tmp_path):
+    from ray.cluster_utils import Cluster
+
+    root = make_place(tmp_path, NAMES)
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    try:
+        node = cluster.add_node(num_cpus=1)
+        process = start("train_all", root, "--ray", cluster.address)
+        end, saved = time.monotonic() + 90, []
+        while len(saved) < 2:  # one on each node
+            assert time.monotonic() < end and process.poll() is None, process.communicate()
+            saved = list(root.glob("checkpoints/*/tiny/last.pt"))
+            time.sleep(0.02)
+        cluster.remove_node(node, allow_graceful=False)
+        out, _ = process.communicate(timeout=200)
+        assert process.returncode == 0, out
+        assert out.count("starts again on") >= 1
+    finally:
+        cluster.shutdown()
+    again = 0
+    for name in NAMES:
+        folder = root / f"checkpoints/{name}/tiny"
+        assert checkpoint.saved_epochs(folder) == [120]
+        lines = (folder / "train_log.csv").read_text().splitlines()[1:]
+        assert [int(line.split(",")[0]) for line in lines] == list(range(1, 121))
+        starts = epochs_of(folder)
+        for before, after in pairwise(starts):
+            again += 1
+            assert after[0] == before[-1] + 1 or (after[0] in (2, *range(1, 121, 10)) and after[0] > before[-1] - 10)
+    assert again >= 1
+    times = (root / "checkpoints/training_times.txt").read_text().splitlines()
+    assert sorted(line.split()[0] for line in times[1:]) == sorted(NAMES)
+    assert all(line.split()[4] == "cpu" and line.split()[5] for line in times[1:])
+
+    status, out = run("evaluate_checkpoints", root, "--ray", "local", "--registrations", "False")
+    assert status == 0, out
+    on_ray = rows_of(root / "results/tiny/summary.csv")
+    status, out = run("evaluate_checkpoints", root, "--force", "--registrations", "False")
+    assert status == 0 and rows_of(root / "results/tiny/summary.csv") == on_ray and len(on_ray) == 16, out
+
+
+def test_told_to_stop_tasks_save_what_they_have_done(tmp_path):
+    root = make_place(tmp_path, NAMES[:2])
+    process = start("train_all", root, "--ray", "local", "--set", "train.epochs=100000")
+    end = time.monotonic() + 60
+    while not list(root.glob("checkpoints/*/tiny/last.pt")):
+        assert time.monotonic() < end and process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    time.sleep(1)
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=90)
+    assert process.returncode == 130 and "goes on from there" in out, out
+    first = max(root.glob("checkpoints/*/tiny/last.pt"), key=lambda path: checkpoint.read(path)["epoch"])
+    log = (first.parent / "train_log.csv").read_text().splitlines()
+    assert checkpoint.read(first)["epoch"] == len(log) - 1  # all that was done
+    assert not list(root.glob("checkpoints/*/tiny/.owner.json"))
+
+
+def test_failures_and_missing_folders_are_told(tmp_path):
+    root = make_place(tmp_path, NAMES[:2])
+    for path in (root / "mvtec/wood/train/good").iterdir():
+        path.write_bytes(b"no picture")
+    status, out = run("train_all", root, "--ray", "local", "--set", "train.epochs=2", "--set", "train.save_from=1")
+    assert status == 1 and "failed: wood" in out and "cannot be decoded" in out and "trained: tile" in out
+
+
+def test_seeds_are_runs_of_their_own(two, call):
+    status, out, error = call(
+        "train_all", "--seeds", "0", "1", "--categories", "tile", "--set", "train.visualize=false"
+    )
+    assert status == 0 and "trained: tile, seed 0, tile, seed 1" in out, error
+    first, second = (two / f"checkpoints/tile/tiny_seed{seed}/epoch_0002.pt" for seed in (0, 1))
+    assert checkpoint.read(first)["settings"]["train"]["seed"] == 0
+    assert checkpoint.fingerprint(checkpoint.read(first)["model"]) != checkpoint.fingerprint(
+        checkpoint.read(second)["model"]
+    )
+    own = two / "checkpoints/tile/tiny/epoch_0002.pt"
+    assert checkpoint.fingerprint(checkpoint.read(first)["model"]) == checkpoint.fingerprint(
+        checkpoint.read(own)["model"]
+    )
+
+
+def test_mistakes(two, call, monkeypatch):
+    checked(call("train_all", "--ray", "127.0.0.1:1"), ["--ray 127.0.0.1:1: no Ray there"])
+    checked(call("train_all", "--ray", "auto"), ["--ray auto: no Ray there", "--ray local"])
+    wanted = ["--gpus_per_job 4", "no node of the cluster has more than"]
+    checked(call("train_all", "--ray", "local", "--gpus_per_job", "4"), wanted)
+    monkeypatch.setitem(sys.modules, "ray", None)
+    checked(call("train_all", "--ray", "local"), ["Ray is not installed", "requirements-cluster.txt"])
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for program in ("train_all", "evaluate_checkpoints", "check_best_model"):
+        checked(call(program), ["torchrun", "main.py"])

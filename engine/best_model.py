@@ -7,13 +7,13 @@ from typing import Any
 from config import Config
 from engine import batch
 from errors import UserError
-from reporting import best_models
+from reporting import best_models, seeds
 from reporting.best_models import MEND
 from reporting.result import read_record
 
 
 def run(config: Config, categories: Sequence[str] | None) -> Path:
-    """Compare what summary.csv holds, write and print the report; its path.
+    """Compare what summary.csv holds, write and print the report; its path. Of several seeds mean and deviation.
 
     Args:
         categories: names to compare; None: all in summary.csv.
@@ -22,6 +22,12 @@ def run(config: Config, categories: Sequence[str] | None) -> Path:
         UserError: no summary, a damaged one, or one that lacks valid results that are on disk.
     """
     results = Path(config.data.results_path) / config.data.run_name
+    folders = seeds.folders_of(results.parent, config.data.run_name)
+    if len(folders) > 1:
+        path = results / "seeds.md"
+        print(seeds.write_report(path, config.data.run_name, folders, categories))
+        if not (results / "summary.csv").is_file():
+            return path
     rows, failed = best_models.read_summary(results, categories)
     unlisted = [key for key in best_models.unlisted(results, rows, failed) if not categories or key[0] in categories]
     if unlisted or _is_mixed(results, rows):

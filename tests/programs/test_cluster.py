@@ -7,6 +7,7 @@ import sys
 import time
 from itertools import pairwise
 
+import numpy as np
 import pytest
 from conftest import ROOT, SETTINGS, checked, make_dataset, rows_of
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
@@ -129,6 +130,21 @@ def test_seeds_are_runs_of_their_own(two, call):
     assert checkpoint.fingerprint(checkpoint.read(first)["model"]) == checkpoint.fingerprint(
         checkpoint.read(own)["model"]
     )
+
+
+def test_means_and_deviations_over_seeds_are_reported(two, call):
+    assert call("train_all", "--seeds", "0", "1", "2", "--categories", "tile", "--set", "train.visualize=false")[0] == 0
+    few = ("--categories", "tile", "--checkpoints", "2", "--registrations", "False")
+    rows = []
+    for seed in range(3):
+        assert call("evaluate_checkpoints", *few, "--set", f"data.run_name=tiny_seed{seed}")[0] == 0
+        rows += rows_of(two / f"results/tiny_seed{seed}/summary.csv")
+    status, out, error = call("check_best_model")
+    assert status == 0, error
+    assert out.splitlines()[-1] == f"report: {two / 'results/tiny/seeds.md'}"
+    values = [float(row["pixel_ap"]) for row in rows if row["threshold"] == "max"]
+    assert len(values) == 3 and f"{np.mean(values):.4f} ± {np.std(values, ddof=1):.4f}" in out
+    assert "mean and standard deviation over seeds 0, 1, 2" in out
 
 
 def test_mistakes(two, call, monkeypatch):

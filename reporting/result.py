@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+import socket
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
@@ -195,6 +196,7 @@ class Result:
         content = {"provenance": made_from.to_json(), "thresholds": kinds, "images": len(self.measured.pictures)}
         content |= {"seconds": round(seconds, 3), "checkpoint_file": self.weights_file.as_posix()}
         content |= {"checkpoint_state": provenance.file_state(self.weights_file)}
+        content |= {"node": socket.gethostname(), "device": str(runtime.select_device(self.config.train.device))}
         content |= {"settings": self.config.model_dump(mode="json")}
         runtime.write_text(self.folder / MADE_WITH, json.dumps(content, indent=2, allow_nan=False) + "\n")
 

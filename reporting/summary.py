@@ -41,14 +41,17 @@ def read_kinds(folder: Path, record: Record) -> dict[str, dict[str, Any]]:
 def write_summary(results: Path, there: list[Found], failed: dict, planned: set[tuple[str, str, str]]) -> int:
     """Write summary.csv: all results, and what failed, now or in earlier calls for other things; how many of these."""
     path = results / "summary.csv"
-    columns = ("category", "checkpoint", "technique", "threshold", *METRIC_KEYS, "error")
+    columns = ("category", "checkpoint", "technique", "threshold", *METRIC_KEYS, "error", "node", "device")
     if path.is_file():
         with path.open(newline="", encoding="utf-8", errors="replace") as stream, suppress(csv.Error):
             for row in csv.DictReader(stream):
                 key = tuple(row.get(column) or "" for column in columns[:3])
                 if row.get("error") and key not in planned:
                     failed = {key: row["error"]} | failed
-    rows = [dict(zip(columns, (*one.key, kind), strict=False)) | one.kinds[kind] for one in there for kind in one.kinds]
+    rows = []
+    for one in there:
+        where = {key: one.record.content.get(key, "") for key in ("node", "device")}
+        rows += [dict(zip(columns, (*one.key, kind), strict=False)) | one.kinds[kind] | where for kind in one.kinds]
     rows += [dict(zip(columns, key, strict=False)) | {"error": error} for key, error in failed.items()]
     cells = [["" if row.get(column) is None else row[column] for column in columns] for row in rows]
     runtime.write_csv(path, [columns, *cells])

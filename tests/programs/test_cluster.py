@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -89,6 +90,7 @@ def test_a_node_that_goes_costs_nothing_but_what_was_not_saved(tmp_path):
     on_ray = rows_of(root / "results/tiny/summary.csv")
     status, out = run("evaluate_checkpoints", root, "--force", "--registrations", "False")
     assert status == 0 and rows_of(root / "results/tiny/summary.csv") == on_ray and len(on_ray) == 16, out
+    assert {(row["node"], row["device"]) for row in on_ray} == {(socket.gethostname(), "cpu")}
 
 
 def test_told_to_stop_tasks_save_what_they_have_done(tmp_path):

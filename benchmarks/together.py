@@ -34,7 +34,7 @@ def work(flags) -> None:
     def step() -> None:
         if together:
             together.any(None)
-        train_step(network, criterion, optimizer, batch, device, precision, 1.0 if together else None)
+        train_step(network, criterion, optimizer, batch, device, precision, 1 / together.count if together else None)
 
     for _ in range(3):
         step()

@@ -130,9 +130,8 @@ def _train(
     share = {"share": ranks.share} if ranks else {}
     loader = data_loader.train_loader(dataset, config.train.batch_size, workers, state.device.type == "cuda", **share)
     model = ranks.share_out(state.model) if ranks else state.model
-    compiled = (
-        "off" if ranks and config.train.compile == "auto" else config.train.compile
-    )  # CUDA graphs hold no exchange
+    # CUDA graphs cannot hold what processes exchange.
+    compiled = "off" if ranks and config.train.compile == "auto" else config.train.compile
     network = networks.for_training(model, compiled, state.device, (total - done) * len(loader))
     with runtime.worker_errors(), Journal(config, done) if state.writes else nullcontext() as journal:
         loop.train(network, loader, validation, state, journal, config)

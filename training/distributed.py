@@ -107,7 +107,9 @@ class Ranks:
         synchronize(model, self.statistics)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about the name of this option in later versions
-            return DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
+            together = DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
+        together.register_comm_hook(None, _add_up)
+        return together
 
     def send(self, content: Any) -> None:
         """To rank 0."""
@@ -153,6 +155,12 @@ class Ranks:
             sys.exit(error.status)
         if error is None:
             dist.destroy_process_group()
+
+
+def _add_up(_: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+    """Gradients are added up over ranks; the usual way also divides them by their number, in a pass of its own."""
+    added = dist.all_reduce(bucket.buffer(), async_op=True).get_future()
+    return added.then(lambda done: done.value()[0])
 
 
 def synchronize(model: nn.Module, group: dist.ProcessGroup) -> None:

@@ -120,7 +120,7 @@ def train_epoch(
     for batch in bar:
         of_all = min(size, count - progress.step * size)  # samples, of all ranks together
         share = len(batch["image"]) / of_all
-        weight = share * ranks.count if ranks else None  # gradients are averaged over ranks
+        weight = share if ranks else None
         terms, outputs = train_step(network, criterion, state.optimizer, batch, state.device, state.precision, weight)
         progress.step += 1
         progress.seconds = time.perf_counter() - begun

@@ -7,12 +7,15 @@ import subprocess
 import sys
 import time
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from conftest import ROOT, SETTINGS, checked, make_dataset, rows_of
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
+import runtime
+from engine import cluster
 from inference import checkpoint
 
 pytest.importorskip("ray")
@@ -55,21 +58,21 @@ def test_a_node_that_goes_costs_nothing_but_what_was_not_saved(tmp_path):
     from ray.cluster_utils import Cluster
 
     root = make_place(tmp_path, NAMES)
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    ray_cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     try:
-        node = cluster.add_node(num_cpus=1)
-        process = start("train_all", root, "--ray", cluster.address)
+        node = ray_cluster.add_node(num_cpus=1)
+        process = start("train_all", root, "--ray", ray_cluster.address)
         end, saved = time.monotonic() + 90, []
         while len(saved) < 2:  # one on each node
             assert time.monotonic() < end and process.poll() is None, process.communicate()
             saved = list(root.glob("checkpoints/*/tiny/last.pt"))
             time.sleep(0.02)
-        cluster.remove_node(node, allow_graceful=False)
+        ray_cluster.remove_node(node, allow_graceful=False)
         out, _ = process.communicate(timeout=200)
         assert process.returncode == 0, out
         assert out.count("starts again on") >= 1
     finally:
-        cluster.shutdown()
+        ray_cluster.shutdown()
     again = 0
     for name in NAMES:
         folder = root / f"checkpoints/{name}/tiny"
@@ -110,7 +113,23 @@ def test_told_to_stop_tasks_save_what_they_have_done(tmp_path):
     assert not list(root.glob("checkpoints/*/tiny/.owner.json"))
 
 
-def test_failures_and_missing_folders_are_told(tmp_path):
+def test_folders_that_a_node_does_not_see_are_told_with_its_name(tmp_path):
+    events = []
+    queue = SimpleNamespace(put=events.append)
+    outcome = cluster._task(queue, "tile", [str(tmp_path), str(tmp_path / "mvtec")], print, ())
+    assert (
+        outcome.error == f"{tmp_path / 'mvtec'}: not there on node {socket.gethostname()}; put it on storage that "
+        "all nodes see"
+    )
+    assert events == [("tile", socket.gethostname())]
+
+
+def test_a_second_driver_is_refused(two, call):
+    with runtime.owning(two / "checkpoints/.batch_tiny"):
+        checked(call("train_all", "--ray", "local"), [".batch_tiny", "data.run_name"])
+
+
+def test_failures_are_told(tmp_path):
     root = make_place(tmp_path, NAMES[:2])
     for path in (root / "mvtec/wood/train/good").iterdir():
         path.write_bytes(b"no picture")

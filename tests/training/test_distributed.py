@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -41,12 +42,12 @@ finally:
 SHORT = ["data.img_size=64", "train.batch_size=4", "train.epochs=2", "train.learning_rate=1e-5", "data.val_split=0"]
 
 
-def launch(workplace, count, settings, *modes, script=ROOT / "main.py"):
-    """A started process: of `count` with torchrun, or main.py alone where that is 0."""
+def launch(workplace, count, settings, *modes, script=ROOT / "main.py", **variables):
+    """A started process: of `count` with torchrun, or main.py alone where that is 0. variables: of its environment."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(count)]
     command = [*(torchrun if count else [sys.executable]), script, "--config", workplace / "config.yaml", *modes]
     command += [word for one in settings for word in ("--set", one)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1"} | variables
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(list(map(str, command)), cwd=workplace, env=environment, **pipes)
 
@@ -137,6 +138,29 @@ def rank_of(launcher, rank):
             if f"RANK={rank}" in stream.read().split("\0"):
                 return int(pid)
     raise AssertionError(children)
+
+
+def test_all_stop_together_where_one_is_told_to(place):
+    """Processes of another launcher than torchrun; the state is that of the same step of both, and resumes."""
+    settings = [*SHORT, "train.epochs=3000", "data.run_name=stopped", "train.visualize=false"]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    both = [launch(place, 0, settings, "--train", RANK=rank, LOCAL_RANK=rank, **common) for rank in "01"]
+    last, end = place / "checkpoints/tile/stopped/last.pt", time.monotonic() + 60
+    while not last.is_file():
+        assert time.monotonic() < end and both[0].poll() is None, both[0].communicate()
+        time.sleep(0.05)
+    before = time.monotonic()
+    both[1].send_signal(signal.SIGUSR1)
+    said = [process.communicate(timeout=30) for process in both]
+    assert [process.returncode for process in both] == [143, 143] and time.monotonic() - before < 5
+    assert "the same command goes on from there" in said[0][1] and not said[1][0]
+    state = checkpoint.read(last)
+    settings[-3] = f"train.epochs={state['epoch'] + 1}"
+    status, out, error = run(place, 0, settings, "--train")
+    assert status == 0 and "going on after" in out, error
 
 
 def test_more_processes_than_a_batch_has_samples(place):

@@ -135,8 +135,8 @@ def connected(options: Options) -> Iterator[Cluster]:
         import ray.util
     except ImportError as error:
         raise UserError("--ray: Ray is not installed; run: pip install -r requirements-cluster.txt") from error
-    environment = {"PYTHONPATH": str(ROOT), JOB: secrets.token_hex(8), "RAY_TRAIN_V2_ENABLED": "0"}
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    environment = {"PYTHONPATH": str(ROOT), JOB: secrets.token_hex(8)}
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a Ray that is started here tells nobody
     try:
         if host := re.fullmatch(r"(?:ray://)?([^/:]+):(\d+)", options.address):  # Ray would try for minutes
             socket.create_connection((host[1], int(host[2])), timeout=REACHED).close()

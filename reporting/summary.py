@@ -38,10 +38,16 @@ def read_kinds(folder: Path, record: Record) -> dict[str, dict[str, Any]]:
     return found
 
 
-def write_summary(results: Path, there: list[Found], failed: dict, planned: set[tuple[str, str, str]]) -> int:
-    """Write summary.csv: all results, and what failed, now or in earlier calls for other things; how many of these."""
+def write_summary(
+    results: Path, there: list[Found], failed: dict, planned: set[tuple[str, str, str]], has_nodes: bool = False
+) -> int:
+    """Write summary.csv: all results, and what failed, now or in earlier calls for other things; how many of these.
+
+    has_nodes: with the node and device that each was measured on.
+    """
     path = results / "summary.csv"
-    columns = ("category", "checkpoint", "technique", "threshold", *METRIC_KEYS, "error", "node", "device")
+    columns = ("category", "checkpoint", "technique", "threshold", *METRIC_KEYS, "error")
+    columns += ("node", "device") if has_nodes else ()
     if path.is_file():
         with path.open(newline="", encoding="utf-8", errors="replace") as stream, suppress(csv.Error):
             for row in csv.DictReader(stream):

@@ -21,7 +21,7 @@ from inference import checkpoint
 pytest.importorskip("ray")
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals are other ones there")
 NAMES = ("tile", "wood", "felt", "tin")
-SHORT = ["data.val_split=0", "train.visualize=false", "train.epochs=120", "train.save_from=120", "train.save_every=10"]
+SHORT = ["data.val_split=0", "train.visualize=false", "train.epochs=60", "train.save_from=60", "train.save_every=10"]
 
 
 def make_place(root, names):
@@ -76,13 +76,13 @@ def test_a_node_that_goes_costs_nothing_but_what_was_not_saved(tmp_path):
     again = 0
     for name in NAMES:
         folder = root / f"checkpoints/{name}/tiny"
-        assert checkpoint.saved_epochs(folder) == [120]
+        assert checkpoint.saved_epochs(folder) == [60]
         lines = (folder / "train_log.csv").read_text().splitlines()[1:]
-        assert [int(line.split(",")[0]) for line in lines] == list(range(1, 121))
+        assert [int(line.split(",")[0]) for line in lines] == list(range(1, 61))
         starts = epochs_of(folder)
         for before, after in pairwise(starts):
             again += 1
-            assert after[0] == before[-1] + 1 or (after[0] in (2, *range(1, 121, 10)) and after[0] > before[-1] - 10)
+            assert after[0] == before[-1] + 1 or (after[0] in (2, *range(1, 61, 10)) and after[0] > before[-1] - 10)
     assert again >= 1
     times = (root / "checkpoints/training_times.txt").read_text().splitlines()
     assert sorted(line.split()[0] for line in times[1:]) == sorted(NAMES)
@@ -92,8 +92,8 @@ def test_a_node_that_goes_costs_nothing_but_what_was_not_saved(tmp_path):
     assert status == 0, out
     on_ray = rows_of(root / "results/tiny/summary.csv")
     status, out = run("evaluate_checkpoints", root, "--force", "--registrations", "False")
+    assert {(row.pop("node"), row.pop("device")) for row in on_ray} == {(socket.gethostname(), "cpu")}
     assert status == 0 and rows_of(root / "results/tiny/summary.csv") == on_ray and len(on_ray) == 16, out
-    assert {(row["node"], row["device"]) for row in on_ray} == {(socket.gethostname(), "cpu")}
 
 
 def test_told_to_stop_tasks_save_what_they_have_done(tmp_path):
@@ -130,31 +130,22 @@ def test_a_second_driver_is_refused(two, call):
 
 
 def test_failures_are_told(tmp_path):
-    root = make_place(tmp_path, NAMES[:2])
-    for path in (root / "mvtec/wood/train/good").iterdir():
+    root = make_place(tmp_path, NAMES[:1])
+    for path in (root / "mvtec/tile/train/good").iterdir():
         path.write_bytes(b"no picture")
-    status, out = run("train_all", root, "--ray", "local", "--set", "train.epochs=2", "--set", "train.save_from=1")
-    assert status == 1 and "failed: wood" in out and "cannot be decoded" in out and "trained: tile" in out
+    status, out = run("train_all", root, "--ray", "local")
+    assert status == 1 and "failed: tile" in out and "cannot be decoded" in out and "starts again" not in out
 
 
-def test_seeds_are_runs_of_their_own(two, call):
-    status, out, error = call(
-        "train_all", "--seeds", "0", "1", "--categories", "tile", "--set", "train.visualize=false"
-    )
-    assert status == 0 and "trained: tile, seed 0, tile, seed 1" in out, error
-    first, second = (two / f"checkpoints/tile/tiny_seed{seed}/epoch_0002.pt" for seed in (0, 1))
-    assert checkpoint.read(first)["settings"]["train"]["seed"] == 0
-    assert checkpoint.fingerprint(checkpoint.read(first)["model"]) != checkpoint.fingerprint(
-        checkpoint.read(second)["model"]
-    )
-    own = two / "checkpoints/tile/tiny/epoch_0002.pt"
-    assert checkpoint.fingerprint(checkpoint.read(first)["model"]) == checkpoint.fingerprint(
-        checkpoint.read(own)["model"]
-    )
-
-
-def test_means_and_deviations_over_seeds_are_reported(two, call):
-    assert call("train_all", "--seeds", "0", "1", "2", "--categories", "tile", "--set", "train.visualize=false")[0] == 0
+def test_seeds_are_runs_of_their_own_and_their_means_are_reported(two, call):
+    seeds = ("--seeds", "0", "1", "2", "--categories", "tile", "--set", "train.visualize=false")
+    status, out, error = call("train_all", *seeds)
+    assert status == 0 and "trained: tile, seed 0, tile, seed 1, tile, seed 2" in out, error
+    weights = [
+        checkpoint.fingerprint(checkpoint.read(two / f"checkpoints/tile/{run}/epoch_0002.pt")["model"])
+        for run in ("tiny", "tiny_seed0", "tiny_seed1")
+    ]
+    assert weights[0] == weights[1] != weights[2]  # the settings' own seed is 0
     few = ("--categories", "tile", "--checkpoints", "2", "--registrations", "False")
     rows = []
     for seed in range(3):
@@ -170,7 +161,6 @@ def test_means_and_deviations_over_seeds_are_reported(two, call):
 
 def test_mistakes(two, call, monkeypatch):
     checked(call("train_all", "--ray", "127.0.0.1:1"), ["--ray 127.0.0.1:1: no Ray there"])
-    checked(call("train_all", "--ray", "auto"), ["--ray auto: no Ray there", "--ray local"])
     wanted = ["--gpus_per_job 4", "no node of the cluster has more than"]
     checked(call("train_all", "--ray", "local", "--gpus_per_job", "4"), wanted)
     monkeypatch.setitem(sys.modules, "ray", None)

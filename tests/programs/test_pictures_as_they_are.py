@@ -185,7 +185,7 @@ def planted(monkeypatch, maps):
     """Detection whose maps are `maps(title, index, mask)`."""
     from inference.detect import NetworkOutput
 
-    def found(model, dataset, config, title):
+    def found(model, dataset, config, title, ranks=None):
         for idx in range(len(dataset)):
             sample = dataset[idx]
             mask, image = sample["mask"][0].numpy() > 0, sample["image"].permute(1, 2, 0).numpy()

@@ -154,7 +154,7 @@ class EpochSampler(Sampler):
         self.count, self.seed, self.epoch, self.start = count, seed, 0, 0
 
     def __len__(self) -> int:
-        return self.count - self.start
+        return max(self.count - self.start, 0)  # the last batch can be a smaller one
 
     def __iter__(self) -> Iterator[int]:
         order = np.random.default_rng([self.seed, self.epoch, 0, 2]).permutation(self.count)

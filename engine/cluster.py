@@ -33,7 +33,18 @@ class Options(NamedTuple):
 
 def options_of(flags: Any) -> Options | None:
     """What a command line asks for (`cli.add_ray_flags`); None without --ray."""
-    return Options(flags.ray, flags.gpus_per_job, flags.cpus_per_job, flags.max_retries) if flags.ray else None
+    if not flags.ray:
+        return None
+    gpus = flags.gpus_per_job
+    if gpus is not None and (gpus < 0 or (gpus > 1 and gpus != int(gpus))):
+        raise UserError(f"--gpus_per_job {gpus:g}: must be 0, a share below 1, or a whole number")
+    if flags.cpus_per_job <= 0:
+        raise UserError(f"--cpus_per_job {flags.cpus_per_job:g}: must be above 0")
+    if flags.max_retries < 0:
+        raise UserError(f"--max_retries {flags.max_retries}: must be 0 or more")
+    if flags.ray.startswith("ray://"):
+        raise UserError(f"--ray {flags.ray}: clients from outside are not served; run this on a node, with --ray auto")
+    return Options(flags.ray, gpus, flags.cpus_per_job, flags.max_retries)
 
 
 class Outcome(NamedTuple):
@@ -55,6 +66,9 @@ class Cluster:
         for flag, kind, wanted in (("--gpus_per_job", "GPU", self.gpus), ("--cpus_per_job", "CPU", options.cpus)):
             if wanted > most[kind]:
                 raise UserError(f"{flag} {wanted:g}: no node of the cluster has more than {most[kind]:g}; lower it")
+        if not any(node.get("GPU", 0) >= self.gpus and node.get("CPU", 0) >= options.cpus for node in nodes):
+            wanted = f"--gpus_per_job {self.gpus:g} --cpus_per_job {options.cpus:g}"
+            raise UserError(f"{wanted}: no node of the cluster has both; lower one")
 
     def run(
         self, function: Callable[..., Any], jobs: dict[str, tuple], folders: Sequence[Path]
@@ -74,7 +88,7 @@ class Cluster:
         task = self._ray.remote(_task).options(
             num_gpus=self.gpus, num_cpus=self._options.cpus, max_retries=self._options.retries, retry_exceptions=False
         )
-        paths = [str(folder.resolve()) for folder in folders]
+        paths = [str(folder.resolve()) for folder in (Path.cwd(), *folders)]
         pending = {task.remote(events, label, paths, function, jobs[label]): label for label in jobs}
         started: set[str] = set()
         # Deferred, as an interrupted call of Ray does not tell by which signal.
@@ -97,8 +111,11 @@ class Cluster:
             except stopping.Stopped as stopped:
                 for ref in pending:
                     self._ray.cancel(ref, force=False)
-                self._ray.wait(list(pending), num_returns=len(pending), timeout=PATIENCE)
+                _, left = self._ray.wait(list(pending), num_returns=len(pending), timeout=PATIENCE)
                 text = "stopped; jobs have saved what they have done, and the same command goes on from there"
+                if left:
+                    names = "; ".join(pending[ref] for ref in left)
+                    text = f"stopped; not ended after {PATIENCE} s, so that they go on from an earlier state: {names}"
                 raise stopping.Stopped(stopped.number, text) from None
 
     def _outcome(self, ref: Any) -> Outcome:
@@ -113,9 +130,10 @@ def _task(events: Any, label: str, folders: Sequence[str], function: Callable[..
     runtime.setup()
     node = socket.gethostname()
     events.put((label, node))
-    for folder in folders:
+    for folder in folders:  # the first is the driver's own, which paths can be relative to
         if not Path(folder).is_dir():
             return Outcome(f"{folder}: not there on node {node}; put it on storage that all nodes see", None, node)
+    os.chdir(folders[0])
     try:
         return Outcome(None, function(*arguments), node)
     except Exception as error:
@@ -138,7 +156,7 @@ def connected(options: Options) -> Iterator[Cluster]:
     environment = {"PYTHONPATH": str(ROOT), JOB: secrets.token_hex(8)}
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a Ray that is started here tells nobody
     try:
-        if host := re.fullmatch(r"(?:ray://)?([^/:]+):(\d+)", options.address):  # Ray would try for minutes
+        if host := re.fullmatch(r"([^/:]+):(\d+)", options.address):  # Ray would try for minutes
             socket.create_connection((host[1], int(host[2])), timeout=REACHED).close()
         ray.init(
             address=options.address,

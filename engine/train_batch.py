@@ -6,7 +6,8 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from threading import Thread
+from typing import BinaryIO, NamedTuple
 
 from tqdm import tqdm
 
@@ -26,6 +27,7 @@ from training.state import changed_pictures, changed_settings, provenance_of, tr
 
 MAIN = Path(__file__).resolve().parent.parent / "main.py"
 STATUSES = {stopping.INTERRUPTED: signal.SIGINT, stopping.TOLD_TO_STOP: signal.SIGTERM}  # of one told to stop
+LOOK = 0.5  # seconds between two looks at a process
 TEMPLATE = "train_all.yaml"  # in a run's folder: what it was started from
 TIMES_HEAD = f"{'category':24}{'seconds':>10}{'h:m:s':>12}{'epochs':>8}  device\n"
 
@@ -57,6 +59,11 @@ def run(
         ray: where and how to run all at once; None: here, one after the other.
     """
     names = chosen_categories(Path(config.data.data_path), categories)
+    for seed in seeds or ():
+        if not 0 <= seed < 2**32:
+            raise UserError(f"--seeds {seed}: must be from 0 to {2**32 - 1}")
+    if not ray:
+        runtime.select_device(config.train.device)  # a mistake there is told once
     jobs = {}
     for name in names:
         for seed in seeds or [None]:
@@ -67,7 +74,7 @@ def run(
     times = Path(config.data.checkpoint_path) / "training_times.txt"
     run_jobs = _run_here(jobs, settings, updates_settings, is_forced, failed, skipped)
     if ray:
-        run_jobs = _run_on_ray(jobs, settings, is_forced, failed, skipped, ray)
+        run_jobs = _run_on_ray(config, jobs, settings, is_forced, failed, skipped, ray)
     for label, (trained, node) in run_jobs:
         if trained.error is not None:
             failed[label] = trained.error
@@ -132,6 +139,7 @@ def _run_here(
 
 
 def _run_on_ray(
+    config: Config,
     jobs: dict[str, Config],
     settings: Path,
     is_forced: bool,
@@ -139,7 +147,7 @@ def _run_on_ray(
     skipped: list[str],
     options: Options,
 ) -> Iterator[tuple[str, tuple[Trained, str]]]:
-    data = next(iter(jobs.values())).data
+    data = config.data
     with (
         runtime.owning(Path(data.checkpoint_path) / f".batch_{data.run_name}"),
         cluster.connected(options) as ray,
@@ -169,9 +177,10 @@ def train_job(own: Config, is_anew: bool, dies_with_parent: bool = False) -> Tra
     with their node."""
     template, last = own.run_folder / TEMPLATE, own.run_folder / "last.pt"
     # A job that runs again, as its node has died, goes on from what it has saved.
-    is_anew = is_anew and not (last.is_file() and last.stat().st_mtime_ns > template.stat().st_mtime_ns)
-    start, before = time.perf_counter(), 0 if is_anew else _epochs_done(own)
-    error = _train(template, is_anew, dies_with_parent)
+    goes_on = last.is_file() and last.stat().st_mtime_ns > template.stat().st_mtime_ns
+    resume = None if not is_anew else "auto" if goes_on else "never"
+    start, before = time.perf_counter(), 0 if resume == "never" else _epochs_done(own)
+    error = _train(template, resume, dies_with_parent)
     seconds, epochs = round(time.perf_counter() - start), _epochs_done(own) - before
     return Trained(error, seconds, epochs, str(runtime.select_device(own.train.device)))
 
@@ -202,34 +211,46 @@ def _epochs_done(config: Config) -> int:
     return int(epoch) if epoch.isdecimal() else 0
 
 
-def _train(settings: Path, is_anew: bool, dies_with_parent: bool) -> str | None:
-    """Train in a process of its own; what went wrong, or None. Its messages are passed on."""
+def _train(settings: Path, resume: str | None, dies_with_parent: bool) -> str | None:
+    """Train in a process of its own; what went wrong, or None. Its messages are passed on.
+
+    resume: in place of the settings' train.resume, None for that.
+    """
     command = [sys.executable, str(MAIN), "--train", "True", "--config", str(settings)]
-    if is_anew:
-        command += ["--set", "train.resume=never"]
-    tail = b""
-    preparing = stopping.dies_with_parent if dies_with_parent else None
+    if resume:
+        command += ["--set", f"train.resume={resume}"]
+    preparing, tail = stopping.dies_with_parent if dies_with_parent else None, bytearray()
     with subprocess.Popen(command, stderr=subprocess.PIPE, preexec_fn=preparing) as process:
+        passing = Thread(target=_pass_on, args=(process.stderr, tail), daemon=True)
+        passing.start()
         stopped = None
-        while True:
+        while process.poll() is None:
             try:
-                chunk = process.stderr.read1(65536)
+                process.wait(LOOK)  # not for long: Ray's way to cancel a task interrupts no call
+            except subprocess.TimeoutExpired:
+                pass
             except KeyboardInterrupt as error:  # it saves its state and ends
                 stopped = error if isinstance(error, Stopped) else Stopped(signal.SIGINT)  # that of a task on Ray
                 stopping.ask(process)
-                continue
-            if not chunk:
-                break
-            sys.stderr.buffer.write(chunk)
-            sys.stderr.buffer.flush()
-            tail = (tail + chunk)[-4000:]
+        passing.join()
     if stopped or process.returncode in STATUSES:
         number = stopped.number if stopped else STATUSES[process.returncode]
-        raise Stopped(number, "stopped; what is trained stays, and the same command goes on from there")
+        how = "the same command without --force and train.resume=never" if resume else "the same command"
+        raise Stopped(number, f"stopped; what is trained stays, and {how} goes on from there")
     if process.returncode == 0:
         return None
-    lines = [line.strip() for line in tail.decode("utf-8", "replace").splitlines() if line.strip() and "|" not in line]
+    said = tail.decode("utf-8", "replace").splitlines()
+    lines = [line.strip() for line in said if line.strip() and "|" not in line]
     first = next((i for i, line in enumerate(lines) if line.startswith("error: ")), len(lines) - 1)
     if process.returncode < 0:
         return f"its process was ended by signal {-process.returncode}, often for want of memory"
     return " ".join(lines[first:]).removeprefix("error: ") or f"exit status {process.returncode}"
+
+
+def _pass_on(stream: BinaryIO, tail: bytearray) -> None:
+    """What a process says, to this one's own standard error; the end of it is kept."""
+    while chunk := stream.read1(65536):
+        sys.stderr.buffer.write(chunk)
+        sys.stderr.buffer.flush()
+        tail += chunk
+        del tail[:-4000]

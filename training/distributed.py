@@ -195,8 +195,10 @@ class _Normalize(torch.autograd.Function):
         channels = x.shape[1]
         all_ranks = torch.zeros(dist.get_world_size(group), 2 * channels + 1, dtype=weight.dtype, device=x.device)
         if len(x):
-            mean, var = torch.ops.aten.batch_norm_update_stats(x, None, None, 0.0)
-            own = torch.cat((mean, var, mean.new_tensor([x.numel() / channels])))
+            # Running statistics of full width, unused, or those of bfloat16 would have its digits.
+            unused = weight.new_zeros(channels), weight.new_ones(channels)
+            mean, var = torch.ops.aten.batch_norm_update_stats(x, *unused, 0.0)
+            own = torch.cat((mean, var, weight.new_tensor([x.numel() / channels])))
             all_ranks[dist.get_rank(group)] = own
         dist.all_reduce(all_ranks, group=group)
         means, variances, counts = all_ranks.split((channels, channels, 1), dim=1)

@@ -63,7 +63,10 @@ def train(
                 journal.save()
             path = state.save_last()
             place = place_of(state.progress and state.progress.step, state.epoch)
-            text = f"stopped after {place}; {path} holds it, and the same command goes on from there"
+            if state.ranks:
+                state.ranks.barrier()  # a launcher ends the first where the others end while it still writes
+            how = "the same command with train.resume=auto" if config.train.resume == "never" else "the same command"
+            text = f"stopped after {place}; {path} holds it, and {how} goes on from there"
             raise stopping.Stopped(stopped.number, text) from None
 
 

@@ -1,6 +1,7 @@
 """What a run keeps to go on from: its checkpoints and the state in last.pt."""
 
 import os
+import shutil
 import time
 import warnings
 from collections.abc import Callable
@@ -305,7 +306,7 @@ def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
             try:
                 os.link(path, before)
             except OSError:  # a drive that knows no links
-                path.replace(before)
+                shutil.copyfile(path, before)
 
 
 def training_provenance(config: Config, files: list[Path], textures: list[Path]) -> Provenance:

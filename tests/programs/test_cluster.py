@@ -113,9 +113,10 @@ def test_told_to_stop_tasks_save_what_they_have_done(tmp_path):
     assert not list(root.glob("checkpoints/*/tiny/.owner.json"))
 
 
-def test_folders_that_a_node_does_not_see_are_told_with_its_name(tmp_path):
+def test_folders_that_a_node_does_not_see_are_told_with_its_name(tmp_path, monkeypatch):
     events = []
     queue = SimpleNamespace(put=events.append)
+    monkeypatch.chdir(tmp_path)
     outcome = cluster._task(queue, "tile", [str(tmp_path), str(tmp_path / "mvtec")], print, ())
     assert (
         outcome.error == f"{tmp_path / 'mvtec'}: not there on node {socket.gethostname()}; put it on storage that "
@@ -163,6 +164,15 @@ def test_mistakes(two, call, monkeypatch):
     checked(call("train_all", "--ray", "127.0.0.1:1"), ["--ray 127.0.0.1:1: no Ray there"])
     wanted = ["--gpus_per_job 4", "no node of the cluster has more than"]
     checked(call("train_all", "--ray", "local", "--gpus_per_job", "4"), wanted)
+    for flags, words in (
+        (["--ray", "local", "--gpus_per_job", "1.5"], ["--gpus_per_job 1.5"]),
+        (["--ray", "local", "--cpus_per_job", "-1"], ["--cpus_per_job -1"]),
+        (["--ray", "local", "--max_retries", "-2"], ["--max_retries -2"]),
+        (["--ray", "ray://10.0.0.1:10001"], ["--ray auto"]),
+        (["--seeds", "-1"], ["--seeds -1"]),
+        (["--set", "train.device=cuda:7"], ["train.device = cuda:7"]),
+    ):
+        checked(call("train_all", *flags), words)
     monkeypatch.setitem(sys.modules, "ray", None)
     checked(call("train_all", "--ray", "local"), ["Ray is not installed", "requirements-cluster.txt"])
     monkeypatch.setenv("RANK", "0")

@@ -59,7 +59,7 @@ def rows(config):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_stopped_at_random_steps_ends_with_the_same_weights(workplace, monkeypatch, workers):
     """Losses in the log too are those of a training that was never stopped."""
-    short = ("train.epochs=2", "data.val_split=0")  # six steps
+    short = ("train.epochs=3", "train.batch_size=4", "data.val_split=0")  # six steps, of four images and of two
     whole = config_of(workplace, *short, "data.run_name=whole")
     reference = weights(train.run(whole, ""))
     moments, step, stops = random.Random(workers), loop.train_step, 0

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -42,6 +43,19 @@ finally:
 SHORT = ["data.img_size=64", "train.batch_size=4", "train.epochs=2", "train.learning_rate=1e-5", "data.val_split=0"]
 
 
+STARTED: list[subprocess.Popen] = []
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left():
+    """Ends what a test that has failed leaves running."""
+    yield
+    for process in STARTED:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    STARTED.clear()
+
+
 def launch(workplace, count, settings, *modes, script=ROOT / "main.py", **variables):
     """A started process: of `count` with torchrun, or main.py alone where that is 0. variables: of its environment."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(count)]
@@ -49,7 +63,10 @@ def launch(workplace, count, settings, *modes, script=ROOT / "main.py", **variab
     command += [word for one in settings for word in ("--set", one)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"} | variables
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(list(map(str, command)), cwd=workplace, env=environment, **pipes)
+    STARTED.append(
+        subprocess.Popen(list(map(str, command)), cwd=workplace, env=environment, start_new_session=True, **pipes)
+    )
+    return STARTED[-1]
 
 
 def run(*arguments, **keywords):
@@ -112,7 +129,7 @@ def test_pictures_are_shared_out_and_the_files_are_the_same(place):
 def test_a_process_that_dies_ends_the_others_and_another_number_goes_on(place):
     settings = [*SHORT, "train.epochs=3000", "data.run_name=killed", "train.visualize=false"]
     process, run_folder = launch(place, 3, settings, "--train"), place / "checkpoints/tile/killed"
-    end = time.monotonic() + 60
+    end = time.monotonic() + 120
     while not (run_folder / "last.pt").is_file():
         assert time.monotonic() < end and process.poll() is None, process.communicate()
         time.sleep(0.05)
@@ -148,7 +165,7 @@ def test_all_stop_together_where_one_is_told_to(place):
         port = str(free.getsockname()[1])
     common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     both = [launch(place, 0, settings, "--train", RANK=rank, LOCAL_RANK=rank, **common) for rank in "01"]
-    last, end = place / "checkpoints/tile/stopped/last.pt", time.monotonic() + 60
+    last, end = place / "checkpoints/tile/stopped/last.pt", time.monotonic() + 120
     while not last.is_file():
         assert time.monotonic() < end and both[0].poll() is None, both[0].communicate()
         time.sleep(0.05)

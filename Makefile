@@ -13,7 +13,7 @@ demo: $(VENV)/.installed
 	$(RUN) main.py --train True --threshold True --detection True --config configs/sample.yaml
 
 test: $(VENV)/.installed-dev lint
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadscope
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 
 bench: $(VENV)/.installed-dev
 	for name in help metrics synthesis train_small detection evaluate; do $(RUN) -m benchmarks.$$name || exit 1; done

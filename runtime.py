@@ -30,6 +30,7 @@ except ImportError:  # Windows, where a file that is open cannot be removed anyw
 
 PENDING = 2**28  # bytes of arrays that wait for threads
 ORPHANED = 86400  # seconds after which an unfinished file counts as left behind where locks cannot tell
+BATCH = "DRAEM_BATCH"  # in the environment of a batch's jobs: what it is called
 PATIENCE = 15  # seconds that the loader processes of a killed training may still live
 
 
@@ -278,7 +279,7 @@ def owning(folder: Path) -> Iterator[None]:
         mend = "wait for it, end it, or set another data.run_name"
         raise UserError(f"{folder}: {who} is training there; {mend}") from None
     try:
-        batch = os.environ.get("DRAEM_BATCH")  # of one batch a job runs again only where its node has died
+        batch = os.environ.get(BATCH)  # of one batch a job runs again only where its node has died
         if owner and owner.get("host") != host and not (batch and owner.get("batch") == batch):
             raise UserError(f"{folder}: {who} may still be training there; if it is not, delete {note}")
         write_text(note, json.dumps({"host": host, "process": os.getpid(), "batch": batch}) + "\n")

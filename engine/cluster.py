@@ -19,7 +19,6 @@ ROOT = Path(__file__).resolve().parent.parent
 LOOK = 0.5  # seconds between two looks at the tasks
 REACHED = 5  # seconds for an address to answer
 PATIENCE = 60  # seconds that cancelled tasks have to save their state
-JOB = "DRAEM_BATCH"  # in the environment of a batch's jobs: tells its own from others', see `runtime.owning`
 
 
 class Options(NamedTuple):
@@ -96,7 +95,6 @@ class Cluster:
             try:
                 while pending:
                     done, _ = self._ray.wait(list(pending), timeout=LOOK)
-                    stop.check()
                     while not events.empty():
                         label, node = events.get()
                         bar.write(f"{label}: starts {'again ' if label in started else ''}on {node}")
@@ -108,6 +106,7 @@ class Cluster:
                         )
                         bar.update()
                         yield label, outcome
+                    stop.check()
             except stopping.Stopped as stopped:
                 for ref in pending:
                     self._ray.cancel(ref, force=False)
@@ -153,7 +152,7 @@ def connected(options: Options) -> Iterator[Cluster]:
         import ray.util
     except ImportError as error:
         raise UserError("--ray: Ray is not installed; run: pip install -r requirements-cluster.txt") from error
-    environment = {"PYTHONPATH": str(ROOT), JOB: secrets.token_hex(8)}
+    environment = {"PYTHONPATH": str(ROOT), runtime.BATCH: secrets.token_hex(8)}
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a Ray that is started here tells nobody
     try:
         if host := re.fullmatch(r"([^/:]+):(\d+)", options.address):  # Ray would try for minutes

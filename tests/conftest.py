@@ -3,9 +3,12 @@
 import csv
 import functools
 import importlib
+import os
 import shutil
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import cv2
@@ -101,6 +104,31 @@ def call(workplace: Path, monkeypatch, capsys):
 def cli(call):
     """Call main.py likewise."""
     return functools.partial(call, "main")
+
+
+STARTED: list[subprocess.Popen] = []
+
+
+def start_process(command, folder: Path, stderr=subprocess.PIPE, **variables: str) -> subprocess.Popen:
+    """A process in a session of its own, with one thread; what a test that fails leaves of it is ended.
+
+    variables: of its environment.
+    """
+    pipes = {"stdout": subprocess.PIPE, "stderr": stderr, "text": True}
+    environment = os.environ | {"OMP_NUM_THREADS": "1"} | variables
+    process = subprocess.Popen(list(map(str, command)), cwd=folder, env=environment, start_new_session=True, **pipes)
+    STARTED.append(process)
+    return process
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left():
+    """Ends what a test that has failed leaves running."""
+    yield
+    for process in STARTED:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    STARTED.clear()
 
 
 def planted_detections(planted: dict, rng: np.random.Generator, separation=lambda model: 0.3):

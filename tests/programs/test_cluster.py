@@ -6,13 +6,12 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import suppress
 from itertools import pairwise
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import ROOT, SETTINGS, checked, make_dataset, rows_of
+from conftest import ROOT, SETTINGS, checked, make_dataset, rows_of, start_process
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
 import runtime
@@ -25,19 +24,6 @@ NAMES = ("tile", "wood", "felt", "tin")
 SHORT = ["data.val_split=0", "train.visualize=false", "train.epochs=60", "train.save_from=60", "train.save_every=10"]
 
 
-STARTED: list[subprocess.Popen] = []
-
-
-@pytest.fixture(autouse=True)
-def nothing_is_left():
-    """Ends what a test that has failed leaves running."""
-    yield
-    for process in STARTED:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-    STARTED.clear()
-
-
 def make_place(root, names):
     for name in names:
         make_dataset(root, name)
@@ -46,14 +32,9 @@ def make_place(root, names):
 
 
 def start(program, root, *arguments):
-    command = [sys.executable, ROOT / f"{program}.py", "--config", root / "config.yaml", *arguments]
+    command = [sys.executable, ROOT / f"{program}.py", "--config", root / "config.yaml"]
     command += [word for one in SHORT for word in ("--set", one)]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    STARTED.append(
-        subprocess.Popen(list(map(str, command)), cwd=root, env=environment, start_new_session=True, **pipes)
-    )
-    return STARTED[-1]
+    return start_process([*command, *arguments], root, stderr=subprocess.STDOUT)
 
 
 def run(*arguments):

@@ -7,12 +7,11 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import suppress
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, SETTINGS, make_dataset, rows_of
+from conftest import ROOT, SETTINGS, make_dataset, rows_of, start_process
 
 from inference import checkpoint
 
@@ -43,30 +42,12 @@ finally:
 SHORT = ["data.img_size=64", "train.batch_size=4", "train.epochs=2", "train.learning_rate=1e-5", "data.val_split=0"]
 
 
-STARTED: list[subprocess.Popen] = []
-
-
-@pytest.fixture(autouse=True)
-def nothing_is_left():
-    """Ends what a test that has failed leaves running."""
-    yield
-    for process in STARTED:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-    STARTED.clear()
-
-
 def launch(workplace, count, settings, *modes, script=ROOT / "main.py", **variables):
     """A started process: of `count` with torchrun, or main.py alone where that is 0. variables: of its environment."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(count)]
     command = [*(torchrun if count else [sys.executable]), script, "--config", workplace / "config.yaml", *modes]
     command += [word for one in settings for word in ("--set", one)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"} | variables
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    STARTED.append(
-        subprocess.Popen(list(map(str, command)), cwd=workplace, env=environment, start_new_session=True, **pipes)
-    )
-    return STARTED[-1]
+    return start_process(command, workplace, **variables)
 
 
 def run(*arguments, **keywords):

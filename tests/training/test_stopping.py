@@ -10,7 +10,7 @@ import time
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, start_process
 
 import stopping
 from config import load_config
@@ -109,9 +109,7 @@ def test_stopped_while_an_epoch_is_validated(workplace, monkeypatch):
 def start(workplace, seconds, *arguments):
     code = SLOW.format(root=str(ROOT), main=str(ROOT / "main.py"), seconds=seconds)
     command = [sys.executable, "-c", code, "--config", str(workplace / "config.yaml"), "--train", *arguments]
-    process = subprocess.Popen(
-        command, cwd=workplace, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+    process = start_process(command, workplace)
     end = time.monotonic() + 60
     while not (workplace / "steps").is_file() or not (workplace / "steps").read_text():
         assert time.monotonic() < end and process.poll() is None, process.communicate()

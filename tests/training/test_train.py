@@ -134,6 +134,8 @@ KILLED = """
 import os, runpy, signal, sys
 sys.path.insert(0, {root!r})
 import training.loop
+import training.state
+training.state.SAVE_EVERY = 0
 step, count = training.loop.train_step, 0
 def killing(*arguments):
     global count
@@ -150,7 +152,7 @@ runpy.run_path({main!r}, run_name="__main__")
 @pytest.mark.parametrize("steps", [4, 7])
 def test_killed_and_resumed_ends_with_the_same_weights(workplace, steps):
     """Killed outright by a signal that nothing can catch, in the middle of an epoch and at the beginning of one."""
-    overrides = ["train.epochs=6", "train.visualize=false", "data.num_workers=1"]
+    overrides = ["train.epochs=6", "train.save_from=6", "train.visualize=false", "data.num_workers=1"]
     reference = train.run(config_of(workplace, *overrides, "data.run_name=whole"), "")
     config = config_of(workplace, *overrides)
     arguments = ["--train", "--config", str(workplace / "config.yaml")]

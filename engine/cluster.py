@@ -80,10 +80,11 @@ class Cluster:
         Raises Stopped when told to stop, after the tasks have had time to save what they have done.
         """
         from ray.util.queue import Queue
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        # On the driver's own node, which outlives the others.
-        here = {"resources": {f"node:{self._ray.util.get_node_ip_address()}": 0.001}, "num_cpus": 0}
-        events = Queue(actor_options=here)
+        # On the driver's own node, which outlives the others; not by its address, which several can share.
+        here = NodeAffinitySchedulingStrategy(self._ray.get_runtime_context().get_node_id(), soft=False)
+        events = Queue(actor_options={"scheduling_strategy": here, "num_cpus": 0})
         task = self._ray.remote(_task).options(
             num_gpus=self.gpus, num_cpus=self._options.cpus, max_retries=self._options.retries, retry_exceptions=False
         )

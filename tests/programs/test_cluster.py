@@ -69,6 +69,8 @@ def test_a_node_that_goes_costs_nothing_but_what_was_not_saved(tmp_path):
         out, _ = process.communicate(timeout=200)
         assert process.returncode == 0, out
         assert out.count("starts again on") >= 1
+        status, out = run("evaluate_checkpoints", root, "--ray", ray_cluster.address, "--registrations", "False")
+        assert status == 0, out
     finally:
         ray_cluster.shutdown()
     again = 0
@@ -86,8 +88,6 @@ def test_a_node_that_goes_costs_nothing_but_what_was_not_saved(tmp_path):
     assert sorted(line.split()[0] for line in times[1:]) == sorted(NAMES)
     assert all(line.split()[4] == "cpu" and line.split()[5] for line in times[1:])
 
-    status, out = run("evaluate_checkpoints", root, "--ray", "local", "--registrations", "False")
-    assert status == 0, out
     on_ray = rows_of(root / "results/tiny/summary.csv")
     status, out = run("evaluate_checkpoints", root, "--force", "--registrations", "False")
     assert {(row.pop("node"), row.pop("device")) for row in on_ray} == {(socket.gethostname(), "cpu")}

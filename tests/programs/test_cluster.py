@@ -21,7 +21,7 @@ from inference import checkpoint
 pytest.importorskip("ray")
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals are other ones there")
 NAMES = ("tile", "wood", "felt", "tin")
-SHORT = ["data.val_split=0", "train.visualize=false", "train.epochs=60", "train.save_from=60", "train.save_every=10"]
+SHORT = ["data.val_split=0", "train.visualize=false", "train.epochs=40", "train.save_from=40", "train.save_every=10"]
 
 
 def make_place(root, names):
@@ -56,12 +56,12 @@ def test_a_node_that_goes_costs_nothing_but_what_was_not_saved(tmp_path):
     from ray.cluster_utils import Cluster
 
     root = make_place(tmp_path, NAMES)
-    ray_cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    ray_cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
     try:
         node = ray_cluster.add_node(num_cpus=1)
         process = start("train_all", root, "--ray", ray_cluster.address)
         end, saved = time.monotonic() + 120, []
-        while len(saved) < 2:  # one on each node
+        while len(saved) < 3:  # two on the head node, one on the other
             assert time.monotonic() < end and process.poll() is None, process.communicate()
             saved = list(root.glob("checkpoints/*/tiny/last.pt"))
             time.sleep(0.02)
@@ -76,13 +76,13 @@ def test_a_node_that_goes_costs_nothing_but_what_was_not_saved(tmp_path):
     again = 0
     for name in NAMES:
         folder = root / f"checkpoints/{name}/tiny"
-        assert checkpoint.saved_epochs(folder) == [60]
+        assert checkpoint.saved_epochs(folder) == [40]
         lines = (folder / "train_log.csv").read_text().splitlines()[1:]
-        assert [int(line.split(",")[0]) for line in lines] == list(range(1, 61))
+        assert [int(line.split(",")[0]) for line in lines] == list(range(1, 41))
         starts = epochs_of(folder)
         for before, after in pairwise(starts):
             again += 1
-            assert after[0] == before[-1] + 1 or (after[0] in (2, *range(1, 61, 10)) and after[0] > before[-1] - 10)
+            assert after[0] == before[-1] + 1 or (after[0] in (2, *range(1, 41, 10)) and after[0] > before[-1] - 10)
     assert again >= 1
     times = (root / "checkpoints/training_times.txt").read_text().splitlines()
     assert sorted(line.split()[0] for line in times[1:]) == sorted(NAMES)

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo
 
 import settings_file
 from errors import UserError
@@ -37,6 +37,16 @@ def _img_size(value: Any) -> Any:
     return tuple(sides)
 
 
+def _tile_size(value: Any, info: ValidationInfo) -> Any:
+    if value is None:
+        return None
+    tile = _img_size(value)
+    whole = info.data.get("img_size", tile)
+    if any(side > limit for side, limit in zip(tile, whole, strict=True)):
+        raise ValueError("must be at most data.img_size = [{}, {}]".format(*whole))
+    return tile
+
+
 def _load_epoch(value: Any) -> Any:
     if (type(value) is int and value >= 1) or (isinstance(value, str) and value.strip()):
         # The command line gives text only.
@@ -51,8 +61,9 @@ def _must(allowed: str, value: Any, is_fine: bool, low: int = 1, high: int = 0) 
     raise ValueError(f"must be {allowed}")
 
 
-def _auto_or_count(value: Any) -> Any:
-    return _must("auto or a whole number from 0 to 1024", value, value == "auto", 0, 1024)
+def _auto_or(low: int, high: int) -> BeforeValidator:
+    allowed = f"auto or a whole number from {low} to {high}"
+    return BeforeValidator(lambda value: _must(allowed, value, value == "auto", low, high))
 
 
 def _white_level(value: Any) -> Any:
@@ -137,15 +148,22 @@ class Data(_Section):
     results_path: PathText = "./results"
     run_name: NameText = "draem"
     img_size: Annotated[tuple[int, int], BeforeValidator(_img_size)] = (256, 256)
+    tile_size: Annotated[tuple[int, int] | None, BeforeValidator(_tile_size)] = None
+    tile_overlap: Annotated[float, Field(strict=True, ge=0, le=0.75)] = 0.25
     load_epoch: Annotated[int | str, BeforeValidator(_load_epoch)] = "last"
     test_batch_size: _whole(1, 4096) = 8
     val_split: Annotated[float, Field(strict=True, ge=0, lt=1)] = 0.2
     split_by: Annotated[str | None, AfterValidator(_split_by)] = None
     white_level: Annotated[float | str, BeforeValidator(_white_level)] = "auto"
-    num_workers: Annotated[int | str, BeforeValidator(_auto_or_count)] = "auto"
+    num_workers: Annotated[int | str, _auto_or(0, 1024)] = "auto"
     image_registration: Flag = False
     registration_reference: OptionalPathText = None
     pre_masking: Flag = False
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """Height and width of what the networks see: a tile, or the whole picture."""
+        return self.tile_size or self.img_size
 
 
 class Model(_Section):
@@ -156,6 +174,7 @@ class Model(_Section):
 class Train(_Section):
     epochs: _whole(1, 1_000_000) = 700
     batch_size: _whole(1, 4096) = 8
+    tiles_per_image: Annotated[int | str, _auto_or(1, 2**16)] = "auto"
     learning_rate: PositiveRate = 1e-4
     lr_milestones: Annotated[list[float], BeforeValidator(_milestones)] = [0.8, 0.9]
     lr_gamma: PositiveRate = 0.2

@@ -59,28 +59,44 @@ def scaled(images: torch.Tensor, device: torch.device) -> torch.Tensor:
 class DRAEMTrainDataset(Dataset):
     """Nominal images with synthetic anomalies.
 
-    `dataset[k]` is sample k % N of epoch k // N; its randomness comes from
-    (seed, epoch, index) alone, so it is the same whichever worker makes it.
+    `dataset[k]` is sample k % N of epoch k // N, of picture k % N % len(images); its randomness comes from
+    (seed, epoch, index) alone, so it is the same whichever worker makes it. Where the synthesizer's image size is
+    smaller than the images, a sample is a tile of that size from a random place.
     Samples are dicts: `image` uint8 (3, H, W), for `scaled`; `augmented_image` float32 (3, H, W) in [0, 1];
     `anomaly_mask` bool (1, H, W); `has_anomaly` float32 (1,); `idx`.
 
     Args:
-        images: files, decoded once, here, or decoded images, uint8 (H, W, 3), BGR, of the synthesizer's image size.
+        images: files, decoded once, here, to the synthesizer's image size, or decoded images, uint8 (H, W, 3), BGR, of
+            at least that size. per_image: samples of each image in an epoch.
     """
 
     def __init__(
-        self, images: Sequence[Path | np.ndarray], synthesizer: AnomalySynthesizer, seed: int = 0, stream: int = 1
+        self,
+        images: Sequence[Path | np.ndarray],
+        synthesizer: AnomalySynthesizer,
+        seed: int = 0,
+        stream: int = 1,
+        per_image: int = 1,
     ):
         self.images = read_all(images, synthesizer.image_size)
-        self.synthesizer, self.seed, self.stream = synthesizer, seed, stream
+        self.synthesizer, self.seed, self.stream, self.per_image = synthesizer, seed, stream, per_image
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.images) * self.per_image
+
+    def _tile(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """A view of a random place; all of an image that is no larger, for which no number is drawn."""
+        size = self.synthesizer.image_size
+        if image.shape[:2] == size:
+            return image
+        top, left = (int(rng.integers(whole - part + 1)) for whole, part in zip(image.shape, size, strict=False))
+        return image[top : top + size[0], left : left + size[1]]
 
     def __getitem__(self, key: int) -> dict[str, torch.Tensor | int]:
         epoch, index = divmod(int(key), len(self))
         rng = np.random.default_rng([self.seed, epoch, index, self.stream])  # the last number tells streams apart
-        image, augmented, mask = self.synthesizer.corrupt(self.images[index], rng)
+        image = self._tile(self.images[index % len(self.images)], rng)
+        image, augmented, mask = self.synthesizer.corrupt(image, rng)
         return {
             "image": _to_tensor(image),
             "augmented_image": _to_tensor(augmented),

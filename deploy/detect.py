@@ -28,11 +28,28 @@ class Model:
         self.facts = {key: _value(text) for key, text in stored.items()}
 
     def __call__(self, image: np.ndarray) -> tuple[float, np.ndarray]:
-        """Score, and anomaly map float32 (H, W) at the picture's own size, of a BGR picture uint8 (H, W, 3)."""
-        height, width = self.facts["img_size"]
-        resized = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
-        anomaly_map, score = self._session.run(None, {"image": np.ascontiguousarray(resized[None])})
-        return float(score[0]), cv2.resize(anomaly_map[0], image.shape[1::-1], interpolation=cv2.INTER_LINEAR)
+        """Score, and anomaly map float32 (H, W) at the picture's own size, of a BGR picture uint8 (H, W, 3).
+
+        The map is put together from those of tiles, which count less towards their rims; without tiles there is one.
+        """
+        resized = cv2.resize(image, self.facts["img_size"][::-1], interpolation=cv2.INTER_LINEAR)
+        height, width = self.facts.get("tile_size", self.facts["img_size"])
+        window = np.outer(*(np.sin(np.pi * (np.arange(side) + 0.5) / side) ** 2 for side in (height, width)))
+        total, weights = np.zeros((2, *resized.shape[:2]))
+        for top in self._starts(resized.shape[0], height):
+            for left in self._starts(resized.shape[1], width):
+                where = slice(top, top + height), slice(left, left + width)
+                [[tile_map], _] = self._session.run(None, {"image": np.ascontiguousarray(resized[where][None])})
+                total[where] += tile_map * window
+                weights[where] += window
+        anomaly_map = (total / weights).astype(np.float32)
+        score = float(cv2.blur(anomaly_map, (21, 21), borderType=cv2.BORDER_CONSTANT).max())
+        return score, cv2.resize(anomaly_map, image.shape[1::-1], interpolation=cv2.INTER_LINEAR)
+
+    def _starts(self, size: int, tile: int) -> list[int]:
+        """First pixels of tiles along a side: evenly spaced, with at least `tile_overlap` of a tile in common."""
+        count = int(np.ceil((size - tile) / (tile * (1 - self.facts.get("tile_overlap", 0))) - 1e-9)) + 1
+        return np.linspace(0, size - tile, count).round().astype(int).tolist()
 
 
 def _value(text: str) -> object:
@@ -44,9 +61,8 @@ def _value(text: str) -> object:
 
 def read(path: str, white_level: float | None) -> np.ndarray:
     """A picture as the training read it: BGR, uint8 (H, W, 3), upright; more than 8 bits by their value of white."""
-    data = np.fromfile(path, np.uint8)
     depth = cv2.IMREAD_COLOR if white_level is None else cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH
-    image = cv2.imdecode(data, depth) if len(data) else None
+    image = cv2.imdecode(data, depth) if len(data := np.fromfile(path, np.uint8)) else None
     if image is None:
         raise ValueError("not a picture")
     if image.dtype != np.uint8:
@@ -66,7 +82,7 @@ def main() -> int:
     model, status = Model(arguments.model), 0
     limit = model.facts["image_threshold"] if arguments.threshold is None else arguments.threshold
     if limit is None:
-        parser.error("the file brings no threshold; name one with --threshold")
+        parser.error("no threshold in the file; name one with --threshold")
     for path in arguments.pictures:
         try:
             score, _ = model(read(path, model.facts["white_level"]))

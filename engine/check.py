@@ -20,6 +20,7 @@ from errors import UserError
 from evaluation.promises import promise
 from evaluation.thresholds import images_needed
 from folders import Remarks, category_folder, list_textures
+from inference import tiles
 from inference.checkpoint import with_white_level
 from inference.techniques import Preparation, configured
 from loss import DRAEMLoss
@@ -217,10 +218,10 @@ def _print_time(config: Config, files: Files) -> None:
     """How many steps, and about how long they take here: a few are measured."""
     train, device = config.train, runtime.select_device(config.train.device)
     precision = runtime.select_precision(train.precision, device)
-    count = len(_training(files))
+    count = len(_training(files)) * tiles.per_image(config.data, train.tiles_per_image)
     size = min(train.batch_size, count)
     images = _training(files)[:size]
-    dataset = data_loader.DRAEMTrainDataset(images, AnomalySynthesizer(files.textures[:4], config.data.img_size), 0)
+    dataset = data_loader.DRAEMTrainDataset(images, AnomalySynthesizer(files.textures[:4], config.data.input_size), 0)
     batch = torch.utils.data.default_collate([dataset[place] for place in range(size)])
     model = DRAEM(config.model.base_width, config.model.base_channels).to(
         device, memory_format=runtime.memory_format(device, precision)

@@ -11,7 +11,7 @@ from config import Config
 from engine.threshold import NOT_KNOWN, load_thresholds, nominal_settings
 from evaluation.thresholds import MANUAL, OPTIMAL
 from folders import Remarks, category_folder
-from inference import checkpoint, thresholds
+from inference import checkpoint, thresholds, tiles
 from inference.checkpoint import Checkpoint
 from inference.detect import Together, detect
 from inference.techniques import Preparation, Technique, configured, left_out
@@ -89,7 +89,7 @@ def provenance_of(
         pictures=Content(len(named), provenance.digest(named)),
         masks=Content(len(masks), provenance.digest(masks)),
         nominal=nominal,
-        settings=settings | {"img_size": list(config.data.img_size), "category": config.data.category},
+        settings=settings | tiles.facts(config.data) | {"category": config.data.category},
         **preparation.facts(technique),
     )
 

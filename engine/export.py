@@ -34,7 +34,8 @@ ROUNDING = 2e-6  # of scores
 class Graph(nn.Module):
     """Pictures uint8 (N, H, W, 3), BGR -> anomaly maps (N, H, W) in [0, 1] and image scores (N,), float32.
 
-    H and W: multiples of 32. A score is the maximum of its map after averaging; zeros outside count, as for detection.
+    H and W: multiples of 32; with data.tile_size those of a tile. A score is the maximum of its map after averaging;
+    zeros outside count, as for detection.
     """
 
     def __init__(self, model: DRAEM):
@@ -67,6 +68,8 @@ def run(config: Config, named: Collection[str], kind: str) -> Path:
         print(line)
     if detector.technique != Technique():
         print(f"{detector.technique.name} is not part of the file: it gives the maps of pictures as they are")
+    if config.data.tile_size:
+        print("the file takes tiles: deploy/ shows how their maps are put together")
     graph = Graph(detector.ckpt.model).eval()
     path = detector.run_folder / "export" / f"{config.data.category}_{detector.name}.onnx"
     facts = _facts(detector)
@@ -81,12 +84,14 @@ def _facts(detector: Detector) -> dict[str, Any]:
     """What a program that runs the file needs to know."""
     data, limits = detector.config.data, detector.limits
     height, width = data.img_size
+    own = {} if data.tile_size is None else {"tile_size": list(data.tile_size), "tile_overlap": data.tile_overlap}
     return {
         "category": data.category,
         "checkpoint": detector.name,
         "epoch": int(detector.name) if detector.name.isdecimal() else None,
         "fingerprint": detector.ckpt.fingerprint,
         "img_size": [height, width],
+        **own,
         "channels": "BGR",
         "resize": f"bilinear to {width} x {height} (width x height), without antialiasing, as cv2.resize does",
         "white_level": None if data.white_level == "auto" else data.white_level,
@@ -150,7 +155,7 @@ def _check(graph: Graph, path: Path, detector: Detector) -> float:
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     rng, largest = np.random.default_rng(0), 0.0
-    height, width = detector.config.data.img_size
+    height, width = detector.config.data.input_size
     limit = detector.limits.image if detector.limits else np.inf
     real = _pictures(detector)
     for count, size in ((1, (height, width)), (3, (height, width)), (2, (height + 32, width + 64))):

@@ -152,7 +152,7 @@ def judge(detector: Detector, pictures: Sequence[Picture], predictions: Predicti
 
     Pictures are read, and maps written, in threads while the networks run.
     """
-    size = detector.config.data.test_batch_size
+    size = detector.pictures_at_once
 
     def read(picture: Picture) -> Prepared | str:
         try:

@@ -5,7 +5,6 @@ import math
 from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from evaluation.metrics import image_score
 from evaluation.thresholds import NominalScores, NoScoresError, conformal, images_needed
 from folders import category_folder, pictures_below
 from ground_truth import name_in
-from inference import checkpoint, thresholds
+from inference import checkpoint, thresholds, tiles
 from inference.checkpoint import Checkpoint
 from inference.detect import NetworkOutput, Together, detect
 from inference.detector import Detector
@@ -73,11 +72,10 @@ def run_on(config: Config, named: Collection[str], folder: Path) -> Path:
         raise UserError(f"--nominal {folder}: all pictures there were trained on; name a folder of others")
     config, (height, width) = detector.config, detector.config.data.img_size
     scores = Scores(config.metrics.p, config.metrics.k, len(left), height * width)
-    unregistered, size = [], config.data.test_batch_size
+    unregistered, size = [], detector.pictures_at_once
     with ThreadPoolExecutor(runtime.core_count()) as pool:
-        prepared = pool.map(detector.read, left)
         for first in tqdm(range(0, len(left), size), "nominal images", unit="pass", leave=None):
-            batch = list(islice(prepared, size))
+            batch = list(pool.map(detector.read, left[first : first + size]))
             for found in detector.run(batch):
                 scores.update(found.seen)
             names = [file.name for file in left[first : first + size]]
@@ -141,7 +139,7 @@ def provenance_of(
     config: Config, ckpt_fingerprint: str, preparation: Preparation, technique: Technique, pictures: Sequence[TestImage]
 ) -> Provenance:
     """What thresholds are made from."""
-    settings = nominal_settings(config) | {"img_size": list(config.data.img_size), "category": config.data.category}
+    settings = nominal_settings(config) | tiles.facts(config.data) | {"category": config.data.category}
     settings["white_level"] = config.data.white_level
     nominal = provenance.content([picture.path for picture in pictures])
     return Provenance(weights=ckpt_fingerprint, nominal=nominal, settings=settings, **preparation.facts(technique))

@@ -12,7 +12,7 @@ from config import Config
 from decoded import DecodedImages, Subset, kept_folder
 from errors import UserError
 from folders import Remarks, category_folder, list_textures
-from inference import checkpoint, networks
+from inference import checkpoint, networks, tiles
 from inference.techniques import to_carry
 from pictures import list_nominal, list_validation, nominal_name, split_nominal
 from provenance import Provenance
@@ -120,8 +120,9 @@ def _train(
     folder, total = config.run_folder, config.train.epochs
     state.find_earlier()
     together = f", {ranks.count} processes" if ranks else ""
+    each = f", {dataset.per_image} tiles of each in an epoch" if config.data.tile_size else ""
     print(
-        f"training {config.data.category} on {len(dataset)} images ({held_out} held out), {state.device}, "
+        f"training {config.data.category} on {len(dataset.images)} images{each} ({held_out} held out), {state.device}, "
         f"{state.precision}{together}"
     )
     if place:
@@ -192,10 +193,11 @@ def split(
     count = len(nominal) - len(held_out)
     if not count:
         raise UserError(f"{nominal[0].parent}: all images there are held out, none is left to train on; restore them")
-    if config.data.img_size == (32, 32) and 1 in (config.train.batch_size, count % config.train.batch_size):
+    samples = count * tiles.per_image(config.data, config.train.tiles_per_image)
+    if config.data.input_size == (32, 32) and 1 in (config.train.batch_size, samples % config.train.batch_size):
         raise UserError(
-            f"train.batch_size = {config.train.batch_size} leaves a batch of one of the {count} images, and at "
-            "img_size 32 batch norm needs two; change one of them"
+            f"train.batch_size = {config.train.batch_size} leaves a batch of one of the {samples} samples, and at "
+            f"{'tile_size' if config.data.tile_size else 'img_size'} 32 batch norm needs two; change one of them"
         )
     return Files(category, nominal, held_out, textures)
 
@@ -216,14 +218,15 @@ def datasets(
     config: Config, files: Files, white_level: float | None = None
 ) -> tuple[data_loader.DRAEMTrainDataset, SyntheticSamples | None]:
     """Samples to train on, and those on held-out images where there are any. Decodes all images and textures."""
-    size, seed, folder = config.data.img_size, config.train.seed, kept_folder(config.data.checkpoint_path)
+    size, seed, folder = config.data.input_size, config.train.seed, kept_folder(config.data.checkpoint_path)
     textures = DecodedImages(folder, "textures", files.textures, size)
-    nominal = DecodedImages(folder, "nominal images", files.nominal, size, white_level)
+    nominal = DecodedImages(folder, "nominal images", files.nominal, config.data.img_size, white_level)
+    per_image = tiles.per_image(config.data, config.train.tiles_per_image)
     held_out = set(files.held_out)
     places = [place for place, file in enumerate(files.nominal) if file not in held_out]
     own, others = split_textures(files.textures, seed) if held_out else (range(len(textures)), [])
     synthesizer = AnomalySynthesizer(Subset(textures, own), size, config.train.cut)
-    dataset = data_loader.DRAEMTrainDataset(Subset(nominal, places), synthesizer, seed)
+    dataset = data_loader.DRAEMTrainDataset(Subset(nominal, places), synthesizer, seed, per_image=per_image)
     if not held_out:
         return dataset, None
     places = [place for place, file in enumerate(files.nominal) if file in held_out]

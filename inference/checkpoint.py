@@ -34,9 +34,10 @@ PAIRS = {
 
 # Settings that a checkpoint brings along for pictures from anywhere: those that it cannot be used without, and those
 # that it is used with unless others are asked for.
-TRAINED = ("data.category", "data.img_size", "model.base_width", "model.base_channels")
+TRAINED = ("data.category", "data.img_size", "data.tile_size", "model.base_width", "model.base_channels")
 USUAL = (
     "data.run_name",
+    "data.tile_overlap",
     "data.image_registration",
     "data.registration_reference",
     "data.pre_masking",
@@ -167,6 +168,7 @@ def load(config: Config, load_epoch: int | str | None = None) -> Checkpoint:
         weights = content["model"]
     model = DRAEM(config.model.base_width, config.model.base_channels)
     check_widths(path, weights, config)
+    check_tiles(path, content.get("settings", {}), config)
     try:
         model.load_state_dict(weights)
         own = fingerprint(weights)
@@ -266,6 +268,16 @@ def check_widths(path: Path, weights: dict[str, Tensor], config: Config) -> None
         weight = weights.get(name)
         if isinstance(weight, Tensor) and weight.ndim == 4 and (found := weight.shape[0]) != settings[key]:
             raise UserError(f"{path}: has {key} = {found}, the settings say {settings[key]}; set {key}={found}")
+
+
+def check_tiles(path: Path, trained: dict[str, Any], config: Config) -> None:
+    """UserError where a checkpoint was trained on tiles of another size; trained: its settings, empty if unknown."""
+    if not isinstance(trained.get("data"), dict):
+        return
+    there, now = trained["data"].get("tile_size"), config.data.tile_size
+    if there != (now and list(now)):
+        there, now = ("null" if one is None else list(one) for one in (there, now))
+        raise UserError(f"data.tile_size = {now}, but {path} was trained with {there}; set data.tile_size={there}")
 
 
 def fingerprint(weights: dict[str, Tensor]) -> str:

@@ -1,7 +1,9 @@
 """Checkpoint and images to anomaly maps: the one place that runs the networks to detect."""
 
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,7 +16,7 @@ import data_loader
 import runtime
 from config import Config
 from errors import UserError
-from inference import networks
+from inference import networks, tiles
 from model import DRAEM
 
 
@@ -40,24 +42,57 @@ class NetworkOutput:
 
 
 class Networks:
-    """Networks ready for batches of pictures.
+    """Networks ready for pictures.
 
     Args:
         images: how many are to come in all.
+
+    Attributes:
+        pictures_at_once: that fill a batch, so that no more need to be in memory.
     """
 
     def __init__(self, model: DRAEM, config: Config, images: int):
         self.device = runtime.select_device(config.train.device)
         self._precision = runtime.select_precision(config.train.precision, self.device)
         self._layout = runtime.memory_format(self.device, self._precision)
+        data, self._batch_size = config.data, config.data.test_batch_size
+        self._tiles = tiles.cut(data.img_size, data.input_size, data.tile_overlap, self.device)
+        self.pictures_at_once = max(self._batch_size // len(self._tiles), 1)
         optimized = networks.optimized(model, self.device, self._precision)
-        self._run = networks.ForInference(optimized, config.train.compile, images)
+        self._run = networks.ForInference(optimized, config.train.compile, images * len(self._tiles))
 
     @torch.inference_mode()
-    def __call__(self, images: Tensor) -> Sequence[Tensor]:
-        """Images uint8 (N, 3, H, W) -> reconstructions (N, 3, H, W) and logits (N, 2, H, W), on the device."""
-        scaled = data_loader.scaled(images, self.device).to(self._precision)
-        return self._run(scaled.contiguous(memory_format=self._layout))
+    def __call__(self, images: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        """What they make of pictures, uint8 (3, H, W) or float32 in [0, 1], in order, in batches of tiles.
+
+        Yields:
+            reconstruction (3, H, W) and anomaly map (H, W), the probability of 'anomalous', float32, on the device.
+        """
+        parts, before = self._parts(images), []
+        while batch := list(islice(parts, self._batch_size)):
+            done = []
+            for (_, tile, whole), *made in zip(batch, *self._pass([image for image, *_ in batch]), strict=True):
+                whole.add(tile, *made)
+                if whole.is_done:
+                    done.append((whole.reconstruction, whole.anomaly_map))
+            # One batch ahead: a GPU works on the next while what it made of this one is used.
+            yield from before
+            before = done
+        yield from before
+
+    def _parts(self, images: Iterable[Tensor]) -> Iterator[tuple[Tensor, tiles.Tile, tiles.Blended]]:
+        for image in images:
+            image, whole = (
+                image.to(self.device, non_blocking=True),
+                tiles.Blended(tuple(image.shape[1:]), len(self._tiles)),
+            )
+            for tile in self._tiles:
+                yield image[:, tile.rows, tile.columns], tile, whole
+
+    def _pass(self, images: list[Tensor]) -> tuple[Tensor, Tensor]:
+        scaled = data_loader.scaled(torch.stack(images), self.device).to(self._precision)
+        reconstruction, logits = self._run(scaled.contiguous(memory_format=self._layout))
+        return reconstruction.float(), anomaly_maps(logits)
 
 
 class Together(Protocol):
@@ -76,7 +111,6 @@ class Together(Protocol):
         """From another."""
 
 
-@torch.inference_mode()
 def detect(
     model: DRAEM, dataset: Dataset, config: Config, title: str, ranks: Together | None = None
 ) -> Iterator[NetworkOutput]:
@@ -89,11 +123,12 @@ def detect(
     rank, count = (ranks.rank, ranks.count) if ranks else (0, 1)
     if ranks:
         ranks.barrier()  # nothing has failed so far, which the first would tell
-    network, batch_size = Networks(model, config, len(dataset)), config.data.test_batch_size
+    network, data = Networks(model, config, len(dataset)), config.data
+    batch_size = network.pictures_at_once
     batches = -(-len(dataset) // batch_size)
-    workers = runtime.worker_count(config.data.num_workers, network.device, batches=-(-batches // count))
+    workers = runtime.worker_count(data.num_workers, network.device, batches=-(-batches // count))
     uses_cuda = network.device.type == "cuda"
-    loader = data_loader.test_loader(dataset, batch_size, workers, config.data.img_size, uses_cuda, every=(rank, count))
+    loader = data_loader.test_loader(dataset, batch_size, workers, data.img_size, uses_cuda, every=(rank, count))
     own = _passes(network, loader, dataset)
     with (
         tqdm(total=len(dataset), desc=title, unit="image", leave=None, disable=not title or rank > 0) as bar,
@@ -110,34 +145,35 @@ def detect(
 
 
 def _passes(network: Networks, loader: DataLoader, dataset: Dataset) -> Iterator[list[NetworkOutput]]:
-    """What the networks make of each batch."""
-    before = None
-    for batch in loader:
-        after = batch, *network(batch["image"])
-        # One batch ahead: a GPU works on the next while what it made of this one is used.
-        if before is not None:
-            yield list(_outputs(*before, dataset))
-        before = after
-    if before is not None:
-        yield list(_outputs(*before, dataset))
+    """What the networks make of each batch of the loader."""
+    batches: deque[dict[str, Tensor]] = deque()
+
+    def images() -> Iterator[Tensor]:
+        for batch in loader:
+            batches.append(batch)
+            yield from batch["image"]
+
+    made = network(images())
+    for first in made:
+        batch = batches.popleft()
+        found = [first, *islice(made, len(batch["idx"]) - 1)]
+        yield list(_outputs(batch, *(torch.stack(part).cpu().numpy() for part in zip(*found, strict=True)), dataset))
 
 
-def anomaly_maps(logits: Tensor) -> np.ndarray:
+def anomaly_maps(logits: Tensor) -> Tensor:
     """Logits (N, 2, H, W) -> the probability of 'anomalous', float32 (N, H, W)."""
-    return torch.softmax(logits.float(), dim=1)[:, 1].cpu().numpy()
+    return torch.softmax(logits.float(), dim=1)[:, 1]
 
 
 def _outputs(
-    batch: dict[str, Tensor], reconstruction: Tensor, logits: Tensor, dataset: Dataset
+    batch: dict[str, Tensor], reconstructions: np.ndarray, maps: np.ndarray, dataset: Dataset
 ) -> Iterator[NetworkOutput]:
-    maps = anomaly_maps(logits)
     for idx, anomaly_map in zip(batch["idx"].tolist(), maps, strict=True):
         if not np.isfinite(anomaly_map).all():
             name = dataset.name(idx)
             raise UserError(f"{name}: its anomaly map is not finite; use another checkpoint, or precision=fp32")
     planes = {key: batch[key][:, 0].numpy() for key in ("valid", "region") if key in batch}
-    reconstructions = reconstruction.float().permute(0, 2, 3, 1).cpu().numpy()
-    images = batch["image"].permute(0, 2, 3, 1).numpy()
+    images, reconstructions = batch["image"].permute(0, 2, 3, 1).numpy(), reconstructions.transpose(0, 2, 3, 1)
     for i, idx in enumerate(batch["idx"].tolist()):
         mask = batch["mask"][i, 0].numpy() > 0
         rest = {key: plane[i] for key, plane in planes.items()}

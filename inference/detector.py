@@ -15,9 +15,9 @@ from evaluation.metrics import image_score
 from evaluation.regions import Region, regions, relative
 from evaluation.thresholds import MANUAL
 from image_io import read_image, resize
-from inference import checkpoint, thresholds
+from inference import checkpoint, thresholds, tiles
 from inference.checkpoint import Checkpoint
-from inference.detect import NetworkOutput, Networks, anomaly_maps
+from inference.detect import NetworkOutput, Networks
 from inference.techniques import Preparation, configured, left_out
 from provenance import Provenance
 
@@ -98,6 +98,11 @@ class Detector:
             self.run_folder, self.name = ckpt.path.parent, str(checkpoint.epoch_of(ckpt.path))
         self.limits = self._read_limits()
 
+    @property
+    def pictures_at_once(self) -> int:
+        """How many pictures to prepare and run together."""
+        return self._networks.pictures_at_once
+
     @classmethod
     def load(cls, path: Path | str, device: str = "auto", nominal: str | None = None) -> "Detector":
         """Of a checkpoint, or of a run's folder: its last epoch.
@@ -156,7 +161,7 @@ class Detector:
     def made_from(self) -> Provenance:
         """What scores depend on besides the pictures."""
         data = self.config.data
-        settings: dict[str, Any] = {"img_size": list(data.img_size), "category": data.category}
+        settings: dict[str, Any] = tiles.facts(data) | {"category": data.category}
         settings["white_level"] = None if data.white_level == "auto" else data.white_level
         facts = self._preparation.facts(self.technique)
         return Provenance(weights=self.ckpt.fingerprint, settings=settings, **facts)
@@ -197,16 +202,12 @@ class Detector:
         return Prepared(image, valid, region, homography, shape)
 
     def run(self, prepared: Sequence[Prepared]) -> list[Detection]:
-        """What is found in prepared pictures, in passes of data.test_batch_size."""
-        found, size = [], self.config.data.test_batch_size
-        for first in range(0, len(prepared), size):
-            batch = prepared[first : first + size]
-            images = np.ascontiguousarray(np.stack([one.image for one in batch]).transpose(0, 3, 1, 2))
-            reconstruction, logits = self._networks(torch.from_numpy(images))
-            maps = anomaly_maps(logits)
-            reconstructions = reconstruction.float().permute(0, 2, 3, 1).cpu().numpy()
-            found += [self._judge(*seen) for seen in zip(batch, reconstructions, maps, strict=True)]
-        return found
+        """What is found in prepared pictures; `pictures_at_once` fill a pass of the networks."""
+        images = (torch.from_numpy(np.ascontiguousarray(one.image.transpose(2, 0, 1))) for one in prepared)
+        return [
+            self._judge(picture, reconstruction.permute(1, 2, 0).cpu().numpy(), anomaly_map.cpu().numpy())
+            for picture, (reconstruction, anomaly_map) in zip(prepared, self._networks(images), strict=True)
+        ]
 
     def _judge(self, picture: Prepared, reconstruction: np.ndarray, anomaly_map: np.ndarray) -> Detection:
         if not np.isfinite(anomaly_map).all():

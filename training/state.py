@@ -37,14 +37,24 @@ EARLIER = (
 )
 # Settings that the weights depend on: with others a run does not go on. Those not named here may change at any time.
 FIXED = {
-    "data": ("category", "data_path", "anomaly_source_path", "img_size", "val_split", "split_by", "white_level"),
+    "data": (
+        "category",
+        "data_path",
+        "anomaly_source_path",
+        "img_size",
+        "tile_size",
+        "val_split",
+        "split_by",
+        "white_level",
+    ),
     "model": ("base_width", "base_channels"),
-    "train": ("batch_size", "cut", "seed"),
+    "train": ("batch_size", "tiles_per_image", "cut", "seed"),
 }
 # These too, but a run can go on with others: it is extended, or its rate lowered.
 EXTENDABLE = ("train.epochs", "train.learning_rate", "train.lr_milestones", "train.lr_gamma")
 TERMS = ("l2", "ssim", "focal")
 NEW = ("data.split_by", "data.white_level")  # that states of an earlier version do not have
+NEW_WITH_VALUE = {"data.tile_size": None, "train.tiles_per_image": "auto"}  # and what those were trained with
 FOLDERS = ("data.data_path", "data.anomaly_source_path")
 MEND = "set it back, or set another data.run_name or train.resume=never"
 
@@ -57,18 +67,23 @@ def learning_rate_factor(config: Config) -> Callable[[int], float]:
 
 def training_settings(settings: dict[str, Any]) -> dict[str, Any]:
     """`section.key` -> value of all that the weights depend on; folders as absolute paths. KeyError where one lacks."""
+    there = {f"{section}.{key}": value for section, keys in settings.items() for key, value in keys.items()}
+    there = NEW_WITH_VALUE | there
     keys = [f"{section}.{key}" for section, keys in FIXED.items() for key in keys]
-    keys = [key for key in keys if key not in NEW or key.split(".")[1] in settings["data"]]
-    values = {key: settings[key.split(".")[0]][key.split(".")[1]] for key in (*keys, *EXTENDABLE)}
+    values = {key: there[key] for key in (*keys, *EXTENDABLE) if key in there or key not in NEW}
+    if values["data.tile_size"] is None:
+        values["train.tiles_per_image"] = "auto"  # nothing depends on it
     return values | {key: Path(values[key]).resolve().as_posix() for key in FOLDERS}
 
 
 def provenance_of(path: Path, content: dict[str, Any]) -> Provenance:
     """What a checkpoint of this program was trained from."""
     known = Provenance.from_json(content.get("provenance"))
+    if known:
+        return replace(known, settings=NEW_WITH_VALUE | known.settings)
     try:  # an earlier version kept the settings alone
-        return known or Provenance(settings=training_settings(content["settings"]))
-    except (KeyError, TypeError) as error:
+        return Provenance(settings=training_settings(content["settings"]))
+    except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: damaged; set train.resume=never to start anew") from error
 
 

@@ -66,7 +66,8 @@ def synthetic_pixel_ap(
     a picture, when `stop` is asked for, but not where ranks share the samples: then the first knows the value.
     """
     pixels = PixelMetrics(keeps_images=True)
-    for result in detect(model, samples, config, "", ranks):
+    data = config.data.model_copy(update={"img_size": config.data.input_size, "tile_size": None})  # samples are tiles
+    for result in detect(model, samples, config.model_copy(update={"data": data}), "", ranks):
         pixels.update(result.anomaly_map, result.mask)
         if not ranks:
             stop.check()

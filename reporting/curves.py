@@ -11,9 +11,12 @@ from matplotlib.figure import Figure
 from reporting.colors import ANOMALOUS, CHANCE, LEVELS, NOMINAL, OPERATING_POINT
 
 
-def _figure(width: float, height: float, layout: str | None = "constrained"):
+def _figure(width: float, height: float):
     # Not pyplot: it keeps global state, and windows where there is a screen.
-    return Figure(figsize=(width, height), dpi=110, layout=layout)
+    return Figure(figsize=(width, height), dpi=110)
+
+
+# Room is fixed, in inches: fitting the layout would double the time.
 
 
 def _finish(figure, path: Path, title: str, columns: int) -> None:
@@ -21,15 +24,18 @@ def _finish(figure, path: Path, title: str, columns: int) -> None:
     handles = {
         label: handle for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
     }
+    (width, height), rows = figure.get_size_inches(), -(-len(handles) // columns)
+    left, bottom, right, top = 0.75, 0.75 + 0.23 * rows, 0.25, 0.78
+    figure.subplots_adjust(left / width, bottom / height, 1 - right / width, 1 - top / height, wspace=0.25, hspace=0.36)
     if handles:
-        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns, fontsize=9)
+        figure.legend(handles.values(), handles.keys(), loc="lower center", ncols=columns, fontsize=9)
     figure.suptitle(title, fontsize=12)
     figure.savefig(path, format="png")
 
 
 def _axes(width: float, height: float):
-    """Axes alone in a figure, with fixed room for a title of two lines: fitting the layout would double the time."""
-    figure = _figure(width, height, layout=None)
+    """Axes alone in a figure, with room for a title of two lines."""
+    figure = _figure(width, height)
     left, bottom, right, top = 0.8, 0.52, 0.3, 0.55  # inches
     return figure.add_axes((left / width, bottom / height, 1 - (left + right) / width, 1 - (bottom + top) / height))
 

@@ -1,139 +1,39 @@
 """The schema of config.yaml: load, override, check, edit."""
 
 import difflib
-import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 import settings_file
 from errors import UserError
-from evaluation.thresholds import MANUAL, NOMINAL_KINDS
+from setting_values import (
+    Compile,
+    Device,
+    Epoch,
+    Flag,
+    Grouping,
+    ImageSize,
+    Milestones,
+    NameText,
+    OptionalName,
+    OptionalPathText,
+    OptionalScore,
+    PathText,
+    PositiveRate,
+    Regions,
+    ThresholdType,
+    TileSize,
+    Visualisation,
+    WhiteLevel,
+    auto_or,
+    whole,
+)
 
 REGIONS = "masking.regions"
 UNUSED_KEYS = {"input_channel", "save_txt", "comparison"}  # of earlier code
-
-
-def _path(value: str) -> str:
-    if not value.strip():
-        raise ValueError("must not be empty")
-    return value.replace("\\", "/")
-
-
-def _name(value: str) -> str:
-    if not value.strip() or set(value) & set('/\\:*?"<>|') or value in (".", ".."):
-        raise ValueError("must be a plain folder name")
-    return value
-
-
-def _img_size(value: Any) -> Any:
-    if isinstance(value, int) and not isinstance(value, bool):
-        value = [value, value]
-    sides = value if isinstance(value, (list, tuple)) else []
-    if len(sides) != 2 or not all(type(side) is int and 32 <= side <= 8192 and side % 32 == 0 for side in sides):
-        raise ValueError("must be a multiple of 32 from 32 to 8192, or two such: [height, width]")
-    return tuple(sides)
-
-
-def _tile_size(value: Any, info: ValidationInfo) -> Any:
-    if value is None:
-        return None
-    tile = _img_size(value)
-    whole = info.data.get("img_size", tile)
-    if any(side > limit for side, limit in zip(tile, whole, strict=True)):
-        raise ValueError("must be at most data.img_size = [{}, {}]".format(*whole))
-    return tile
-
-
-def _load_epoch(value: Any) -> Any:
-    if (type(value) is int and value >= 1) or (isinstance(value, str) and value.strip()):
-        # The command line gives text only.
-        return int(value) if str(value).isdecimal() and int(value) >= 1 else str(value).replace("\\", "/")
-    raise ValueError("must be last, an epoch from 1, or the path of a checkpoint")
-
-
-def _must(allowed: str, value: Any, is_fine: bool, low: int = 1, high: int = 0) -> Any:
-    """The value, if it is fine or a whole number within bounds."""
-    if is_fine or (type(value) is int and low <= value <= high):
-        return value
-    raise ValueError(f"must be {allowed}")
-
-
-def _auto_or(low: int, high: int) -> BeforeValidator:
-    allowed = f"auto or a whole number from {low} to {high}"
-    return BeforeValidator(lambda value: _must(allowed, value, value == "auto", low, high))
-
-
-def _white_level(value: Any) -> Any:
-    is_level = type(value) in (int, float) and 0 < value < 2**32
-    return _must("auto, or the number that means white", value, value == "auto" or is_level)
-
-
-def _score(value: Any) -> Any:
-    is_score = type(value) in (int, float) and 0 <= value <= 1
-    return _must("null, or a number from 0 to 1", value, value is None or is_score)
-
-
-def _split_by(value: str | None) -> str | None:
-    if value is None:
-        return None
-    try:
-        groups = re.compile(value).groups
-    except re.error as error:
-        raise ValueError(f"must be a regular expression ({error})") from error
-    if not groups:
-        raise ValueError("must have a group in brackets, e.g. '(part\\d+)_'")
-    return value
-
-
-def _device(value: Any) -> Any:
-    is_fine = value in ("auto", "cuda", "mps", "cpu") or bool(re.fullmatch(r"cuda:\d+", str(value)))
-    return _must("auto, cuda, cuda:N, mps or cpu", value, is_fine)
-
-
-def _threshold_type(value: Any) -> Any:
-    return NOMINAL_KINDS[value] if type(value) is int and 0 <= value <= 2 else value
-
-
-def _visualisation(value: Any) -> Any:
-    if type(value) is bool:
-        return "all" if value else "none"
-    return _must("all, errors, none, or a number of images from 0", value, value in ("all", "errors", "none"), 0, 2**31)
-
-
-def _compile(value: Any) -> Any:
-    return {True: "on", False: "off"}[value] if type(value) is bool else value  # YAML reads on as true
-
-
-def _regions(values: Any) -> Any:
-    if isinstance(values, str):
-        return _path(values)
-    is_list = isinstance(values, (list, tuple)) and len(values) > 0
-    rectangles = [values] if is_list and type(values[0]) is int else values
-    allowed = "rectangles [[y0, y1, x0, x1], ...] in pixels, y0 < y1 and x0 < x1, or a mask's path"
-    for one in rectangles if is_list else [None]:
-        is_four = isinstance(one, (list, tuple)) and len(one) == 4 and all(type(side) is int for side in one)
-        _must(allowed, values, is_four and 0 <= one[0] < one[1] and 0 <= one[2] < one[3])
-    return [list(rectangle) for rectangle in rectangles]
-
-
-def _milestones(values: Any) -> Any:
-    is_list = isinstance(values, (list, tuple)) and all(type(value) is float for value in values)
-    is_fine = is_list and list(values) == sorted(set(values)) and all(0 < value < 1 for value in values)
-    return list(_must("a list of numbers between 0 and 1 that rise, e.g. [0.8, 0.9]", values, is_fine))
-
-
-def _whole(low: int, high: int) -> Any:
-    return Annotated[int, Field(strict=True, ge=low, le=high)]
-
-
-PathText = Annotated[str, AfterValidator(_path)]
-OptionalPathText = Annotated[str | None, AfterValidator(lambda value: value if value is None else _path(value))]
-NameText = Annotated[str, AfterValidator(_name)]
-Flag = Annotated[bool, Field(strict=True)]
-PositiveRate = Annotated[float, Field(strict=True, gt=0, le=1)]
 
 
 class _Section(BaseModel):
@@ -147,15 +47,15 @@ class Data(_Section):
     checkpoint_path: PathText = "./checkpoints"
     results_path: PathText = "./results"
     run_name: NameText = "draem"
-    img_size: Annotated[tuple[int, int], BeforeValidator(_img_size)] = (256, 256)
-    tile_size: Annotated[tuple[int, int] | None, BeforeValidator(_tile_size)] = None
+    img_size: ImageSize = (256, 256)
+    tile_size: TileSize = None
     tile_overlap: Annotated[float, Field(strict=True, ge=0, le=0.75)] = 0.25
-    load_epoch: Annotated[int | str, BeforeValidator(_load_epoch)] = "last"
-    test_batch_size: _whole(1, 4096) = 8
+    load_epoch: Epoch = "last"
+    test_batch_size: whole(1, 4096) = 8
     val_split: Annotated[float, Field(strict=True, ge=0, lt=1)] = 0.2
-    split_by: Annotated[str | None, AfterValidator(_split_by)] = None
-    white_level: Annotated[float | str, BeforeValidator(_white_level)] = "auto"
-    num_workers: Annotated[int | str, _auto_or(0, 1024)] = "auto"
+    split_by: Grouping = None
+    white_level: WhiteLevel = "auto"
+    num_workers: Annotated[int | str, auto_or(0, 1024)] = "auto"
     image_registration: Flag = False
     registration_reference: OptionalPathText = None
     pre_masking: Flag = False
@@ -167,50 +67,50 @@ class Data(_Section):
 
 
 class Model(_Section):
-    base_width: _whole(1, 4096) = 128
-    base_channels: _whole(1, 4096) = 64
+    base_width: whole(1, 4096) = 128
+    base_channels: whole(1, 4096) = 64
 
 
 class Train(_Section):
-    epochs: _whole(1, 1_000_000) = 700
-    batch_size: _whole(1, 4096) = 8
-    tiles_per_image: Annotated[int | str, _auto_or(1, 2**16)] = "auto"
+    epochs: whole(1, 1_000_000) = 700
+    batch_size: whole(1, 4096) = 8
+    tiles_per_image: Annotated[int | str, auto_or(1, 2**16)] = "auto"
     learning_rate: PositiveRate = 1e-4
-    lr_milestones: Annotated[list[float], BeforeValidator(_milestones)] = [0.8, 0.9]
+    lr_milestones: Milestones = [0.8, 0.9]
     lr_gamma: PositiveRate = 0.2
     cut: Flag = True
-    seed: _whole(0, 2**32 - 1) = 0
-    device: Annotated[str, BeforeValidator(_device)] = "auto"
+    seed: whole(0, 2**32 - 1) = 0
+    device: Device = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    compile: Annotated[Literal["auto", "on", "off"], BeforeValidator(_compile)] = "auto"
+    compile: Compile = "auto"
     resume: Literal["auto", "never", "must"] = "auto"
-    save_from: _whole(1, 1_000_000) = 500
-    save_every: _whole(1, 1_000_000) = 50
+    save_from: whole(1, 1_000_000) = 500
+    save_every: whole(1, 1_000_000) = 50
     visualize: Flag = True
-    visualize_every: _whole(1, 1_000_000) = 10
+    visualize_every: whole(1, 1_000_000) = 10
 
 
 class Metrics(_Section):
     masking: Flag = False
     threshold: Flag = True
-    threshold_type: Annotated[Literal[(*NOMINAL_KINDS, MANUAL)], BeforeValidator(_threshold_type)] = "p_quantile"
+    threshold_type: ThresholdType = "p_quantile"
     p: Annotated[float, Field(strict=True, ge=0, le=100)] = 99.0
     k: Annotated[float, Field(strict=True, ge=0, le=100)] = 3.0
     max_false_alarms: Annotated[float, Field(strict=True, gt=0, lt=1)] = 0.05
-    image_threshold: Annotated[float | None, BeforeValidator(_score)] = None
-    pixel_threshold: Annotated[float | None, BeforeValidator(_score)] = None
-    nominal: Annotated[str | None, AfterValidator(lambda value: value if value is None else _name(value))] = None
+    image_threshold: OptionalScore = None
+    pixel_threshold: OptionalScore = None
+    nominal: OptionalName = None
     optimal: Literal["f1", "youden"] = "f1"
     auroc: Flag = True
     pr: Flag = True
     pro: Flag = True
     iou: Flag = True
     misclassifications: Flag = True
-    visualisation: Annotated[int | str, BeforeValidator(_visualisation)] = "all"
+    visualisation: Visualisation = "all"
 
 
 class Masking(_Section):
-    regions: dict[NameText, Annotated[list[list[int]] | str, BeforeValidator(_regions)]] = {}
+    regions: dict[NameText, Regions] = {}
 
 
 class Config(_Section):

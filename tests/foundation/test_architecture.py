@@ -30,7 +30,7 @@ FLOORS = (  # a file imports from its own floor's room or those below
     ("provenance",),
     ("runtime",),
     ("cli", "config"),
-    ("settings_file",),
+    ("settings_file", "setting_values"),
     ("evaluation", "model", "loss", "perlin", "errors", "stopping"),
 )
 

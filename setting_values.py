@@ -1,0 +1,141 @@
+"""What single settings may be: types that turn a value as YAML gives it into a usable one, or say what is wrong."""
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
+
+from evaluation.thresholds import MANUAL, NOMINAL_KINDS
+
+
+def _path(value: str) -> str:
+    if not value.strip():
+        raise ValueError("must not be empty")
+    return value.replace("\\", "/")
+
+
+def _name(value: str) -> str:
+    if not value.strip() or set(value) & set('/\\:*?"<>|') or value in (".", ".."):
+        raise ValueError("must be a plain folder name")
+    return value
+
+
+def _img_size(value: Any) -> Any:
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = [value, value]
+    sides = value if isinstance(value, (list, tuple)) else []
+    if len(sides) != 2 or not all(type(side) is int and 32 <= side <= 8192 and side % 32 == 0 for side in sides):
+        raise ValueError("must be a multiple of 32 from 32 to 8192, or two such: [height, width]")
+    return tuple(sides)
+
+
+def _tile_size(value: Any, info: ValidationInfo) -> Any:
+    if value is None:
+        return None
+    tile = _img_size(value)
+    whole = info.data.get("img_size", tile)
+    if any(side > limit for side, limit in zip(tile, whole, strict=True)):
+        raise ValueError("must be at most data.img_size = [{}, {}]".format(*whole))
+    return tile
+
+
+def _load_epoch(value: Any) -> Any:
+    if (type(value) is int and value >= 1) or (isinstance(value, str) and value.strip()):
+        # The command line gives text only.
+        return int(value) if str(value).isdecimal() and int(value) >= 1 else str(value).replace("\\", "/")
+    raise ValueError("must be last, an epoch from 1, or the path of a checkpoint")
+
+
+def _must(allowed: str, value: Any, is_fine: bool, low: int = 1, high: int = 0) -> Any:
+    """The value, if it is fine or a whole number within bounds."""
+    if is_fine or (type(value) is int and low <= value <= high):
+        return value
+    raise ValueError(f"must be {allowed}")
+
+
+def auto_or(low: int, high: int) -> BeforeValidator:
+    allowed = f"auto or a whole number from {low} to {high}"
+    return BeforeValidator(lambda value: _must(allowed, value, value == "auto", low, high))
+
+
+def _white_level(value: Any) -> Any:
+    is_level = type(value) in (int, float) and 0 < value < 2**32
+    return _must("auto, or the number that means white", value, value == "auto" or is_level)
+
+
+def _score(value: Any) -> Any:
+    is_score = type(value) in (int, float) and 0 <= value <= 1
+    return _must("null, or a number from 0 to 1", value, value is None or is_score)
+
+
+def _split_by(value: str | None) -> str | None:
+    if value is None:
+        return None
+    try:
+        groups = re.compile(value).groups
+    except re.error as error:
+        raise ValueError(f"must be a regular expression ({error})") from error
+    if not groups:
+        raise ValueError("must have a group in brackets, e.g. '(part\\d+)_'")
+    return value
+
+
+def _device(value: Any) -> Any:
+    is_fine = value in ("auto", "cuda", "mps", "cpu") or bool(re.fullmatch(r"cuda:\d+", str(value)))
+    return _must("auto, cuda, cuda:N, mps or cpu", value, is_fine)
+
+
+def _threshold_type(value: Any) -> Any:
+    return NOMINAL_KINDS[value] if type(value) is int and 0 <= value <= 2 else value
+
+
+def _visualisation(value: Any) -> Any:
+    if type(value) is bool:
+        return "all" if value else "none"
+    return _must("all, errors, none, or a number of images from 0", value, value in ("all", "errors", "none"), 0, 2**31)
+
+
+def _compile(value: Any) -> Any:
+    return {True: "on", False: "off"}[value] if type(value) is bool else value  # YAML reads on as true
+
+
+def _regions(values: Any) -> Any:
+    if isinstance(values, str):
+        return _path(values)
+    is_list = isinstance(values, (list, tuple)) and len(values) > 0
+    rectangles = [values] if is_list and type(values[0]) is int else values
+    allowed = "rectangles [[y0, y1, x0, x1], ...] in pixels, y0 < y1 and x0 < x1, or a mask's path"
+    for one in rectangles if is_list else [None]:
+        is_four = isinstance(one, (list, tuple)) and len(one) == 4 and all(type(side) is int for side in one)
+        _must(allowed, values, is_four and 0 <= one[0] < one[1] and 0 <= one[2] < one[3])
+    return [list(rectangle) for rectangle in rectangles]
+
+
+def _milestones(values: Any) -> Any:
+    is_list = isinstance(values, (list, tuple)) and all(type(value) is float for value in values)
+    is_fine = is_list and list(values) == sorted(set(values)) and all(0 < value < 1 for value in values)
+    return list(_must("a list of numbers between 0 and 1 that rise, e.g. [0.8, 0.9]", values, is_fine))
+
+
+def whole(low: int, high: int) -> Any:
+    return Annotated[int, Field(strict=True, ge=low, le=high)]
+
+
+PathText = Annotated[str, AfterValidator(_path)]
+OptionalPathText = Annotated[str | None, AfterValidator(lambda value: value if value is None else _path(value))]
+NameText = Annotated[str, AfterValidator(_name)]
+Flag = Annotated[bool, Field(strict=True)]
+PositiveRate = Annotated[float, Field(strict=True, gt=0, le=1)]
+ImageSize = Annotated[tuple[int, int], BeforeValidator(_img_size)]
+TileSize = Annotated[tuple[int, int] | None, BeforeValidator(_tile_size)]
+Epoch = Annotated[int | str, BeforeValidator(_load_epoch)]
+Grouping = Annotated[str | None, AfterValidator(_split_by)]
+WhiteLevel = Annotated[float | str, BeforeValidator(_white_level)]
+Device = Annotated[str, BeforeValidator(_device)]
+Milestones = Annotated[list[float], BeforeValidator(_milestones)]
+Compile = Annotated[Literal["auto", "on", "off"], BeforeValidator(_compile)]
+ThresholdType = Annotated[Literal[(*NOMINAL_KINDS, MANUAL)], BeforeValidator(_threshold_type)]
+OptionalScore = Annotated[float | None, BeforeValidator(_score)]
+OptionalName = Annotated[str | None, AfterValidator(lambda value: value if value is None else _name(value))]
+Visualisation = Annotated[int | str, BeforeValidator(_visualisation)]
+Regions = Annotated[list[list[int]] | str, BeforeValidator(_regions)]

@@ -26,6 +26,7 @@ from setting_values import (
     Regions,
     ThresholdType,
     TileSize,
+    TrainingRegistration,
     Visualisation,
     WhiteLevel,
     auto_or,
@@ -57,6 +58,9 @@ class Data(_Section):
     white_level: WhiteLevel = "auto"
     num_workers: Annotated[int | str, auto_or(0, 1024)] = "auto"
     image_registration: Flag = False
+    registration_method: Literal["scene", "part"] = "scene"
+    registration_mirror: Flag = False
+    registration_training: TrainingRegistration = False
     registration_reference: OptionalPathText = None
     pre_masking: Flag = False
 

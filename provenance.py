@@ -108,7 +108,7 @@ _WORDS = {
     "textures": ("textures", False),
     "technique": ("technique", True),
     "region": ("masking regions", False),
-    "reference": ("reference picture of registration", False),
+    "reference": ("reference picture or method of registration", False),
     "precision": ("precision", True),
 }
 _OPTIONAL = ("nominal", "masks", "textures", "weights")

@@ -63,6 +63,12 @@ def _white_level(value: Any) -> Any:
     return _must("auto, or the number that means white", value, value == "auto" or is_level)
 
 
+def _training_registration(value: bool, info: ValidationInfo) -> bool:
+    if value and not info.data.get("image_registration"):
+        raise ValueError("must be true or false; true needs data.image_registration=true, for test pictures too")
+    return value
+
+
 def _score(value: Any) -> Any:
     is_score = type(value) in (int, float) and 0 <= value <= 1
     return _must("null, or a number from 0 to 1", value, value is None or is_score)
@@ -127,6 +133,7 @@ NameText = Annotated[str, AfterValidator(_name)]
 Flag = Annotated[bool, Field(strict=True)]
 PositiveRate = Annotated[float, Field(strict=True, gt=0, le=1)]
 ImageSize = Annotated[tuple[int, int], BeforeValidator(_img_size)]
+TrainingRegistration = Annotated[Flag, AfterValidator(_training_registration)]
 TileSize = Annotated[tuple[int, int] | None, BeforeValidator(_tile_size)]
 Epoch = Annotated[int | str, BeforeValidator(_load_epoch)]
 Grouping = Annotated[str | None, AfterValidator(_split_by)]

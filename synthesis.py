@@ -48,14 +48,21 @@ class AnomalySynthesizer:
         textures: files, decoded here and kept, or decoded textures, uint8 (H, W, 3) of `image_size`.
         image_size: height and width of the samples.
         cut: with probability 0.2 a flat rectangle instead of the Perlin branch.
+        max_rotation: degrees, of nominal images.
     """
 
-    def __init__(self, textures: Sequence[Path | np.ndarray], image_size: tuple[int, int], cut: bool = False):
+    def __init__(
+        self,
+        textures: Sequence[Path | np.ndarray],
+        image_size: tuple[int, int],
+        cut: bool = False,
+        max_rotation: float = MAX_ROTATION,
+    ):
         if not len(textures):
             raise ValueError("synthesis needs at least one texture")
         self.textures = read_all(textures, image_size)
         self.image_size = tuple(image_size)
-        self.cut = cut
+        self.cut, self.max_rotation = cut, max_rotation
 
     def augment_texture(self, texture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Three different augmenters, in the order drawn; uint8 (H, W, 3) to the same."""
@@ -109,7 +116,7 @@ class AnomalySynthesizer:
             mask, bool (H, W), which may be empty.
         """
         if rng.random() < P_ROTATE:
-            image = rotate(image, rng.uniform(-MAX_ROTATION, MAX_ROTATION))
+            image = rotate(image, rng.uniform(-self.max_rotation, self.max_rotation))
         scaled = image.astype(np.float32) / 255
         # Decided before anything is synthesized: half of the work is not done.
         if self.cut and rng.random() < P_CUTOUT:

@@ -1,16 +1,18 @@
 // Judge pictures with an exported model: OpenVINO runs it, OpenCV reads the pictures.
 //
-//     ./detect flange_60.onnx 0.146 64 64 64 64 0 photos/*.png
+//     ./detect flange_60.onnx 0.146 64 64 photos/*.png
+//     ./detect screw_60.onnx 0.146 448 1120 --tiles 128 128 0.25 photos/*.png
 //
-// model, image threshold, height and width of img_size, of tile_size, tile_overlap (all in the JSON beside the model; a
-// model without tiles: img_size again, and 0), pictures. Prints a line for each picture: verdict, score, path. Exit
-// status: 0 all nominal, 1 at least one anomalous, 2 a mistake.
+// model, image threshold, height and width of img_size, perhaps height and width of tile_size and tile_overlap (all in
+// the JSON beside the model), pictures. Prints a line for each picture: verdict, score, path. Exit status: 0 all nominal,
+// 1 at least one anomalous, 2 a mistake.
 
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <exception>
+#include <string>
 #include <vector>
 
 #include <opencv2/imgcodecs.hpp>
@@ -36,12 +38,15 @@ static cv::Mat window(int height, int width) {
 }
 
 int main(int argc, char** argv) {
-    if (argc < 9) {
-        std::fprintf(stderr, "usage: %s MODEL THRESHOLD HEIGHT WIDTH TILE_HEIGHT TILE_WIDTH OVERLAP PICTURE...\n", argv[0]);
+    const bool tiled = argc > 5 && std::string(argv[5]) == "--tiles";
+    const int first = tiled ? 9 : 5;
+    if (argc <= first) {
+        std::fprintf(stderr, "usage: %s MODEL THRESHOLD HEIGHT WIDTH [--tiles HEIGHT WIDTH OVERLAP] PICTURE...\n", argv[0]);
         return 2;
     }
-    const double threshold = std::atof(argv[2]), overlap = std::atof(argv[7]);
-    const cv::Size size(std::atoi(argv[4]), std::atoi(argv[3])), tile(std::atoi(argv[6]), std::atoi(argv[5]));
+    const double threshold = std::atof(argv[2]), overlap = tiled ? std::atof(argv[8]) : 0;
+    const cv::Size size(std::atoi(argv[4]), std::atoi(argv[3]));
+    const cv::Size tile = tiled ? cv::Size(std::atoi(argv[7]), std::atoi(argv[6])) : size;
     const cv::Mat weight = window(tile.height, tile.width);
     int status = 0;
     try {
@@ -51,7 +56,7 @@ int main(int argc, char** argv) {
         // Full precision: some processors would compute in bfloat16 otherwise, and scores would differ a little.
         auto compiled = core.compile_model(model, "CPU", ov::hint::inference_precision(ov::element::f32));
         auto request = compiled.create_infer_request();
-        for (int i = 8; i < argc; ++i) {
+        for (int i = first; i < argc; ++i) {
             cv::Mat image = cv::imread(argv[i], cv::IMREAD_COLOR), resized, smooth;  // BGR, 8 bits, upright
             if (image.empty()) {
                 std::fprintf(stderr, "failed    -        %s: not a picture\n", argv[i]);

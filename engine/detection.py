@@ -142,7 +142,7 @@ def _notes(
 ) -> dict[str, Any]:
     """What readers of the metrics must know of how the pictures and thresholds came about."""
     notes: dict[str, Any] = {}
-    if technique.registered and (kept := preparation.unregistered(pictures)):
+    if technique.registered and (kept := preparation.registration.unregistered(pictures)):
         shown = ", ".join(kept[:3]) + (", ..." if len(kept) > 3 else "")
         count = f"{len(kept)} of {len(pictures)} pictures"
         notes["registration"] = f"{count} could not be registered and are kept as they are: {shown}"

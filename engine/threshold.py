@@ -222,7 +222,7 @@ def compute_thresholds(
     contents = []
     for technique, own in zip(techniques, scores, strict=True):
         made_from = provenance_of(config, ckpt.fingerprint, preparation, technique, pictures)
-        unregistered = preparation.unregistered(pictures) if technique.registered else []
+        unregistered = preparation.registration.unregistered(pictures) if technique.registered else []
         path = thresholds.path_of(config.run_folder, ckpt.name, technique)
         contents.append(_save(path, config, ckpt, own, made_from, is_held_out, unregistered))
     return contents

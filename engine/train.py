@@ -13,10 +13,11 @@ from decoded import DecodedImages, Subset, kept_folder
 from errors import UserError
 from folders import Remarks, category_folder, list_textures
 from inference import checkpoint, networks, tiles
+from inference.registering import RegisteredImages, Registration
 from inference.techniques import to_carry
 from pictures import list_nominal, list_validation, nominal_name, split_nominal
 from provenance import Provenance
-from synthesis import AnomalySynthesizer
+from synthesis import MAX_ROTATION, AnomalySynthesizer
 from training import loop
 from training.journal import Journal
 from training.state import (
@@ -32,6 +33,8 @@ from training.validation import SyntheticSamples, split_textures
 
 if TYPE_CHECKING:
     from training.distributed import Ranks
+
+SMALL_ROTATION = 5  # degrees, of nominal images that are registered
 
 
 def run(config: Config, settings_text: str, ranks: "Ranks | None" = None) -> Path:
@@ -220,16 +223,24 @@ def datasets(
     """Samples to train on, and those on held-out images where there are any. Decodes all images and textures."""
     size, seed, folder = config.data.input_size, config.train.seed, kept_folder(config.data.checkpoint_path)
     textures = DecodedImages(folder, "textures", files.textures, size)
-    nominal = DecodedImages(folder, "nominal images", files.nominal, config.data.img_size, white_level)
+    if config.data.registration_training:
+        registering = Registration(checkpoint.with_white_level(config, white_level))
+        nominal, rotation = RegisteredImages(folder, files.nominal, registering), SMALL_ROTATION
+    else:
+        nominal = DecodedImages(folder, "nominal images", files.nominal, config.data.img_size, white_level)
+        rotation = MAX_ROTATION
     per_image = tiles.per_image(config.data, config.train.tiles_per_image)
     held_out = set(files.held_out)
     places = [place for place, file in enumerate(files.nominal) if file not in held_out]
     own, others = split_textures(files.textures, seed) if held_out else (range(len(textures)), [])
-    synthesizer = AnomalySynthesizer(Subset(textures, own), size, config.train.cut)
+    synthesizer = AnomalySynthesizer(Subset(textures, own), size, config.train.cut, rotation)
     dataset = data_loader.DRAEMTrainDataset(Subset(nominal, places), synthesizer, seed, per_image=per_image)
     if not held_out:
         return dataset, None
     places = [place for place, file in enumerate(files.nominal) if file in held_out]
-    images, synthesizer = Subset(nominal, places), AnomalySynthesizer(Subset(textures, others), size)
+    images, synthesizer = (
+        Subset(nominal, places),
+        AnomalySynthesizer(Subset(textures, others), size, max_rotation=rotation),
+    )
     synthetic = data_loader.DRAEMTrainDataset(images, synthesizer, seed, stream=4)
     return dataset, SyntheticSamples(synthetic, files.held_out)

@@ -34,11 +34,20 @@ PAIRS = {
 
 # Settings that a checkpoint brings along for pictures from anywhere: those that it cannot be used without, and those
 # that it is used with unless others are asked for.
-TRAINED = ("data.category", "data.img_size", "data.tile_size", "model.base_width", "model.base_channels")
+TRAINED = (
+    "data.category",
+    "data.img_size",
+    "data.tile_size",
+    "data.registration_training",
+    "model.base_width",
+    "model.base_channels",
+)
 USUAL = (
     "data.run_name",
     "data.tile_overlap",
     "data.image_registration",
+    "data.registration_method",
+    "data.registration_mirror",
     "data.registration_reference",
     "data.pre_masking",
     "metrics.masking",

@@ -189,10 +189,9 @@ class Detector:
             raise ValueError(f"a picture must be BGR, uint8 (H, W, 3), not {what}")
         shape, size, homography, valid, region = image.shape[:2], self.config.data.img_size, None, None, None
         if self.technique.registered:
-            reference = self._preparation.reference
-            homography = registration.register(image, reference)
+            homography = self._preparation.registration.homography(image)
             if homography is not None:
-                image, has_source = registration.warp(image, homography, reference.shape[:2])
+                image, has_source = self._preparation.registration.laid(image, homography)
                 valid = ~masking.resize_region(~has_source, size)
         if self.technique.masking != "no":
             region = self._preparation.resized_region(self.technique.variant, Path(name), shape)
@@ -225,5 +224,5 @@ class Detector:
     def _in_own_pixels(self, anomaly_map: np.ndarray, picture: Prepared) -> np.ndarray:
         if picture.homography is None:
             return resize(anomaly_map, picture.shape)
-        frame = resize(anomaly_map, self._preparation.reference.shape[:2])
+        frame = resize(anomaly_map, self._preparation.registration.reference.shape[:2])
         return registration.warp(frame, np.linalg.inv(picture.homography), picture.shape)[0]

@@ -1,17 +1,13 @@
 """Techniques of evaluation: what is done to pictures before the networks see them, and to anomaly maps afterwards."""
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import cv2
 import numpy as np
 import torch
-from tqdm import tqdm
 
 import data_loader
 import provenance
@@ -19,10 +15,10 @@ import runtime
 from config import Config
 from decoded import KeptArrays
 from errors import UserError
-from evaluation import masking, registration
-from folders import category_folder
-from image_io import from_png, read_image, read_marked, read_size, to_png
-from pictures import TestImage, list_nominal
+from evaluation import masking
+from image_io import from_png, read_marked, read_size, to_png
+from inference.registering import Registration
+from pictures import TestImage
 
 if TYPE_CHECKING:
     from inference.detect import NetworkOutput
@@ -77,7 +73,7 @@ def left_out(output: "NetworkOutput", technique: Technique) -> "NetworkOutput":
 
 
 class Preparation:
-    """Brings one category's pictures before the networks. Each picture is registered once, whatever asks for it.
+    """Brings one category's pictures before the networks.
 
     Args:
         config: the settings. techniques: those that will be asked for.
@@ -96,14 +92,13 @@ class Preparation:
         carried: dict[str, dict[str, Any]] | None = None,
     ):
         self.config, self.kept_in, self.carried = config, kept_in, carried or {}
-        self.white_level = None if config.data.white_level == "auto" else config.data.white_level
+        self.registration = Registration(config, self.carried.get("reference"))
         self.key = f"masking.regions.{config.data.category}"
         self._region_source = self._region = None
-        self._homographies: dict[Path, np.ndarray | None] = {}  # no pictures: there may be very many
         if any(technique.masking != "no" for technique in techniques):
             self._read_region(config.masking.regions.get(config.data.category))
-        if any(technique.registered for technique in techniques) and config.data.registration_reference:
-            _ = self.reference  # read now: a mistake is told before anything runs
+        if any(technique.registered for technique in techniques):
+            self.registration.check()  # now: a mistake is told before anything runs
 
     def _read_region(self, region: list[list[int]] | str | None) -> None:
         if region is None:
@@ -119,31 +114,6 @@ class Preparation:
             region = provenance.file_digest(Path(region))
         self._region_source = region
 
-    @cached_property
-    def reference_path(self) -> Path:
-        if "reference" in self.carried:
-            return Path(self.carried["reference"]["path"])
-        if self.config.data.registration_reference is not None:
-            return Path(self.config.data.registration_reference)
-        folder = category_folder(Path(self.config.data.data_path), self.config.data.category)
-        return list_nominal(folder)[0]
-
-    @cached_property
-    def reference(self) -> np.ndarray:
-        """The picture that others are laid over."""
-        if "reference" in self.carried:
-            return from_png(self.carried["reference"]["png"].numpy())
-        return self.read(self.reference_path)
-
-    @cached_property
-    def _reference_digest(self) -> str:
-        carried = self.carried.get("reference")
-        return carried["digest"] if carried else provenance.file_digest(self.reference_path)
-
-    def read(self, path: Path) -> np.ndarray:
-        """A picture as the networks are to see it, uint8 (H, W, 3), of its own size."""
-        return read_image(path, white_level=self.white_level)
-
     def check(self, pictures: Sequence[TestImage], techniques: Sequence[Technique]) -> None:
         """UserError where the regions do not fit what they are laid over: each picture, or the reference.
 
@@ -151,7 +121,7 @@ class Preparation:
         """
         masked = [technique for technique in techniques if technique.masking != "no"]
         if any(technique.registered for technique in masked):
-            self.region(self.reference.shape[:2], self.reference_path)
+            self.region(self.registration.reference.shape[:2], self.registration.reference_path)
         if all(technique.registered for technique in masked):
             return
         shapes: dict[tuple[int, int], Path] = {}
@@ -168,7 +138,7 @@ class Preparation:
         return {
             "technique": technique.name,
             "region": self._region_source if technique.masking != "no" else None,
-            "reference": self._reference_digest if technique.registered else None,
+            "reference": self.registration.facts if technique.registered else None,
             "precision": str(precision).removeprefix("torch."),
         }
 
@@ -178,41 +148,10 @@ class Preparation:
         needs_region = any(technique.masking != "no" for technique in techniques)
         registered = None
         if variant.registered:
-            self._register(pictures)
+            self.registration.register(pictures)
             if self.kept_in:
                 registered = RegisteredPictures(self, pictures)
         return VariantDataset(pictures, self.config.data.img_size, self, variant, needs_region, registered)
-
-    def _register(self, pictures: Sequence[TestImage]) -> None:
-        new = [picture.path for picture in pictures if picture.path not in self._homographies]
-        if not new:
-            return
-        reference = self.reference
-        # Threads: OpenCV works outside the interpreter's lock.
-        with ThreadPoolExecutor(runtime.core_count()) as pool:
-            found = pool.map(lambda path: registration.register(self.read(path), reference), new)
-            bar = tqdm(found, "registration", len(new), unit="image", leave=None)
-            self._homographies.update(zip(new, bar, strict=True))
-
-    def registered(
-        self, path: Path, image: np.ndarray, mask: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-        """A picture that `dataset` has registered, laid over the reference; as it is where that cannot be trusted.
-
-        Returns:
-            image and mask, uint8, and where the warp has a source, bool (H, W), None for everywhere.
-        """
-        homography = self._homographies[path]
-        if homography is None:
-            return image, mask, None
-        frame = self.reference.shape[:2]
-        mask, _ = registration.warp(mask, homography, frame, cv2.INTER_NEAREST)
-        image, has_source = registration.warp(image, homography, frame)
-        return image, mask, has_source
-
-    def unregistered(self, pictures: Sequence[TestImage]) -> list[str]:
-        """Pictures whose registration cannot be trusted, told from the category on: they are kept as they are."""
-        return [picture.name for picture in pictures if self._homographies[picture.path] is None]
 
     def resized_region(self, variant: "Variant", path: Path, shape: tuple[int, int] | None) -> np.ndarray:
         """The category's region at the image size, bool (H, W), for a picture of this shape (None: read it).
@@ -221,7 +160,7 @@ class Preparation:
         and all are resized to one size.
         """
         if variant.registered:
-            path, shape = self.reference_path, self.reference.shape[:2]
+            path, shape = self.registration.reference_path, self.registration.reference.shape[:2]
         return masking.resize_region(self.region(shape or read_size(path), path), self.config.data.img_size)
 
     def region(self, shape: tuple[int, int], path: Path) -> np.ndarray:
@@ -252,7 +191,7 @@ def to_carry(config: Config) -> dict[str, dict[str, Any]]:
     if technique.masking != "no" and isinstance(region, str):
         found["region"] = Path(region), read_marked(Path(region)).mask.astype(np.uint8) * 255
     if technique.registered:
-        found["reference"] = preparation.reference_path, preparation.reference
+        found["reference"] = preparation.registration.reference_path, preparation.registration.reference
     return {
         name: {"path": path.as_posix(), "digest": provenance.file_digest(path), "png": torch.from_numpy(to_png(image))}
         for name, (path, image) in found.items()
@@ -276,7 +215,7 @@ class VariantDataset(data_loader.DRAEMTestDataset):
         needs_region: bool,
         registered: "RegisteredPictures | None" = None,
     ):
-        super().__init__(pictures, image_size, preparation.white_level)
+        super().__init__(pictures, image_size, preparation.registration.white_level)
         self.preparation, self.variant, self.needs_region = preparation, variant, needs_region
         self.kept = registered
 
@@ -292,7 +231,7 @@ class VariantDataset(data_loader.DRAEMTestDataset):
         image, mask = self.read(idx)
         shape = image.shape[:2]
         if self.variant.registered:
-            image, mask, has_source = self.preparation.registered(self.images[idx].path, image, mask)
+            image, mask, has_source = self.preparation.registration.registered(self.images[idx].path, image, mask)
             if has_source is not None:
                 valid = ~masking.resize_region(~has_source, self.image_size)
         return *self.resized(image, mask), valid, shape
@@ -318,8 +257,8 @@ class RegisteredPictures(KeptArrays):
         files = [path for picture in pictures for path in (picture.path, *picture.masks)]
         parts = [
             provenance.VERSION,
-            preparation.white_level,
-            preparation.facts(Technique(registered=True))["reference"],
+            preparation.registration.white_level,
+            preparation.registration.facts,
         ]
         parts += [*(len(picture.masks) for picture in pictures), *provenance.file_digests(files)]
         name = f"registered_{size[0]}x{size[1]}_{provenance.digest(parts)}"

@@ -43,6 +43,10 @@ FIXED = {
         "anomaly_source_path",
         "img_size",
         "tile_size",
+        "registration_training",
+        "registration_method",
+        "registration_mirror",
+        "registration_reference",
         "val_split",
         "split_by",
         "white_level",
@@ -54,7 +58,14 @@ FIXED = {
 EXTENDABLE = ("train.epochs", "train.learning_rate", "train.lr_milestones", "train.lr_gamma")
 TERMS = ("l2", "ssim", "focal")
 NEW = ("data.split_by", "data.white_level")  # that states of an earlier version do not have
-NEW_WITH_VALUE = {"data.tile_size": None, "train.tiles_per_image": "auto"}  # and what those were trained with
+# And what those were trained with.
+OF_TILES = {"train.tiles_per_image": "auto"}
+OF_REGISTRATION = {
+    "data.registration_method": "scene",
+    "data.registration_mirror": False,
+    "data.registration_reference": None,
+}
+NEW_WITH_VALUE = {"data.tile_size": None, "data.registration_training": False} | OF_TILES | OF_REGISTRATION
 FOLDERS = ("data.data_path", "data.anomaly_source_path")
 MEND = "set it back, or set another data.run_name or train.resume=never"
 
@@ -71,8 +82,10 @@ def training_settings(settings: dict[str, Any]) -> dict[str, Any]:
     there = NEW_WITH_VALUE | there
     keys = [f"{section}.{key}" for section, keys in FIXED.items() for key in keys]
     values = {key: there[key] for key in (*keys, *EXTENDABLE) if key in there or key not in NEW}
-    if values["data.tile_size"] is None:
-        values["train.tiles_per_image"] = "auto"  # nothing depends on it
+    if values["data.tile_size"] is None:  # nothing depends on the others
+        values |= OF_TILES
+    if not values["data.registration_training"]:
+        values |= OF_REGISTRATION
     return values | {key: Path(values[key]).resolve().as_posix() for key in FOLDERS}
 
 

@@ -12,7 +12,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from config import load_config
 from evaluation import masking, metrics
 from inference import detect as inference
-from inference import techniques
+from inference import registering, techniques
 from inference.techniques import Preparation, Technique, Variant
 from pictures import TestImage, list_test
 
@@ -158,14 +158,14 @@ def test_registered_pictures_and_masks_lie_over_the_reference(shifted):
         assert np.abs(image - expected)[compared].mean() < 0.01  # unregistered it is 0.06 and more
         share = 1 - (1 - abs(dy) / 220) * (1 - abs(dx) / 260)
         assert 1 - valid.mean() == pytest.approx(share, abs=0.015)
-    assert preparation.unregistered(pictures) == ["test/good/0.png"]
+    assert preparation.registration.unregistered(pictures) == ["test/good/0.png"]
     assert dataset[3]["valid"].all() and int(dataset[3]["image"].min()) == 90
 
 
 def test_each_picture_is_registered_once(shifted, monkeypatch):
     config, pictures, *_ = shifted
-    preparation, count, register = Preparation(config, [Technique("no", True)]), [], techniques.registration.register
-    monkeypatch.setattr(techniques.registration, "register", lambda *pair: count.append(1) or register(*pair))
+    preparation, count, register = Preparation(config, [Technique("no", True)]), [], registering.registration.register
+    monkeypatch.setattr(registering.registration, "register", lambda *pair: count.append(1) or register(*pair))
     for _ in range(3):
         preparation.dataset(pictures, [Technique("no", True)])
         preparation.dataset(pictures[:2], [Technique("pre", True)])

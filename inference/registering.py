@@ -1,0 +1,175 @@
+"""Registration of a category's pictures: the reference, the method, and what has been registered so far."""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+import provenance
+import runtime
+from config import Config
+from decoded import KeptArrays
+from errors import UserError
+from evaluation import parts, registration
+from folders import category_folder
+from image_io import from_png, read_image, resize, write_image
+from pictures import TestImage, list_nominal
+
+
+class Registration:
+    """Lays one category's pictures over a reference picture. Each is registered once, whatever asks for it.
+
+    Args:
+        config: the settings. carried: the reference that a checkpoint brings along, in place of its file.
+    """
+
+    def __init__(self, config: Config, carried: dict[str, Any] | None = None):
+        self.config, self._carried = config, carried
+        self.white_level = None if config.data.white_level == "auto" else config.data.white_level
+        self._homographies: dict[Path, np.ndarray | None] = {}  # no pictures: there may be very many
+
+    @property
+    def _is_of_parts(self) -> bool:
+        return self.config.data.registration_method == "part"
+
+    def read(self, path: Path) -> np.ndarray:
+        """A picture as the networks are to see it, uint8 (H, W, 3), of its own size."""
+        return read_image(path, white_level=self.white_level)
+
+    def check(self) -> None:
+        """UserError where a named reference picture cannot be read, or has no part."""
+        if self._is_of_parts:
+            _ = self._part
+        elif self.config.data.registration_reference:
+            _ = self.reference
+
+    @cached_property
+    def reference_path(self) -> Path:
+        if self._carried:
+            return Path(self._carried["path"])
+        if self.config.data.registration_reference is not None:
+            return Path(self.config.data.registration_reference)
+        folder = category_folder(Path(self.config.data.data_path), self.config.data.category)
+        return list_nominal(folder)[0]
+
+    @cached_property
+    def reference(self) -> np.ndarray:
+        """The picture that others are laid over."""
+        if self._carried:
+            return from_png(self._carried["png"].numpy())
+        return self.read(self.reference_path)
+
+    @cached_property
+    def _part(self) -> parts.Reference:
+        """The part that others are laid over."""
+        try:
+            return parts.reference_of(self.reference)
+        except parts.NoPartError as error:
+            path = self.config.run_folder / "registration_reference.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_image(path, _in_red(self.reference, error.seen))
+            raise UserError(
+                f"data.registration_method = part: no part found in {self.reference_path}: {error}, red in {path}\n"
+                "name another picture with data.registration_reference, or set data.registration_method=scene"
+            ) from error
+
+    @cached_property
+    def facts(self) -> str:
+        """Tells all that registered pictures depend on besides themselves."""
+        digest = self._carried["digest"] if self._carried else provenance.file_digest(self.reference_path)
+        if self._is_of_parts:
+            digest += " part" + (", mirrored" if self.config.data.registration_mirror else "")
+        return digest
+
+    def homography(self, image: np.ndarray) -> np.ndarray | None:
+        """That lays a picture over the reference; None where it cannot be trusted."""
+        if self._is_of_parts:
+            return parts.register(image, self._part, self.config.data.registration_mirror)
+        return registration.register(image, self.reference)
+
+    def laid(self, image: np.ndarray, homography: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """A picture laid over the reference, and where it has a source, bool (H, W).
+
+        Elsewhere it is black; around a part it has the color of its background.
+        """
+        laid, has_source = registration.warp(image, homography, self.reference.shape[:2])
+        if self._is_of_parts:
+            laid[~has_source] = parts.background_color(image)
+        return laid, has_source
+
+    def register(self, pictures: Sequence[TestImage]) -> None:
+        """Register those that have not been yet."""
+        new = [picture.path for picture in pictures if picture.path not in self._homographies]
+        if not new:
+            return
+        _ = self._part if self._is_of_parts else self.reference  # made before threads share it
+        # Threads: OpenCV works outside the interpreter's lock.
+        with ThreadPoolExecutor(runtime.core_count()) as pool:
+            found = pool.map(lambda path: self.homography(self.read(path)), new)
+            bar = tqdm(found, "registration", len(new), unit="image", leave=None)
+            self._homographies.update(zip(new, bar, strict=True))
+
+    def registered(
+        self, path: Path, image: np.ndarray, mask: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """A picture that `register` has met, laid over the reference; as it is where that cannot be trusted.
+
+        Returns:
+            image and mask, uint8, and where the warp has a source, bool (H, W), None for everywhere.
+        """
+        homography = self._homographies[path]
+        if homography is None:
+            return image, mask, None
+        mask, _ = registration.warp(mask, homography, self.reference.shape[:2], cv2.INTER_NEAREST)
+        image, has_source = self.laid(image, homography)
+        return image, mask, has_source
+
+    def unregistered(self, pictures: Sequence[TestImage]) -> list[str]:
+        """Pictures whose registration cannot be trusted, told from the category on: they are kept as they are."""
+        return [picture.name for picture in pictures if self._homographies[picture.path] is None]
+
+
+class RegisteredImages(KeptArrays):
+    """Nominal images to train on, registered and resized, uint8 (H, W, 3); as they are where that cannot be trusted.
+
+    Raises:
+        UserError: more than half of them cannot be registered.
+    """
+
+    def __init__(self, folder: Path, files: Sequence[Path], registering: Registration):
+        self._registering, self._files, size = registering, list(files), registering.config.data.img_size
+        pictures = [TestImage(file, False, file.name) for file in files]
+        registering.register(pictures)
+        if left := registering.unregistered(pictures):
+            shown = ", ".join(left[:3]) + (", ..." if len(left) > 3 else "")
+            said = f"{len(left)} of {len(files)} nominal pictures could not be registered: {shown}"
+            if len(left) > len(files) / 2:
+                raise UserError(
+                    f"data.registration_training: {said}\n"
+                    "set data.registration_method or data.registration_reference to another, or leave it out"
+                )
+            print(f"{said}; they are trained on as they are")
+        digests = provenance.file_digests(self._files)
+        parts_of_name = [provenance.VERSION, registering.white_level, registering.facts, *digests]
+        name = f"registered_images_{size[0]}x{size[1]}_{provenance.digest(parts_of_name)}"
+        super().__init__(folder, name, "registered pictures", len(self._files), (*size, 3))
+
+    def make(self, index: int) -> np.ndarray:
+        """The image of a file."""
+        path = self._files[index]
+        image = self._registering.read(path)
+        image, *_ = self._registering.registered(path, image, np.zeros(image.shape[:2], np.uint8))
+        return resize(image, self._registering.config.data.img_size)
+
+
+def _in_red(image: np.ndarray, seen: np.ndarray) -> np.ndarray:
+    """A picture with what was taken for a part in red."""
+    red = image.copy()
+    red[..., 2] = 255
+    seen = cv2.resize(seen.astype(np.uint8), image.shape[1::-1], interpolation=cv2.INTER_NEAREST) > 0
+    return np.where(seen[..., None], red, image)

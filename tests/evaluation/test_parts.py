@@ -1,0 +1,174 @@
+"""Registration of parts in any pose: known poses are found, other parts and pictures without a part are not trusted."""
+
+import cv2
+import numpy as np
+import pytest
+import skimage.data
+
+from evaluation import parts
+
+SIZE = 256
+KINDS = [("bracket", "brick"), ("bracket", "camera"), ("rod", "gravel"), ("nut", "camera"), ("disc", "coffee")]
+
+
+def outline(kind, size=SIZE):
+    """Silhouette of a part, uint8 (size, size), 0 or 255."""
+    mask, c = np.zeros((size, size), np.uint8), size / 2
+    if kind == "bracket":
+        corners = np.array([[40, 80], [200, 80], [200, 120], [110, 120], [110, 190], [40, 190]]) * size / 256
+        return cv2.fillPoly(mask, [corners.astype(np.int32)], 255)
+    if kind == "rod":
+        cv2.ellipse(mask, (size // 2, size // 2), (int(0.36 * size), int(0.11 * size)), 0, 0, 360, 255, -1)
+        return cv2.rectangle(mask, (int(0.6 * size), int(0.42 * size)), (int(0.8 * size), int(0.58 * size)), 255, -1)
+    if kind == "nut":
+        angles = np.arange(6) * np.pi / 3
+        corners = np.stack([c + 0.34 * size * np.cos(angles), c + 0.34 * size * np.sin(angles)], axis=1)
+        return cv2.fillPoly(mask, [corners.astype(np.int32)], 255)
+    return cv2.circle(mask, (size // 2, size // 2), int(0.33 * size), 255, -1)
+
+
+def photograph(name, size=SIZE):
+    image = getattr(skimage.data, name)()
+    image = image if image.ndim == 3 else cv2.cvtColor(image, cv2.COLOR_GRAY2BGR)
+    return cv2.resize(image[..., :3], (size, size), interpolation=cv2.INTER_AREA) * 0.55 + 70
+
+
+class Drawn:
+    """A part made of a photograph, to be put into pictures."""
+
+    def __init__(self, kind, name, size=SIZE):
+        self.mask, self.surface, self.size = outline(kind, size), photograph(name, size), size
+
+    def picture(self, pose, rng, gain=1.0, shade=0.0, defect=False):
+        """uint8 (size, size, 3), and the defect's mask in it. pose: from the part's own frame."""
+        surface, marked = self.surface.copy(), np.zeros_like(self.mask)
+        if defect:
+            y, x = rng.permutation(np.argwhere(cv2.erode(self.mask, np.ones((21, 21)))))[0].tolist()
+            cv2.circle(marked, (x, y), self.size // 28, 255, -1)
+            surface[marked > 0] = rng.integers(0, 255, 3)
+        frame, border = (self.size, self.size), {"borderMode": cv2.BORDER_REPLICATE}
+        inside = cv2.warpPerspective(self.mask, pose, frame)[..., None] / 255
+        surface = cv2.warpPerspective(surface, pose, frame, flags=cv2.INTER_CUBIC, **border)
+        background = 30 + shade * (np.arange(self.size) / self.size - 0.5)[:, None]
+        image = (inside * surface + (1 - inside) * background) * gain + rng.normal(0, 3, (self.size, self.size, 3))
+        return image.clip(0, 255).astype(np.uint8), cv2.warpPerspective(marked, pose, frame, flags=cv2.INTER_NEAREST)
+
+    def corners(self):
+        (top, left), (bottom, right) = (np.argwhere(self.mask).min(axis=0), np.argwhere(self.mask).max(axis=0))
+        return np.array([[left, top, 1], [right, top, 1], [right, bottom, 1], [left, bottom, 1]], float).T
+
+
+def random_pose(rng, size=SIZE, flip=False):
+    """Turned by 0 to 360 degrees, moved by up to 8 % of the side, scaled by 0.8 to 1.2."""
+    angle, scale, center = rng.uniform(0, 2 * np.pi), rng.uniform(0.8, 1.2), np.full(2, (size - 1) / 2)
+    linear = scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    linear = linear @ np.diag([1, -1 if flip else 1])
+    pose = np.eye(3)
+    pose[:2, :2], pose[:2, 2] = linear, center + rng.uniform(-0.08, 0.08, 2) * size - linear @ center
+    return pose
+
+
+def error_of(found, pose, drawn):
+    """Largest error of a corner, in pixels at 256."""
+    corners = drawn.corners()
+    laid = found @ pose @ corners
+    return np.linalg.norm((laid / laid[2] - corners)[:2], axis=0).max() * 256 / drawn.size
+
+
+@pytest.fixture(scope="module")
+def known():
+    """Kind and photograph -> a part, and the reference made of a picture of it."""
+    found = {}
+    for kind in KINDS:
+        drawn = Drawn(*kind)
+        found[kind] = drawn, parts.reference_of(drawn.picture(np.eye(3), np.random.default_rng(1))[0])
+    return found
+
+
+def test_known_poses_are_found_and_defects_survive(known):
+    errors, kept = [], []
+    for kind, (drawn, reference) in known.items():
+        rng = np.random.default_rng(len(kind[0]))
+        for _ in range(8):
+            pose = random_pose(rng)
+            image, marked = drawn.picture(pose, rng, rng.uniform(0.8, 1.25), rng.uniform(-15, 15), defect=True)
+            found = parts.register(image, reference)
+            errors.append(np.inf if found is None else error_of(found, pose, drawn))
+            if found is not None:
+                back, laid = np.linalg.inv(pose), cv2.warpPerspective(marked, found, (SIZE, SIZE))
+                there = cv2.warpPerspective(marked, back, (SIZE, SIZE))
+                kept.append(((laid > 127) & (there > 127)).sum() / (there > 127).sum())
+    assert np.mean(np.array(errors) < 1) >= 0.95 and np.median(errors) < 0.3
+    assert min(kept) > 0.9
+
+
+@pytest.mark.parametrize("size", [200, 700])
+def test_sizes_of_pictures_do_not_matter(size):
+    """The reference is of another size than the pictures; a picture of the reference's size is one case of it."""
+    drawn, rng = Drawn("bracket", "brick", size), np.random.default_rng(5)
+    reference = parts.reference_of(cv2.resize(drawn.picture(np.eye(3), rng)[0], (512, 512)))
+    for _ in range(4):
+        pose = random_pose(rng, size)
+        found = parts.register(drawn.picture(pose, rng)[0], reference)
+        scale = size / 512
+        to_own = np.array([[scale, 0, (scale - 1) / 2], [0, scale, (scale - 1) / 2], [0, 0, 1]])
+        assert error_of(to_own @ found, pose, drawn) < 1
+
+
+def test_other_parts_and_pictures_without_a_part_are_rejected(known):
+    rejected = []
+    for kind, (_, reference) in known.items():
+        rng = np.random.default_rng(2)
+        for other, (drawn, _) in known.items():
+            if other[0] != kind[0]:
+                image, _ = drawn.picture(random_pose(rng), rng, rng.uniform(0.8, 1.2))
+                rejected.append(parts.register(image, reference) is None)
+        plain = rng.normal(rng.uniform(20, 200), 4, (SIZE, SIZE, 3)) + np.linspace(-20, 20, SIZE)[:, None]
+        for image in (plain, photograph("brick"), photograph("grass"), photograph("camera")):
+            rejected.append(parts.register(image.clip(0, 255).astype(np.uint8), reference) is None)
+    assert np.mean(rejected) >= 0.95 and len(rejected) > 30
+
+
+@pytest.mark.parametrize("kind", [("bracket", "brick"), ("nut", "camera")])
+def test_parts_upside_down_are_found_where_that_is_allowed(known, kind):
+    drawn, reference = known[kind]
+    rng = np.random.default_rng(4)
+    for _ in range(3):
+        pose = random_pose(rng, flip=True)
+        image, _ = drawn.picture(pose, rng)
+        assert parts.register(image, reference) is None
+        assert error_of(parts.register(image, reference, mirror=True), pose, drawn) < 1
+
+
+def test_a_round_part_is_only_moved():
+    """Rings look alike in every turn; a mark on them must stay where it is."""
+    y, x = np.mgrid[:SIZE, :SIZE].astype(np.float32)
+
+    def rings(center):
+        radius = np.hypot(x - center[0], y - center[1])
+        image = np.where(radius < 90, 120 + 60 * np.cos(radius / 8), 20)
+        return np.repeat(image[..., None], 3, axis=2)
+
+    rng = np.random.default_rng(0)
+    reference = parts.reference_of(
+        (rings((128, 128)) + rng.normal(0, 3, (SIZE, SIZE, 3))).clip(0, 255).astype(np.uint8)
+    )
+    assert reference.is_round
+    for center in ((120, 140), (133, 121)):
+        image = rings(center)
+        cv2.circle(image, (center[0] + 40, center[1]), 9, (255, 255, 255), -1)
+        image = (image + rng.normal(0, 3, image.shape)).clip(0, 255).astype(np.uint8)
+        found = parts.register(image, reference)
+        np.testing.assert_allclose(found, [[1, 0, 128 - center[0]], [0, 1, 128 - center[1]], [0, 0, 1]], atol=0.35)
+
+
+def test_a_reference_without_a_part_is_told():
+    with pytest.raises(parts.NoPartError, match=r"covers 0\.0 % of the picture") as caught:
+        parts.reference_of(np.full((60, 80, 3), 90, np.uint8))
+    assert caught.value.seen.shape == (60, 80) and not caught.value.seen.any()
+
+
+def test_the_backgrounds_color_is_the_rims():
+    image = np.full((40, 60, 3), (10, 20, 30), np.uint8)
+    image[10:30, 10:40] = 200
+    assert parts.background_color(image).tolist() == [10, 20, 30]

@@ -1,0 +1,100 @@
+"""data.registration_method = part, from training to predictions."""
+
+import cv2
+import numpy as np
+import pytest
+from conftest import SETTINGS, checked, rows_of, write
+
+from config import load_config
+from decoded import KeptArrays
+from image_io import read_image
+from inference.registering import RegisteredImages, Registration
+from pictures import list_nominal
+
+SIZE = 96
+REGISTERED = ("data.image_registration=true", "data.registration_method=part", "data.registration_training=true")
+
+
+def sets(*settings):
+    return [word for one in settings for word in ("--set", one)]
+
+
+def bracket(rng, angle=None, defect=False):
+    """A bright angle with a dark stripe, in a random pose, BGR, and the mask of its defect."""
+    image, mask = np.full((SIZE, SIZE, 3), 40.0), np.zeros((SIZE, SIZE), np.uint8)
+    corners = np.array([[20, 30], [76, 30], [76, 48], [44, 48], [44, 72], [20, 72]])
+    cv2.fillPoly(image, [corners], (150, 170, 190))
+    cv2.rectangle(image, (26, 36), (60, 40), (60, 90, 120), -1)
+    if defect:
+        cv2.circle(mask, (32, 60), 5, 255, -1)
+        image[mask > 0] = 240
+    angle = rng.uniform(0, 360) if angle is None else angle
+    turn = cv2.getRotationMatrix2D((SIZE / 2, SIZE / 2), angle, 1.0)
+    turn[:, 2] += rng.uniform(-6, 6, 2)
+    image = cv2.warpAffine(image, turn, (SIZE, SIZE), flags=cv2.INTER_LINEAR, borderValue=(40, 40, 40))
+    mask = cv2.warpAffine(mask, turn, (SIZE, SIZE), flags=cv2.INTER_NEAREST)
+    return (image + rng.normal(0, 2, image.shape)).clip(0, 255).astype(np.uint8), mask
+
+
+@pytest.fixture
+def parts_place(tmp_path, workplace):
+    """A workplace whose pictures show a bracket in any pose; the first of train/good lies straight."""
+    rng, folder = np.random.default_rng(0), tmp_path / "mvtec/bracket"
+    for i in range(6):
+        write(folder / f"train/good/{i:03}.png", bracket(rng, 0 if i == 0 else None)[0])
+    for i in range(2):
+        write(folder / f"test/good/{i:03}.png", bracket(rng)[0])
+        image, mask = bracket(rng, defect=True)
+        write(folder / f"test/blob/{i:03}.png", image)
+        write(folder / f"ground_truth/blob/{i:03}_mask.png", mask)
+    text = SETTINGS.format(root=tmp_path.as_posix()).replace("category: tile", "category: bracket")
+    (tmp_path / "config.yaml").write_text(text.replace("img_size: 32", "img_size: 96"))
+    return tmp_path
+
+
+def test_training_pictures_lie_as_the_reference_does(parts_place):
+    config = load_config(parts_place / "config.yaml", REGISTERED)
+    files = list_nominal(parts_place / "mvtec/bracket")
+    images = RegisteredImages(parts_place / "kept", files, Registration(config))
+    assert isinstance(images, KeptArrays) and len(images) == 6
+    reference = read_image(files[0]).astype(int)
+    for image, file in zip(images, files, strict=True):
+        assert np.abs(image - reference).mean() < 4, file  # black corners would be 40 away
+    assert np.abs(read_image(files[1]).astype(int) - reference).mean() > 10
+
+
+def test_all_modes_with_registered_parts(parts_place, cli):
+    out_folder, photos = parts_place / "out", parts_place / "mvtec/bracket/test"
+    arguments = ["--train", "--threshold", "--detection", "--predict", str(photos), "--output", str(out_folder)]
+    status, out, error = cli(*arguments, *sets(*REGISTERED))
+    assert status == 0, error
+    assert "could not be registered" not in out
+    scores = rows_of(parts_place / "results/tiny/bracket/checkpoint_2/no_masking_registered/scores.csv")
+    predicted = {row["path"].partition("bracket/")[2]: row for row in rows_of(out_folder / "predictions.csv")}
+    for row in scores:
+        assert float(predicted[row["path"]]["score"]) == pytest.approx(float(row["score"]), abs=1e-6)
+    plain = sets("data.image_registration=true", "data.registration_method=scene")
+    checked(cli("--detection", *plain), ["out of date", "reference picture or method"])
+    wanted = ["last.pt: trained with", "data.registration_training = True, now False"]
+    checked(cli("--train", *sets(*REGISTERED[:2])), wanted)
+
+
+def test_a_test_picture_without_the_part_is_kept_and_listed(parts_place, cli):
+    write(parts_place / "mvtec/bracket/test/good/empty.png", np.full((SIZE, SIZE, 3), 40, np.uint8))
+    status, _, error = cli("--train", "--detection", *sets(*REGISTERED, "metrics.threshold=false", "train.epochs=1"))
+    assert status == 0, error
+    folder = parts_place / "results/tiny/bracket/checkpoint_1/no_masking_registered"
+    assert "1 of 5 pictures could not be registered" in (folder / "optimal/metrics.json").read_text()
+
+
+def test_mistakes(parts_place, cli):
+    checked(cli("--train", *sets(*REGISTERED[2:])), ["data.registration_training", "data.image_registration=true"])
+    empty = write(parts_place / "empty.png", np.full((SIZE, SIZE, 3), 40, np.uint8))
+    named = sets(*REGISTERED, f"data.registration_reference={empty.as_posix()}")
+    shown = parts_place / "checkpoints/bracket/tiny/registration_reference.png"
+    checked(cli("--train", *named), ["no part found in", "empty.png", "covers 0.0 %", str(shown)])
+    assert cv2.imread(str(shown)).shape == (SIZE, SIZE, 3)
+    for file in list_nominal(parts_place / "mvtec/bracket")[1:5]:
+        write(file, np.random.default_rng(1).integers(30, 50, (SIZE, SIZE, 3), dtype=np.uint8))
+    wanted = ["data.registration_training: 4 of 6 nominal pictures could not be registered"]
+    checked(cli("--train", *sets(*REGISTERED)), wanted)

@@ -306,7 +306,7 @@ def _read_sound(path: Path) -> dict[str, Any]:
 
 def _checked(path: Path) -> dict[str, Any]:
     content = checkpoint.read(path)
-    if "checksum" in content and checkpoint.checksum(content) != content["checksum"]:
+    if checkpoint.is_damaged(content):
         raise UserError(f"{path}: damaged; set train.resume=never to start anew")
     return content
 

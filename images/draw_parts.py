@@ -1,0 +1,77 @@
+"""Draws parts.png beside this file: a part in six poses, and the same pictures registered.
+
+python -m images.draw_parts
+"""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from evaluation import parts, registration
+
+SIZE, MARGIN, LABEL = 176, 6, 150
+
+
+def lever(defect: bool) -> tuple[np.ndarray, np.ndarray]:
+    """A brushed lever with two bores and a slot, float (SIZE, SIZE, 3), and its silhouette. defect: with a dent."""
+    rng, scale = np.random.default_rng(7), 4  # drawn large, for smooth edges
+    big = SIZE * scale
+    silhouette, holes = np.zeros((big, big), np.uint8), np.zeros((big, big), np.uint8)
+    left, right = (int(0.28 * big), big // 2), (int(0.76 * big), big // 2)
+    cv2.line(silhouette, left, right, 255, int(0.13 * big))
+    cv2.circle(silhouette, left, int(0.14 * big), 255, -1)
+    cv2.circle(silhouette, right, int(0.09 * big), 255, -1)
+    cv2.circle(holes, left, int(0.06 * big), 255, -1)
+    cv2.circle(holes, right, int(0.035 * big), 255, -1)
+    cv2.line(holes, (int(0.47 * big), big // 2), (int(0.6 * big), big // 2), 255, int(0.03 * big))
+    brushed = cv2.GaussianBlur(rng.normal(0, 60, (big, big)), (0, 0), 40, sigmaY=1.5) * 3
+    surface = 165 + brushed + 25 * np.linspace(-1, 1, big)[:, None]
+    if defect:
+        cv2.circle(surface, (int(0.66 * big), int(0.47 * big)), int(0.018 * big), 90.0, -1)
+    surface[holes > 0] = 55
+    small = cv2.resize(surface, (SIZE, SIZE), interpolation=cv2.INTER_AREA)
+    mask = cv2.resize(silhouette, (SIZE, SIZE), interpolation=cv2.INTER_AREA) / 255
+    return small[..., None] * (0.96, 0.99, 1.0), mask[..., None]
+
+
+def photograph(pose: np.ndarray, light: float, defect: bool, rng: np.random.Generator) -> np.ndarray:
+    """The lever on a gray table, uint8 (SIZE, SIZE, 3). pose: (2, 3), from its own frame."""
+    surface, mask = lever(defect)
+    mask = cv2.warpAffine(mask, pose, (SIZE, SIZE))[..., None]
+    surface = cv2.warpAffine(surface, pose, (SIZE, SIZE), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
+    table = 60 + 12 * np.linspace(-1, 1, SIZE)[None, :, None]
+    image = (mask * surface + (1 - mask) * table) * light + rng.normal(0, 2, (SIZE, SIZE, 3))
+    return image.clip(0, 255).astype(np.uint8)
+
+
+def main() -> None:
+    """Write the picture."""
+    rng = np.random.default_rng(1)
+    straight = np.float64([[1, 0, 0], [0, 1, 0]])
+    reference = photograph(straight, 1.0, False, rng)
+    target = parts.reference_of(reference)
+    columns = [(reference, reference)]
+    for angle, move, scale, light in ((35, (6, -9), 1, 1), (90, (-8, 4), 1, 0.8), (160, (10, 6), 0.9, 1.15),
+                                      (215, (-5, -8), 1, 0.9), (300, (4, 9), 1.05, 1.1)):  # fmt: skip
+        pose = cv2.getRotationMatrix2D((SIZE / 2, SIZE / 2), angle, scale)
+        pose[:, 2] += move
+        image = photograph(pose, light, angle == 215, rng)
+        found = parts.register(image, target)
+        laid, has_source = registration.warp(image, found, (SIZE, SIZE))
+        laid[~has_source] = parts.background_color(image)
+        columns.append((image, laid))
+    step = SIZE + MARGIN
+    sheet = np.full((2 * step + MARGIN, LABEL + len(columns) * step, 3), 255, np.uint8)
+    for row, text in enumerate((("pictures, the", "first is the", "reference"), ("registered", " ", " "))):
+        for line, words in enumerate(text):
+            place = (10, MARGIN + row * step + SIZE // 2 - 14 + 26 * line)
+            cv2.putText(sheet, words, place, cv2.FONT_HERSHEY_SIMPLEX, 0.56, (40, 40, 40), 1, cv2.LINE_AA)
+        for column, pair in enumerate(columns):
+            top, side = MARGIN + row * step, LABEL + column * step
+            sheet[top : top + SIZE, side : side + SIZE] = pair[row]
+    cv2.imwrite(str(Path(__file__).with_name("parts.png")), sheet)
+
+
+if __name__ == "__main__":
+    main()

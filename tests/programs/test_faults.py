@@ -90,7 +90,7 @@ def test_regions_are_checked_without_decoding_a_picture(workplace, call, scene, 
         seen.append(path)
         return read(path, *arguments, **options)
 
-    monkeypatch.setattr("inference.techniques.read_image", record)
+    monkeypatch.setattr("inference.registering.read_image", record)
     load = checkpoint.load
     monkeypatch.setattr(checkpoint, "load", lambda *arguments: seen.append("a pass begins") or load(*arguments))
     assert call("evaluate_checkpoints", *scene, "--registrations", "True")[0] == 0

@@ -238,9 +238,6 @@ def datasets(
     if not held_out:
         return dataset, None
     places = [place for place, file in enumerate(files.nominal) if file in held_out]
-    images, synthesizer = (
-        Subset(nominal, places),
-        AnomalySynthesizer(Subset(textures, others), size, max_rotation=rotation),
-    )
-    synthetic = data_loader.DRAEMTrainDataset(images, synthesizer, seed, stream=4)
+    synthesizer = AnomalySynthesizer(Subset(textures, others), size, max_rotation=rotation)
+    synthetic = data_loader.DRAEMTrainDataset(Subset(nominal, places), synthesizer, seed, stream=4)
     return dataset, SyntheticSamples(synthetic, files.held_out)

@@ -266,6 +266,9 @@ def with_trained_settings(config: Config, path: Path, named: Collection[str]) ->
             raise UserError(f"{key} = {now}, but {path} was trained with {old}; leave it out")
         if key in TRAINED or key not in named:
             sections[section][name] = old
+    data = sections["data"]
+    if data["registration_training"] and not data["image_registration"]:
+        raise UserError(f"data.image_registration = false, but {path} was trained on registered pictures; leave it out")
     return Config.model_validate(sections)
 
 

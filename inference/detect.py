@@ -82,10 +82,8 @@ class Networks:
 
     def _parts(self, images: Iterable[Tensor]) -> Iterator[tuple[Tensor, tiles.Tile, tiles.Blended]]:
         for image in images:
-            image, whole = (
-                image.to(self.device, non_blocking=True),
-                tiles.Blended(tuple(image.shape[1:]), len(self._tiles)),
-            )
+            image = image.to(self.device, non_blocking=True)
+            whole = tiles.Blended(tuple(image.shape[1:]), len(self._tiles))
             for tile in self._tiles:
                 yield image[:, tile.rows, tile.columns], tile, whole
 

@@ -73,6 +73,8 @@ def test_all_modes_with_registered_parts(parts_place, cli):
     predicted = {row["path"].partition("bracket/")[2]: row for row in rows_of(out_folder / "predictions.csv")}
     for row in scores:
         assert float(predicted[row["path"]]["score"]) == pytest.approx(float(row["score"]), abs=1e-6)
+    unregistered = ["--predict", str(photos), *sets("data.image_registration=false")]
+    checked(cli(*unregistered), ["data.image_registration = false", "trained on registered pictures"])
     plain = sets("data.image_registration=true", "data.registration_method=scene")
     checked(cli("--detection", *plain), ["out of date", "reference picture or method"])
     wanted = ["last.pt: trained with", "data.registration_training = True, now False"]

@@ -97,8 +97,7 @@ def _epoch(
     if journal and state.is_due():
         journal.save()
         state.save_last()
-    _agree(stop, state)
-    stop.check()
+    _stop(_told(stop, state))
     return losses
 
 
@@ -132,20 +131,27 @@ def train_epoch(
 
         # Losses stay on the device until a few are read at once.
         pending.append((of_all, share, torch.stack([terms[term].detach() for term in TERMS])))
-        _agree(stop, state)
-        if len(pending) == READ_EVERY or progress.step == total or stop.asked is not None:
+        told = _told(stop, state)
+        if len(pending) == READ_EVERY or progress.step == total or told:
             _read_losses(pending, progress, epoch, ranks)
             pending = []
             speed = {"lr": f"{state.learning_rate:.1e}", "samples/s": f"{progress.count / progress.seconds:.1f}"}
             bar.set_postfix({term: f"{progress.losses[term] / progress.count:.4f}" for term in TERMS} | speed)
-            stop.check()
+            _stop(told)
     return {term: progress.losses[term] / progress.count for term in TERMS}
 
 
-def _agree(stop: stopping.Stop, state: TrainingState) -> None:
-    """Stop together: all ranks where one of them is told to."""
-    if state.ranks:
-        stop.asked = state.ranks.any(stop.asked)
+def _told(stop: stopping.Stop, state: TrainingState) -> int | None:
+    """The signal to stop after, the same on all ranks where one of them was sent it.
+
+    It is not noted in `stop`: there it would overwrite a signal that came while the others were waited for.
+    """
+    return state.ranks.any(stop.asked) if state.ranks else stop.asked
+
+
+def _stop(told: int | None) -> None:
+    if told:
+        raise stopping.Stopped(told)
 
 
 def _sample(batch: dict[str, Tensor], reconstruction: Tensor, logits: Tensor) -> dict[str, np.ndarray]:

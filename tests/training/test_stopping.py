@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -133,6 +134,20 @@ def test_all_processes_are_signalled_at_once(workplace, number):
     assert (
         state["epoch"] * 2 + state["progress"]["step"] == steps if "progress" in state else state["epoch"] * 2 == steps
     )
+
+
+def test_a_signal_while_others_are_waited_for_is_not_lost():
+    """Ranks tell each other in one call; a signal in the middle of it is told by the next one."""
+
+    def tell(number):
+        if number is None:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return number
+
+    ranks = SimpleNamespace(ranks=SimpleNamespace(any=tell))
+    with pytest.raises(stopping.Stopped) as stopped, stopping.deferred() as stop:
+        assert [loop._told(stop, ranks), loop._told(stop, ranks)] == [None, signal.SIGUSR1]
+    assert stopped.value.status == 143
 
 
 def test_a_second_signal_ends_at_once(workplace):

@@ -132,6 +132,11 @@ class Config(_Section):
         return Path(self.data.checkpoint_path) / self.data.category / self.data.run_name
 
 
+def of_category(config: Config, name: str) -> Config:
+    """The same settings for another category."""
+    return config.model_copy(update={"data": config.data.model_copy(update={"category": name})})
+
+
 def _known_keys() -> list[str]:
     sections = {name: field.annotation.model_fields for name, field in Config.model_fields.items()}
     return [f"{section}.{key}" for section, keys in sections.items() for key in keys]

@@ -10,7 +10,7 @@ from tqdm import tqdm
 import decoded
 import provenance
 import runtime
-from config import Config
+from config import Config, of_category
 from engine import cluster
 from engine.cluster import Options
 from engine.detection import evaluate_pass, manual_thresholds, provenance_of, result_folder
@@ -180,11 +180,6 @@ def _settled(config: Config, paths: Sequence[Path]) -> Config:
         if facts:
             return checkpoint.settled(config, facts)
     return config
-
-
-def of_category(config: Config, name: str) -> Config:
-    """The same settings for another category."""
-    return config.model_copy(update={"data": config.data.model_copy(update={"category": name})})
 
 
 def _techniques(config: Config, maskings: Sequence[str] | None, registrations: Sequence[bool]) -> list[Technique]:

@@ -13,9 +13,8 @@ from tqdm import tqdm
 
 import runtime
 import stopping
-from config import Config, edit_config, settings_text
+from config import Config, edit_config, of_category, settings_text
 from engine import cluster
-from engine.batch import of_category
 from engine.cluster import Options
 from engine.train import find_files, split
 from errors import UserError, told

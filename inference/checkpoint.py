@@ -6,6 +6,7 @@ import re
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from folders import category_folder
 from image_io import find_white_level
 from model import DRAEM
 from pictures import list_nominal
+from provenance import file_state
 
 # The convolution that tells a network's width, and how many times that width it has.
 WIDTH_KEYS = {
@@ -213,6 +215,12 @@ def load_facts(path: Path) -> Checkpoint:
     """A checkpoint without its weights, which stay on the disk: model None, fingerprint empty."""
     if path.suffix in PAIRS:
         return Checkpoint(None, path.stem, path, "", None, None)
+    return _facts_of(path, file_state(path))
+
+
+@cache
+def _facts_of(path: Path, _: tuple) -> Checkpoint:
+    """Read once for each state of the file: a batch asks for them with every result."""
     content = read(path, only_facts=True)
     return Checkpoint(None, str(content["epoch"]), path, "", *_facts(content))
 

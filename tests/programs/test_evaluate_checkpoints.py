@@ -15,6 +15,7 @@ from training.state import write_checkpoint
 REGIONS = ("--set", "masking.regions.tile=[[0, 10, 0, 48]]")
 
 PLAIN = ("--maskings", "no", "--registrations", "False")
+TWO_KINDS = (*PLAIN, "--thresholds", "max", "optimal")  # one of nominal images, one of test images
 
 
 def test_thresholds_and_post_masking_add_no_forward_pass(two, call, monkeypatch):
@@ -36,13 +37,13 @@ def test_thresholds_and_post_masking_add_no_forward_pass(two, call, monkeypatch)
 
 
 def test_complete_results_are_skipped_and_changed_ones_are_not(two, call):
-    arguments = ("--categories", "tile", "wood", *PLAIN)
+    arguments = ("--categories", "tile", "wood", *TWO_KINDS)
     assert call("evaluate_checkpoints", *arguments)[0] == 0
     folder = two / "results/tiny"
     files = {path: path.stat().st_mtime_ns for path in folder.glob("*/checkpoint_*/*/*/metrics.json")}
-    assert len(files) == 2 * 2 * 4
+    assert len(files) == 2 * 2 * 2
     status, out, _ = call("evaluate_checkpoints", *arguments)
-    assert status == 0 and "16 complete already, 0 to do" in out
+    assert status == 0 and "8 complete already, 0 to do" in out
     assert all(path.stat().st_mtime_ns == time for path, time in files.items())
     shutil.rmtree(folder / "wood/checkpoint_1")
     tile_2 = two / "checkpoints/tile/tiny/epoch_0002.pt"
@@ -50,13 +51,13 @@ def test_complete_results_are_skipped_and_changed_ones_are_not(two, call):
     content = checkpoint.read(two / "checkpoints/tile/tiny/epoch_0001.pt")
     write_checkpoint(tile_2, content | {"epoch": 2})
     status, out, _ = call("evaluate_checkpoints", *arguments)
-    assert status == 0 and "8 complete already, 8 to do" in out
+    assert status == 0 and "4 complete already, 4 to do" in out
     changed = {path for path, time in files.items() if path.stat().st_mtime_ns != time}
     assert {path.parts[-5:-2] for path in changed} == {
         ("tile", "checkpoint_2", "no_masking"),
         ("wood", "checkpoint_1", "no_masking"),
     }
-    assert "0 complete already, 16 to do" in call("evaluate_checkpoints", *arguments, "--set", "metrics.p=90")[1]
+    assert "0 complete already, 8 to do" in call("evaluate_checkpoints", *arguments, "--set", "metrics.p=90")[1]
     lines = (folder / "inference_times.txt").read_text().splitlines()
     assert len(lines) == 5 and lines[0].split() == list(
         ("category", "checkpoint", "technique", "images", "seconds", "images_per_second")
@@ -66,7 +67,7 @@ def test_complete_results_are_skipped_and_changed_ones_are_not(two, call):
 
 
 def test_what_is_out_of_date_is_done_again_or_left_out(two, call):
-    arguments, summary = PLAIN, two / "results/tiny/summary.csv"
+    arguments, summary = TWO_KINDS, two / "results/tiny/summary.csv"
     assert call("evaluate_checkpoints", *arguments)[0] == 0
 
     def done_again(*more):
@@ -75,17 +76,17 @@ def test_what_is_out_of_date_is_done_again_or_left_out(two, call):
         return int(re.search(r"(\d+) to do", out)[1])
 
     assert done_again() == 0 and done_again("--checkpoints", "last", "2") == 0  # last.pt holds the same weights
-    assert done_again("--set", "metrics.visualisation=none") == 16
-    assert done_again() == 16
+    assert done_again("--set", "metrics.visualisation=none") == 8
+    assert done_again() == 8
     (two / "results/tiny/tile/checkpoint_1/no_masking/max/metrics.json").write_text("{")
-    assert done_again() == 4
+    assert done_again() == 2
     mask = two / "mvtec/tile/ground_truth/spot/001_mask.png"
     write(mask, np.zeros((40, 48), np.uint8))
-    assert done_again() == 8
+    assert done_again() == 4
     summary.write_bytes(b"\xff\x00nonsense")
     shutil.rmtree(two / "results/tiny/curves")
     (two / "results/tiny/inference_times.txt").unlink()
-    assert done_again() == 0 and len(rows_of(summary)) == 16
+    assert done_again() == 0 and len(rows_of(summary)) == 8
     assert len(list((two / "results/tiny/curves").iterdir())) == 4
     assert len((two / "results/tiny/inference_times.txt").read_text().splitlines()) == 5
     (two / "checkpoints/wood/tiny/epoch_0002.pt").unlink()
@@ -95,7 +96,7 @@ def test_what_is_out_of_date_is_done_again_or_left_out(two, call):
         ("tile", "2"),
         ("wood", "1"),
     }
-    assert done_again("--categories", "wood", "--set", "metrics.p=50") == 4
+    assert done_again("--categories", "wood", "--set", "metrics.p=50") == 2
     assert {row["category"] for row in rows_of(summary)} == {"wood"}  # the others are of another p
     shutil.rmtree(two / "mvtec/wood/test")
     status, out, _ = call("evaluate_checkpoints", *arguments)

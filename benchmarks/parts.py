@@ -1,0 +1,136 @@
+"""What registration of parts gives: the same training with and without, on drawn parts that lie in any pose."""
+
+import argparse
+import contextlib
+import io
+import json
+import statistics
+import tempfile
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from benchmarks import common
+from config import Config, load_config
+from engine import detection, threshold, train
+from images.draw_parts import lever
+from make_sample import make_sample, write_png
+
+SIZE, N_TRAIN, N_GOOD, N_BAD = 176, 64, 20, 20
+SHOWN = ("image_auroc", "pixel_ap", "pixel_auroc", "pro")
+
+
+def cap() -> tuple[np.ndarray, np.ndarray]:
+    """A turned cap, nearly round: a flat on one side, three bores. Float (SIZE, SIZE, 3), its silhouette (.., 1)."""
+    rng, scale = np.random.default_rng(11), 4  # drawn large, for smooth edges
+    big, center = SIZE * scale, SIZE * scale / 2
+    y, x = np.mgrid[:big, :big] - center
+    radius, angle = np.hypot(x, y), np.arctan2(y, x)
+    silhouette = ((radius < 0.33 * big) & (x < 0.3 * big)).astype(np.float64)
+    rings = np.interp(radius, np.arange(big), rng.normal(0, 7, big))  # what the lathe has left
+    surface = 150 + rings + 30 * np.cos(2 * angle) * np.minimum(radius / (0.15 * big), 1)  # light on turned metal
+    for turn, distance, size in ((0.4, 0.21, 0.045), (2.1, 0.21, 0.045), (4.4, 0.2, 0.03)):
+        bore = np.hypot(x - distance * big * np.cos(turn), y - distance * big * np.sin(turn)) < size * big
+        surface[bore] = 50
+    small = (cv2.resize(one, (SIZE, SIZE), interpolation=cv2.INTER_AREA)[..., None] for one in (surface, silhouette))
+    surface, silhouette = small
+    return surface * (0.96, 0.99, 1.0), silhouette
+
+
+def defect(silhouette: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, float]:
+    """A dent or a scratch on a part: its outline, float (SIZE, SIZE), and its gray levels. About 0.3 % of the area."""
+    inside = np.argwhere(cv2.erode(silhouette[..., 0], np.ones((13, 13))) > 0.99)[:, ::-1]
+    place, drawn = rng.choice(inside), np.zeros((SIZE, SIZE))
+    if rng.random() < 0.5:
+        axes, turn = (int(rng.integers(3, 6)), int(rng.integers(2, 5))), float(rng.uniform(0, 180))
+        cv2.ellipse(drawn, place.tolist(), axes, turn, 0, 360, 1.0, -1)
+    else:
+        turn, length = rng.uniform(0, 2 * np.pi), rng.uniform(8, 16)
+        ends = [(place + sign * length * np.array((np.cos(turn), np.sin(turn)))).astype(int) for sign in (-1, 1)]
+        cv2.line(drawn, *(end.tolist() for end in ends), 1.0, 2)
+    return drawn * (silhouette[..., 0] > 0.5), float(rng.choice((-60, 60)))
+
+
+def draw(root: Path, category: str, seed: int) -> None:
+    """Write pictures of a part: turned by any angle, moved, scaled and brightened by a little, on a gray table."""
+    rng = np.random.default_rng(seed)
+    surface, silhouette = {"lever": lambda: lever(False), "cap": cap}[category]()
+    table = 60 + 12 * np.linspace(-1, 1, SIZE)[None, :, None]
+    for kind, count in (("train/good", N_TRAIN), ("test/good", N_GOOD), ("test/damaged", N_BAD)):
+        for number in range(count):
+            pose = cv2.getRotationMatrix2D((SIZE / 2, SIZE / 2), rng.uniform(0, 360), rng.uniform(0.92, 1.05))
+            pose[:, 2] += rng.uniform(-8, 8, 2)
+            own, mask = surface, np.zeros((SIZE, SIZE))
+            if kind == "test/damaged":
+                mask, levels = defect(silhouette, rng)
+                own = own + levels * cv2.GaussianBlur(mask, (0, 0), 0.6)[..., None]
+            part = cv2.warpAffine(silhouette, pose, (SIZE, SIZE))[..., None]
+            own = cv2.warpAffine(own, pose, (SIZE, SIZE), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
+            image = (part * own + (1 - part) * table) * rng.uniform(0.85, 1.15) + rng.normal(0, 2, (SIZE, SIZE, 3))
+            write_png(root / category / kind / f"{number:03}.png", image)
+            if kind == "test/damaged":
+                turned = cv2.warpAffine(mask, pose, (SIZE, SIZE)) > 0.5
+                write_png(root / category / f"ground_truth/damaged/{number:03}_mask.png", turned * 255.0)
+
+
+def settings(flags: argparse.Namespace, root: Path, category: str, seed: int, registers: bool) -> Config:
+    """The settings of one training."""
+    sets = ["data.img_size=128", "model.base_width=16", "model.base_channels=8", "train.learning_rate=1e-3"]
+    sets += ["train.visualize=false", "metrics.visualisation=none", f"train.epochs={flags.epochs}"]
+    sets += [f"train.save_from={flags.epochs}", f"train.seed={seed}", f"data.category={category}"]
+    sets += [f"data.data_path={flags.data or root / 'mvtec'}", f"data.run_name={registers}{seed}"]
+    sets += [f"data.anomaly_source_path={flags.textures or root / 'sample/textures'}"]
+    sets += [f"data.checkpoint_path={root / 'checkpoints'}", f"data.results_path={root / 'results'}"]
+    if registers:
+        sets += ["data.image_registration=true", "data.registration_method=part", "data.registration_training=true"]
+    return load_config(common.ROOT / "config.yaml", sets)
+
+
+def main() -> None:
+    """Print a line for each training, then the means."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, help="dataset in MVTec AD form (default: parts that are drawn)")
+    parser.add_argument("--categories", nargs="+", default=["lever", "cap"], help="of it (default: %(default)s)")
+    parser.add_argument("--textures", type=Path, help="folder of textures (default: those of the sample)")
+    parser.add_argument("--seeds", type=int, default=3, help="default: %(default)s")
+    parser.add_argument("--epochs", type=int, default=30, help="default: %(default)s")
+    parser.add_argument("--keep", type=Path, help="folder for pictures, checkpoints and results (default: a new one)")
+    flags = parser.parse_args()
+    common.header(f"registration of parts, {flags.epochs} epochs, 128 x 128, networks 16/8, float32")
+    with tempfile.TemporaryDirectory() as folder:
+        root = (flags.keep or Path(folder)).resolve()
+        quiet = contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO())
+        if not flags.textures:
+            with quiet[0]:
+                make_sample(root / "sample")
+        for number, category in enumerate(flags.categories):
+            if not flags.data:
+                draw(root / "mvtec", category, number)
+            found: dict[bool, list[dict[str, float]]] = {False: [], True: []}
+            for seed in range(flags.seeds):
+                for registers, results in found.items():
+                    config = settings(flags, root, category, seed, registers)
+                    with quiet[0], quiet[1]:
+                        train.run(config, "")
+                        threshold.run(config)
+                        path = detection.run(config)
+                    results.append(json.loads((path / "p_quantile/metrics.json").read_text(encoding="utf-8")))
+                    said = "  ".join(f"{key} {results[-1][key]:.3f}" for key in SHOWN)
+                    left = len(results[-1].get("notes", {}).get("unregistered", ()))
+                    note = f"  {left} not registered" if registers else ""
+                    print(
+                        f"{category:10} seed {seed}  {'registered' if registers else 'as it is':10}  {said}{note}",
+                        flush=True,
+                    )
+            for registers, results in found.items():
+                means = "  ".join(
+                    f"{key} {statistics.mean(one[key] for one in results):.3f} ± "
+                    f"{statistics.stdev(one[key] for one in results) if len(results) > 1 else 0:.3f}"
+                    for key in SHOWN
+                )
+                print(f"{category:10} {'registered' if registers else 'as it is':10}  {means}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -3,6 +3,7 @@
 import io
 import math
 import os
+import shutil
 from abc import abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,13 +18,19 @@ import runtime
 from image_io import read_image
 
 LIMIT = 2**32  # bytes of a file; images that it has no room for are decoded whenever they are drawn
-TOTAL = 2**34  # bytes of all files in a folder
-CHUNK = 256  # images that are decoded ahead of the one being written
+TOTAL = 2**34  # bytes of all files in a folder that no process has open
+AHEAD = 2**28  # bytes of images that are decoded ahead of the one being written
 
 
 def kept_folder(checkpoint_path: str) -> Path:
     """Where decoded pictures are kept, for all categories and runs."""
     return Path(checkpoint_path) / ".decoded"
+
+
+def half_of_disk(folder: Path) -> int:
+    """Bytes that a file of pictures which every epoch needs may have there: half of what is free, LIMIT at least."""
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    return max(LIMIT, shutil.disk_usage(there).free // 2)
 
 
 class KeptArrays(Sequence):
@@ -35,15 +42,17 @@ class KeptArrays(Sequence):
 
     Args:
         name: tells all that the arrays depend on. title: what they are, for the progress bar.
-        count: how many. shape: of each.
+        count: how many. shape: of each. limit: bytes of the file; None: LIMIT.
 
     Raises:
         OSError: no room.
     """
 
-    def __init__(self, folder: Path, name: str, title: str, count: int, shape: tuple[int, ...]):
+    def __init__(
+        self, folder: Path, name: str, title: str, count: int, shape: tuple[int, ...], limit: int | None = None
+    ):
         self.path, self.count = folder / f"{name}.npy", count
-        self.shape = (min(count, LIMIT // math.prod(shape)), *shape)
+        self.shape = (min(count, (limit or LIMIT) // math.prod(shape)), *shape)
         self._mapped: np.ndarray | None = None
         self._mark: runtime.holding | None = None
         runtime.remove_leftovers(folder)
@@ -59,8 +68,16 @@ class KeptArrays(Sequence):
         """One array, as it goes into the file."""
 
     def _is_whole(self) -> bool:
-        """Whether the file is there, and not cut short by a machine that went down."""
-        return self.path.is_file() and self.path.stat().st_size == len(self._header()) + math.prod(self.shape)
+        """Whether the file is there, and not cut short by a machine that went down. It may hold more than there would
+        be room for now, as it takes room itself."""
+        try:
+            kept = np.load(self.path, mmap_mode="r").shape
+        except (OSError, ValueError):
+            return False
+        if kept[1:] != self.shape[1:] or not self.shape[0] <= kept[0] <= self.count:
+            return False
+        self.shape = kept
+        return True
 
     def _header(self) -> bytes:
         stream = io.BytesIO()
@@ -78,8 +95,9 @@ class KeptArrays(Sequence):
                 tqdm(total=self.shape[0], desc=f"decoding {title}", unit="image", leave=None) as bar,
             ):
                 stream.write(self._header())
-                for start in range(0, self.shape[0], CHUNK):
-                    for array in pool.map(self.make, range(start, min(start + CHUNK, self.shape[0]))):
+                ahead = max(AHEAD // math.prod(self.shape[1:]), runtime.core_count())
+                for start in range(0, self.shape[0], ahead):
+                    for array in pool.map(self.make, range(start, min(start + ahead, self.shape[0]))):
                         stream.write(array)
                         bar.update()
         except PermissionError:  # Windows: another run has made it meanwhile, and has it open
@@ -96,7 +114,7 @@ class KeptArrays(Sequence):
         if self._mapped is None and index < self.shape[0]:
             with suppress(FileNotFoundError):  # deleted meanwhile
                 self._mapped = np.asarray(np.load(self.path, mmap_mode="r"))
-        if self._mapped is None or index >= self.shape[0]:
+        if self._mapped is None or index >= len(self._mapped):
             return self.make(index)
         return self._mapped[index]
 
@@ -109,18 +127,25 @@ class DecodedImages(KeptArrays):
 
     Args:
         title: what they are. files: the images' files. size: (height, width). white_level: see `image_io.read_image`.
+        limit: see `KeptArrays`.
 
     Raises:
         UserError: a file that cannot be decoded. OSError: no room.
     """
 
     def __init__(
-        self, folder: Path, title: str, files: Sequence[Path], size: tuple[int, int], white_level: float | None = None
+        self,
+        folder: Path,
+        title: str,
+        files: Sequence[Path],
+        size: tuple[int, int],
+        white_level: float | None = None,
+        limit: int | None = None,
     ):
         self.files, self.size, self.white_level = list(files), tuple(size), white_level
         content = provenance.digest([provenance.VERSION, white_level, *provenance.file_digests(self.files)])
         name = f"{title.replace(' ', '_')}_{size[0]}x{size[1]}_{content}"
-        super().__init__(folder, name, title, len(self.files), (*self.size, 3))
+        super().__init__(folder, name, title, len(self.files), (*self.size, 3), limit)
 
     def make(self, index: int) -> np.ndarray:
         """The image of a file."""

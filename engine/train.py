@@ -9,7 +9,7 @@ import image_io
 import provenance
 import runtime
 from config import Config
-from decoded import DecodedImages, Subset, kept_folder
+from decoded import DecodedImages, Subset, half_of_disk, kept_folder
 from errors import UserError
 from folders import Remarks, category_folder, list_textures
 from inference import checkpoint, networks, tiles
@@ -227,7 +227,8 @@ def datasets(
         registering = Registration(checkpoint.with_white_level(config, white_level))
         nominal, rotation = RegisteredImages(folder, files.nominal, registering), SMALL_ROTATION
     else:
-        nominal = DecodedImages(folder, "nominal images", files.nominal, config.data.img_size, white_level)
+        limit = half_of_disk(folder)
+        nominal = DecodedImages(folder, "nominal images", files.nominal, config.data.img_size, white_level, limit)
         rotation = MAX_ROTATION
     per_image = tiles.per_image(config.data, config.train.tiles_per_image)
     held_out = set(files.held_out)

@@ -13,7 +13,7 @@ from tqdm import tqdm
 import provenance
 import runtime
 from config import Config
-from decoded import KeptArrays
+from decoded import KeptArrays, half_of_disk
 from errors import UserError
 from evaluation import parts, registration
 from folders import category_folder
@@ -157,7 +157,7 @@ class RegisteredImages(KeptArrays):
         digests = provenance.file_digests(self._files)
         parts_of_name = [provenance.VERSION, registering.white_level, registering.facts, *digests]
         name = f"registered_images_{size[0]}x{size[1]}_{provenance.digest(parts_of_name)}"
-        super().__init__(folder, name, "registered pictures", len(self._files), (*size, 3))
+        super().__init__(folder, name, "registered pictures", len(self._files), (*size, 3), half_of_disk(folder))
 
     def make(self, index: int) -> np.ndarray:
         """The image of a file."""

@@ -3,6 +3,8 @@
 import multiprocessing
 import os
 import pickle
+import time
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 
 import data_loader
 import decoded
+import runtime
 from decoded import DecodedImages
 from errors import UserError
 from image_io import read_image
@@ -66,6 +69,44 @@ def test_images_beyond_the_limit_are_decoded_when_drawn(tmp_path, files, monkeyp
     files[2].unlink()
     with pytest.raises(UserError, match=r"2\.png"):
         images[2]
+
+
+def test_pictures_of_every_epoch_may_take_half_of_the_free_disk(tmp_path, files, monkeypatch):
+    """What is kept stays so when its own file has taken the room, and grows when there is more."""
+    each, free = 3 * SIZE[0] * SIZE[1], 0
+    monkeypatch.setattr(decoded, "LIMIT", each)
+    monkeypatch.setattr(decoded.shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+
+    def kept(room):
+        nonlocal free
+        free = room
+        limit = decoded.half_of_disk(tmp_path / "not/there/yet")
+        images = DecodedImages(tmp_path, "pictures", files, SIZE, limit=limit)
+        assert same(images, files)
+        return images.path.stat().st_size // each
+
+    assert [kept(room * each) for room in (0, 4, 2, 6, 100)] == [1, 2, 2, 3, 5]
+
+
+def test_few_large_pictures_are_decoded_ahead(tmp_path, files, monkeypatch):
+    """Those that wait to be written are bounded by their bytes."""
+    done, ahead = [], []
+
+    class Slow(decoded.KeptArrays):
+        def make(self, index):
+            done.append(index)
+            return np.zeros(1000, np.uint8)
+
+    class Bar(decoded.tqdm):
+        def update(self, n=1):
+            time.sleep(0.02)  # a slow disk
+            ahead.append(len(done) - len(ahead))
+            return super().update(n)
+
+    monkeypatch.setattr(decoded, "tqdm", Bar)
+    monkeypatch.setattr(decoded, "AHEAD", 4000)
+    Slow(tmp_path, "slow", "arrays", 30, (1000,))
+    assert len(done) == 30 and max(ahead) <= max(4, runtime.core_count())
 
 
 def test_a_file_that_is_deleted_or_cut_short_is_no_loss(tmp_path, files):

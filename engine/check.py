@@ -22,6 +22,7 @@ from evaluation.thresholds import images_needed
 from folders import Remarks, category_folder, list_textures
 from inference import tiles
 from inference.checkpoint import with_white_level
+from inference.registering import Registration
 from inference.techniques import Preparation, configured
 from loss import DRAEMLoss
 from model import DRAEM
@@ -92,6 +93,9 @@ def run(config: Config) -> None:
             findings.attempt(lambda: Preparation(settled, [technique]).check(test, [technique]))
             for line in doubts_of_depth(test, white_level):
                 print(line)
+        if config.data.image_registration:
+            settled = with_white_level(config, white_level)
+            findings.attempt(lambda: _print_registration(settled, files, test or []))
         _print_promise(config, len(files.held_out))
         if not findings.problems:
             _print_time(config, files)
@@ -195,6 +199,20 @@ def _print_masks(test: Sequence[TestImage], looks: dict[Path, Look], findings: F
         print("masks: " + ", ".join(f"{count} of {kind}" for kind, count in kinds.most_common()))
     for doubt, masks in doubts.items():
         print(f"masks: {doubt}: {_some(masks)}")
+
+
+def _print_registration(config: Config, files: Files, test: Sequence[TestImage]) -> None:
+    """How many pictures can be laid over the reference. UserError where training would stop."""
+    registering = Registration(config)
+    registering.check()
+    held_out = [TestImage(file, False, f"{file.parent.name}/{file.name}") for file in files.held_out]
+    for what, pictures in (("held-out pictures", held_out), ("test pictures", test)):
+        registering.register(pictures)
+        if pictures:
+            print(f"registration: {registering.said_of(pictures, what) or f'all {len(pictures)} {what} registered'}")
+    if config.data.registration_training:
+        said = registering.register_to_train(files.nominal)
+        print(f"registration: {said or f'all {len(files.nominal)} nominal pictures registered'}")
 
 
 def _print_promise(config: Config, count: int) -> None:

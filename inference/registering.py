@@ -129,6 +129,24 @@ class Registration:
         image, has_source = self.laid(image, homography)
         return image, mask, has_source
 
+    def said_of(self, pictures: Sequence[TestImage], what: str) -> str:
+        """How many of `what` could not be registered, and which; empty where all could."""
+        left = self.unregistered(pictures)
+        shown = ", ".join(left[:3]) + (", ..." if len(left) > 3 else "")
+        return f"{len(left)} of {len(pictures)} {what} could not be registered: {shown}" if left else ""
+
+    def register_to_train(self, files: Sequence[Path]) -> str:
+        """Register pictures to train on; `said_of` them. UserError where more than half cannot be registered."""
+        pictures = [TestImage(file, False, file.name) for file in files]
+        self.register(pictures)
+        said = self.said_of(pictures, "nominal pictures")
+        if len(self.unregistered(pictures)) > len(files) / 2:
+            raise UserError(
+                f"data.registration_training: {said}\n"
+                "set data.registration_method or data.registration_reference to another, or leave it out"
+            )
+        return said
+
     def unregistered(self, pictures: Sequence[TestImage]) -> list[str]:
         """Pictures whose registration cannot be trusted, told from the category on: they are kept as they are."""
         return [picture.name for picture in pictures if self._homographies[picture.path] is None]
@@ -143,16 +161,7 @@ class RegisteredImages(KeptArrays):
 
     def __init__(self, folder: Path, files: Sequence[Path], registering: Registration):
         self._registering, self._files, size = registering, list(files), registering.config.data.img_size
-        pictures = [TestImage(file, False, file.name) for file in files]
-        registering.register(pictures)
-        if left := registering.unregistered(pictures):
-            shown = ", ".join(left[:3]) + (", ..." if len(left) > 3 else "")
-            said = f"{len(left)} of {len(files)} nominal pictures could not be registered: {shown}"
-            if len(left) > len(files) / 2:
-                raise UserError(
-                    f"data.registration_training: {said}\n"
-                    "set data.registration_method or data.registration_reference to another, or leave it out"
-                )
+        if said := registering.register_to_train(files):
             print(f"{said}; they are trained on as they are")
         digests = provenance.file_digests(self._files)
         parts_of_name = [provenance.VERSION, registering.white_level, registering.facts, *digests]

@@ -85,6 +85,11 @@ def test_a_test_picture_without_the_part_is_kept_and_listed(parts_place, cli):
     write(parts_place / "mvtec/bracket/test/good/empty.png", np.full((SIZE, SIZE, 3), 40, np.uint8))
     status, _, error = cli("--train", "--detection", *sets(*REGISTERED, "metrics.threshold=false", "train.epochs=1"))
     assert status == 0, error
+    status, out, error = cli("--check", *sets(*REGISTERED))
+    assert status == 0, error
+    for said in ("all 2 held-out pictures registered", "all 6 nominal pictures registered"):
+        assert f"registration: {said}" in out
+    assert "registration: 1 of 5 test pictures could not be registered: test/good/empty.png" in out
     folder = parts_place / "results/tiny/bracket/checkpoint_1/no_masking_registered"
     assert "1 of 5 pictures could not be registered" in (folder / "optimal/metrics.json").read_text()
 
@@ -100,3 +105,4 @@ def test_mistakes(parts_place, cli):
         write(file, np.random.default_rng(1).integers(30, 50, (SIZE, SIZE, 3), dtype=np.uint8))
     wanted = ["data.registration_training: 4 of 6 nominal pictures could not be registered"]
     checked(cli("--train", *sets(*REGISTERED)), wanted)
+    checked(cli("--check", *sets(*REGISTERED)), wanted)

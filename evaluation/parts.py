@@ -4,7 +4,7 @@ For pictures of the same kind of part on a plain background, where `evaluation.r
 Points are pixels (x, y), whole numbers at pixel centres.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -19,6 +19,7 @@ MIN_LEVELS = 12.0  # and in gray levels
 MAX_SCALE = 2.0  # and its inverse: of a part to the reference
 ELONGATED = 0.85  # ratio of axes below which the direction is taken from moments
 TURN = 6  # degrees between the turns that are tried where it is not
+RANKING_SIZE = 128  # pixels, of the longer side that these are ranked at
 CANDIDATES = 3  # of those turns that are refined
 ROUND = 0.8  # correlation with all of its turns from which a part is taken as round
 MIN_OVERLAP = 0.9  # intersection over union of silhouettes
@@ -150,9 +151,10 @@ def _best_pose(part: Part, target: Part, is_round: bool, mirror: bool) -> np.nda
     if not 1 / MAX_SCALE <= _size_ratio(part, target) <= MAX_SCALE:
         return None
     flips, turns = (False, True) if mirror else (False,), _turns(part, target, is_round)
-    poses = [_pose(part, target, turn, flip) for flip in flips for turn in turns]
-    ranked = sorted(poses, key=lambda pose: _likeness(part, target, pose), reverse=True)
-    refined = [_refine(part, target, is_round, pose) for pose in ranked[:CANDIDATES]]
+    choices, small = [(turn, flip) for flip in flips for turn in turns], (_smaller(part), _smaller(target))
+    if len(choices) > CANDIDATES:
+        choices.sort(key=lambda choice: _likeness(*small, _pose(*small, *choice)), reverse=True)
+    refined = [_refine(part, target, is_round, _pose(part, target, *choice)) for choice in choices[:CANDIDATES]]
     best = max(refined, key=lambda pose: _likeness(part, target, pose))
     return best if _is_trusted(part, target, is_round, best) else None
 
@@ -193,6 +195,15 @@ def _largest(above: np.ndarray) -> np.ndarray:
     piece = (labels == 1 + stats[1:, cv2.CC_STAT_AREA].argmax()).astype(np.uint8)
     contours, _ = cv2.findContours(piece, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     return cv2.drawContours(piece, contours, -1, 1, cv2.FILLED) > 0
+
+
+def _smaller(part: Part) -> Part:
+    """The same at RANKING_SIZE."""
+    scale = min(RANKING_SIZE / max(part.gray.shape), 1.0)
+    gray = cv2.resize(part.gray, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    silhouette = cv2.resize(part.silhouette * np.uint8(255), gray.shape[::-1], interpolation=cv2.INTER_AREA) > 127
+    center = (part.center + 0.5) * scale - 0.5
+    return replace(part, gray=gray, silhouette=silhouette, center=center, area=part.area * scale**2)
 
 
 def _size_ratio(part: Part, target: Part) -> float:

@@ -76,7 +76,7 @@ int main(int argc, char** argv) {
                     map(where) += found.mul(weight);
                     sum(where) += weight;
                 }
-            cv::blur(map / sum, smooth, cv::Size(21, 21), cv::Point(-1, -1), cv::BORDER_CONSTANT);
+            cv::blur(cv::min(map / sum, 1), smooth, cv::Size(21, 21), cv::Point(-1, -1), cv::BORDER_CONSTANT);
             double score;
             cv::minMaxLoc(smooth, nullptr, &score);
             std::printf("%-9s %.6f %s\n", score > threshold ? "anomalous" : "nominal", score, argv[i]);

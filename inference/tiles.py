@@ -13,11 +13,17 @@ MOST_PER_IMAGE = 16  # training samples of a picture in an epoch, where that is 
 
 
 class Tile(NamedTuple):
-    """One of the tiles of a picture. rows, columns: where it lies. weight: of its map there, float32 (H, W)."""
+    """One of the tiles of a picture. rows, columns: where it lies. down, across: weights, float32 (H,) and (W,)."""
 
     rows: slice
     columns: slice
-    weight: Tensor
+    down: Tensor
+    across: Tensor
+
+    @property
+    def weight(self) -> Tensor:
+        """Of its map, float32 (H, W); not kept, as those of all tiles would be larger than the picture."""
+        return torch.outer(self.down, self.across)
 
 
 def cut(size: tuple[int, int], tile: tuple[int, int], overlap: float, device: torch.device | None = None) -> list[Tile]:
@@ -28,27 +34,20 @@ def cut(size: tuple[int, int], tile: tuple[int, int], overlap: float, device: to
     Args:
         size, tile: (height, width) of the picture and of a tile. overlap: from 0 to below 1.
     """
-    (tops, down), (lefts, across) = (_along(*sides, overlap) for sides in zip(size, tile, strict=True))
-    return [
-        Tile(
-            slice(top, top + tile[0]),
-            slice(left, left + tile[1]),
-            torch.from_numpy(np.outer(one, other).astype(np.float32)).to(device),
-        )
-        for top, one in zip(tops, down, strict=True)
-        for left, other in zip(lefts, across, strict=True)
-    ]
+    rows, columns = (_along(*sides, overlap, device) for sides in zip(size, tile, strict=True))
+    return [Tile(row, column, down, across) for row, down in rows for column, across in columns]
 
 
-def _along(size: int, tile: int, overlap: float) -> tuple[list[int], list[np.ndarray]]:
-    """Starts of tiles along a side, and the weights of each one's pixels."""
+def _along(size: int, tile: int, overlap: float, device: torch.device | None) -> list[tuple[slice, Tensor]]:
+    """Where tiles lie along a side, and the weights of each one's pixels."""
     count = math.ceil((size - tile) / (tile * (1 - overlap)) - 1e-9) + 1
     starts = np.linspace(0, size - tile, count).round().astype(int).tolist()
+    places = [slice(start, start + tile) for start in starts]
     window = np.sin(np.pi * (np.arange(tile) + 0.5) / tile) ** 2
     total = np.zeros(size)
-    for start in starts:
-        total[start : start + tile] += window
-    return starts, [window / total[start : start + tile] for start in starts]
+    for place in places:
+        total[place] += window
+    return [(place, torch.from_numpy(window / total[place]).to(device, torch.float32)) for place in places]
 
 
 def per_image(data: Data, wanted: int | str) -> int:
@@ -99,5 +98,8 @@ class Blended:
         if self.anomaly_map is None:
             self.reconstruction = reconstruction.new_zeros((3, *self._size))
             self.anomaly_map = anomaly_map.new_zeros(self._size)
-        self.reconstruction[:, tile.rows, tile.columns].addcmul_(reconstruction, tile.weight)
-        self.anomaly_map[tile.rows, tile.columns].addcmul_(anomaly_map, tile.weight)
+        weight = tile.weight
+        self.reconstruction[:, tile.rows, tile.columns].addcmul_(reconstruction, weight)
+        self.anomaly_map[tile.rows, tile.columns].addcmul_(anomaly_map, weight)
+        if self.is_done:
+            self.anomaly_map.clamp_(max=1)  # weights sum to 1 but for rounding

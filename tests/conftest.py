@@ -68,7 +68,7 @@ data:
   results_path: {root}/results
   run_name: tiny
   img_size: 32
-  test_batch_size: 2
+  test_batch_size: 4
   val_split: 0.34
   num_workers: 0
 model: {{base_width: 4, base_channels: 4}}

@@ -81,6 +81,27 @@ def test_a_constant_map_stays_constant():
     np.testing.assert_allclose(whole.reconstruction, 0.3, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("size", "tile", "overlap"),
+    [((448, 1120), (128, 128), 0.25), ((320, 320), (64, 128), 0.75), ((96, 160), (64, 64), 0)],
+)
+def test_a_certain_map_stays_a_probability(size, tile, overlap):
+    """Softmax gives 1 where a defect is clear; the sum of weights is 1 but for rounding."""
+    found = tiles.cut(size, tile, overlap)
+    whole = tiles.Blended(size, len(found))
+    for one in found:
+        whole.add(one, torch.zeros(3, *tile), torch.ones(tile))
+    assert whole.anomaly_map.max() == 1 and whole.anomaly_map.min() > 1 - 1e-6
+
+
+def test_weights_take_less_room_than_the_picture():
+    """They would be sixteen pictures of their own at an overlap of 0.75."""
+    kept = {
+        tensor.data_ptr(): tensor.nbytes for tile in tiles.cut((2048, 2048), (256, 256), 0.75) for tensor in tile[2:]
+    }
+    assert sum(kept.values()) < 2048 * 2048 / 50
+
+
 def test_a_tile_of_the_whole_picture_gives_the_untiled_map(workplace):
     pictures = [torch.from_numpy(noise(3, 64, 96)) for _ in range(5)]
     made = []

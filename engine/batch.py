@@ -1,9 +1,10 @@
 """Evaluation of categories x checkpoints x techniques x thresholds: what to do, what is complete, and the passes."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -15,7 +16,7 @@ from engine import cluster
 from engine.cluster import Options
 from engine.detection import evaluate_pass, manual_thresholds, provenance_of, result_folder
 from engine.threshold import compute_thresholds, load_thresholds, nominal_images
-from errors import UserError, told
+from errors import ShownError, UserError, told
 from evaluation.thresholds import KINDS, MANUAL, NOMINAL_KINDS
 from folders import Remarks, category_folder, chosen_categories
 from inference import checkpoint
@@ -23,6 +24,7 @@ from inference.checkpoint import Checkpoint
 from inference.techniques import MASKINGS, TECHNIQUES, Preparation, Technique
 from pictures import TestImage, doubts_of_depth, list_test, with_masks_read
 from reporting import summary
+from reporting.mistakes import with_picture
 from reporting.result import CURVES, Record, read_record
 from reporting.summary import Found
 
@@ -150,7 +152,7 @@ def _plan(
         techniques = _techniques(own, maskings, registrations)
         kept_in = decoded.kept_folder(own.data.checkpoint_path) if len(paths) > 1 else None
         try:
-            own, remarks = _settled(own, paths), Remarks()
+            (own, reference), remarks = _settled(own, paths), Remarks()
             pictures, doubts = with_masks_read(list_test(Path(own.data.data_path) / name, remarks))
             doubts += doubts_of_depth(pictures, own.data.white_level)
             for line in (*remarks.lines(), *doubts):
@@ -162,7 +164,7 @@ def _plan(
         except (UserError, OSError) as error:
             failed[name, "", ""] = told(error)
             continue
-        preparation = Preparation(own, techniques, kept_in)
+        preparation, techniques = _prepared(own, techniques, kept_in, reference, by_epoch, failed)
         preparation.check(pictures, techniques)
         for epoch, path in sorted(by_epoch.items()):
             for variant in dict.fromkeys(technique.variant for technique in techniques):
@@ -171,15 +173,36 @@ def _plan(
     return items, failed
 
 
-def _settled(config: Config, paths: Sequence[Path]) -> Config:
-    """The settings with the white level that the run's first sound checkpoint was trained with."""
+def _prepared(
+    config: Config,
+    techniques: list[Technique],
+    kept_in: Path | None,
+    reference: dict[str, Any],
+    epochs: Iterable[int],
+    failed: dict[Key, str],
+) -> tuple[Preparation, list[Technique]]:
+    """A category's preparation, and the techniques that are left: without a reference part none is registered."""
+    try:
+        return Preparation(config, techniques, kept_in, reference), techniques
+    except ShownError as error:
+        text = told(with_picture(error, config))
+        for one in techniques:
+            if one.registered:
+                failed |= {(config.data.category, str(epoch), one.name): text for epoch in epochs}
+    left = [one for one in techniques if not one.registered]
+    return Preparation(config, left, kept_in, reference), left
+
+
+def _settled(config: Config, paths: Sequence[Path]) -> tuple[Config, dict[str, Any]]:
+    """The settings with the white level that the run's first sound checkpoint was trained with, and what its pictures
+    must be laid over."""
     for path in paths:
         facts = None
         with suppress(UserError):  # a damaged one will fail by itself
             facts = checkpoint.load_facts(path)
         if facts:
-            return checkpoint.settled(config, facts)
-    return config
+            return checkpoint.settled(config, facts), facts.reference
+    return config, {}
 
 
 def _techniques(config: Config, maskings: Sequence[str] | None, registrations: Sequence[bool]) -> list[Technique]:
@@ -273,6 +296,7 @@ def current_results(results: Path, config: Config, failed: dict[Key, str]) -> tu
     by_name = {technique.name: technique for technique in TECHNIQUES}
     found, stale = [], {}
     listed: dict[str, list[TestImage]] = {}
+    prepared: dict[tuple, Preparation] = {}
     for folder in sorted(results.glob("*/checkpoint_*/*")):
         name, epoch = folder.parent.parent.name, folder.parent.name.removeprefix("checkpoint_")
         key = (name, epoch, folder.name)
@@ -291,8 +315,12 @@ def current_results(results: Path, config: Config, failed: dict[Key, str]) -> tu
                 continue
             if name not in listed:
                 listed[name] = list_test(category_folder(Path(own.data.data_path), name))
-            own = checkpoint.settled(own, checkpoint.load_facts(path))
-            if changed := differences(own, record, path, Preparation(own, [technique]), technique, listed[name]):
+            facts = checkpoint.load_facts(path)
+            own = checkpoint.settled(own, facts)
+            key_of = (name, technique, own.data.white_level, str(facts.reference.get("reference", {}).get("digest")))
+            if key_of not in prepared:
+                prepared[key_of] = Preparation(own, [technique], carried=facts.reference)
+            if changed := differences(own, record, path, prepared[key_of], technique, listed[name]):
                 stale[key] = "; ".join(changed)
                 continue
         except (UserError, OSError) as error:

@@ -11,15 +11,17 @@ from config import Config
 from engine.threshold import NOT_KNOWN, load_thresholds, nominal_settings
 from evaluation.thresholds import MANUAL, OPTIMAL
 from folders import Remarks, category_folder
-from inference import checkpoint, thresholds, tiles
+from inference import checkpoint, fitting, thresholds, tiles
 from inference.checkpoint import Checkpoint
 from inference.detect import Together, detect
 from inference.techniques import Preparation, Technique, configured, left_out
 from pictures import TestImage, doubts_of_depth, list_test, with_masks_read
 from provenance import Content, Provenance
+from reporting.mistakes import shows_mistakes
 from reporting.result import Result
 
 
+@shows_mistakes
 def run(config: Config, ranks: Together | None = None) -> Path:
     """Detect on test/ with the configured checkpoint; the folder of results.
 
@@ -38,7 +40,7 @@ def run(config: Config, ranks: Together | None = None) -> Path:
     doubts += doubts_of_depth(pictures, config.data.white_level)
     for line in doubts:
         print(line)
-    preparation = Preparation(config, [technique])
+    preparation = Preparation(config, [technique], carried=ckpt.reference)
     if ranks and ranks.rank:
         for _ in detect(ckpt.model, preparation.dataset(pictures, [technique]), config, "", ranks):
             pass
@@ -126,6 +128,8 @@ def evaluate_pass(
             folder = result_folder(config, ckpt.name, technique)
             result = Result(config, folder, pictures, thresholds, kinds, made_from, ckpt.path)
             result.notes |= _notes(preparation, technique, pictures, thresholds)
+            if fitting.is_of_registered(ckpt.settings) and not technique.registered:
+                result.notes["registration"] = "trained on registered pictures; these are as they are"
             if doubts:
                 result.notes["mask_files"] = "; ".join(doubts)
             results[technique] = stack.enter_context(result)

@@ -28,10 +28,12 @@ from inference.techniques import Preparation, Technique, configured, left_out
 from pictures import TestImage, list_nominal, list_validation, split_nominal
 from provenance import Provenance
 from reporting import tables
+from reporting.mistakes import shows_mistakes
 
 NOT_KNOWN = "whether these weights were trained on the pictures that thresholds come from is not known"
 
 
+@shows_mistakes
 def run(config: Config, ranks: Together | None = None) -> Path:
     """Compute, save and print the thresholds of the configured checkpoint and technique; the file they are in.
 
@@ -40,7 +42,7 @@ def run(config: Config, ranks: Together | None = None) -> Path:
     technique = configured(config)
     ckpt = checkpoint.load(config)
     config = checkpoint.settled(config, ckpt)
-    preparation = Preparation(config, [technique])
+    preparation = Preparation(config, [technique], carried=ckpt.reference)
     for content in compute_thresholds(config, ckpt, preparation, [technique], ranks):
         print(_table(content))
     return thresholds.path_of(config.run_folder, ckpt.name, technique)

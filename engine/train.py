@@ -1,6 +1,6 @@
 """The training mode."""
 
-from contextlib import ExitStack, nullcontext, suppress
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -10,13 +10,14 @@ import provenance
 import runtime
 from config import Config
 from decoded import DecodedImages, Subset, half_of_disk, kept_folder
-from errors import UserError
+from errors import ShownError, UserError
 from folders import Remarks, category_folder, list_textures
 from inference import checkpoint, networks, tiles
 from inference.registering import RegisteredImages, Registration
 from inference.techniques import to_carry
 from pictures import list_nominal, list_validation, nominal_name, split_nominal
 from provenance import Provenance
+from reporting.mistakes import shows_mistakes
 from synthesis import MAX_ROTATION, AnomalySynthesizer
 from training import loop
 from training.journal import Journal
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 SMALL_ROTATION = 5  # degrees, of nominal images that are registered
 
 
+@shows_mistakes
 def run(config: Config, settings_text: str, ranks: "Ranks | None" = None) -> Path:
     """Train one category and keep its checkpoints.
 
@@ -66,7 +68,7 @@ def run(config: Config, settings_text: str, ranks: "Ranks | None" = None) -> Pat
             state, files, place = _set_up(config, settings_text, ranks)
             samples = None
             if state.epoch < config.train.epochs:
-                samples = datasets(config, files, state.white_level)
+                samples = datasets(config, files, state.white_level, state.carried.get("reference"))
         if samples is None:
             return _trained_already(state)
         return _train(state, len(files.held_out), *samples, place)
@@ -83,8 +85,14 @@ def _set_up(config: Config, settings_text: str, ranks: "Ranks | None") -> tuple[
     files = split(config, nominal, validation, textures, kept)
     white_level = find_white_level(config, files, kept)
     carried = {}
-    with suppress(UserError):  # training needs none of these; detection will say what is wrong
+    try:
         carried = to_carry(checkpoint.with_white_level(config, white_level))
+    except ShownError:
+        raise
+    except UserError:
+        pass  # training needs none of these; detection will say what is wrong
+    if kept and config.data.registration_training:  # pictures lie as before, whatever is the first one now
+        carried |= {name: one for name, one in kept["carried"].items() if name == "reference"}
     state = TrainingState(config, settings_text, made_from, files.digests(), white_level, carried, ranks)
     if kept:
         state.resume(kept)
@@ -218,18 +226,21 @@ def find_white_level(config: Config, files: Files, kept: dict[str, Any] | None) 
 
 
 def datasets(
-    config: Config, files: Files, white_level: float | None = None
+    config: Config, files: Files, white_level: float | None = None, reference: dict[str, Any] | None = None
 ) -> tuple[data_loader.DRAEMTrainDataset, SyntheticSamples | None]:
-    """Samples to train on, and those on held-out images where there are any. Decodes all images and textures."""
+    """Samples to train on, and those on held-out images where there are any. Decodes all images and textures.
+
+    reference: that pictures are laid over, see `inference.techniques.to_carry`; None: as the settings say.
+    """
     size, seed, folder = config.data.input_size, config.train.seed, kept_folder(config.data.checkpoint_path)
-    textures = DecodedImages(folder, "textures", files.textures, size)
     if config.data.registration_training:
-        registering = Registration(checkpoint.with_white_level(config, white_level))
+        registering = Registration(checkpoint.with_white_level(config, white_level), reference)
         nominal, rotation = RegisteredImages(folder, files.nominal, registering), SMALL_ROTATION
     else:
         limit = half_of_disk(folder)
         nominal = DecodedImages(folder, "nominal images", files.nominal, config.data.img_size, white_level, limit)
         rotation = MAX_ROTATION
+    textures = DecodedImages(folder, "textures", files.textures, size)  # which may push out what nobody has open
     per_image = tiles.per_image(config.data, config.train.tiles_per_image)
     held_out = set(files.held_out)
     places = [place for place, file in enumerate(files.nominal) if file not in held_out]

@@ -20,15 +20,10 @@ from config import Config
 from errors import UserError
 from folders import category_folder
 from image_io import find_white_level
+from inference import fitting
 from model import DRAEM
 from pictures import list_nominal
 from provenance import file_state
-
-# The convolution that tells a network's width, and how many times that width it has.
-WIDTH_KEYS = {
-    "model.base_width": "reconstructive.encoder.block1.0.weight",
-    "model.base_channels": "discriminative.encoder_segment.block1.0.weight",
-}
 
 # Pairs of state dicts, the reconstructive network's and the discriminative one's: suffix -> what tells the stems apart.
 PAIRS = {
@@ -88,6 +83,11 @@ class Checkpoint:
     white_level: float | None = None
     carried: dict[str, dict[str, Any]] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def reference(self) -> dict[str, dict[str, Any]]:
+        """Of `carried` what pictures must be laid over, as they were in training; empty where that is open."""
+        return {"reference": self.carried["reference"]} if fitting.is_of_registered(self.settings) else {}
 
 
 def read(path: Path, only_facts: bool = False) -> dict[str, Any]:
@@ -182,8 +182,9 @@ def load(config: Config, load_epoch: int | str | None = None) -> Checkpoint:
     else:
         weights = content["model"]
     model = DRAEM(config.model.base_width, config.model.base_channels)
-    check_widths(path, weights, config)
-    check_tiles(path, content.get("settings", {}), config)
+    fitting.check_widths(path, weights, config)
+    fitting.check_tiles(path, content.get("settings", {}), config)
+    fitting.check_registration(path, content.get("settings", {}), config)
     try:
         model.load_state_dict(weights)
         own = fingerprint(weights)
@@ -283,25 +284,6 @@ def with_trained_settings(config: Config, path: Path, named: Collection[str]) ->
 def with_white_level(config: Config, white_level: float | None) -> Config:
     """The settings with the value of white that pictures are read with, None for that of their files."""
     return config.model_copy(update={"data": config.data.model_copy(update={"white_level": white_level})})
-
-
-def check_widths(path: Path, weights: dict[str, Tensor], config: Config) -> None:
-    """UserError where the weights belong to networks of other widths than the settings'."""
-    settings = {"model.base_width": config.model.base_width, "model.base_channels": config.model.base_channels}
-    for key, name in WIDTH_KEYS.items():
-        weight = weights.get(name)
-        if isinstance(weight, Tensor) and weight.ndim == 4 and (found := weight.shape[0]) != settings[key]:
-            raise UserError(f"{path}: has {key} = {found}, the settings say {settings[key]}; set {key}={found}")
-
-
-def check_tiles(path: Path, trained: dict[str, Any], config: Config) -> None:
-    """UserError where a checkpoint was trained on tiles of another size; trained: its settings, empty if unknown."""
-    if not isinstance(trained.get("data"), dict):
-        return
-    there, now = trained["data"].get("tile_size"), config.data.tile_size
-    if there != (now and list(now)):
-        there, now = ("null" if one is None else list(one) for one in (there, now))
-        raise UserError(f"data.tile_size = {now}, but {path} was trained with {there}; set data.tile_size={there}")
 
 
 def fingerprint(weights: dict[str, Tensor]) -> str:

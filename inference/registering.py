@@ -14,10 +14,10 @@ import provenance
 import runtime
 from config import Config
 from decoded import KeptArrays, half_of_disk
-from errors import UserError
+from errors import ShownError, UserError
 from evaluation import parts, registration
 from folders import category_folder
-from image_io import from_png, read_image, resize, write_image
+from image_io import from_png, read_image, resize
 from pictures import TestImage, list_nominal
 
 
@@ -70,12 +70,11 @@ class Registration:
         try:
             return parts.reference_of(self.reference)
         except parts.NoPartError as error:
-            path = self.config.run_folder / "registration_reference.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_image(path, _in_red(self.reference, error.seen))
-            raise UserError(
-                f"data.registration_method = part: no part found in {self.reference_path}: {error}, red in {path}\n"
-                "name another picture with data.registration_reference, or set data.registration_method=scene"
+            raise ShownError(
+                f"data.registration_method = part: no part found in {self.reference_path}: {error}\n"
+                "name another picture with data.registration_reference, or set data.registration_method=scene",
+                _in_red(self.reference, error.seen),
+                "registration_reference.png",
             ) from error
 
     @cached_property
@@ -111,7 +110,7 @@ class Registration:
         # Threads: OpenCV works outside the interpreter's lock.
         with ThreadPoolExecutor(runtime.core_count()) as pool:
             found = pool.map(lambda path: self.homography(self.read(path)), new)
-            bar = tqdm(found, "registration", len(new), unit="image", leave=None)
+            bar = tqdm(found, "registration", len(new), unit="image", leave=None, disable=len(new) == 1)
             self._homographies.update(zip(new, bar, strict=True))
 
     def registered(
@@ -161,16 +160,20 @@ class RegisteredImages(KeptArrays):
 
     def __init__(self, folder: Path, files: Sequence[Path], registering: Registration):
         self._registering, self._files, size = registering, list(files), registering.config.data.img_size
-        if said := registering.register_to_train(files):
-            print(f"{said}; they are trained on as they are")
         digests = provenance.file_digests(self._files)
         parts_of_name = [provenance.VERSION, registering.white_level, registering.facts, *digests]
         name = f"registered_images_{size[0]}x{size[1]}_{provenance.digest(parts_of_name)}"
         super().__init__(folder, name, "registered pictures", len(self._files), (*size, 3), half_of_disk(folder))
 
+    def _write(self, title: str) -> None:
+        if said := self._registering.register_to_train(self._files):
+            print(f"{said}; they are trained on as they are")
+        super()._write(title)
+
     def make(self, index: int) -> np.ndarray:
         """The image of a file."""
         path = self._files[index]
+        self._registering.register([TestImage(path, False, path.name)])  # what an earlier run has written is not yet
         image = self._registering.read(path)
         image, *_ = self._registering.registered(path, image, np.zeros(image.shape[:2], np.uint8))
         return resize(image, self._registering.config.data.img_size)

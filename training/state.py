@@ -16,7 +16,7 @@ import provenance
 import runtime
 from config import Config
 from errors import UserError
-from inference import checkpoint
+from inference import checkpoint, fitting
 from model import DRAEM
 from provenance import Provenance
 
@@ -282,7 +282,7 @@ def read_last(config: Config, now: Provenance) -> dict[str, Any] | None:
     content = _read_sound(path)
     if not {"model", "optimizer", "scheduler", "epoch", "settings", "held_out"} <= content.keys():
         raise UserError(f"{path}: not a state to resume from; set train.resume to never to start anew")
-    checkpoint.check_widths(path, content["model"], config)
+    fitting.check_widths(path, content["model"], config)
     if changed := changed_settings(provenance_of(path, content), now, ignoring=EXTENDABLE):
         raise UserError(f"{path}: trained with {'; '.join(changed)}; {MEND}")
     return content

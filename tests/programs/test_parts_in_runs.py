@@ -7,7 +7,9 @@ from conftest import SETTINGS, checked, rows_of, write
 
 from config import load_config
 from decoded import KeptArrays
+from evaluation import parts
 from image_io import read_image
+from inference import checkpoint
 from inference.registering import RegisteredImages, Registration
 from pictures import list_nominal
 
@@ -75,10 +77,52 @@ def test_all_modes_with_registered_parts(parts_place, cli):
         assert float(predicted[row["path"]]["score"]) == pytest.approx(float(row["score"]), abs=1e-6)
     unregistered = ["--predict", str(photos), *sets("data.image_registration=false")]
     checked(cli(*unregistered), ["data.image_registration = false", "trained on registered pictures"])
-    plain = sets("data.image_registration=true", "data.registration_method=scene")
-    checked(cli("--detection", *plain), ["out of date", "reference picture or method"])
+    scene = sets("data.image_registration=true", "data.registration_method=scene")
+    checked(cli("--detection", *scene), ["data.registration_method = scene", "registered as part"])
+    status, _, error = cli("--detection", *sets("metrics.threshold=false", REGISTERED[1]))
+    assert status == 0, error
+    metrics = (parts_place / "results/tiny/bracket/checkpoint_2/no_masking/optimal/metrics.json").read_text()
+    assert "trained on registered pictures; these are as they are" in metrics
     wanted = ["last.pt: trained with", "data.registration_training = True, now False"]
     checked(cli("--train", *sets(*REGISTERED[:2])), wanted)
+
+
+def test_the_reference_of_a_training_stays(parts_place, cli):
+    """A picture that comes first in train/good later lies otherwise; the weights know the old one."""
+    assert cli("--train", *sets(*REGISTERED, "train.epochs=1"))[0] == 0
+    write(parts_place / "mvtec/bracket/train/good/0.png", bracket(np.random.default_rng(9), 120)[0])
+    status, out, error = cli("--train", "--threshold", "--detection", *sets(*REGISTERED))
+    assert status == 0 and "1 added" in out, error
+    run = parts_place / "checkpoints/bracket/tiny"
+    carried = [checkpoint.read(run / f"epoch_{epoch:04}.pt")["carried"]["reference"] for epoch in (1, 2)]
+    assert carried[0]["path"].endswith("000.png") and carried[0]["digest"] == carried[1]["digest"]
+    result = parts_place / "results/tiny/bracket/checkpoint_2/no_masking_registered"
+    assert f'"{carried[0]["digest"]} part"' in (result / "made_with.json").read_text()
+
+
+def test_registered_pictures_are_registered_once(parts_place, cli, monkeypatch):
+    register, count = parts.register, []
+    monkeypatch.setattr(parts, "register", lambda *arguments: count.append(1) or register(*arguments))
+    for epochs, expected in ((1, 6), (2, 6)):
+        assert cli("--train", *sets(*REGISTERED, f"train.epochs={epochs}"))[0] == 0
+        assert len(count) == expected
+    for path in (parts_place / "checkpoints/.decoded").glob("registered_images*"):
+        path.unlink()
+    assert cli("--train", *sets(*REGISTERED, "train.epochs=3"))[0] == 0 and len(count) == 12
+
+
+def test_a_category_without_a_reference_part_costs_no_other(parts_place, call):
+    settings = sets("data.registration_method=part", "train.epochs=1")
+    assert call("train_all", "--categories", "bracket", "tile", *settings)[0] == 0
+    status, out, _ = call("evaluate_checkpoints", "--categories", "bracket", "tile", "--thresholds", "max", *settings)
+    assert status == 1 and "tile, 1, no_masking_registered: data.registration_method = part: no part found" in out
+    assert "registration_reference.png shows it" in out
+    rows = rows_of(parts_place / "results/tiny/summary.csv")
+    assert [(row["category"], row["technique"]) for row in rows if not row["error"]] == [
+        ("bracket", "no_masking"),
+        ("bracket", "no_masking_registered"),
+        ("tile", "no_masking"),
+    ]
 
 
 def test_a_test_picture_without_the_part_is_kept_and_listed(parts_place, cli):
@@ -99,8 +143,12 @@ def test_mistakes(parts_place, cli):
     empty = write(parts_place / "empty.png", np.full((SIZE, SIZE, 3), 40, np.uint8))
     named = sets(*REGISTERED, f"data.registration_reference={empty.as_posix()}")
     shown = parts_place / "checkpoints/bracket/tiny/registration_reference.png"
-    checked(cli("--train", *named), ["no part found in", "empty.png", "covers 0.0 %", str(shown)])
-    assert cv2.imread(str(shown)).shape == (SIZE, SIZE, 3)
+    checked(cli("--check", *named), ["no part found in", "empty.png"])
+    assert not shown.parent.exists()
+    for some in (named, [*named, *sets("data.registration_training=false")]):
+        checked(cli("--train", *some), ["no part found in", "empty.png", "covers 0.0 %", str(shown)])
+        assert cv2.imread(str(shown)).shape == (SIZE, SIZE, 3)
+        shown.unlink()
     for file in list_nominal(parts_place / "mvtec/bracket")[1:5]:
         write(file, np.random.default_rng(1).integers(30, 50, (SIZE, SIZE, 3), dtype=np.uint8))
     wanted = ["data.registration_training: 4 of 6 nominal pictures could not be registered"]

@@ -6,6 +6,7 @@ here as well: the statistics of batch norm, the losses, the dynamic range of SSI
 
 import os
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -23,6 +24,8 @@ from errors import LostError, UserError
 from stopping import Stopped, deferred
 
 POLL = 0.05  # seconds between two looks at the store
+BEAT = 1.0  # seconds between two signs of life
+SILENT = 20.0  # seconds without one after which a process is taken for lost
 LOST = 5.0  # seconds that the others are waited for to say that they live
 PATIENCE = timedelta(minutes=30)  # decoding and drawing of one, which the others wait for
 
@@ -34,12 +37,14 @@ class Ranks:
         rank: from 0. count: how many there are. local_rank: on this machine. is_first: of all, the one that writes.
 
     Raises:
-        UserError: more processes on a machine than GPUs.
+        UserError: more processes on a machine than GPUs; a launcher that says too little.
     """
 
     def __init__(self, uses_cuda: bool):
-        self.rank, self.count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-        self.local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+        self.rank, self.count = _number("RANK"), _number("WORLD_SIZE")
+        self.local_rank = _number("LOCAL_RANK", "0")
+        _number("MASTER_PORT")
+        _told("MASTER_ADDR")
         self.is_first, self._turns = self.rank == 0, 0
         if uses_cuda:
             gpus = torch.cuda.device_count()
@@ -50,6 +55,14 @@ class Ranks:
         self._store = dist.distributed_c10d._get_default_store()
         self._control = dist.new_group(backend="gloo", timeout=PATIENCE)  # never waits for a GPU
         self.statistics = dist.new_group(timeout=PATIENCE)  # does not queue behind gradients
+        threading.Thread(target=self._beat, args=(self._store.clone(),), daemon=True).start()
+
+    def _beat(self, store: dist.Store) -> None:
+        """Tell the others that this process lives, however long its work takes."""
+        with suppress(RuntimeError):  # the store goes with the first process
+            while True:
+                store.add(f"beat/{self.rank}", 1)
+                time.sleep(BEAT)
 
     @contextmanager
     def in_turn(self) -> Iterator[None]:
@@ -58,24 +71,36 @@ class Ranks:
         self._turns += 1
         own = 0 if self.is_first else 1 if self.local_rank == 0 else 2
         self._store.set(f"turn/{self._turns}/{self.rank}", str(own))
-        turns = [int(self._wait(f"turn/{self._turns}/{rank}")) for rank in range(self.count)]
+        turns = [int(self._wait(f"turn/{self._turns}", rank)) for rank in range(self.count)]
         for rank, turn in enumerate(turns):
             if turn < own:
-                self._wait(f"left/{self._turns}/{rank}")
+                self._wait(f"left/{self._turns}", rank)
         yield
         self._store.set(f"left/{self._turns}/{self.rank}", "")
 
-    def _wait(self, key: str) -> bytes:
-        while not self._store.check([key]):  # not in one call, which no signal could end
+    def _wait(self, key: str, rank: int) -> bytes:
+        """What a rank says under a key, once it has. LostError where it shows no sign of life."""
+        beats, since = None, time.monotonic()
+        while not self._store.check([f"{key}/{rank}"]):  # not in one call, which no signal could end
             time.sleep(POLL)
-        return self._store.get(key)
+            if time.monotonic() - since > SILENT:
+                now = self._store.add(f"beat/{rank}", 0)
+                if now == beats:
+                    raise self._lost([rank])
+                beats, since = now, time.monotonic()
+        return self._store.get(f"{key}/{rank}")
+
+    def _lost(self, ranks: Sequence[int]) -> LostError:
+        names = ", ".join(f"rank {rank}" for rank in ranks)
+        text = f"{names} of {self.count} has ended; start all again: a training goes on from its last state"
+        return LostError(text)
 
     def barrier(self) -> None:
         """Wait for all others."""
         with self.in_turn():
             pass
         for rank in range(self.count):
-            self._wait(f"left/{self._turns}/{rank}")
+            self._wait(f"left/{self._turns}", rank)
 
     def any(self, number: int | None) -> int | None:
         """The largest of all ranks' numbers; None where none has one."""
@@ -148,13 +173,28 @@ class Ranks:
             with suppress(Stopped), deferred():
                 lost = self.lost()
             if lost:
-                names = ", ".join(f"rank {rank}" for rank in lost)
-                text = f"{names} of {self.count} has ended; start all again: a training goes on from its last state"
-                raise LostError(text) from error
+                raise self._lost(lost) from error
         if isinstance(error, Stopped) and not self.is_first:
             sys.exit(error.status)
         if error is None:
             dist.destroy_process_group()
+
+
+def _told(name: str, default: str | None = None) -> str:
+    """What a launcher says in the environment."""
+    if (said := os.environ.get(name, default)) is None:
+        raise UserError(
+            f"{name} is not set, RANK and WORLD_SIZE are; start with torchrun, or set RANK, WORLD_SIZE, LOCAL_RANK, "
+            "MASTER_ADDR and MASTER_PORT for each process"
+        )
+    return said
+
+
+def _number(name: str, default: str | None = None) -> int:
+    said = _told(name, default)
+    if not said.isdecimal():
+        raise UserError(f"{name} = {said}: must be a whole number, as torchrun sets it")
+    return int(said)
 
 
 def _add_up(_: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:

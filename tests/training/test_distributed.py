@@ -161,6 +161,38 @@ def test_all_stop_together_where_one_is_told_to(place):
     assert status == 0 and "going on after" in out, error
 
 
+WAITS = """\
+import os, sys
+sys.path.insert(0, {root!r})
+from training import distributed
+distributed.SILENT = 1.5
+with distributed.Ranks(False) as ranks:
+    if ranks.rank:
+        os._exit(9)
+    ranks.barrier()
+"""
+
+
+def test_a_process_that_dies_while_others_wait_is_missed(tmp_path):
+    """As where one is decoding; nothing but its silence tells, as no exchange fails."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    command = [sys.executable, "-c", WAITS.format(root=str(ROOT))]
+    first, second = (start_process(command, tmp_path, RANK=rank, LOCAL_RANK=rank, **common) for rank in "01")
+    _, error = first.communicate(timeout=60)
+    assert second.wait() == 9
+    assert "LostError: rank 1 of 2 has ended; start all again" in error
+
+
+@pytest.mark.parametrize(
+    ("variables", "words"), [({}, "MASTER_PORT is not set"), ({"MASTER_PORT": "x"}, "MASTER_PORT = x: must be a whole")]
+)
+def test_a_launcher_that_says_too_little(place, variables, words):
+    status, _, error = run(place, 0, SHORT, "--train", RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", **variables)
+    assert status == 2 and error.startswith(f"error: {words}") and "Traceback" not in error
+
+
 def test_more_processes_than_a_batch_has_samples(place):
     status, _, error = run(place, 2, [*SHORT, "train.batch_size=1", "data.run_name=few"], "--train")
     assert status == 1 and error.count("error: train.batch_size = 1: the batch of all processes together") == 1

@@ -9,6 +9,7 @@ from pathlib import Path
 from threading import Thread
 from typing import BinaryIO, NamedTuple
 
+from filelock import FileLock
 from tqdm import tqdm
 
 import runtime
@@ -80,16 +81,22 @@ def run(
         elif trained.epochs <= 0:  # main.py found nothing to do
             skipped.append(label)
         else:
-            kept = times.read_text(encoding="utf-8") if times.is_file() else TIMES_HEAD
             clock = f"{trained.seconds // 3600}:{trained.seconds // 60 % 60:02}:{trained.seconds % 60:02}"
             line = f"{label:24}{trained.seconds:>10}{clock:>12}{trained.epochs:>8}  {trained.device:8}  {node}"
-            runtime.write_text(times, kept + line.rstrip() + "\n")
+            _append(times, line.rstrip() + "\n")
     done = [label for label in jobs if label not in failed and label not in skipped]
     print(f"trained: {', '.join(done) or '-'}" + (f"; complete already: {', '.join(skipped)}" if skipped else ""))
     for label, error in failed.items():
         print(f"failed: {label}: {error}")
     print(f"training times: {times}")
     return len(failed)
+
+
+def _append(path: Path, line: str) -> None:
+    """To the table of times, which other batches may add to as well: an array job has one for each category."""
+    with FileLock(path.with_name(f".{path.name}.lock")):
+        kept = path.read_text(encoding="utf-8") if path.is_file() else TIMES_HEAD
+        runtime.write_text(path, kept + line)
 
 
 def of_seed(config: Config, seed: int) -> Config:
@@ -152,7 +159,7 @@ def _run_on_ray(
         cluster.connected(options) as ray,
     ):
         left = {
-            label: (own, _is_anew(own, is_forced))
+            label: (own, _is_anew(own, is_forced), _epochs_done(own))
             for label, own in jobs.items()
             if _prepare(label, own, settings, is_forced, failed, skipped)
         }
@@ -164,11 +171,12 @@ def _run_on_ray(
                 yield label, (outcome.value, outcome.node)
 
 
-def _train_on_ray(own: Config, is_anew: bool) -> Trained:
+def _train_on_ray(own: Config, is_anew: bool, before: int) -> Trained:
+    """before: epochs that were done when the batch began; of a job that runs again more are done by now."""
     trained = train_job(own, is_anew, dies_with_parent=True)
     if trained.error is not None:
         raise UserError(trained.error)
-    return trained
+    return trained._replace(epochs=_epochs_done(own) - (0 if is_anew else before))
 
 
 def train_job(own: Config, is_anew: bool, dies_with_parent: bool = False) -> Trained:

@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 from reporting.colors import ANOMALOUS, NOMINAL, PREDICTION, TRUTH
 
 TILE = 192  # pixels a small image is enlarged to
+LARGEST = 1024  # pixels of the longer side that a large one is reduced to: six stand side by side
 GAP, BACKGROUND = 6, 255
 
 
@@ -35,12 +36,23 @@ def eight_bit(array: np.ndarray) -> np.ndarray:
 
 
 def _tile(array: np.ndarray) -> np.ndarray:
-    """(H, W) or (H, W, 3), float in [0, 1] or bool or uint8 -> uint8 BGR, enlarged to at least TILE pixels."""
+    """(H, W) or (H, W, 3), float in [0, 1] or bool or uint8 -> uint8 BGR, of TILE to LARGEST pixels."""
+    if max(array.shape[:2]) > LARGEST:
+        array = _reduced(array)
     array = eight_bit(array)
     if array.ndim == 2:
         array = cv2.cvtColor(array, cv2.COLOR_GRAY2BGR)
     factor = -(-TILE // min(array.shape[:2]))
     return cv2.resize(array, None, fx=factor, fy=factor, interpolation=cv2.INTER_NEAREST) if factor > 1 else array
+
+
+def _reduced(array: np.ndarray) -> np.ndarray:
+    """At most LARGEST pixels; of a mask, what has any marked pixel in it stays marked."""
+    factor = LARGEST / max(array.shape[:2])
+    size = [max(round(side * factor), 1) for side in array.shape[1::-1]]
+    if array.dtype == bool:
+        return cv2.resize(array.astype(np.float32), size, interpolation=cv2.INTER_AREA) > 0
+    return cv2.resize(array, size, interpolation=cv2.INTER_AREA)
 
 
 def _pad(picture: np.ndarray, below: int, right: int) -> np.ndarray:
@@ -143,8 +155,10 @@ def panel(
 
 
 def outline(picture: np.ndarray, mask: np.ndarray, color: str) -> None:
-    """Draw the outline of a mask (H, W) onto a uint8 picture a whole number of times as large."""
+    """Draw the outline of a mask (H, W) onto a uint8 picture a whole number of times as large, or `_reduced`."""
     size = (picture.shape[1], picture.shape[0])
+    if size < mask.shape[::-1]:
+        mask = _reduced(mask > 0)
     enlarged = cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
     contours, _ = cv2.findContours(enlarged, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
     cv2.drawContours(picture, contours, -1, _bgr(color), 2 if min(size) >= TILE else 1)

@@ -1,10 +1,14 @@
 """train_all.py, and val_ap."""
 
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+
 import numpy as np
 import pytest
 from conftest import ROOT, make_dataset, rows_of, write
 from sklearn.metrics import average_precision_score
 
+from engine import train_batch
 from inference import detect as inference
 from stopping import Stop
 from training import validation
@@ -63,6 +67,21 @@ def test_a_process_that_is_killed_costs_one_category(two, call, monkeypatch):
     monkeypatch.setattr("engine.train_batch.MAIN", killer)
     status, out, _ = call("train_all", "--set", "train.epochs=3")
     assert status == 1 and "trained: tile" in out and "failed: wood: its process was ended by signal 9" in out
+
+
+def test_times_of_several_batches_are_all_there(tmp_path):
+    """Each of an array job writes its own line."""
+    path, start = tmp_path / "training_times.txt", Barrier(8)
+
+    def batch(name):
+        start.wait()
+        for number in range(50):
+            train_batch._append(path, f"{name}{number}\n")
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(batch, "abcdefgh"))
+    lines = path.read_text().splitlines()
+    assert lines.count(train_batch.TIMES_HEAD.rstrip()) == 1 and len(set(lines)) == 1 + 8 * 50
 
 
 def test_val_ap_stands_at_kept_epochs_only(two, call):

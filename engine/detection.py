@@ -42,7 +42,7 @@ def run(config: Config, ranks: Together | None = None) -> Path:
         print(line)
     preparation = Preparation(config, [technique], carried=ckpt.reference)
     if ranks and ranks.rank:
-        for _ in detect(ckpt.model, preparation.dataset(pictures, [technique]), config, "", ranks):
+        for _ in detect(ckpt.model, preparation.dataset(pictures, [technique], ranks), config, "", ranks):
             pass
         return result_folder(config, ckpt.name, technique)
     nominal = manual
@@ -118,7 +118,7 @@ def evaluate_pass(
     Returns:
         tables of the metrics.
     """
-    dataset = preparation.dataset(pictures, list(nominal))
+    dataset = preparation.dataset(pictures, list(nominal), ranks)
     with ExitStack() as stack:
         results = {}
         for technique, thresholds in nominal.items():

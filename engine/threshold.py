@@ -212,7 +212,7 @@ def compute_thresholds(
         copies = len(set(ckpt.pictures["held_out"].values()) & set(ckpt.pictures["training"].values()))
         if copies:
             print(f"held-out pictures that are training pictures as well: {copies}; left out of thresholds")
-    dataset = preparation.dataset(pictures, techniques)
+    dataset = preparation.dataset(pictures, techniques, ranks)
     height, width = config.data.img_size
     p, k, count = config.metrics.p, config.metrics.k, len(pictures)
     scores = [Scores(p, k, count, height * width) for _ in techniques]

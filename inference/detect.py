@@ -108,6 +108,9 @@ class Together(Protocol):
     def receive(self, rank: int) -> Any:
         """From another."""
 
+    def gather(self, content: Any) -> list[Any]:
+        """What all have, by rank, for all."""
+
 
 def detect(
     model: DRAEM, dataset: Dataset, config: Config, title: str, ranks: Together | None = None

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -19,6 +19,9 @@ from evaluation import parts, registration
 from folders import category_folder
 from image_io import from_png, read_image, resize
 from pictures import TestImage, list_nominal
+
+if TYPE_CHECKING:
+    from inference.detect import Together
 
 
 class Registration:
@@ -101,17 +104,20 @@ class Registration:
             laid[~has_source] = parts.background_color(image)
         return laid, has_source
 
-    def register(self, pictures: Sequence[TestImage]) -> None:
-        """Register those that have not been yet."""
+    def register(self, pictures: Sequence[TestImage], ranks: "Together | None" = None) -> None:
+        """Register those that have not been yet. ranks: processes that do a share each and tell each other."""
         new = [picture.path for picture in pictures if picture.path not in self._homographies]
         if not new:
             return
         _ = self._part if self._is_of_parts else self.reference  # made before threads share it
+        own = new[ranks.rank :: ranks.count] if ranks else new
         # Threads: OpenCV works outside the interpreter's lock.
         with ThreadPoolExecutor(runtime.core_count()) as pool:
-            found = pool.map(lambda path: self.homography(self.read(path)), new)
-            bar = tqdm(found, "registration", len(new), unit="image", leave=None, disable=len(new) == 1)
-            self._homographies.update(zip(new, bar, strict=True))
+            found = pool.map(lambda path: self.homography(self.read(path)), own)
+            bar = tqdm(found, "registration", len(own), unit="image", leave=None, disable=len(own) == 1)
+            done = dict(zip(own, bar, strict=True))
+        for part in ranks.gather(done) if ranks else [done]:
+            self._homographies |= part
 
     def registered(
         self, path: Path, image: np.ndarray, mask: np.ndarray

@@ -21,7 +21,7 @@ from inference.registering import Registration
 from pictures import TestImage
 
 if TYPE_CHECKING:
-    from inference.detect import NetworkOutput
+    from inference.detect import NetworkOutput, Together
 
 MASKINGS = ("no", "pre", "post")
 
@@ -142,13 +142,15 @@ class Preparation:
             "precision": str(precision).removeprefix("torch."),
         }
 
-    def dataset(self, pictures: Sequence[TestImage], techniques: Sequence[Technique]) -> "VariantDataset":
-        """The pictures in the input variant that these techniques share."""
+    def dataset(
+        self, pictures: Sequence[TestImage], techniques: Sequence[Technique], ranks: "Together | None" = None
+    ) -> "VariantDataset":
+        """The pictures in the input variant that these techniques share. ranks: see `Registration.register`."""
         [variant] = {technique.variant for technique in techniques}
         needs_region = any(technique.masking != "no" for technique in techniques)
         registered = None
         if variant.registered:
-            self.registration.register(pictures)
+            self.registration.register(pictures, ranks)
             if self.kept_in:
                 registered = RegisteredPictures(self, pictures)
         return VariantDataset(pictures, self.config.data.img_size, self, variant, needs_region, registered)

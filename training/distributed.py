@@ -146,6 +146,12 @@ class Ranks:
         dist.recv_object_list(content, src=rank, group=self._control)
         return content[0]
 
+    def gather(self, content: Any) -> list[Any]:
+        """What all ranks have, by rank, for all of them."""
+        found = [None] * self.count
+        dist.all_gather_object(found, content, group=self._control)
+        return found
+
     def lost(self) -> list[int]:
         """After a failed exchange: the ranks that are no more, as far as can be told."""
         missing = [rank for rank in range(self.count) if rank != self.rank]

@@ -1,5 +1,8 @@
 """data.registration_method = part, from training to predictions."""
 
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+
 import cv2
 import numpy as np
 import pytest
@@ -11,7 +14,7 @@ from evaluation import parts
 from image_io import read_image
 from inference import checkpoint
 from inference.registering import RegisteredImages, Registration
-from pictures import list_nominal
+from pictures import list_nominal, list_test
 
 SIZE = 96
 REGISTERED = ("data.image_registration=true", "data.registration_method=part", "data.registration_training=true")
@@ -109,6 +112,34 @@ def test_registered_pictures_are_registered_once(parts_place, cli, monkeypatch):
     for path in (parts_place / "checkpoints/.decoded").glob("registered_images*"):
         path.unlink()
     assert cli("--train", *sets(*REGISTERED, "train.epochs=3"))[0] == 0 and len(count) == 12
+
+
+def test_processes_share_out_what_is_to_be_registered(parts_place, monkeypatch):
+    """Each registers some, and all know all."""
+    register, count, meet, said = parts.register, [], Barrier(2), [None, None]
+    monkeypatch.setattr(parts, "register", lambda *arguments: count.append(1) or register(*arguments))
+
+    class Ranks:
+        count = 2
+
+        def __init__(self, rank):
+            self.rank = rank
+
+        def gather(self, content):
+            said[self.rank] = content
+            meet.wait()
+            return list(said)
+
+    config = load_config(parts_place / "config.yaml", REGISTERED)
+    pictures, alone = list_test(parts_place / "mvtec/bracket"), Registration(config)
+    alone.register(pictures)
+    both = [Registration(config), Registration(config)]
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda rank: both[rank].register(pictures, Ranks(rank)), range(2)))
+    assert len(count) == 4 + 4 and [len(own) for own in said] == [2, 2]
+    for one in both:
+        for path in (picture.path for picture in pictures):
+            np.testing.assert_array_equal(one._homographies[path], alone._homographies[path])
 
 
 def test_a_category_without_a_reference_part_costs_no_other(parts_place, call):

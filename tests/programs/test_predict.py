@@ -135,6 +135,7 @@ def test_pictures_that_cannot_be_judged_are_rows_and_the_rest_goes_on(judged, cl
 
 def test_a_call_that_ended_early_is_gone_on_with(judged, cli, monkeypatch):
     photos, output = judged / "mvtec/tile/test", judged / "out"
+    pairs = ("--set", "data.test_batch_size=2")
     run, passes = Detector.run, []
 
     def interrupted(self, prepared):
@@ -144,14 +145,14 @@ def test_a_call_that_ended_early_is_gone_on_with(judged, cli, monkeypatch):
         return run(self, prepared)
 
     monkeypatch.setattr(Detector, "run", interrupted)
-    assert cli("--predict", str(photos), "--output", str(output))[0] == 130
+    assert cli("--predict", str(photos), "--output", str(output), *pairs)[0] == 130
     first = rows_of(output / "predictions.csv")
     assert 2 <= len(first) < 6
     with (output / "predictions.csv").open("a") as stream:
         stream.write("half/a/row.png,0.12")
     passes.clear()
     monkeypatch.setattr(Detector, "run", lambda self, prepared: passes.append(len(prepared)) or run(self, prepared))
-    out = predict(cli, photos, "--output", output, "--resume")
+    out = predict(cli, photos, "--output", output, "--resume", *pairs)
     assert f"{len(first)} of 6 pictures are done already" in out and sum(passes) == 6 - len(first)
     rows = rows_of(output / "predictions.csv")
     assert rows[: len(first)] == first and len({row["path"] for row in rows}) == len(rows) == 6

@@ -71,7 +71,7 @@ class Reference:
 def find(image: np.ndarray, limit: str) -> Part:
     """The part in a picture, uint8 (H, W, 3) BGR or (H, W): the largest piece that differs from the picture's rim.
 
-    The background may change evenly over the picture: its color is a plane fitted to the rim.
+    Light may fall off over the background: its color is a surface of second order fitted to the rim.
 
     Args:
         limit: one of LIMITS. `rim`: the part is what differs from the rim more than that does itself, shadows too;
@@ -176,15 +176,16 @@ def _from_background(image: np.ndarray) -> tuple[np.ndarray, float]:
     smooth = cv2.GaussianBlur(image, (0, 0), 1.0).astype(np.float32)
     height, width = image.shape[:2]
     y, x = np.mgrid[:height, :width].astype(np.float32)
-    terms = np.dstack([np.ones_like(x), x / width - 0.5, y / height - 0.5])
+    x, y = x / width - 0.5, y / height - 0.5
+    terms = np.dstack([np.ones_like(x), x, y, x * x, x * y, y * y])
     rim = _rim((height, width))
     known, colors = terms[rim], smooth[rim]
     keep = np.ones(len(known), bool)
     for _ in range(4):  # parts that reach over the rim are left out
-        plane, *_ = np.linalg.lstsq(known[keep], colors[keep], rcond=None)
-        error = np.linalg.norm(colors - known @ plane, axis=1)
+        surface, *_ = np.linalg.lstsq(known[keep], colors[keep], rcond=None)
+        error = np.linalg.norm(colors - known @ surface, axis=1)
         keep = error <= 2.5 * np.median(error) + 1e-3
-    return np.linalg.norm(smooth - terms @ plane, axis=2), float(np.median(error))
+    return np.linalg.norm(smooth - terms @ surface, axis=2), float(np.median(error))
 
 
 def _largest(above: np.ndarray) -> np.ndarray:

@@ -140,9 +140,9 @@ def test_parts_upside_down_are_found_where_that_is_allowed(known, kind):
         assert error_of(parts.register(image, reference, mirror=True), pose, drawn) < 1
 
 
-def screw(angle, thread=0.0):
+def screw(angle, thread=0.0, fall=0.0):
     """A screw on a light table, lit from the picture's top: its shading falls the other way when it is turned around.
-    thread: radians by which it is turned about its own axis."""
+    thread: radians by which it is turned about its own axis. fall: gray levels that corners are darker by."""
     y, x = np.mgrid[:SIZE, :SIZE] - (SIZE - 1) / 2
     along = (x + 90) / 180  # from head to tip
     wave = 2 * np.pi * (x + 0.4 * y) / 9.5 + thread
@@ -153,16 +153,18 @@ def screw(angle, thread=0.0):
     light = np.where(along > 0.42, light * (0.6 + 0.4 * np.sin(wave)), light)
     image = np.where(np.abs(y) <= radius, light, 210)
     turn = cv2.getRotationMatrix2D(((SIZE - 1) / 2,) * 2, np.degrees(angle), 1.0)
-    return cv2.warpAffine(image, turn, (SIZE, SIZE), flags=cv2.INTER_LINEAR, borderValue=210), turn
+    image = cv2.warpAffine(image, turn, (SIZE, SIZE), flags=cv2.INTER_LINEAR, borderValue=210)
+    return image - fall * 2 * (x**2 + y**2) / SIZE**2, turn
 
 
-def test_light_may_fall_from_another_side():
+@pytest.mark.parametrize("fall", [0, 60])
+def test_light_may_fall_from_another_side_and_off_to_the_corners(fall):
     """Head and tip are never taken for each other."""
     rng = np.random.default_rng(3)
-    straight, _ = screw(0.0)
+    straight, _ = screw(0.0, fall=fall)
     reference = parts.reference_of(np.repeat(straight[..., None], 3, axis=2).astype(np.uint8))
     for angle in np.arange(12) * np.pi / 6 + 0.1:
-        image, turn = screw(angle, rng.uniform(0, 2 * np.pi))
+        image, turn = screw(angle, rng.uniform(0, 2 * np.pi), fall)
         found = parts.register((image + rng.normal(0, 3, image.shape)).clip(0, 255).astype(np.uint8), reference)
         ends = np.array([[45, 127.5, 1], [210, 127.5, 1]]).T
         assert np.linalg.norm((found @ np.vstack([turn, [0, 0, 1]]) @ ends - ends)[:2], axis=0).max() < 8

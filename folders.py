@@ -133,7 +133,7 @@ def category_folder(data_path: Path, category: str) -> Path:
         )
     raise UserError(
         f"data.data_path: no dataset in {data_path.absolute()}: looked for {category}/train/good there\n"
-        "get one in MVTec AD form (see README, 'Your own images'), or try the sample: python make_sample.py, "
+        "get one in MVTec AD form (see README, 'Your own pictures'), or try the sample: python make_sample.py, "
         "then --config configs/sample.yaml"
     )
 

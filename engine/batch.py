@@ -145,7 +145,9 @@ def _plan(
         own = of_category(config, name)
         epochs = checkpoint.saved_epochs(own.run_folder)
         if not epochs and not (own.run_folder / "last.pt").is_file():
-            failed[name, "", ""] = f"never trained: no checkpoint in {own.run_folder}; run train_all.py"
+            others = sorted(path.name for path in own.run_folder.parent.glob("*/") if checkpoint.saved_epochs(path))
+            mend = f"trained are {', '.join(others)} (data.run_name)" if others else "run train_all.py"
+            failed[name, "", ""] = f"never trained: no checkpoint in {own.run_folder}; {mend}"
             continue
         chosen = checkpoints or epochs or ["last"]
         paths = [checkpoint.find(own, "last" if epoch == "last" else int(epoch)) for epoch in chosen]

@@ -93,6 +93,9 @@ def run(config: Config) -> None:
             findings.attempt(lambda: Preparation(settled, [technique]).check(test, [technique]))
             for line in doubts_of_depth(test, white_level):
                 print(line)
+        _print_sizes(config, [looks[file] for names in groups.values() for file in names if file in looks])
+        for line in _without_effect(config):
+            print(line)
         if config.data.image_registration:
             settled = with_white_level(config, white_level)
             findings.attempt(lambda: _print_registration(settled, files, test or []))
@@ -210,9 +213,37 @@ def _print_registration(config: Config, files: Files, test: Sequence[TestImage])
         registering.register(pictures)
         if pictures:
             print(f"registration: {registering.said_of(pictures, what) or f'all {len(pictures)} {what} registered'}")
+        if len(registering.unregistered(pictures)) > len(pictures) / 2:
+            other = "part (one part on a plain background)" if config.data.registration_method == "scene" else "scene"
+            print(f"registration does little here; try data.registration_method={other}, or do without it")
     if config.data.registration_training:
         said = registering.register_to_train(files.nominal)
         print(f"registration: {said or f'all {len(files.nominal)} nominal pictures registered'}")
+
+
+def _print_sizes(config: Config, looks: Sequence[Look]) -> None:
+    """What pictures are brought to, where that changes their shape much."""
+    height, width = config.data.img_size
+    changes = [(width / look.size[1]) / (height / look.size[0]) for look in looks]
+    changed = sum(not 0.5 < change < 2 for change in changes)
+    tiled = (
+        f", seen in tiles of {config.data.tile_size[1]} x {config.data.tile_size[0]}" if config.data.tile_size else ""
+    )
+    print(f"resized to {width} x {height} (width x height; data.img_size is [height, width]){tiled}")
+    if changed:
+        print(f"of {changed} pictures that changes the ratio of width to height by more than 2: is it what you want?")
+
+
+def _without_effect(config: Config) -> list[str]:
+    """Settings that say something which another one keeps from counting."""
+    data, found = config.data, []
+    if data.registration_method == "part" and not data.image_registration:
+        found.append("data.registration_method = part: main.py registers with data.image_registration=true only")
+    if data.registration_mirror and data.registration_method != "part":
+        found.append("data.registration_mirror: counts with data.registration_method=part only")
+    if config.train.tiles_per_image != "auto" and not data.tile_size:
+        found.append("train.tiles_per_image: counts with data.tile_size only")
+    return found
 
 
 def _print_promise(config: Config, count: int) -> None:

@@ -64,8 +64,12 @@ def image_score(anomaly_map: np.ndarray) -> float:
 def is_hit(smoothed: np.ndarray, mask: np.ndarray) -> bool:
     """Whether the largest value of a map that `smooth` gave (H, W) lies in the mask (H, W), or at most 10 pixels away.
 
-    10 pixels: half the window.
+    10 pixels: half the window. A map that is the same everywhere hits nothing.
     """
+    edge = SCORE_WINDOW // 2  # zero padding makes the rim lower
+    inside = smoothed[edge:-edge, edge:-edge]
+    if inside.size and np.ptp(inside) <= 1e-9:
+        return False
     grown = cv2.dilate(mask.astype(np.uint8), np.ones((SCORE_WINDOW, SCORE_WINDOW), np.uint8))
     return bool(grown[smoothed == smoothed.max()].any())
 

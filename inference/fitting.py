@@ -45,5 +45,5 @@ def check_registration(path: Path, trained: dict[str, Any], config: Config) -> N
     if is_of_registered(trained) and (there := trained["data"]["registration_method"]) != now:
         raise UserError(
             f"data.registration_method = {now}, but {path} was trained on pictures registered as {there}; "
-            f"set data.registration_method={there}"
+            f"set data.registration_method={there} and data.image_registration=true"
         )

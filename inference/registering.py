@@ -56,7 +56,10 @@ class Registration:
         if self._carried:
             return Path(self._carried["path"])
         if self.config.data.registration_reference is not None:
-            return Path(self.config.data.registration_reference)
+            path = Path(self.config.data.registration_reference)
+            if not path.is_file():
+                raise UserError(f"data.registration_reference: {path} is not there; name a picture, or leave it out")
+            return path
         folder = category_folder(Path(self.config.data.data_path), self.config.data.category)
         return list_nominal(folder)[0]
 

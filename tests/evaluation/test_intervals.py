@@ -160,3 +160,10 @@ def test_a_hit_lies_in_the_mask_or_within_half_a_window():
         mask = np.zeros((100, 100), bool)
         mask[50, column] = True
         assert metrics.is_hit(smoothed, mask) == is_hit
+
+
+def test_a_map_that_is_the_same_everywhere_hits_nothing():
+    """As networks that have learned nothing give it; each of its pixels would be the brightest."""
+    mask = np.zeros((64, 64), bool)
+    mask[30:34, 30:34] = True
+    assert not metrics.is_hit(metrics.smooth(np.full((64, 64), 0.47, np.float32)), mask)

@@ -169,7 +169,22 @@ def test_a_test_picture_without_the_part_is_kept_and_listed(parts_place, cli):
     assert "1 of 5 pictures could not be registered" in (folder / "optimal/metrics.json").read_text()
 
 
+def test_check_tells_what_has_no_effect_or_is_hardly_meant(parts_place, cli):
+    lost = ("data.registration_method=part", "train.tiles_per_image=4", "data.img_size=[32, 96]")
+    status, out, _ = cli("--check", *sets(*lost))
+    assert status == 0
+    for said in ("data.registration_method = part: main.py registers with", "train.tiles_per_image: counts with"):
+        assert said in out
+    assert "resized to 96 x 32 (width x height; data.img_size is [height, width])" in out
+    assert "of 10 pictures that changes the ratio of width to height by more than 2" in out
+    status, out, _ = cli("--check", *sets("data.image_registration=true", "data.registration_mirror=true"))
+    assert status == 0 and "data.registration_mirror: counts with data.registration_method=part only" in out
+    assert "try data.registration_method=part (one part on a plain background)" in out
+
+
 def test_mistakes(parts_place, cli):
+    gone = sets(*REGISTERED, "data.registration_reference=gone.png")
+    checked(cli("--train", *gone), ["data.registration_reference: gone.png is not there"])
     checked(cli("--train", *sets(*REGISTERED[2:])), ["data.registration_training", "data.image_registration=true"])
     empty = write(parts_place / "empty.png", np.full((SIZE, SIZE, 3), 40, np.uint8))
     named = sets(*REGISTERED, f"data.registration_reference={empty.as_posix()}")

@@ -58,7 +58,9 @@ class Registration:
         if self.config.data.registration_reference is not None:
             path = Path(self.config.data.registration_reference)
             if not path.is_file():
-                raise UserError(f"data.registration_reference: {path} is not there; name a picture, or leave it out")
+                raise UserError(
+                    f"data.registration_reference: {path} cannot be read, it is not there; name another or leave it out"
+                )
             return path
         folder = category_folder(Path(self.config.data.data_path), self.config.data.category)
         return list_nominal(folder)[0]

@@ -184,7 +184,7 @@ def test_check_tells_what_has_no_effect_or_is_hardly_meant(parts_place, cli):
 
 def test_mistakes(parts_place, cli):
     gone = sets(*REGISTERED, "data.registration_reference=gone.png")
-    checked(cli("--train", *gone), ["data.registration_reference: gone.png is not there"])
+    checked(cli("--train", *gone), ["data.registration_reference: gone.png cannot be read, it is not there"])
     checked(cli("--train", *sets(*REGISTERED[2:])), ["data.registration_training", "data.image_registration=true"])
     empty = write(parts_place / "empty.png", np.full((SIZE, SIZE, 3), 40, np.uint8))
     named = sets(*REGISTERED, f"data.registration_reference={empty.as_posix()}")

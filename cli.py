@@ -84,6 +84,12 @@ def run(program: Callable[[], int], is_shared: bool = False) -> None:
         where = f"{error.filename}: " if error.filename else ""
         mend = "mend that (free space, permission, path) and run again"
         sys.exit(_tell(f"{where}{error.strerror or error}; {mend}", MISTAKE))
+    except Exception:
+        if not stopping.raised:
+            raise
+        stopped = stopping.Stopped(stopping.raised[0])  # a library has made an error of its own of it
+        print(stopped, file=sys.stderr)
+        sys.exit(stopped.status)
 
 
 def _tell(message: object, status: int) -> int:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from conftest import ROOT, start_process
 
+import cli as command_line
 import stopping
 from config import load_config
 from engine import train
@@ -134,6 +135,27 @@ def test_all_processes_are_signalled_at_once(workplace, number):
     assert (
         state["epoch"] * 2 + state["progress"]["step"] == steps if "progress" in state else state["epoch"] * 2 == steps
     )
+
+
+def test_a_signal_that_a_library_makes_an_error_of_is_one(capsys):
+    """As pydantic does while it builds a model."""
+
+    def program():
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(10)
+        except KeyboardInterrupt as error:
+            raise ValueError(f"building failed: {error}") from None
+
+    before = {number: signal.getsignal(number) for number in stopping.SIGNALS}
+    try:
+        with pytest.raises(SystemExit) as exit_:
+            command_line.run(program)
+    finally:
+        stopping.raised.clear()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert exit_.value.code == 143 and capsys.readouterr().err == "told to stop; what was written stays\n"
 
 
 def test_a_signal_while_others_are_waited_for_is_not_lost():

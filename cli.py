@@ -84,10 +84,11 @@ def run(program: Callable[[], int], is_shared: bool = False) -> None:
         where = f"{error.filename}: " if error.filename else ""
         mend = "mend that (free space, permission, path) and run again"
         sys.exit(_tell(f"{where}{error.strerror or error}; {mend}", MISTAKE))
-    except Exception:
-        if not stopping.raised:
+    except Exception as error:  # of a library, which may have made it of Stopped: pydantic does
+        both = (stopping.Stopped(number) for number in (signal.SIGINT, signal.SIGTERM))
+        stopped = next((one for one in both if str(one) in str(error)), None)
+        if stopped is None:
             raise
-        stopped = stopping.Stopped(stopping.raised[0])  # a library has made an error of its own of it
         print(stopped, file=sys.stderr)
         sys.exit(stopped.status)
 

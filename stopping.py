@@ -14,9 +14,6 @@ ASKING = getattr(signal, "SIGUSR1", signal.SIGTERM)
 INTERRUPTED, TOLD_TO_STOP = 130, 143  # exit statuses
 
 
-raised: list[int] = []  # the signal that `interrupts` has made Stopped of
-
-
 class Stopped(KeyboardInterrupt):
     """The program was told to stop. number: of the signal. The message says how to go on."""
 
@@ -57,10 +54,8 @@ def _handle(what: Callable[[int], None]) -> dict[int, object]:
 
 def interrupts() -> None:
     """From now on a signal raises Stopped, wherever the program is."""
-    raised.clear()
 
     def stop(number: int) -> None:
-        raised.append(number)
         raise Stopped(number)
 
     _handle(stop)

@@ -147,9 +147,7 @@ def _notes(
     """What readers of the metrics must know of how the pictures and thresholds came about."""
     notes: dict[str, Any] = {}
     if technique.registered and (kept := preparation.registration.unregistered(pictures)):
-        shown = ", ".join(kept[:3]) + (", ..." if len(kept) > 3 else "")
-        count = f"{len(kept)} of {len(pictures)} pictures"
-        notes["registration"] = f"{count} could not be registered and are kept as they are: {shown}"
+        notes["registration"] = f"{preparation.registration.said_of(pictures, 'pictures')}; they are kept as they are"
         notes["unregistered"] = kept
     if thresholds and thresholds["held_out"] is None:
         notes["nominal"] = f"max, p_quantile and k_sigma: {NOT_KNOWN}"

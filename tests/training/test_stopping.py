@@ -152,7 +152,6 @@ def test_a_signal_that_a_library_makes_an_error_of_is_one(capsys):
         with pytest.raises(SystemExit) as exit_:
             command_line.run(program)
     finally:
-        stopping.raised.clear()
         for number, handler in before.items():
             signal.signal(number, handler)
     assert exit_.value.code == 143 and capsys.readouterr().err == "told to stop; what was written stays\n"

@@ -2,6 +2,7 @@
 
 import json
 
+import cv2
 import matplotlib.axes
 import numpy as np
 import pytest
@@ -52,3 +53,8 @@ def test_panels_of_large_pictures_are_reduced_and_lose_no_defect():
     blue = (sheet[..., 0] > sheet[..., 2].astype(int) + 60).sum()
     assert 4 <= blue < 3000  # the outline and its word
     assert (sheet[100:560, 3 * 1030 : 4 * 1030] == 255).all(axis=2).any()  # the ground truth's plane
+    for k in range(8):
+        truth[60 + 97 * k, 200 + 331 * k] = True  # single pixels: nearest neighbours would lose most of them
+    sheet = panels.panel("one", "nominal", True, image, image, scores, truth, ~truth & False)
+    plane = (sheet[55:550, 3 * 1030 + 2 : 4 * 1030 - 10] == 255).all(axis=2)
+    assert cv2.connectedComponents(plane.astype(np.uint8))[0] - 1 == 9

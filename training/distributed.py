@@ -4,6 +4,7 @@ Each has its share of every batch. What a single process would compute of a whol
 here as well: the statistics of batch norm, the losses, the dynamic range of SSIM, the gradients.
 """
 
+import atexit
 import os
 import sys
 import threading
@@ -55,14 +56,23 @@ class Ranks:
         self._store = dist.distributed_c10d._get_default_store()
         self._control = dist.new_group(backend="gloo", timeout=PATIENCE)  # never waits for a GPU
         self.statistics = dist.new_group(timeout=PATIENCE)  # does not queue behind gradients
-        threading.Thread(target=self._beat, args=(self._store.clone(),), daemon=True).start()
+        self._ends = threading.Event()
+        self._heart = threading.Thread(target=self._beat, args=(self._store.clone(),), daemon=True)
+        self._heart.start()
+        atexit.register(self._stop_beating)
 
     def _beat(self, store: dist.Store) -> None:
         """Tell the others that this process lives, however long its work takes."""
         with suppress(RuntimeError):  # the store goes with the first process
             while True:
                 store.add(f"beat/{self.rank}", 1)
-                time.sleep(BEAT)
+                if self._ends.wait(BEAT):
+                    return
+
+    def _stop_beating(self) -> None:
+        """Before Python ends: a thread that is in the store then takes the process down, whatever it has reached."""
+        self._ends.set()
+        self._heart.join(LOST)
 
     @contextmanager
     def in_turn(self) -> Iterator[None]:

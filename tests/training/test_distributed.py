@@ -39,7 +39,14 @@ finally:
     if os.environ.get("RANK", "0") == "0":
         json.dump(losses, open("losses.json", "w"))
 """
+ONE = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
 SHORT = ["data.img_size=64", "train.batch_size=4", "train.epochs=2", "train.learning_rate=1e-5", "data.val_split=0"]
+
+
+def free_port() -> str:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return str(free.getsockname()[1])
 
 
 def launch(workplace, count, settings, *modes, script=ROOT / "main.py", **variables):
@@ -141,10 +148,7 @@ def rank_of(launcher, rank):
 def test_all_stop_together_where_one_is_told_to(place):
     """Processes of another launcher than torchrun; the state is that of the same step of both, and resumes."""
     settings = [*SHORT, "train.epochs=3000", "data.run_name=stopped", "train.visualize=false"]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     both = [launch(place, 0, settings, "--train", RANK=rank, LOCAL_RANK=rank, **common) for rank in "01"]
     last, end = place / "checkpoints/tile/stopped/last.pt", time.monotonic() + 120
     while not last.is_file():
@@ -175,9 +179,7 @@ with distributed.Ranks(False) as ranks:
 
 def test_a_process_that_dies_while_others_wait_is_missed(tmp_path):
     """As where one is decoding; nothing but its silence tells, as no exchange fails."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     command = [sys.executable, "-c", WAITS.format(root=str(ROOT))]
     first, second = (start_process(command, tmp_path, RANK=rank, LOCAL_RANK=rank, **common) for rank in "01")
     _, error = first.communicate(timeout=60)
@@ -185,11 +187,28 @@ def test_a_process_that_dies_while_others_wait_is_missed(tmp_path):
     assert "LostError: rank 1 of 2 has ended; start all again" in error
 
 
+ENDS = """\
+import atexit, sys, threading
+sys.path.insert(0, {root!r})
+atexit.register(lambda: print(threading.enumerate()))  # called after all that is registered later
+from training import distributed
+with distributed.Ranks(False) as ranks:
+    ranks.barrier()
+"""
+
+
+def test_signs_of_life_end_before_the_process_does(tmp_path):
+    """A thread within the store while Python ends would abort it, after all was done."""
+    command = [sys.executable, "-c", ENDS.format(root=str(ROOT))]
+    out, _ = start_process(command, tmp_path, **ONE, MASTER_PORT=free_port()).communicate(timeout=60)
+    assert out.count("<") == 1 and "MainThread" in out
+
+
 @pytest.mark.parametrize(
     ("variables", "words"), [({}, "MASTER_PORT is not set"), ({"MASTER_PORT": "x"}, "MASTER_PORT = x: must be a whole")]
 )
 def test_a_launcher_that_says_too_little(place, variables, words):
-    status, _, error = run(place, 0, SHORT, "--train", RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", **variables)
+    status, _, error = run(place, 0, SHORT, "--train", **ONE, **variables)
     assert status == 2 and error.startswith(f"error: {words}") and "Traceback" not in error
 
 

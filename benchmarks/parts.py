@@ -77,7 +77,8 @@ def draw(root: Path, category: str, seed: int) -> None:
 def settings(flags: argparse.Namespace, root: Path, category: str, seed: int, registers: bool) -> Config:
     """The settings of one training."""
     sets = ["data.img_size=128", "model.base_width=16", "model.base_channels=8", "train.learning_rate=1e-3"]
-    sets += ["train.visualize=false", "metrics.visualisation=none", f"train.epochs={flags.epochs}"]
+    sets += ["train.precision=fp32", "train.visualize=false", "metrics.visualisation=none"]
+    sets += [f"train.epochs={flags.epochs}"]
     sets += [f"train.save_from={flags.epochs}", f"train.seed={seed}", f"data.category={category}"]
     sets += [f"data.data_path={flags.data or root / 'mvtec'}", f"data.run_name={registers}{seed}"]
     sets += [f"data.anomaly_source_path={flags.textures or root / 'sample/textures'}"]

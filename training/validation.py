@@ -38,12 +38,12 @@ class SyntheticSamples(Dataset):
     """Synthetic anomalies on nominal images as samples to detect on, the same ones each time.
 
     Args:
-        nominal: training samples of the images to put them on. files: those images'. count: samples, at least; each
-            image gets as many.
+        nominal: training samples of the images to put them on. files: those images'.
     """
 
-    def __init__(self, nominal: data_loader.DRAEMTrainDataset, files: Sequence[Path], count: int = SAMPLES):
-        self.nominal, self.files, self.count = nominal, list(files), -(-count // len(nominal)) * len(nominal)
+    def __init__(self, nominal: data_loader.DRAEMTrainDataset, files: Sequence[Path]):
+        self.nominal, self.files = nominal, list(files)
+        self.count = -(-SAMPLES // len(nominal)) * len(nominal)  # each image gets as many
 
     def __len__(self) -> int:
         return self.count

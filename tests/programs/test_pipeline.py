@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import DATA, ROOT, main_py, rows_of, write
+from conftest import DATA, DRAWN, ROOT, main_py, rows_of, write
 from scipy.stats import ks_2samp
 from sklearn.metrics import average_precision_score, roc_auc_score
 
@@ -83,7 +83,7 @@ def test_metrics_are_those_of_the_maps(workplace, cli, monkeypatch):
     assert cli("--train")[0] == 0
     monkeypatch.setattr("engine.threshold.detect", detect)
     monkeypatch.setattr("engine.detection.detect", detect)
-    status, out, _ = cli("--threshold", "--detection", "--set", "metrics.threshold_type=k_sigma")
+    status, out, _ = cli("--threshold", "--detection", "--set", "metrics.threshold_type=k_sigma", *DRAWN)
     assert status == 0
     folder = workplace / "results/tiny/tile/checkpoint_2/no_masking"
     assert out.splitlines()[-1] == f"results: {folder}"

@@ -1,6 +1,8 @@
 """What the programs share: flags, exit statuses, how errors are told."""
 
 import argparse
+import atexit
+import gc
 import os
 import signal
 import sys
@@ -59,6 +61,7 @@ def add_ray_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(program: Callable[[], int], is_shared: bool = False) -> None:
     """Run a program and exit: 0 done, 1 a fault of training, 2 a user's mistake, 130 interrupted, 143 told to stop."""
+    atexit.register(gc.freeze)  # or Python looks through all of torch's objects as it ends, for most of a second
     try:
         stopping.interrupts()
         if is_launched() and not is_shared:

@@ -61,7 +61,10 @@ def add_ray_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(program: Callable[[], int], is_shared: bool = False) -> None:
     """Run a program and exit: 0 done, 1 a fault of training, 2 a user's mistake, 130 interrupted, 143 told to stop."""
-    atexit.register(gc.freeze)  # or Python looks through all of torch's objects as it ends, for most of a second
+    # Python looks through all of torch's objects several times as they are imported, for half a second, and once more
+    # as it ends, for most of one.
+    gc.set_threshold(10_000, 20, 50)
+    atexit.register(gc.freeze)
     try:
         stopping.interrupts()
         if is_launched() and not is_shared:

@@ -158,7 +158,10 @@ def test_killed_and_resumed_ends_with_the_same_weights(workplace):
     arguments += [word for override in overrides for word in ("--set", override)]
     for steps, epoch in ((4, 1), (5, 3)):  # of two steps each
         code = KILLED.format(root=str(ROOT), main=str(ROOT / "main.py"), steps=steps)
-        nowhere = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}  # its loader process outlives it by seconds
+        nowhere = {
+            "stdout": subprocess.DEVNULL,
+            "stderr": subprocess.DEVNULL,
+        }  # its loader process outlives it by seconds
         killed = subprocess.run([sys.executable, "-c", code, *arguments], cwd=workplace, timeout=240, **nowhere)
         assert killed.returncode == -signal.SIGKILL
         assert checkpoint.read(config.run_folder / "last.pt")["epoch"] == epoch

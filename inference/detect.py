@@ -1,7 +1,7 @@
 """Checkpoint and images to anomaly maps: the one place that runs the networks to detect."""
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Protocol
@@ -113,13 +113,19 @@ class Together(Protocol):
 
 
 def detect(
-    model: DRAEM, dataset: Dataset, config: Config, title: str, ranks: Together | None = None
+    model: DRAEM,
+    dataset: Dataset,
+    config: Config,
+    title: str,
+    ranks: Together | None = None,
+    check: Callable[[], None] = lambda: None,
 ) -> Iterator[NetworkOutput]:
     """Run the networks once over every sample (`image`, `mask`, `idx`; perhaps `valid`, `region`), in order.
 
     Args:
         title: of the progress bar; without one there is none.
         ranks: processes that have every N-th batch each; the first gets what all have found, the others nothing.
+        check: called by all of them after a batch of each; what it raises ends the pass.
     """
     rank, count = (ranks.rank, ranks.count) if ranks else (0, 1)
     if ranks:
@@ -135,14 +141,15 @@ def detect(
         tqdm(total=len(dataset), desc=title, unit="image", leave=None, disable=not title or rank > 0) as bar,
         runtime.worker_errors(),
     ):
-        if rank:
-            for found in own:
-                ranks.send(found)
-            return
-        for batch in range(batches):
-            found = next(own) if batch % count == 0 else ranks.receive(batch % count)
-            yield from found
-            bar.update(len(found))
+        for first in range(0, batches, count):
+            if rank == 0:
+                for other in range(min(count, batches - first)):
+                    found = ranks.receive(other) if other else next(own)
+                    yield from found
+                    bar.update(len(found))
+            elif first + rank < batches:
+                ranks.send(next(own))
+            check()
 
 
 def _passes(network: Networks, loader: DataLoader, dataset: Dataset) -> Iterator[list[NetworkOutput]]:

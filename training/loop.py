@@ -1,5 +1,6 @@
 """The training loop: epochs and steps."""
 
+import functools
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -87,7 +88,8 @@ def _epoch(
     seconds, is_kept = state.progress.seconds, state.is_kept(epoch)
     val_ap = (None, None)
     if is_kept and validation:
-        val_ap = synthetic_pixel_ap(state.model, validation, state.config, stop, state.ranks)
+        check = functools.partial(_check, stop, state)
+        val_ap = synthetic_pixel_ap(state.model, validation, state.config, state.ranks, check)
     rate = len(loader.dataset) / seconds
     if journal:
         journal.add(epoch, losses, state.learning_rate, rate, seconds, val_ap, state.progress.sample)
@@ -97,7 +99,7 @@ def _epoch(
     if journal and state.is_due():
         journal.save()
         state.save_last()
-    _stop(_told(stop, state))
+    _check(stop, state)
     return losses
 
 
@@ -147,6 +149,10 @@ def _told(stop: stopping.Stop, state: TrainingState) -> int | None:
     It is not noted in `stop`: there it would overwrite a signal that came while the others were waited for.
     """
     return state.ranks.any(stop.asked) if state.ranks else stop.asked
+
+
+def _check(stop: stopping.Stop, state: TrainingState) -> None:
+    _stop(_told(stop, state))
 
 
 def _stop(told: int | None) -> None:

@@ -1,6 +1,6 @@
 """Validation without any defective picture: pixel AP on synthetic anomalies put on held-out nominal images."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,6 @@ from evaluation import intervals
 from evaluation.metrics import PixelMetrics
 from inference.detect import Together, detect
 from model import DRAEM
-from stopping import Stop
 
 HELD_OUT_TEXTURES = 0.2  # share of the textures
 SAMPLES = 200  # at least
@@ -58,19 +57,21 @@ class SyntheticSamples(Dataset):
 
 
 def synthetic_pixel_ap(
-    model: DRAEM, samples: SyntheticSamples, config: Config, stop: Stop, ranks: Together | None = None
+    model: DRAEM,
+    samples: SyntheticSamples,
+    config: Config,
+    ranks: Together | None = None,
+    check: Callable[[], None] = lambda: None,
 ) -> tuple[float | None, float | None]:
     """Pixel AP on synthetic anomalies: tells checkpoints apart without any test image. None without a masked pixel.
 
-    Second its standard error, by bootstrap over the held-out images, each with all of its samples. Raises Stopped after
-    a picture, when `stop` is asked for, but not where ranks share the samples: then the first knows the value.
+    Second its standard error, by bootstrap over the held-out images, each with all of its samples. Of ranks that share
+    the samples the first knows the value. check: called by all of them after each batch; what it raises ends this.
     """
     pixels = PixelMetrics(keeps_images=True)
     data = config.data.model_copy(update={"img_size": config.data.input_size, "tile_size": None})  # samples are tiles
-    for result in detect(model, samples, config.model_copy(update={"data": data}), "", ranks):
+    for result in detect(model, samples, config.model_copy(update={"data": data}), "", ranks, check):
         pixels.update(result.anomaly_map, result.mask)
-        if not ranks:
-            stop.check()
     value = pixels.compute()["pixel_ap"]
     if value is None:
         return None, None

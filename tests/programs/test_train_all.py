@@ -10,7 +10,6 @@ from sklearn.metrics import average_precision_score
 
 from engine import train_batch
 from inference import detect as inference
-from stopping import Stop
 from training import validation
 
 
@@ -99,6 +98,7 @@ def test_val_ap_is_that_of_the_maps(two, monkeypatch):
     from config import load_config
     from engine.train import datasets, find_files, split
 
+    monkeypatch.setattr(validation, "SAMPLES", 200)
     config = load_config(two / "config.yaml")
     _, samples = datasets(config, split(config, *find_files(config)))
     assert len(samples) == 200 and {samples.name(i) for i in range(200)} == set(map(str, samples.files))
@@ -113,5 +113,5 @@ def test_val_ap_is_that_of_the_maps(two, monkeypatch):
     monkeypatch.setattr(validation, "detect", lambda *_: found)
     truth = np.concatenate([samples[idx]["mask"].numpy().ravel() for idx in range(200)])
     expected = average_precision_score(truth, np.concatenate([one.ravel() for one in maps]))
-    value, error = validation.synthetic_pixel_ap(None, samples, config, Stop())
+    value, error = validation.synthetic_pixel_ap(None, samples, config)
     assert value == pytest.approx(expected, abs=1e-5) and 0 < error < 0.2

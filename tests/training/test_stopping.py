@@ -17,7 +17,8 @@ import cli as command_line
 import stopping
 from config import load_config
 from engine import train
-from inference import checkpoint
+from inference import checkpoint, detect
+from model import DRAEM
 from training import loop
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals are other ones there")
@@ -106,6 +107,31 @@ def test_stopped_while_an_epoch_is_validated(workplace, monkeypatch):
     with pytest.raises(stopping.Stopped, match="stopped after step 2 of epoch 1"):
         train.run(config, "")
     assert same(weights(train.run(config, "")), reference) and len(steps) == 4 and rows(config) == rows(whole)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_processes_stop_together_while_an_epoch_is_validated(workplace, rank):
+    """One of three is told to in the second of six rounds: all end after that, with nothing left half exchanged."""
+    config = config_of(workplace, "data.test_batch_size=1")
+    sample = {"image": torch.zeros(3, 32, 32), "mask": torch.zeros(1, 32, 32)}
+    samples, exchanged, rounds = [sample | {"idx": idx} for idx in range(17)], [], 0
+    ranks = SimpleNamespace(rank=rank, count=3, barrier=lambda: None, send=exchanged.append)
+    ranks.receive = lambda other: exchanged.append(other) or []
+
+    def check():
+        nonlocal rounds
+        rounds += 1
+        if rounds == 2:
+            raise stopping.Stopped(signal.SIGTERM)
+
+    with pytest.raises(stopping.Stopped):
+        list(detect.detect(DRAEM(2, 2), samples, config, "", ranks, check))
+    found = [one.idx for batch in exchanged for one in batch] if rank else exchanged
+    assert found == ([1, 4] if rank else [1, 2, 1, 2])
+    rounds = -1000
+    exchanged.clear()
+    list(detect.detect(DRAEM(2, 2), samples, config, "", ranks, check))
+    assert rounds == -994 and len(exchanged) == (6 if rank else 11)  # the last round is one of two
 
 
 def start(workplace, seconds, *arguments):
@@ -213,7 +239,6 @@ def test_a_damaged_state_falls_back_to_the_one_before(workplace, cli, monkeypatc
 
 def test_other_modes_end_cleanly(two, cli, monkeypatch):
     """What is told to stop in the middle of a pass leaves no half of a result."""
-    from inference import detect
 
     def signalled(*arguments):
         os.kill(os.getpid(), signal.SIGTERM)

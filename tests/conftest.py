@@ -110,6 +110,12 @@ def cli(call):
     return functools.partial(call, "main")
 
 
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Curves of a batch are empty files: each takes half a second to draw."""
+    monkeypatch.setattr("reporting.curves.batch_curves", lambda path, *_: path.write_bytes(b""))
+
+
 STARTED: list[subprocess.Popen] = []
 
 

@@ -12,6 +12,8 @@ from inference import checkpoint
 from inference import detect as inference
 from training.state import write_checkpoint
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 REGIONS = ("--set", "masking.regions.tile=[[0, 10, 0, 48]]")
 
 PLAIN = ("--maskings", "no", "--registrations", "False")

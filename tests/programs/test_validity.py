@@ -16,6 +16,8 @@ from config import load_config
 from engine.train import datasets, find_files, split
 from inference import checkpoint
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 PLAIN = ("--maskings", "no", "--registrations", "False")
 RESULTS = "results/tiny/tile/checkpoint_2/no_masking"
 QUICK = ("--set", "train.visualize=false")

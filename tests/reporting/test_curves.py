@@ -6,6 +6,7 @@ import cv2
 import matplotlib.axes
 import numpy as np
 import pytest
+from conftest import DRAWN
 
 from reporting import curves, panels
 
@@ -25,7 +26,8 @@ def legends(monkeypatch):
 
 
 def test_legends_show_areas_and_chance(workplace, cli, legends):
-    assert cli("--train", "--detection", "--set", "metrics.threshold=false", "--set", "train.epochs=1")[0] == 0
+    sets = ("--set", "metrics.threshold=false", "--set", "train.epochs=1", *DRAWN)
+    assert cli("--train", "--detection", *sets)[0] == 0
     values = json.loads((workplace / "results/tiny/tile/checkpoint_1/no_masking/optimal/metrics.json").read_text())
     said = [text for texts in legends for text in texts]
     names = {"image_auroc": "image, area", "pixel_auroc": "pixel, area", "image_ap": "image, area"}

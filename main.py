@@ -80,7 +80,7 @@ def main() -> int:
     if arguments.output and bool(arguments.predict) == bool(arguments.watch):
         parser.error("--output goes with --predict PATH or with --watch FOLDER, not with both")
 
-    if is_launched() and int(os.environ["RANK"]) > 0:
+    if is_launched() and os.environ["RANK"] != "0":
         os.environ["TQDM_DISABLE"] = "1"  # read when tqdm is imported
     import runtime  # the heavy packages come only now: --help stays quick
     from config import load_config, named_keys

@@ -4,6 +4,8 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +22,7 @@ from errors import UserError
 from evaluation.promises import promise
 from evaluation.thresholds import images_needed
 from folders import Remarks, category_folder, list_textures
-from inference import tiles
+from inference import checkpoint, tiles
 from inference.checkpoint import with_white_level
 from inference.registering import Registration
 from inference.techniques import Preparation, configured
@@ -90,7 +92,8 @@ def run(config: Config) -> None:
         if test:
             technique = configured(config)
             settled = with_white_level(config, white_level)
-            findings.attempt(lambda: Preparation(settled, [technique]).check(test, [technique]))
+            preparing = partial(Preparation, settled, [technique], carried=_kept_reference(config))
+            findings.attempt(lambda: preparing().check(test, [technique]))
             for line in doubts_of_depth(test, white_level):
                 print(line)
         _print_sizes(config, [looks[file] for names in groups.values() for file in names if file in looks])
@@ -101,7 +104,7 @@ def run(config: Config) -> None:
             findings.attempt(lambda: _print_registration(settled, files, test or []))
         _print_promise(config, len(files.held_out))
         if not findings.problems:
-            _print_time(config, files)
+            _print_time(config, files, white_level)
     for reason, paths in findings.by_reason().items():
         others = f"; the same of {_some(paths[1:])}" if len(paths) > 1 else ""
         print(f"would stop: {paths[0]}: {reason}{others}" if paths else f"would stop: {reason}")
@@ -204,9 +207,20 @@ def _print_masks(test: Sequence[TestImage], looks: dict[Path, Look], findings: F
         print(f"masks: {doubt}: {_some(masks)}")
 
 
+def _kept_reference(config: Config) -> dict[str, dict[str, Any]]:
+    """The reference of a training that would go on, see `inference.techniques.to_carry`; empty where there is none."""
+    last = config.run_folder / "last.pt"
+    if not config.data.registration_training or config.train.resume == "never" or not last.is_file():
+        return {}
+    with suppress(UserError):  # a damaged one is for training to tell
+        kept = checkpoint.read(last, only_facts=True)
+        return {name: one for name, one in kept.get("carried", {}).items() if name == "reference"}
+    return {}
+
+
 def _print_registration(config: Config, files: Files, test: Sequence[TestImage]) -> None:
     """How many pictures can be laid over the reference. UserError where training would stop."""
-    registering = Registration(config)
+    registering = Registration(config, _kept_reference(config).get("reference"))
     registering.check()
     held_out = [TestImage(file, False, f"{file.parent.name}/{file.name}") for file in files.held_out]
     for what, pictures in (("held-out pictures", held_out), ("test pictures", test)):
@@ -263,13 +277,13 @@ def _print_promise(config: Config, count: int) -> None:
         print(f"at least {images_needed(0.01)} held-out pictures are needed for 1 % false alarms")
 
 
-def _print_time(config: Config, files: Files) -> None:
+def _print_time(config: Config, files: Files, white_level: float | None) -> None:
     """How many steps, and about how long they take here: a few are measured."""
     train, device = config.train, runtime.select_device(config.train.device)
     precision = runtime.select_precision(train.precision, device)
     count = len(_training(files)) * tiles.per_image(config.data, train.tiles_per_image)
     size = min(train.batch_size, count)
-    images = _training(files)[:size]
+    images = [image_io.read_image(file, config.data.input_size, white_level) for file in _training(files)[:size]]
     dataset = data_loader.DRAEMTrainDataset(images, AnomalySynthesizer(files.textures[:4], config.data.input_size), 0)
     batch = torch.utils.data.default_collate([dataset[place] for place in range(size)])
     model = DRAEM(config.model.base_width, config.model.base_channels).to(

@@ -23,6 +23,7 @@ from inference.detector import Detector
 from inference.techniques import Technique
 from model import DRAEM
 from pictures import list_nominal
+from reporting.mistakes import shows_mistakes
 
 FORMATS = ("onnx",)
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
@@ -49,6 +50,7 @@ class Graph(nn.Module):
         return anomaly_map, smooth.amax(dim=(1, 2, 3))
 
 
+@shows_mistakes
 def run(config: Config, named: Collection[str], kind: str) -> Path:
     """Write `<run>/export/<category>_<checkpoint>.onnx` and a JSON with what a program beside it needs to know.
 

@@ -18,6 +18,7 @@ from evaluation.promises import distance, lie_apart
 from folders import Remarks, pictures_below
 from inference import checkpoint
 from inference.detector import Detection, Detector, Prepared
+from reporting.mistakes import shows_mistakes
 from reporting.predictions import SUMMARY, Predictions, row, row_of_error
 
 
@@ -28,6 +29,7 @@ class Picture(NamedTuple):
     label: str
 
 
+@shows_mistakes
 def run(
     config: Config, named: Collection[str], paths: Sequence[Path], output: Path | None = None, resume: bool = False
 ) -> tuple[Path, int]:
@@ -138,11 +140,13 @@ def usual_folder(detector: Detector, path: Path) -> Path:
 
 def made_with(detector: Detector) -> dict:
     """What predictions depend on."""
-    limits = detector.limits
+    limits, train = detector.limits, detector.config.train
     return {
         "checkpoint_file": detector.ckpt.path.as_posix(),
         "weights": detector.ckpt.fingerprint,
         "technique": detector.technique.name,
+        "precision": str(runtime.select_precision(train.precision, runtime.select_device(train.device))),
+        "pictures": detector.made_from().to_json(),
         "thresholds": limits and [limits.kind, repr(limits.image), repr(limits.pixel)],  # may be infinite
     }
 

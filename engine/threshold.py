@@ -48,6 +48,7 @@ def run(config: Config, ranks: Together | None = None) -> Path:
     return thresholds.path_of(config.run_folder, ckpt.name, technique)
 
 
+@shows_mistakes
 def run_on(config: Config, named: Collection[str], folder: Path) -> Path:
     """Thresholds of a trained model from any folder of good pictures, kept beside the others; the file they are in.
 

@@ -10,7 +10,7 @@ import provenance
 import runtime
 from config import Config
 from decoded import DecodedImages, Subset, half_of_disk, kept_folder
-from errors import ShownError, UserError
+from errors import UserError
 from folders import Remarks, category_folder, list_textures
 from inference import checkpoint, networks, tiles
 from inference.registering import RegisteredImages, Registration
@@ -84,15 +84,7 @@ def _set_up(config: Config, settings_text: str, ranks: "Ranks | None") -> tuple[
     kept = read_last(config, made_from)
     files = split(config, nominal, validation, textures, kept)
     white_level = find_white_level(config, files, kept)
-    carried = {}
-    try:
-        carried = to_carry(checkpoint.with_white_level(config, white_level))
-    except ShownError:
-        raise
-    except UserError:
-        pass  # training needs none of these; detection will say what is wrong
-    if kept and config.data.registration_training:  # pictures lie as before, whatever is the first one now
-        carried |= {name: one for name, one in kept["carried"].items() if name == "reference"}
+    carried = to_carry(checkpoint.with_white_level(config, white_level), kept and kept["carried"])
     state = TrainingState(config, settings_text, made_from, files.digests(), white_level, carried, ranks)
     if kept:
         state.resume(kept)

@@ -22,6 +22,7 @@ from errors import UserError, told
 from folders import IMAGE_SUFFIXES, NOT_UTF8, is_visible_folder
 from inference import checkpoint
 from inference.detector import Detector
+from reporting.mistakes import shows_mistakes
 from reporting.predictions import Predictions, row, row_of_error
 from stopping import Stopped
 
@@ -168,6 +169,7 @@ def files_below(folder: Path | str, above: frozenset = frozenset()) -> Iterator[
                     yield from files_below(entry.path, above | {here})
 
 
+@shows_mistakes
 def run(config: Config, named: Collection[str], folder: Path, output: Path | None = None) -> Path:
     """Judge the pictures of a folder and those that come, until interrupted or told to stop.
 

@@ -87,7 +87,13 @@ class Checkpoint:
     @property
     def reference(self) -> dict[str, dict[str, Any]]:
         """Of `carried` what pictures must be laid over, as they were in training; empty where that is open."""
-        return {"reference": self.carried["reference"]} if fitting.is_of_registered(self.settings) else {}
+        if not fitting.is_of_registered(self.settings):
+            return {}
+        if "reference" not in self.carried:
+            raise UserError(
+                f"{self.path}: trained on registered pictures, but their reference is not in it; train anew"
+            )
+        return {"reference": self.carried["reference"]}
 
 
 def read(path: Path, only_facts: bool = False) -> dict[str, Any]:

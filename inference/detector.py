@@ -87,7 +87,7 @@ class Detector:
             config = checkpoint.with_white_level(config, ckpt.white_level)
         self.ckpt, self.config, self.technique = ckpt, config, configured(config)
         others = {"reference": "data.registration_reference", "region": "masking.regions"}
-        carried = {name: kept for name, kept in ckpt.carried.items() if others[name] not in named}
+        carried = {name: kept for name, kept in ckpt.carried.items() if others[name] not in named} | ckpt.reference
         self._preparation = Preparation(config, [self.technique], carried=carried)
         self._networks = Networks(ckpt.model, config, 0)
         self.remarks: list[str] = []

@@ -45,11 +45,8 @@ class Registration:
         return read_image(path, white_level=self.white_level)
 
     def check(self) -> None:
-        """UserError where a named reference picture cannot be read, or has no part."""
-        if self._is_of_parts:
-            _ = self._part
-        elif self.config.data.registration_reference:
-            _ = self.reference
+        """UserError where the reference picture cannot be read, or has no part."""
+        _ = self._part if self._is_of_parts else self.reference
 
     @cached_property
     def reference_path(self) -> Path:
@@ -174,11 +171,13 @@ class RegisteredImages(KeptArrays):
         digests = provenance.file_digests(self._files)
         parts_of_name = [provenance.VERSION, registering.white_level, registering.facts, *digests]
         name = f"registered_images_{size[0]}x{size[1]}_{provenance.digest(parts_of_name)}"
+        self._left = folder / f"{name}.txt"  # what could not be registered, for runs that find the file there
         super().__init__(folder, name, "registered pictures", len(self._files), (*size, 3), half_of_disk(folder))
+        if self._left.is_file() and (said := self._left.read_text(encoding="utf-8")):
+            print(f"{said}; they are trained on as they are")
 
     def _write(self, title: str) -> None:
-        if said := self._registering.register_to_train(self._files):
-            print(f"{said}; they are trained on as they are")
+        runtime.write_text(self._left, self._registering.register_to_train(self._files))
         super()._write(title)
 
     def make(self, index: int) -> np.ndarray:

@@ -14,7 +14,7 @@ import provenance
 import runtime
 from config import Config
 from decoded import KeptArrays
-from errors import UserError
+from errors import ShownError, UserError
 from evaluation import masking
 from image_io import from_png, read_marked, read_size, to_png
 from inference.registering import Registration
@@ -181,20 +181,34 @@ class Preparation:
         return self._region
 
 
-def to_carry(config: Config) -> dict[str, dict[str, Any]]:
+def to_carry(config: Config, kept: dict[str, dict[str, Any]] | None = None) -> dict[str, dict[str, Any]]:
     """The pictures that the configured technique needs, for a checkpoint to bring along: `region`, `reference`.
 
     Each its path, the digest of its file, and uint8 bytes of a PNG: of the reference as it is read, of the region 0 or
-    255. UserError where one cannot be read.
+    255. One that cannot be read is left out, as training does not need it; detection will say what is wrong.
+
+    Args:
+        kept: of an earlier state; training pictures lie as its reference does, whatever is the first one now.
+
+    Raises:
+        UserError: no reference where training pictures are registered, or one without a part.
     """
-    technique, found = configured(config), {}
-    preparation = Preparation(config, [technique])
+    technique, found, carried = configured(config), {}, {}
     region = config.masking.regions.get(config.data.category)
     if technique.masking != "no" and isinstance(region, str):
-        found["region"] = Path(region), read_marked(Path(region)).mask.astype(np.uint8) * 255
-    if technique.registered:
-        found["reference"] = preparation.registration.reference_path, preparation.registration.reference
-    return {
+        with suppress(UserError):
+            found["region"] = Path(region), read_marked(Path(region)).mask.astype(np.uint8) * 255
+    if config.data.registration_training and kept and "reference" in kept:
+        carried["reference"] = kept["reference"]
+    elif technique.registered:
+        registering = Registration(config)
+        try:
+            registering.check()
+            found["reference"] = registering.reference_path, registering.reference
+        except UserError as error:
+            if config.data.registration_training or isinstance(error, ShownError):
+                raise
+    return carried | {
         name: {"path": path.as_posix(), "digest": provenance.file_digest(path), "png": torch.from_numpy(to_png(image))}
         for name, (path, image) in found.items()
     }

@@ -72,10 +72,10 @@ class Predictions:
             raise UserError(f"{folder}: holds other files; name a new folder with --output") from error
         except ValueError:
             there = None
-        if keep and there != made_with:
+        if keep and there != json.loads(json.dumps(made_with)):
             raise UserError(
-                f"{folder}: made with another checkpoint or other thresholds; leave out --resume, or name a new folder "
-                "with --output"
+                f"{folder}: made with another checkpoint, other settings or thresholds; leave out --resume, or name a "
+                "new folder with --output"
             )
 
     def _clear(self) -> None:

@@ -15,6 +15,7 @@ from image_io import read_image
 from inference import checkpoint
 from inference.registering import RegisteredImages, Registration
 from pictures import list_nominal, list_test
+from training.state import write_checkpoint
 
 SIZE = 96
 REGISTERED = ("data.image_registration=true", "data.registration_method=part", "data.registration_training=true")
@@ -200,3 +201,66 @@ def test_mistakes(parts_place, cli):
     wanted = ["data.registration_training: 4 of 6 nominal pictures could not be registered"]
     checked(cli("--train", *sets(*REGISTERED)), wanted)
     checked(cli("--check", *sets(*REGISTERED)), wanted)
+
+
+def test_a_training_carries_its_reference_whatever_else_is_missing(parts_place, cli):
+    """Masking without a region is for detection to tell; a reference that is nowhere is told, too."""
+    assert cli("--train", *sets(*REGISTERED, "metrics.masking=true"))[0] == 0
+    run = parts_place / "checkpoints/bracket/tiny"
+    assert "reference" in checkpoint.read(run / "epoch_0002.pt")["carried"]
+    status, _, error = cli("--threshold", "--detection", *sets(*REGISTERED))
+    assert status == 0, error
+    for path in (run / "last.pt", run / "epoch_0002.pt"):
+        content = checkpoint.read(path)
+        del content["carried"]["reference"]
+        content.pop("checksum", None)
+        write_checkpoint(path, content)
+    checked(cli("--detection", *sets(*REGISTERED)), ["last.pt", "reference is not in it"])
+
+
+def test_a_new_first_picture_without_a_part_changes_nothing(parts_place, cli):
+    """Training goes on, and --check and --predict with the same settings use the reference of the training."""
+    text = (parts_place / "config.yaml").read_text()
+    named = text.replace("img_size: 96", "img_size: 96\n  registration_reference: null")
+    (parts_place / "config.yaml").write_text(named)
+    assert cli("--train", "--threshold", *sets(*REGISTERED, "train.epochs=1"))[0] == 0
+    good, test = parts_place / "mvtec/bracket/train/good", parts_place / "mvtec/bracket/test"
+    write(good / "0.png", np.full((SIZE, SIZE, 3), 40, np.uint8))
+    for arguments in (["--check"], ["--train", "--threshold", "--detection"], ["--predict", str(test)]):
+        status, _, error = cli(*arguments, *sets(*REGISTERED))
+        assert status == 0, error
+
+
+def test_what_was_not_registered_is_said_by_every_training(parts_place, cli):
+    write(parts_place / "mvtec/bracket/train/good/9.png", np.full((SIZE, SIZE, 3), 40, np.uint8))
+    for name in ("one", "two"):
+        status, out, error = cli("--train", *sets(*REGISTERED, "data.val_split=0", f"data.run_name={name}"))
+        assert status == 0, error
+        assert out.count("1 of 7 nominal pictures could not be registered: 9.png; they are trained on as they are") == 1
+
+
+def test_predictions_of_other_settings_are_not_mixed(parts_place, cli):
+    photos, tiled = parts_place / "mvtec/bracket/test", ("data.tile_size=32", "metrics.threshold=false")
+    assert cli("--train", *sets(*tiled))[0] == 0
+    arguments = ["--predict", str(photos), "--output", str(parts_place / "out")]
+    assert cli(*arguments, *sets(*tiled))[0] == 0
+    assert cli(*arguments, "--resume", *sets(*tiled))[0] == 0
+    other = cli(*arguments, "--resume", *sets(*tiled, "data.tile_overlap=0.5"))
+    checked(other, ["made with another checkpoint, other settings"])
+
+
+def test_a_scene_without_a_reference_is_told_once(parts_place, cli):
+    assert cli("--train", *sets("metrics.threshold=false"))[0] == 0
+    photos = (parts_place / "mvtec/bracket/test").rename(parts_place / "photos")
+    (parts_place / "mvtec").rename(parts_place / "gone")
+    scene = sets("metrics.threshold=false", "data.image_registration=true")
+    checked(cli("--predict", str(photos), *scene), ["mvtec"])
+
+
+def test_check_reads_pictures_at_their_white_level(parts_place, cli):
+    for path in sorted((parts_place / "mvtec/bracket").rglob("*.png")):
+        if "ground_truth" not in path.parts:
+            write(path.with_suffix(".tif"), cv2.imread(str(path)).astype(np.float32) / 2)
+            path.unlink()
+    status, out, error = cli("--check")
+    assert status == 0 and "training: " in out, error

@@ -158,7 +158,7 @@ def test_a_call_that_ended_early_is_gone_on_with(judged, cli, monkeypatch):
     assert rows[: len(first)] == first and len({row["path"] for row in rows}) == len(rows) == 6
     checked(
         cli("--predict", str(photos), "--output", str(output), "--resume", "--set", "metrics.threshold_type=max"),
-        ["made with another checkpoint or other thresholds", "--resume"],
+        ["made with another checkpoint, other settings or thresholds", "--resume"],
     )
 
 

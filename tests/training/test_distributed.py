@@ -205,10 +205,15 @@ def test_signs_of_life_end_before_the_process_does(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("variables", "words"), [({}, "MASTER_PORT is not set"), ({"MASTER_PORT": "x"}, "MASTER_PORT = x: must be a whole")]
+    ("variables", "words"),
+    [
+        ({}, "MASTER_PORT is not set"),
+        ({"MASTER_PORT": "x"}, "MASTER_PORT = x: must be a whole"),
+        ({"RANK": "a"}, "RANK = a: must be a whole"),
+    ],
 )
 def test_a_launcher_that_says_too_little(place, variables, words):
-    status, _, error = run(place, 0, SHORT, "--train", **ONE, **variables)
+    status, _, error = run(place, 0, SHORT, "--train", **ONE | variables)
     assert status == 2 and error.startswith(f"error: {words}") and "Traceback" not in error
 
 

@@ -89,10 +89,11 @@ def run(config: Config) -> None:
         looks = _look_at(groups | {"textures": textures}, white_level, findings)
         _print_looks(groups, looks)
         _print_masks(test or [], looks, findings)
+        reference = _kept_reference(config)
         if test:
             technique = configured(config)
             settled = with_white_level(config, white_level)
-            preparing = partial(Preparation, settled, [technique], carried=_kept_reference(config))
+            preparing = partial(Preparation, settled, [technique], carried=reference)
             findings.attempt(lambda: preparing().check(test, [technique]))
             for line in doubts_of_depth(test, white_level):
                 print(line)
@@ -101,7 +102,7 @@ def run(config: Config) -> None:
             print(line)
         if config.data.image_registration:
             settled = with_white_level(config, white_level)
-            findings.attempt(lambda: _print_registration(settled, files, test or []))
+            findings.attempt(lambda: _print_registration(settled, files, test or [], reference))
         _print_promise(config, len(files.held_out))
         if not findings.problems:
             _print_time(config, files, white_level)
@@ -218,9 +219,11 @@ def _kept_reference(config: Config) -> dict[str, dict[str, Any]]:
     return {}
 
 
-def _print_registration(config: Config, files: Files, test: Sequence[TestImage]) -> None:
-    """How many pictures can be laid over the reference. UserError where training would stop."""
-    registering = Registration(config, _kept_reference(config).get("reference"))
+def _print_registration(
+    config: Config, files: Files, test: Sequence[TestImage], kept: dict[str, dict[str, Any]]
+) -> None:
+    """How many pictures can be laid over the reference, `kept` or that of now. UserError where training would stop."""
+    registering = Registration(config, kept.get("reference"))
     registering.check()
     held_out = [TestImage(file, False, f"{file.parent.name}/{file.name}") for file in files.held_out]
     for what, pictures in (("held-out pictures", held_out), ("test pictures", test)):

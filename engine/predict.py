@@ -146,7 +146,7 @@ def made_with(detector: Detector) -> dict:
         "weights": detector.ckpt.fingerprint,
         "technique": detector.technique.name,
         "precision": str(runtime.select_precision(train.precision, runtime.select_device(train.device))),
-        "pictures": detector.made_from().to_json(),
+        "made_from": detector.made_from().to_json(),
         "thresholds": limits and [limits.kind, repr(limits.image), repr(limits.pixel)],  # may be infinite
     }
 

@@ -84,7 +84,7 @@ def _set_up(config: Config, settings_text: str, ranks: "Ranks | None") -> tuple[
     kept = read_last(config, made_from)
     files = split(config, nominal, validation, textures, kept)
     white_level = find_white_level(config, files, kept)
-    carried = to_carry(checkpoint.with_white_level(config, white_level), kept and kept["carried"])
+    carried = to_carry(checkpoint.with_white_level(config, white_level), (kept or {}).get("carried"))
     state = TrainingState(config, settings_text, made_from, files.digests(), white_level, carried, ranks)
     if kept:
         state.resume(kept)

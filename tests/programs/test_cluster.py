@@ -119,9 +119,9 @@ def test_a_node_that_goes_costs_nothing_but_what_was_not_saved(tmp_path, ray_clu
     assert status == 0 and rows_of(root / "results/tiny/summary.csv") == on_ray and len(on_ray) == 4, error
 
 
-def test_told_to_stop_tasks_save_what_they_have_done(tmp_path, ray_cluster):
+def test_told_to_stop_tasks_save_what_they_have_done(tmp_path):
     root = make_place(tmp_path, NAMES[:2])
-    process = start("train_all", root, "--ray", ray_cluster.address, "--set", "train.epochs=100000")
+    process = start("train_all", root, "--ray", "local", "--set", "train.epochs=100000")
     end = time.monotonic() + 120
     while not list(root.glob("checkpoints/*/tiny/last.pt")):
         assert time.monotonic() < end and process.poll() is None, process.communicate()

@@ -158,15 +158,26 @@ def test_killed_and_resumed_ends_with_the_same_weights(workplace):
     arguments += [word for override in overrides for word in ("--set", override)]
     for steps, epoch in ((4, 1), (5, 3)):  # of two steps each
         code = KILLED.format(root=str(ROOT), main=str(ROOT / "main.py"), steps=steps)
-        nowhere = {
-            "stdout": subprocess.DEVNULL,
-            "stderr": subprocess.DEVNULL,
-        }  # its loader process outlives it by seconds
-        killed = subprocess.run([sys.executable, "-c", code, *arguments], cwd=workplace, timeout=240, **nowhere)
+        command = [sys.executable, "-c", code, *arguments]
+        # No pipes: its loader process outlives it by seconds, and would keep them open.
+        nowhere = subprocess.DEVNULL
+        killed = subprocess.run(command, cwd=workplace, stdout=nowhere, stderr=nowhere, timeout=240)
         assert killed.returncode == -signal.SIGKILL
         assert checkpoint.read(config.run_folder / "last.pt")["epoch"] == epoch
-    assert same(weights(train.run(config, "")), weights(reference))
+    path = train.run(config, "")
+    assert path == config.run_folder / "epoch_0006.pt" and same(weights(path), weights(reference))
     assert [int(row["epoch"]) for row in log_of(config)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_state_without_carried_pictures_is_gone_on_from(workplace):
+    """As earlier versions have written it."""
+    config = config_of(workplace, "train.epochs=1")
+    train.run(config, "")
+    last = config.run_folder / "last.pt"
+    content = checkpoint.read(last)
+    del content["carried"], content["checksum"]
+    state.write_checkpoint(last, content)
+    assert train.run(config_of(workplace, "train.epochs=2"), "").name == "epoch_0002.pt"
 
 
 def test_states_to_resume_from_do_not_hold_up_short_epochs(workplace, monkeypatch):

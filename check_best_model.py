@@ -1,6 +1,6 @@
 """Name the best checkpoint and technique of what evaluate_checkpoints.py has measured."""
 
-from cli import Parser, add_config_flags, run
+from runtime.cli import Parser, add_config_flags, run
 
 # Predefined parameters. Each can be given as a flag of the same name.
 CATEGORIES = None  # names of categories to compare; None: all in summary.csv
@@ -18,11 +18,11 @@ def main() -> int:
     add_config_flags(parser)
     arguments = parser.parse_args()
 
-    import runtime  # the heavy packages come only now: --help stays quick
     from config import load_config
     from engine import best_model
+    from runtime.device import setup
 
-    runtime.setup()
+    setup()
     print(f"report: {best_model.run(load_config(arguments.config, arguments.set), arguments.categories)}")
     return 0
 

@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-import settings_file
-from errors import UserError
+from runtime import yaml_file
+from runtime.errors import UserError
 from setting_values import (
     Compile,
     Device,
@@ -187,7 +187,7 @@ def _problem(error: dict[str, Any], text: str) -> str:
         bounds = [f"{sign} {limits[sign]}" for sign in signs.values() if limits.get(sign) is not None]
         allowed = " ".join(["must be", word, *bounds])
         if word == "text" and not isinstance(error["input"], (dict, list)):
-            allowed += f", in quotes: '{settings_file.as_written(text, *path) or error['input']}'"
+            allowed += f", in quotes: '{yaml_file.as_written(text, *path) or error['input']}'"
     value = repr(error["input"]) if isinstance(error["input"], str) else error["input"]
     return f"{'.'.join(map(str, path))} = {value}: {allowed}"
 
@@ -203,8 +203,8 @@ def load_config(path: Path | str, overrides: Iterable[str] = ()) -> Config:
         UserError: unreadable file, bad YAML (line and column), unknown keys, values out of range; all at once.
     """
     path = Path(path)
-    text = settings_file.read(path)
-    values = settings_file.parse(text, str(path))
+    text = yaml_file.read(path)
+    values = yaml_file.parse(text, str(path))
     if values is None:
         values = {}
     if not isinstance(values, dict):
@@ -218,7 +218,7 @@ def load_config(path: Path | str, overrides: Iterable[str] = ()) -> Config:
             raise UserError(f"--set {override}: must be section.key=value, e.g. --set data.category=bottle")
         if key.startswith(f"{REGIONS}."):  # of one category
             category, key = key[len(REGIONS) + 1 :], REGIONS
-            value = {category: settings_file.parse(value, f"--set {REGIONS}.{category}")}
+            value = {category: yaml_file.parse(value, f"--set {REGIONS}.{category}")}
         if key not in _known_keys():
             problems.append(f"--set {_unknown(key)}")
             continue
@@ -229,7 +229,7 @@ def load_config(path: Path | str, overrides: Iterable[str] = ()) -> Config:
             if isinstance(value, dict):
                 values[section][name] = (there if isinstance(there, dict) else {}) | value
             else:
-                values[section][name] = value if _is_text(key) else settings_file.parse(value, f"--set {key}")
+                values[section][name] = value if _is_text(key) else yaml_file.parse(value, f"--set {key}")
     try:
         config = Config.model_validate(values)
     except ValidationError as error:
@@ -243,7 +243,7 @@ def load_config(path: Path | str, overrides: Iterable[str] = ()) -> Config:
 
 def named_keys(path: Path | str | None, overrides: Iterable[str] = ()) -> set[str]:
     """Keys, `section.key`, that a settings file (None: none) and overrides name. `load_config` has accepted them."""
-    values = settings_file.parse(settings_file.read(Path(path)), str(path)) if path else {}
+    values = yaml_file.parse(yaml_file.read(Path(path)), str(path)) if path else {}
     found = {f"{section}.{key}" for section, keys in (values or {}).items() for key in keys or {}}
     keys = (override.partition("=")[0].strip() for override in overrides)
     return found | {REGIONS if key.startswith(f"{REGIONS}.") else key for key in keys}
@@ -251,12 +251,12 @@ def named_keys(path: Path | str | None, overrides: Iterable[str] = ()) -> set[st
 
 def edit_config(path: Path | str, changes: dict[str, Any]) -> str:
     """Text of a settings file with values changed (`section.key` -> value) and everything else kept, comments too."""
-    return settings_file.edit(path, changes)
+    return yaml_file.edit(path, changes)
 
 
 def settings_text(path: Path | str, config: Config) -> str:
     """Text of a settings file, comments kept, with every value as it is in `config`."""
     sections = config.model_dump(mode="json").items()
-    return settings_file.edit(
+    return yaml_file.edit(
         path, {f"{section}.{key}": value for section, keys in sections for key, value in keys.items()}
     )

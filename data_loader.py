@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler, default_collate
 
-import runtime
-import stopping
-from errors import UserError
 from image_io import read_all, read_image, read_mask, resize
 from pictures import TestImage
+from runtime import signals
+from runtime.device import setup
+from runtime.errors import UserError
 from synthesis import AnomalySynthesizer
 
 SAMPLE_BYTES = 16  # a pixel at most: image 3, augmented image 12, mask 1
@@ -217,13 +217,13 @@ def test_loader(
 
 
 def _set_up_worker(_: int) -> None:
-    runtime.setup()
-    stopping.goes_on_in_loader()
+    setup()
+    signals.goes_on_in_loader()
 
 
 def _workers(count: int, batch_size: int, ahead: int, pin_memory: bool) -> dict[str, Any]:
     """Options of a loader: so many processes, each `ahead` batches of so many bytes ahead, but at most PREFETCHED."""
-    runtime.setup()  # before any process is forked: OpenCV's pool of threads hangs in such a one
+    setup()  # before any process is forked: OpenCV's pool of threads hangs in such a one
     count = min(count, max(PREFETCHED // batch_size, 1))
     ahead = max(min(ahead, PREFETCHED // (batch_size * count)), 1) if count else None
     own = {"num_workers": count, "prefetch_factor": ahead, "worker_init_fn": _set_up_worker}

@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-import provenance
-import runtime
 from image_io import read_image
+from runtime import provenance
+from runtime.device import core_count
+from runtime.files import holding, remove_least_recently_used, remove_leftovers, replacing
 
 LIMIT = 2**32  # bytes of a file; images that it has no room for are decoded whenever they are drawn
 TOTAL = 2**34  # bytes of all files in a folder that no process has open
@@ -54,14 +55,14 @@ class KeptArrays(Sequence):
         self.path, self.count = folder / f"{name}.npy", count
         self.shape = (min(count, (limit or LIMIT) // math.prod(shape)), *shape)
         self._mapped: np.ndarray | None = None
-        self._mark: runtime.holding | None = None
-        runtime.remove_leftovers(folder)
+        self._mark: holding | None = None
+        remove_leftovers(folder)
         if not self._is_whole():
             self._write(title)
         with suppress(FileNotFoundError):  # deleted meanwhile
-            self._mark = runtime.holding(self.path)
+            self._mark = holding(self.path)
             os.utime(self.path)
-        runtime.remove_least_recently_used(folder.glob("*.npy"), TOTAL)
+        remove_least_recently_used(folder.glob("*.npy"), TOTAL)
 
     @abstractmethod
     def make(self, index: int) -> np.ndarray:
@@ -89,13 +90,13 @@ class KeptArrays(Sequence):
         """Make and write in order. Not through the map: a full disk would end the process there."""
         try:
             with (
-                runtime.replacing(self.path) as beside,
+                replacing(self.path) as beside,
                 beside.open("wb") as stream,
-                ThreadPoolExecutor(runtime.core_count()) as pool,
+                ThreadPoolExecutor(core_count()) as pool,
                 tqdm(total=self.shape[0], desc=f"decoding {title}", unit="image", leave=None) as bar,
             ):
                 stream.write(self._header())
-                ahead = max(AHEAD // math.prod(self.shape[1:]), runtime.core_count())
+                ahead = max(AHEAD // math.prod(self.shape[1:]), core_count())
                 for start in range(0, self.shape[0], ahead):
                     for array in pool.map(self.make, range(start, min(start + ahead, self.shape[0]))):
                         stream.write(array)

@@ -1,7 +1,7 @@
 """Evaluate categories x checkpoints x techniques x thresholds, and summarize them in one table."""
 
-from cli import Parser, add_config_flags, add_ray_flags, boolean, run
 from evaluation.thresholds import COMPARED_KINDS, KINDS
+from runtime.cli import Parser, add_config_flags, add_ray_flags, boolean, run
 
 # Predefined parameters. Each can be given as a flag of the same name, e.g. --checkpoints 600 700
 CATEGORIES = None  # names of categories; None: every folder of data.data_path that has train/good
@@ -43,11 +43,11 @@ def main() -> int:
         if epoch != "last" and not (epoch.isdecimal() and int(epoch)):
             parser.error(f"--checkpoints {epoch}: must be last or an epoch from 1")
 
-    import runtime  # the heavy packages come only now: --help stays quick
     from config import load_config
     from engine import batch, cluster
+    from runtime.device import setup
 
-    runtime.setup()
+    setup()
     config = load_config(arguments.config, arguments.set)
     failures = batch.run(
         config,

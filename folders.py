@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from errors import UserError
+from runtime.errors import UserError
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".jpe", ".bmp", ".dib", ".tif", ".tiff", ".webp", ".jp2", ".exr", ".avif"}
 IMAGE_SUFFIXES |= {".gif", ".pgm", ".ppm", ".pbm", ".pnm", ".pam", ".hdr", ".ras", ".sr"}

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import image_io
-from errors import UserError
 from folders import Remarks, pictures_below, plain, subfolders
+from runtime.errors import UserError
 
 # Names of folders, as `plain` has them.
 MASK_FOLDERS = {"groundtruth", "gt", "mask", "masks", "label", "labels", "annotation", "annotations", "segmentation"}

@@ -11,10 +11,10 @@ import cv2
 import numpy as np
 from PIL import Image
 
-import runtime
-from errors import UserError
 from evaluation import masks
 from evaluation.masks import Marked
+from runtime.device import core_count
+from runtime.errors import UserError
 
 ORIENTATION, BITS, SUBFILE = 0x0112, 258, 254  # tags of EXIF and TIFF
 TURNED = {  # how a picture is turned upright, by its orientation
@@ -185,7 +185,7 @@ def find_white_level(paths: Sequence[Path]) -> float | None:
 
     None where none has more than 8 bits, or they use all 16. UserError where it cannot be told.
     """
-    with ThreadPoolExecutor(runtime.core_count()) as pool:
+    with ThreadPoolExecutor(core_count()) as pool:
         deep = [path for path, is_one in zip(paths, pool.map(is_deep, paths), strict=True) if is_one]
 
         def brightest(path: Path) -> tuple[bool, float]:

@@ -8,7 +8,7 @@ from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cli import CONFIG, DONE, FAULT, Parser, add_config_flags, boolean, is_launched, run
+from runtime.cli import CONFIG, DONE, FAULT, Parser, add_config_flags, boolean, is_launched, run
 
 if TYPE_CHECKING:
     from config import Config
@@ -82,10 +82,10 @@ def main() -> int:
 
     if is_launched() and os.environ["RANK"] != "0":
         os.environ["TQDM_DISABLE"] = "1"  # read when tqdm is imported
-    import runtime  # the heavy packages come only now: --help stays quick
     from config import load_config, named_keys
+    from runtime.device import setup
 
-    runtime.setup()
+    setup()
     config = load_config(arguments.config, arguments.set)
     named = named_keys(None if arguments.config == CONFIG else arguments.config, arguments.set)
     with together(config) as ranks:
@@ -147,10 +147,10 @@ def together(config: "Config") -> Iterator["Ranks | None"]:
     if not is_launched():
         yield None
         return
-    import runtime
+    from runtime.device import select_device
     from training.distributed import Ranks
 
-    uses_cuda = runtime.select_device(config.train.device).type == "cuda"
+    uses_cuda = select_device(config.train.device).type == "cuda"
     with (
         Ranks(uses_cuda) as ranks,
         open(os.devnull, "w") as nowhere,

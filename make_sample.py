@@ -15,10 +15,10 @@ import cv2
 import numpy as np
 import skimage
 
-from cli import Parser, run
-from errors import UserError
 from evaluation.image_metrics import image_metrics
 from image_io import read_image
+from runtime.cli import Parser, run
+from runtime.errors import UserError
 
 VERSION = 4
 SIZE = 128  # side of every picture

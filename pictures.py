@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 
 import image_io
-import runtime
-from errors import UserError
 from evaluation.masks import Marked
 from folders import IMAGE_SUFFIXES, Remarks, nominal_folders, pictures_below, plain, subfolders
 from ground_truth import MASK_FOLDERS, Masks, apart, check_twins, more, name_in
+from runtime.device import core_count
+from runtime.errors import UserError
 
 # Names of folders, as `plain` has them.
 VALIDATION_FOLDERS = {"validation", "valid", "val"}
@@ -171,7 +171,7 @@ def with_masks_read(pictures: Sequence[TestImage]) -> tuple[list[TestImage], lis
         return Marked(np.array([found.mask.any()]), found.kind, found.doubt)
 
     files = [mask for picture in pictures for mask in picture.masks]
-    with ThreadPoolExecutor(runtime.core_count()) as pool:
+    with ThreadPoolExecutor(core_count()) as pool:
         found = dict(zip(files, pool.map(read, files), strict=True))
     if wrong := [found[path] for path in files if isinstance(found[path], UserError)]:
         others = f"\n{len(wrong) - 1} more masks cannot be read either" if len(wrong) > 1 else ""

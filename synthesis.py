@@ -7,9 +7,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-import runtime
 from image_io import read_all, rotate
 from perlin import perlin_noise
+from runtime.device import restore_numpy_table
 
 P_ROTATE = 0.3  # nominal images that are rotated
 P_CLEAN = 0.5  # samples of the Perlin branch that stay clean
@@ -24,7 +24,7 @@ MIN_CUTOUT = 10  # pixels
 @lru_cache(maxsize=1)
 def augmenters() -> tuple:
     """The original's ten, made in each process: some do not survive being sent to another. They see BGR as it is."""
-    runtime.restore_numpy_table()
+    restore_numpy_table()
     import imgaug.augmenters as iaa  # half a second that only training needs
 
     return (

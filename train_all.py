@@ -1,6 +1,6 @@
 """Train every category of a dataset, one after the other, each in a process of its own."""
 
-from cli import Parser, add_config_flags, add_ray_flags, boolean, run
+from runtime.cli import Parser, add_config_flags, add_ray_flags, boolean, run
 
 # Predefined parameters. Each can be given as a flag of the same name, e.g. --categories bottle cable
 CATEGORIES = None  # names of categories; None: every folder of data.data_path that has train/good
@@ -28,11 +28,11 @@ def main() -> int:
     add_config_flags(parser)
     arguments = parser.parse_args()
 
-    import runtime  # the heavy packages come only now: --help stays quick
     from config import load_config
     from engine import cluster, train_batch
+    from runtime.device import setup
 
-    runtime.setup()
+    setup()
     config = load_config(arguments.config, arguments.set)
     failures = train_batch.run(
         config,

@@ -13,8 +13,8 @@ import cv2
 import numpy as np
 import torch
 
-import runtime
 from make_sample import load_grey, write_png
+from runtime.device import core_count, setup
 
 
 def machine() -> str:
@@ -23,7 +23,7 @@ def machine() -> str:
     sets = [name for name in ("avx2", "avx512_f", "avx512_bf16", "amx_bf16") if capabilities.get(name)]
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
     versions = f"Python {platform.python_version()}, torch {torch.__version__}, numpy {np.__version__}"
-    return f"{runtime.core_count()} cores ({', '.join(sets)}), {torch.get_num_threads()} threads{gpu}; {versions}"
+    return f"{core_count()} cores ({', '.join(sets)}), {torch.get_num_threads()} threads{gpu}; {versions}"
 
 
 def arguments(description: str, **defaults: int) -> argparse.Namespace:
@@ -76,7 +76,7 @@ def report(title: str, times: dict[str, list[float]]) -> None:
 
 def header(title: str) -> None:
     """Set the process up as the programs do; print what is measured and where."""
-    runtime.setup()
+    setup()
     print(f"# {title}\n# {machine()}", flush=True)
 
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import torch
 
-import runtime
 from benchmarks import common, plain
 from inference.networks import optimized
 from model import DRAEM
 from pictures import list_test
+from runtime.device import memory_format, select_device, select_precision
 
 
 def main() -> None:
@@ -29,11 +29,11 @@ def main() -> None:
             subprocess.run(command, check=True, capture_output=True)
 
         main_py("--train", "--threshold")
-        device = runtime.select_device("auto")
-        precision = runtime.select_precision("auto", device)
+        device = select_device("auto")
+        precision = select_precision("auto", device)
         network = optimized(DRAEM(1, 1), device, precision)
         x = torch.rand(8, 3, flags.size, flags.size, device=device).to(precision)
-        x = x.contiguous(memory_format=runtime.memory_format(device, precision))
+        x = x.contiguous(memory_format=memory_format(device, precision))
         pictures = list_test(root / "mvtec/made_up")[half - flags.few // 2 :][: flags.few]
         files = [(picture.path, picture.masks[0] if picture.masks else None) for picture in pictures]
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import torch
 
-import runtime
 from benchmarks import common
 from inference.networks import optimized
 from model import DRAEM
+from runtime.device import memory_format, select_device, select_precision
 
 
 def main() -> None:
@@ -30,11 +30,11 @@ def main() -> None:
         subprocess.run(main_py, check=True, capture_output=True)
         command = common.python(common.ROOT / "evaluate_checkpoints.py", "--force", *overrides)
 
-        device = runtime.select_device("auto")
-        precision = runtime.select_precision("auto", device)
+        device = select_device("auto")
+        precision = select_precision("auto", device)
         network = optimized(DRAEM(flags.width, flags.channels), device, precision)
         x = torch.rand(8, 3, flags.size, flags.size, device=device).to(precision)
-        x = x.contiguous(memory_format=runtime.memory_format(device, precision))
+        x = x.contiguous(memory_format=memory_format(device, precision))
 
         def forward() -> None:
             with torch.inference_mode():

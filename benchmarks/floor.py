@@ -4,9 +4,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-import runtime
 from benchmarks import common
 from model import DRAEM
+from runtime.device import memory_format, select_device, select_precision
 
 
 def convolutions(width: int, channels: int, size: int, batch: int) -> list[tuple[nn.Conv2d, torch.Size]]:
@@ -22,8 +22,8 @@ def convolutions(width: int, channels: int, size: int, batch: int) -> list[tuple
 
 def seconds(layers: list[tuple[nn.Conv2d, torch.Size]], precision: torch.dtype, is_training: bool) -> float:
     """How long all of them take, one after the other: forward, in training also backward to input and weights."""
-    device = runtime.select_device("auto")
-    layout = runtime.memory_format(device, precision)
+    device = select_device("auto")
+    layout = memory_format(device, precision)
     taken = 0.0
     for layer, shape in layers:
         x, weight = (
@@ -46,7 +46,7 @@ def main() -> None:
     """Time the convolutions of a step and of inference; five times each."""
     flags = common.arguments(__doc__, runs=5)
     common.header("convolutions alone")
-    precision = runtime.select_precision("auto", runtime.select_device("auto"))
+    precision = select_precision("auto", select_device("auto"))
     for title, sizes, is_training in (
         ("training step, full size", (128, 64, 256, 2), True),
         ("training step, 32/16", (32, 16, 128, 8), True),

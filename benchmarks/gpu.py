@@ -8,13 +8,13 @@ import torch
 
 import data_loader
 import folders
-import runtime
 from benchmarks import common, plain
 from benchmarks.training import Trainer
 from inference import networks
 from inference.networks import optimized
 from model import DRAEM
 from pictures import list_nominal
+from runtime.device import memory_format, select_precision, worker_count
 from synthesis import AnomalySynthesizer
 
 
@@ -36,7 +36,7 @@ def main() -> None:
         f"GPU, base_width {flags.width}, base_channels {flags.channels}, {flags.size} x {flags.size}, per image"
     )
     device = torch.device("cuda")
-    precision = runtime.select_precision("auto", device)
+    precision = select_precision("auto", device)
 
     def compare(title: str, batch: int, works: dict[str, Callable[[], object]]) -> None:
         """Many steps of each, so that what a loader has made ahead cannot hide that it is slow; few of the baseline."""
@@ -57,7 +57,7 @@ def main() -> None:
         size = (flags.size, flags.size)
         files, textures = list_nominal(root / "mvtec/made_up"), folders.list_textures(root / "textures")
         dataset = data_loader.DRAEMTrainDataset(files, AnomalySynthesizer(textures, size))
-        loaders = [endless(dataset, flags.batch, runtime.worker_count("auto", device)) for _ in range(3)]
+        loaders = [endless(dataset, flags.batch, worker_count("auto", device)) for _ in range(3)]
         trainer, eager = Trainer(flags.width, flags.channels), Trainer(flags.width, flags.channels, compile_="off")
         model = DRAEM(flags.width, flags.channels).to(device).train()
         optimizer = plain.optimizer(model)
@@ -72,7 +72,7 @@ def main() -> None:
     network = optimized(model, device, precision)
     compiled = networks.Compiled(network, "on", freezing=True)
     x = torch.rand(flags.inference_batch, 3, flags.size, flags.size, device=device)
-    ours = x.to(precision).contiguous(memory_format=runtime.memory_format(device, precision))
+    ours = x.to(precision).contiguous(memory_format=memory_format(device, precision))
     with torch.inference_mode():
         works = {
             "plain fp32": lambda: model(x),

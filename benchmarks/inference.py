@@ -3,13 +3,13 @@
 import torch
 from torch.utils.data import Dataset
 
-import runtime
 from benchmarks import common
 from config import load_config
 from inference import networks
 from inference.detect import detect
 from inference.networks import optimized
 from model import DRAEM
+from runtime.device import memory_format, select_device, select_precision
 
 
 class Pictures(Dataset):
@@ -31,14 +31,14 @@ def main() -> None:
     common.header(
         f"inference, base_width {flags.width}, base_channels {flags.channels}, {flags.size} x {flags.size}, per image"
     )
-    device = runtime.select_device("auto")
-    precision = runtime.select_precision("auto", device)
+    device = select_device("auto")
+    precision = select_precision("auto", device)
     model = DRAEM(flags.width, flags.channels).to(device).eval()
     network = optimized(model, device, precision)
     with torch.inference_mode():
         for n in (1, 8):
             x = torch.rand(n, 3, flags.size, flags.size, device=device)
-            ours = x.to(precision).contiguous(memory_format=runtime.memory_format(device, precision))
+            ours = x.to(precision).contiguous(memory_format=memory_format(device, precision))
             works = {
                 "plain, one by one": lambda x=x: [model(image) for image in x.split(1)],
                 "project": lambda x=ours: network(x)[1].float().cpu(),

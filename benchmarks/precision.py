@@ -7,12 +7,12 @@ import numpy as np
 
 import data_loader
 from benchmarks import common
-from cli import add_config_flags
 from config import load_config
 from evaluation import image_metrics, metrics
 from inference import checkpoint
 from inference.detect import detect
 from pictures import list_test
+from runtime.cli import add_config_flags
 
 
 def main() -> None:

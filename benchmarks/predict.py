@@ -8,10 +8,10 @@ from pathlib import Path
 import cv2
 import torch
 
-import runtime
 from benchmarks import common
 from inference.networks import optimized
 from model import DRAEM
+from runtime.device import memory_format, select_device, select_precision
 
 
 def main() -> None:
@@ -32,11 +32,11 @@ def main() -> None:
         command = common.python(common.ROOT / "main.py", *(word for one in settings for word in ("--set", one)))
         subprocess.run([*command, "--train", "--threshold"], check=True, capture_output=True)
 
-        device = runtime.select_device("auto")
-        precision = runtime.select_precision("auto", device)
+        device = select_device("auto")
+        precision = select_precision("auto", device)
         network = optimized(DRAEM(flags.width, flags.channels), device, precision)
         x = torch.rand(8, 3, flags.size, flags.size, device=device).to(precision)
-        x = x.contiguous(memory_format=runtime.memory_format(device, precision))
+        x = x.contiguous(memory_format=memory_format(device, precision))
 
         def networks() -> None:
             with torch.inference_mode():

@@ -6,9 +6,9 @@ import tempfile
 import time
 from pathlib import Path
 
-import runtime
 from benchmarks import common
 from engine import cluster
+from runtime.device import core_count
 
 # Numbers of training images of MVTec AD's categories (P. Bergmann et al., 'MVTec AD', CVPR 2019).
 IMAGES = (209, 224, 219, 280, 264, 391, 245, 220, 267, 320, 230, 60, 213, 247, 240)
@@ -22,7 +22,7 @@ def nap(seconds: float) -> None:
 
 def overhead(tasks: int, workers: int, seconds: float) -> float:
     """Seconds that a task costs besides its work, measured: sleeping tasks, in turn on each of some local workers."""
-    options = cluster.Options("local", gpus=0, cpus=runtime.core_count() / workers)
+    options = cluster.Options("local", gpus=0, cpus=core_count() / workers)
     with tempfile.TemporaryDirectory() as folder, cluster.connected(options) as ray:
         list(ray.run(nap, {f"warm {i}": (0.0,) for i in range(workers)}, [Path(folder)]))
         start = time.perf_counter()

@@ -2,7 +2,6 @@
 
 import torch
 
-import runtime
 from benchmarks import common
 from config import Config, Data, Model
 from data_loader import DRAEMTrainDataset
@@ -10,6 +9,7 @@ from inference import tiles
 from inference.detect import Networks
 from inference.networks import optimized
 from model import DRAEM
+from runtime.device import memory_format, select_device, select_precision
 from synthesis import AnomalySynthesizer
 
 
@@ -26,9 +26,9 @@ def main() -> None:
     images = torch.randint(0, 256, (flags.pictures, 3, *data.img_size), dtype=torch.uint8)
     tiled = Networks(model, config, 0)
 
-    device = runtime.select_device("auto")
-    precision = runtime.select_precision("auto", device)
-    network, layout = optimized(model, device, precision), runtime.memory_format(device, precision)
+    device = select_device("auto")
+    precision = select_precision("auto", device)
+    network, layout = optimized(model, device, precision), memory_format(device, precision)
     x = torch.rand(flags.batch, 3, *data.tile_size, device=device).to(precision).contiguous(memory_format=layout)
 
     def passes() -> None:

@@ -6,10 +6,10 @@ import subprocess
 
 import torch
 
-import runtime
 from benchmarks import common
 from loss import DRAEMLoss
 from model import DRAEM
+from runtime.device import memory_format, select_device, select_precision, setup
 from training.distributed import Ranks
 from training.loop import train_step
 
@@ -18,12 +18,12 @@ SAYS = "seconds a step: "
 
 def work(flags) -> None:
     """Steps of one process; with others where a launcher has started it. The first prints its median."""
-    device = runtime.select_device("auto")
+    device = select_device("auto")
     uses_cuda = device.type == "cuda"
     together = Ranks(uses_cuda) if "RANK" in os.environ else None
-    precision = runtime.select_precision("auto", device)
+    precision = select_precision("auto", device)
     model = (
-        DRAEM(flags.width, flags.channels).to(device, memory_format=runtime.memory_format(device, precision)).train()
+        DRAEM(flags.width, flags.channels).to(device, memory_format=memory_format(device, precision)).train()
     )
     optimizer = torch.optim.Adam(model.parameters(), 1e-4, fused=True)
     network = together.share_out(model) if together else model
@@ -46,7 +46,7 @@ def work(flags) -> None:
 def main() -> None:
     """Run both in turn: the same batch a process, on the CPU with one thread each."""
     flags = common.arguments(__doc__, runs=5, processes=2, width=32, channels=16, size=128, batch=4, steps=8, worker=0)
-    runtime.setup()
+    setup()
     if flags.worker:
         work(flags)
         return

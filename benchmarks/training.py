@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor
 
-import runtime
 from benchmarks import common, plain
 from inference import networks
 from loss import DRAEMLoss
 from model import DRAEM
+from runtime.device import memory_format, select_device, select_precision
 from training.loop import train_step
 
 
@@ -24,9 +24,9 @@ class Trainer:
 
     def __init__(self, width: int, channels: int, precision: str = "auto", compile_: str = "auto"):
         torch.manual_seed(0)
-        self.device = runtime.select_device("auto")
-        self.precision = runtime.select_precision(precision, self.device)
-        layout = runtime.memory_format(self.device, self.precision)
+        self.device = select_device("auto")
+        self.precision = select_precision(precision, self.device)
+        layout = memory_format(self.device, self.precision)
         self.model = DRAEM(width, channels).to(self.device, memory_format=layout).train()
         self.network = networks.for_training(self.model, compile_, self.device, steps=700 * 25)
         self.optimizer = torch.optim.Adam(self.model.parameters(), 1e-4, fused=True)

@@ -9,14 +9,11 @@ from typing import Any
 from tqdm import tqdm
 
 import decoded
-import provenance
-import runtime
 from config import Config, of_category
 from engine import cluster
 from engine.cluster import Options
 from engine.detection import evaluate_pass, manual_thresholds, provenance_of, result_folder
 from engine.threshold import compute_thresholds, load_thresholds, nominal_images
-from errors import ShownError, UserError, told
 from evaluation.thresholds import KINDS, MANUAL, NOMINAL_KINDS
 from folders import Remarks, category_folder, chosen_categories
 from inference import checkpoint
@@ -27,6 +24,9 @@ from reporting import summary
 from reporting.mistakes import with_picture
 from reporting.result import CURVES, Record, read_record
 from reporting.summary import Found
+from runtime import provenance
+from runtime.errors import ShownError, UserError, told
+from runtime.files import owning, remove_leftovers
 
 Key = tuple[str, str, str]  # category, checkpoint, technique; empty where a failure concerns all
 
@@ -75,7 +75,7 @@ def run(
         failed |= _evaluate_on_ray(config, todo, kinds, ray)
     else:
         failed |= _evaluate_items(todo, kinds)
-    runtime.remove_leftovers(results)
+    remove_leftovers(results)
     there, stale = current_results(results, config, failed)
     planned = {(item.config.data.category, str(item.epoch), one.name) for item in items for one in item.techniques}
     planned |= {(category, "", "") for category, _, _ in planned}
@@ -121,7 +121,7 @@ def _evaluate_on_ray(config: Config, todo: list[Item], kinds: list[str], options
     results = Path(data.results_path)
     results.mkdir(parents=True, exist_ok=True)
     folders = [Path(data.data_path), Path(data.checkpoint_path), results]
-    with runtime.owning(results / f".batch_{data.run_name}"), cluster.connected(options) as ray:
+    with owning(results / f".batch_{data.run_name}"), cluster.connected(options) as ray:
         arguments = {label: (jobs[key], kinds) for label, key in labels.items()}
         for label, outcome in ray.run(_evaluate_items, arguments, folders):
             if outcome.error is None:

@@ -6,10 +6,10 @@ from typing import Any
 
 from config import Config
 from engine import batch
-from errors import UserError
 from reporting import best_models, seeds
 from reporting.best_models import MEND
 from reporting.result import read_record
+from runtime.errors import UserError
 
 
 def run(config: Config, categories: Sequence[str] | None) -> Path:

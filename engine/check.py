@@ -14,11 +14,8 @@ from tqdm import tqdm
 
 import data_loader
 import image_io
-import provenance
-import runtime
 from config import Config
 from engine.train import Files, find_white_level, split
-from errors import UserError
 from evaluation.promises import promise
 from evaluation.thresholds import images_needed
 from folders import Remarks, category_folder, list_textures
@@ -29,6 +26,9 @@ from inference.techniques import Preparation, configured
 from loss import DRAEMLoss
 from model import DRAEM
 from pictures import TestImage, doubts_of_depth, list_nominal, list_test, list_validation
+from runtime import provenance
+from runtime.device import core_count, memory_format, select_device, select_precision
+from runtime.errors import UserError
 from synthesis import AnomalySynthesizer
 from training import loop
 
@@ -152,7 +152,7 @@ def _look_at(groups: dict[str, Sequence[Path]], white_level: float | None, findi
 
         return findings.attempt(decode)
 
-    with ThreadPoolExecutor(runtime.core_count()) as pool:
+    with ThreadPoolExecutor(core_count()) as pool:
         found = pool.map(look, paths)
         bar = tqdm(found, "reading pictures", len(paths), unit="picture", leave=None)
         return {path: one for path, one in zip(paths, bar, strict=True) if one}
@@ -191,7 +191,7 @@ def _print_masks(test: Sequence[TestImage], looks: dict[Path, Look], findings: F
     """How masks are understood, and what is to be looked at."""
     pairs = [(picture, mask) for picture in test for mask in picture.masks]
     kinds, doubts = Counter(), {}
-    with ThreadPoolExecutor(runtime.core_count()) as pool:
+    with ThreadPoolExecutor(core_count()) as pool:
         found = pool.map(lambda pair: findings.attempt(lambda: image_io.read_marked(pair[1])), pairs)
         bar = tqdm(found, "reading masks", len(pairs), unit="mask", leave=None, disable=None if pairs else True)
         for (picture, mask), marked in zip(pairs, bar, strict=True):
@@ -282,15 +282,15 @@ def _print_promise(config: Config, count: int) -> None:
 
 def _print_time(config: Config, files: Files, white_level: float | None) -> None:
     """How many steps, and about how long they take here: a few are measured."""
-    train, device = config.train, runtime.select_device(config.train.device)
-    precision = runtime.select_precision(train.precision, device)
+    train, device = config.train, select_device(config.train.device)
+    precision = select_precision(train.precision, device)
     count = len(_training(files)) * tiles.per_image(config.data, train.tiles_per_image)
     size = min(train.batch_size, count)
     images = [image_io.read_image(file, config.data.input_size, white_level) for file in _training(files)[:size]]
     dataset = data_loader.DRAEMTrainDataset(images, AnomalySynthesizer(files.textures[:4], config.data.input_size), 0)
     batch = torch.utils.data.default_collate([dataset[place] for place in range(size)])
     model = DRAEM(config.model.base_width, config.model.base_channels).to(
-        device, memory_format=runtime.memory_format(device, precision)
+        device, memory_format=memory_format(device, precision)
     )
     optimizer = torch.optim.Adam(model.train().parameters(), fused=True)
     criterion = DRAEMLoss().to(device)

@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-import runtime
-import stopping
-from errors import UserError, told
+from runtime import signals
+from runtime.device import setup
+from runtime.errors import UserError, told
+from runtime.files import BATCH
 
 ROOT = Path(__file__).resolve().parent.parent
 LOOK = 0.5  # seconds between two looks at the tasks
@@ -92,7 +93,7 @@ class Cluster:
         pending = {task.remote(events, label, paths, function, jobs[label]): label for label in jobs}
         started: set[str] = set()
         # Deferred, as an interrupted call of Ray does not tell by which signal.
-        with tqdm(total=len(jobs), desc="jobs", unit="job") as bar, stopping.deferred() as stop:
+        with tqdm(total=len(jobs), desc="jobs", unit="job") as bar, signals.deferred() as stop:
             try:
                 while pending:
                     done, _ = self._ray.wait(list(pending), timeout=LOOK)
@@ -108,7 +109,7 @@ class Cluster:
                         bar.update()
                         yield label, outcome
                     stop.check()
-            except stopping.Stopped as stopped:
+            except signals.Stopped as stopped:
                 for ref in pending:
                     self._ray.cancel(ref, force=False)
                 _, left = self._ray.wait(list(pending), num_returns=len(pending), timeout=PATIENCE)
@@ -116,7 +117,7 @@ class Cluster:
                 if left:
                     names = "; ".join(pending[ref] for ref in left)
                     text = f"stopped; not ended after {PATIENCE} s, so that they go on from an earlier state: {names}"
-                raise stopping.Stopped(stopped.number, text) from None
+                raise signals.Stopped(stopped.number, text) from None
 
     def _outcome(self, ref: Any) -> Outcome:
         try:
@@ -127,7 +128,7 @@ class Cluster:
 
 def _task(events: Any, label: str, folders: Sequence[str], function: Callable[..., Any], arguments: tuple) -> Outcome:
     """In a process of a node: a job, with what it fails for told in a line. Ray tries only what has died again."""
-    runtime.setup()
+    setup()
     node = socket.gethostname()
     events.put((label, node))
     for folder in folders:  # the first is the driver's own, which paths can be relative to
@@ -153,7 +154,7 @@ def connected(options: Options) -> Iterator[Cluster]:
         import ray.util
     except ImportError as error:
         raise UserError("--ray: Ray is not installed; run: pip install -r requirements-cluster.txt") from error
-    environment = {"PYTHONPATH": str(ROOT), runtime.BATCH: secrets.token_hex(8)}
+    environment = {"PYTHONPATH": str(ROOT), BATCH: secrets.token_hex(8)}
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a Ray that is started here tells nobody
     try:
         if host := re.fullmatch(r"([^/:]+):(\d+)", options.address):  # Ray would try for minutes
@@ -168,7 +169,7 @@ def connected(options: Options) -> Iterator[Cluster]:
     except (OSError, ValueError, RuntimeError) as error:  # a ConnectionError too
         text = " ".join(str(error).split())[:160]
         raise UserError(f"--ray {options.address}: no Ray there ({text}); start one, or use: --ray local") from error
-    stopping.interrupts()  # Ray puts a handler of its own
+    signals.interrupts()  # Ray puts a handler of its own
     try:
         yield Cluster(ray, options)
     finally:

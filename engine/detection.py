@@ -6,7 +6,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import provenance
 from config import Config
 from engine.threshold import NOT_KNOWN, load_thresholds, nominal_settings
 from evaluation.thresholds import MANUAL, OPTIMAL
@@ -16,9 +15,10 @@ from inference.checkpoint import Checkpoint
 from inference.detect import Together, detect
 from inference.techniques import Preparation, Technique, configured, left_out
 from pictures import TestImage, doubts_of_depth, list_test, with_masks_read
-from provenance import Content, Provenance
 from reporting.mistakes import shows_mistakes
 from reporting.result import Result
+from runtime import provenance
+from runtime.provenance import Content, Provenance
 
 
 @shows_mistakes

@@ -14,9 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import image_io
-import runtime
 from config import Config
-from errors import UserError
 from evaluation.metrics import SCORE_WINDOW
 from inference import checkpoint, networks
 from inference.detector import Detector
@@ -24,6 +22,8 @@ from inference.techniques import Technique
 from model import DRAEM
 from pictures import list_nominal
 from reporting.mistakes import shows_mistakes
+from runtime.errors import UserError
+from runtime.files import replacing, write_text
 
 FORMATS = ("onnx",)
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
@@ -75,10 +75,10 @@ def run(config: Config, named: Collection[str], kind: str) -> Path:
     graph = Graph(detector.ckpt.model).eval()
     path = detector.run_folder / "export" / f"{config.data.category}_{detector.name}.onnx"
     facts = _facts(detector)
-    with runtime.replacing(path) as beside:
+    with replacing(path) as beside:
         _write(graph, beside, facts)
         print(f"largest difference of a map from the networks here: {_check(graph, beside, detector):.1e}")
-    runtime.write_text(path.with_suffix(".json"), json.dumps(facts, indent=2, allow_nan=False) + "\n")
+    write_text(path.with_suffix(".json"), json.dumps(facts, indent=2, allow_nan=False) + "\n")
     return path
 
 

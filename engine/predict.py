@@ -11,15 +11,16 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-import runtime
 from config import Config
-from errors import UserError, told
 from evaluation.promises import distance, lie_apart
 from folders import Remarks, pictures_below
 from inference import checkpoint
 from inference.detector import Detection, Detector, Prepared
 from reporting.mistakes import shows_mistakes
 from reporting.predictions import SUMMARY, Predictions, row, row_of_error
+from runtime.device import core_count, select_device, select_precision
+from runtime.errors import UserError, told
+from runtime.files import write_text
 
 
 class Picture(NamedTuple):
@@ -73,7 +74,7 @@ def run(
     if failed:
         lines.append(f"{failed} of {len(left)} pictures could not be judged: see the column error of predictions.csv")
     lines += _compared(predictions.scores(), detector.nominal_scores)
-    runtime.write_text(folder / SUMMARY, "\n".join(lines) + "\n")
+    write_text(folder / SUMMARY, "\n".join(lines) + "\n")
     print("\n".join(lines))
     return folder, failed
 
@@ -145,7 +146,7 @@ def made_with(detector: Detector) -> dict:
         "checkpoint_file": detector.ckpt.path.as_posix(),
         "weights": detector.ckpt.fingerprint,
         "technique": detector.technique.name,
-        "precision": str(runtime.select_precision(train.precision, runtime.select_device(train.device))),
+        "precision": str(select_precision(train.precision, select_device(train.device))),
         "made_from": detector.made_from().to_json(),
         "thresholds": limits and [limits.kind, repr(limits.image), repr(limits.pixel)],  # may be infinite
     }
@@ -164,7 +165,7 @@ def judge(detector: Detector, pictures: Sequence[Picture], predictions: Predicti
         except (UserError, OSError, MemoryError, cv2.error) as error:
             return told(error) if isinstance(error, (UserError, OSError)) else f"{picture.path}: {error}"
 
-    with ThreadPoolExecutor(runtime.core_count()) as pool:
+    with ThreadPoolExecutor(core_count()) as pool:
         batches = [pictures[first : first + size] for first in range(0, len(pictures), size)]
         coming: list[Future] = []
         writing: tuple[list[list], list[Future]] | None = None

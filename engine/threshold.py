@@ -11,10 +11,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-import provenance
-import runtime
 from config import Config
-from errors import UserError
 from evaluation import promises
 from evaluation.metrics import image_score
 from evaluation.thresholds import NominalScores, NoScoresError, conformal, images_needed
@@ -26,9 +23,13 @@ from inference.detect import NetworkOutput, Together, detect
 from inference.detector import Detector
 from inference.techniques import Preparation, Technique, configured, left_out
 from pictures import TestImage, list_nominal, list_validation, split_nominal
-from provenance import Provenance
 from reporting import tables
 from reporting.mistakes import shows_mistakes
+from runtime import provenance
+from runtime.device import core_count
+from runtime.errors import UserError
+from runtime.files import write_text
+from runtime.provenance import Provenance
 
 NOT_KNOWN = "whether these weights were trained on the pictures that thresholds come from is not known"
 
@@ -76,7 +77,7 @@ def run_on(config: Config, named: Collection[str], folder: Path) -> Path:
     config, (height, width) = detector.config, detector.config.data.img_size
     scores = Scores(config.metrics.p, config.metrics.k, len(left), height * width)
     unregistered, size = [], detector.pictures_at_once
-    with ThreadPoolExecutor(runtime.core_count()) as pool:
+    with ThreadPoolExecutor(core_count()) as pool:
         for first in tqdm(range(0, len(left), size), "nominal images", unit="pass", leave=None):
             batch = list(pool.map(detector.read, left[first : first + size]))
             for found in detector.run(batch):
@@ -266,7 +267,7 @@ def _save(
         "image_scores": scores.image_scores,
         "settings": config.model_dump(mode="json"),
     }
-    runtime.write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
     return content
 
 

@@ -6,18 +6,19 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import data_loader
 import image_io
-import provenance
-import runtime
 from config import Config
 from decoded import DecodedImages, Subset, half_of_disk, kept_folder
-from errors import UserError
 from folders import Remarks, category_folder, list_textures
 from inference import checkpoint, networks, tiles
 from inference.registering import RegisteredImages, Registration
 from inference.techniques import to_carry
 from pictures import list_nominal, list_validation, nominal_name, split_nominal
-from provenance import Provenance
 from reporting.mistakes import shows_mistakes
+from runtime import provenance
+from runtime.device import worker_count, worker_errors
+from runtime.errors import UserError
+from runtime.files import owning, remove_leftovers
+from runtime.provenance import Provenance
 from synthesis import MAX_ROTATION, AnomalySynthesizer
 from training import loop
 from training.journal import Journal
@@ -63,8 +64,8 @@ def run(config: Config, settings_text: str, ranks: "Ranks | None" = None) -> Pat
     with ExitStack() as stack:
         with ranks.in_turn() if ranks else nullcontext():
             if ranks is None or ranks.is_first:
-                stack.enter_context(runtime.owning(config.run_folder))
-                runtime.remove_leftovers(config.run_folder, "**/.*.part*")
+                stack.enter_context(owning(config.run_folder))
+                remove_leftovers(config.run_folder, "**/.*.part*")
             state, files, place = _set_up(config, settings_text, ranks)
             samples = None
             if state.epoch < config.train.epochs:
@@ -130,14 +131,14 @@ def _train(
     )
     if place:
         print(f"going on after {place}, which {folder / 'last.pt'} was saved at")
-    workers = runtime.worker_count(config.data.num_workers, state.device)
+    workers = worker_count(config.data.num_workers, state.device)
     share = {"share": ranks.share} if ranks else {}
     loader = data_loader.train_loader(dataset, config.train.batch_size, workers, state.device.type == "cuda", **share)
     model = ranks.share_out(state.model) if ranks else state.model
     # CUDA graphs cannot hold what processes exchange.
     compiled = "off" if ranks and config.train.compile == "auto" else config.train.compile
     network = networks.for_training(model, compiled, state.device, (total - done) * len(loader))
-    with runtime.worker_errors(), Journal(config, done) if state.writes else nullcontext() as journal:
+    with worker_errors(), Journal(config, done) if state.writes else nullcontext() as journal:
         loop.train(network, loader, validation, state, journal, config)
     return checkpoint.epoch_path(folder, total)
 

@@ -12,21 +12,22 @@ from typing import BinaryIO, NamedTuple
 from filelock import FileLock
 from tqdm import tqdm
 
-import runtime
-import stopping
 from config import Config, edit_config, of_category, settings_text
 from engine import cluster
 from engine.cluster import Options
 from engine.train import find_files, split
-from errors import UserError, told
 from folders import chosen_categories
 from inference import checkpoint
 from inference.checkpoint import epoch_path
-from stopping import Stopped
+from runtime import signals
+from runtime.device import select_device
+from runtime.errors import UserError, told
+from runtime.files import owning, write_text
+from runtime.signals import Stopped
 from training.state import changed_pictures, changed_settings, provenance_of, training_provenance
 
 MAIN = Path(__file__).resolve().parent.parent / "main.py"
-STATUSES = {stopping.INTERRUPTED: signal.SIGINT, stopping.TOLD_TO_STOP: signal.SIGTERM}  # of one told to stop
+STATUSES = {signals.INTERRUPTED: signal.SIGINT, signals.TOLD_TO_STOP: signal.SIGTERM}  # of one told to stop
 LOOK = 0.5  # seconds between two looks at a process
 TEMPLATE = "train_all.yaml"  # in a run's folder: what it was started from
 TIMES_HEAD = f"{'category':24}{'seconds':>10}{'h:m:s':>12}{'epochs':>8}  device\n"
@@ -63,7 +64,7 @@ def run(
         if not 0 <= seed < 2**32:
             raise UserError(f"--seeds {seed}: must be from 0 to {2**32 - 1}")
     if not ray:
-        runtime.select_device(config.train.device)  # a mistake there is told once
+        select_device(config.train.device)  # a mistake there is told once
     jobs = {}
     for name in names:
         for seed in seeds or [None]:
@@ -96,7 +97,7 @@ def _append(path: Path, line: str) -> None:
     """To the table of times, which other batches may add to as well: an array job has one for each category."""
     with FileLock(path.with_name(f".{path.name}.lock")):
         kept = path.read_text(encoding="utf-8") if path.is_file() else TIMES_HEAD
-        runtime.write_text(path, kept + line)
+        write_text(path, kept + line)
 
 
 def of_seed(config: Config, seed: int) -> Config:
@@ -113,7 +114,7 @@ def _prepare(
         if not _is_anew(own, is_forced) and _is_complete(own):
             skipped.append(label)
             return False
-        runtime.write_text(own.run_folder / TEMPLATE, settings_text(settings, own))
+        write_text(own.run_folder / TEMPLATE, settings_text(settings, own))
     except Exception as problem:  # one category's failure is recorded and costs no other
         failed[label] = told(problem)
     return label not in failed
@@ -138,7 +139,7 @@ def _run_here(
             continue
         try:
             if updates_settings:
-                runtime.write_text(settings, edit_config(settings, {"data.category": own.data.category}))
+                write_text(settings, edit_config(settings, {"data.category": own.data.category}))
             yield label, (train_job(own, _is_anew(own, is_forced)), "")
         except Exception as problem:
             failed[label] = told(problem)
@@ -155,7 +156,7 @@ def _run_on_ray(
 ) -> Iterator[tuple[str, tuple[Trained, str]]]:
     data = config.data
     with (
-        runtime.owning(Path(data.checkpoint_path) / f".batch_{data.run_name}"),
+        owning(Path(data.checkpoint_path) / f".batch_{data.run_name}"),
         cluster.connected(options) as ray,
     ):
         left = {
@@ -189,7 +190,7 @@ def train_job(own: Config, is_anew: bool, dies_with_parent: bool = False) -> Tra
     start, before = time.perf_counter(), 0 if resume == "never" else _epochs_done(own)
     error = _train(template, resume, dies_with_parent)
     seconds, epochs = round(time.perf_counter() - start), _epochs_done(own) - before
-    return Trained(error, seconds, epochs, str(runtime.select_device(own.train.device)))
+    return Trained(error, seconds, epochs, str(select_device(own.train.device)))
 
 
 def _is_complete(config: Config) -> bool:
@@ -226,7 +227,7 @@ def _train(settings: Path, resume: str | None, dies_with_parent: bool) -> str | 
     command = [sys.executable, str(MAIN), "--train", "True", "--config", str(settings)]
     if resume:
         command += ["--set", f"train.resume={resume}"]
-    preparing, tail = stopping.dies_with_parent if dies_with_parent else None, bytearray()
+    preparing, tail = signals.dies_with_parent if dies_with_parent else None, bytearray()
     with subprocess.Popen(command, stderr=subprocess.PIPE, preexec_fn=preparing) as process:
         passing = Thread(target=_pass_on, args=(process.stderr, tail), daemon=True)
         passing.start()
@@ -238,7 +239,7 @@ def _train(settings: Path, resume: str | None, dies_with_parent: bool) -> str | 
                 pass
             except KeyboardInterrupt as error:  # it saves its state and ends
                 stopped = error if isinstance(error, Stopped) else Stopped(signal.SIGINT)  # that of a task on Ray
-                stopping.ask(process)
+                signals.ask(process)
         passing.join()
     if stopped or process.returncode in STATUSES:
         number = stopped.number if stopped else STATUSES[process.returncode]

@@ -18,13 +18,13 @@ from watchdog.observers.api import BaseObserver
 
 from config import Config
 from engine.predict import made_with, remarks_of, title_of, usual_folder
-from errors import UserError, told
 from folders import IMAGE_SUFFIXES, NOT_UTF8, is_visible_folder
 from inference import checkpoint
 from inference.detector import Detector
 from reporting.mistakes import shows_mistakes
 from reporting.predictions import Predictions, row, row_of_error
-from stopping import Stopped
+from runtime.errors import UserError, told
+from runtime.signals import Stopped
 
 REST = 0.15  # seconds that a picture must not have changed for: then it is written completely
 PATIENCE = 5.0  # seconds that one which cannot be read is tried again for: its writer may have paused

@@ -15,15 +15,15 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-import runtime
 from config import Config
-from errors import UserError
 from folders import category_folder
 from image_io import find_white_level
 from inference import fitting
 from model import DRAEM
 from pictures import list_nominal
-from provenance import file_state
+from runtime.device import core_count
+from runtime.errors import UserError
+from runtime.provenance import file_state
 
 # Pairs of state dicts, the reconstructive network's and the discriminative one's: suffix -> what tells the stems apart.
 PAIRS = {
@@ -324,7 +324,7 @@ def checksum(content: dict[str, Any]) -> str:
             digest.update(repr(value).encode())
 
     feed({key: value for key, value in content.items() if key != "checksum"})
-    with ThreadPoolExecutor(runtime.core_count()) as pool:  # hashing works outside the interpreter's lock
+    with ThreadPoolExecutor(core_count()) as pool:  # hashing works outside the interpreter's lock
         for one in pool.map(lambda tensor: hashlib.sha256(_bytes(tensor)).digest(), tensors):
             digest.update(one)
     return f"{CHECKSUM} {digest.hexdigest()}"

@@ -13,11 +13,11 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 import data_loader
-import runtime
 from config import Config
-from errors import UserError
 from inference import networks, tiles
 from model import DRAEM
+from runtime.device import memory_format, select_device, select_precision, worker_count, worker_errors
+from runtime.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,9 @@ class Networks:
     """
 
     def __init__(self, model: DRAEM, config: Config, images: int):
-        self.device = runtime.select_device(config.train.device)
-        self._precision = runtime.select_precision(config.train.precision, self.device)
-        self._layout = runtime.memory_format(self.device, self._precision)
+        self.device = select_device(config.train.device)
+        self._precision = select_precision(config.train.precision, self.device)
+        self._layout = memory_format(self.device, self._precision)
         data, self._batch_size = config.data, config.data.test_batch_size
         self._tiles = tiles.cut(data.img_size, data.input_size, data.tile_overlap, self.device)
         self.pictures_at_once = max(self._batch_size // len(self._tiles), 1)
@@ -133,13 +133,13 @@ def detect(
     network, data = Networks(model, config, len(dataset)), config.data
     batch_size = network.pictures_at_once
     batches = -(-len(dataset) // batch_size)
-    workers = runtime.worker_count(data.num_workers, network.device, batches=-(-batches // count))
+    workers = worker_count(data.num_workers, network.device, batches=-(-batches // count))
     uses_cuda = network.device.type == "cuda"
     loader = data_loader.test_loader(dataset, batch_size, workers, data.img_size, uses_cuda, every=(rank, count))
     own = _passes(network, loader, dataset)
     with (
         tqdm(total=len(dataset), desc=title, unit="image", leave=None, disable=not title or rank > 0) as bar,
-        runtime.worker_errors(),
+        worker_errors(),
     ):
         for first in range(0, batches, count):
             if rank == 0:

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 
 from config import Config
-from errors import UserError
 from evaluation import masking, registration
 from evaluation.metrics import image_score
 from evaluation.regions import Region, regions, relative
@@ -19,7 +18,8 @@ from inference import checkpoint, thresholds, tiles
 from inference.checkpoint import Checkpoint
 from inference.detect import NetworkOutput, Networks
 from inference.techniques import Preparation, configured, left_out
-from provenance import Provenance
+from runtime.errors import UserError
+from runtime.provenance import Provenance
 
 
 class Limits(NamedTuple):

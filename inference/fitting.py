@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from config import Config
-from errors import UserError
+from runtime.errors import UserError
 
 # The convolution that tells a network's width, and how many times that width it has.
 WIDTH_KEYS = {

@@ -10,15 +10,16 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-import provenance
-import runtime
 from config import Config
 from decoded import KeptArrays, half_of_disk
-from errors import ShownError, UserError
 from evaluation import parts, registration
 from folders import category_folder
 from image_io import from_png, read_image, resize
 from pictures import TestImage, list_nominal
+from runtime import provenance
+from runtime.device import core_count
+from runtime.errors import ShownError, UserError
+from runtime.files import write_text
 
 if TYPE_CHECKING:
     from inference.detect import Together
@@ -114,7 +115,7 @@ class Registration:
         _ = self._part if self._is_of_parts else self.reference  # made before threads share it
         own = new[ranks.rank :: ranks.count] if ranks else new
         # Threads: OpenCV works outside the interpreter's lock.
-        with ThreadPoolExecutor(runtime.core_count()) as pool:
+        with ThreadPoolExecutor(core_count()) as pool:
             found = pool.map(lambda path: self.homography(self.read(path)), own)
             bar = tqdm(found, "registration", len(own), unit="image", leave=None, disable=len(own) == 1)
             done = dict(zip(own, bar, strict=True))
@@ -177,7 +178,7 @@ class RegisteredImages(KeptArrays):
             print(f"{said}; they are trained on as they are")
 
     def _write(self, title: str) -> None:
-        runtime.write_text(self._left, self._registering.register_to_train(self._files))
+        write_text(self._left, self._registering.register_to_train(self._files))
         super()._write(title)
 
     def make(self, index: int) -> np.ndarray:

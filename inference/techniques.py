@@ -10,15 +10,15 @@ import numpy as np
 import torch
 
 import data_loader
-import provenance
-import runtime
 from config import Config
 from decoded import KeptArrays
-from errors import ShownError, UserError
 from evaluation import masking
 from image_io import from_png, read_marked, read_size, to_png
 from inference.registering import Registration
 from pictures import TestImage
+from runtime import provenance
+from runtime.device import select_device, select_precision
+from runtime.errors import ShownError, UserError
 
 if TYPE_CHECKING:
     from inference.detect import NetworkOutput, Together
@@ -133,8 +133,8 @@ class Preparation:
 
     def facts(self, technique: Technique) -> dict[str, Any]:
         """What maps and metrics depend on besides weights and pictures, as a Provenance names it."""
-        device = runtime.select_device(self.config.train.device)
-        precision = runtime.select_precision(self.config.train.precision, device)
+        device = select_device(self.config.train.device)
+        precision = select_precision(self.config.train.precision, device)
         return {
             "technique": technique.name,
             "region": self._region_source if technique.masking != "no" else None,

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from config import Config
-from errors import UserError
 from evaluation.thresholds import MANUAL
 from inference.techniques import Technique
-from provenance import Provenance
+from runtime.errors import UserError
+from runtime.provenance import Provenance
 
 MEND = "run: python main.py --threshold True (with the same --config and --set)"
 

@@ -6,15 +6,15 @@ import math
 from pathlib import Path
 from typing import Any
 
-import runtime
 from config import Config
-from errors import UserError
 from evaluation import comparison
 from evaluation.comparison import HEADLINE, TIE
 from evaluation.metrics import METRIC_KEYS
 from reporting import curves
 from reporting.tables import LABELS, cell, markdown_table
 from reporting.told_apart import doubts_of, next_of_category, next_overall, said_apart, said_interval, said_of_next
+from runtime.errors import UserError
+from runtime.files import replacing, write_text
 
 HEAD = ("category", "checkpoint", "technique", "threshold")
 WITHIN = "is the earliest within one standard error of the best in each category"
@@ -49,9 +49,9 @@ def write_report(
     best["next"] = next_overall(results, best)
     best["next_of_categories"] = {name: next_of_category(results, rows, name) for name in names}
     best["doubts"] = doubts_of(results, best["headline"])
-    runtime.write_text(results / "best_models.json", json.dumps(best, indent=2, allow_nan=False) + "\n")
+    write_text(results / "best_models.json", json.dumps(best, indent=2, allow_nan=False) + "\n")
     text = _report(best)
-    runtime.write_text(results / "best_models.md", text)
+    write_text(results / "best_models.md", text)
     _draw(results / "best_models.png", rows, best)
     return text.partition("\n## ")[0], results / "best_models.md"
 
@@ -74,7 +74,7 @@ def _draw(path: Path, rows: list[dict[str, Any]], best: dict[str, Any]) -> None:
     marks = {"best on the test set": best["headline"]["checkpoint"]} if best["headline"] else {}
     if best["label_free"]["overall"]:
         marks["chosen without labels"] = best["label_free"]["overall"]["checkpoint"]
-    with runtime.replacing(path) as beside:
+    with replacing(path) as beside:
         names = sorted(names, key=comparison.training_order)
         curves.metric_over_checkpoints(beside, f"Run {best['run']}, no masking", lines, names, marks)
 

@@ -5,8 +5,8 @@ from functools import wraps
 from typing import Any
 
 from config import Config
-from errors import ShownError, UserError
 from image_io import write_image
+from runtime.errors import ShownError, UserError
 
 
 def with_picture(error: ShownError, config: Config) -> UserError:

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import image_io
-import runtime
-from errors import UserError
 from reporting import panels, report
+from runtime.errors import UserError
+from runtime.files import replacing, write_csv, write_text
 
 if TYPE_CHECKING:
     from inference.detector import Detection, Limits
@@ -54,11 +54,11 @@ class Predictions:
         self._check_folder(made_with, keep)
         if not keep:
             self._clear()
-        runtime.write_text(folder / MADE_WITH, json.dumps(made_with, indent=2, allow_nan=False) + "\n")
+        write_text(folder / MADE_WITH, json.dumps(made_with, indent=2, allow_nan=False) + "\n")
         if (folder / ROWS).is_file():
             self._cut_unfinished()
         else:
-            runtime.write_csv(folder / ROWS, [COLUMNS])
+            write_csv(folder / ROWS, [COLUMNS])
 
     def _check_folder(self, made_with: dict[str, Any], keep: bool) -> None:
         folder = self.folder
@@ -111,7 +111,7 @@ class Predictions:
         """Paths of the pictures that have been judged; rows of those that failed go, so that they are done again."""
         with (self.folder / ROWS).open(newline="", encoding="utf-8") as stream:
             rows = [row for row in csv.DictReader(stream) if not row["error"]]
-        runtime.write_csv(self.folder / ROWS, [COLUMNS, *([row[column] for column in COLUMNS] for row in rows)])
+        write_csv(self.folder / ROWS, [COLUMNS, *([row[column] for column in COLUMNS] for row in rows)])
         self._panels = len(rows)
         return {row["path"] for row in rows}
 
@@ -127,10 +127,10 @@ class Predictions:
         """
         name = label if label.lower().endswith(".png") else f"{label}.png"
         levels = np.rint(found.anomaly_map * 65535).astype(np.uint16)
-        with runtime.replacing(self.folder / "maps" / name) as beside:
+        with replacing(self.folder / "maps" / name) as beside:
             image_io.write_image(beside, levels)
         if has_panel:
-            with runtime.replacing(self.folder / "panels" / name) as beside:
+            with replacing(self.folder / "panels" / name) as beside:
                 image_io.write_image(beside, self._panel(label, found))
         if self._wanted != "none":
             seen, files = found.seen, report.view_files(label, has_truth=False)

@@ -11,9 +11,9 @@ import cv2
 import jinja2
 import numpy as np
 
-import runtime
 from image_io import to_png
 from reporting import colors, panels
+from runtime.files import naming, write_text
 
 PAGE, INDEX = "report.html", "index.html"
 VIEW = "view"  # folder of the small pictures
@@ -77,7 +77,7 @@ def write_view(
 def _write(path: Path, data: np.ndarray) -> None:
     # In place: nothing reads these before the results' folder, or the picture's row, is there.
     path.parent.mkdir(parents=True, exist_ok=True)
-    with runtime.naming(path):
+    with naming(path):
         path.write_bytes(data)
 
 
@@ -109,7 +109,7 @@ def write_page(
     }
     script = (HERE / "report.js").read_text(encoding="utf-8")
     page = _template("report.html.jinja").render(title=title, data=_json(data), script=script, colors=vars(colors))
-    runtime.write_text(folder / PAGE, page)
+    write_text(folder / PAGE, page)
 
 
 def curve(
@@ -150,7 +150,7 @@ def write_index(folder: Path, title: str, columns: Sequence[str], rows: Sequence
     rows: column -> value; `link` is the report's address, relative to the page, None for none.
     """
     page = _template("index.html.jinja").render(title=title, columns=columns, rows=rows)
-    runtime.write_text(folder / INDEX, page)
+    write_text(folder / INDEX, page)
 
 
 def _finite(value: float | None) -> float | None:

@@ -13,15 +13,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 import image_io
-import provenance
-import runtime
 from config import Config
 from evaluation import image_metrics
 from evaluation.thresholds import OPTIMAL
 from pictures import TestImage
-from provenance import Provenance
 from reporting import curves, panels, report, tables
 from reporting.measurements import Measurements
+from runtime import provenance
+from runtime.device import select_device
+from runtime.files import Background, naming, remove_leftovers, replacing, replacing_folder, write_csv, write_text
+from runtime.provenance import Provenance
 
 if TYPE_CHECKING:
     from inference.detect import NetworkOutput
@@ -87,11 +88,11 @@ class Result:
         self.notes: dict[str, Any] = {}
         self._areas: dict[int, float] = {}  # shares of pixels above the pixel threshold, where that is known
         self.title = f"{config.data.category}, {folder.parent.name}, {folder.name}"
-        self._background = runtime.Background()  # panels
+        self._background = Background()  # panels
 
     def __enter__(self) -> "Result":
-        runtime.remove_leftovers(self._final.parent)
-        self._beside = runtime.replacing_folder(self._final)
+        remove_leftovers(self._final.parent)
+        self._beside = replacing_folder(self._final)
         self.folder = self._beside.__enter__()
         # Thresholds of the test set are known only after its last picture; till then what is drawn waits on the disk.
         can_judge = self.judged_by != OPTIMAL or self.config.metrics.visualisation == "none"
@@ -115,7 +116,7 @@ class Result:
         # What is drawn has 8 bits; the map keeps its own, since a threshold is still to be laid through it.
         arrays = (panels.eight_bit(found.image), panels.eight_bit(found.reconstruction), found.anomaly_map, found.mask)
         if self._waiting:
-            with runtime.naming(self.folder):
+            with naming(self.folder):
                 for array in (found.idx, *arrays):
                     np.save(self._waiting, array)
         else:
@@ -159,8 +160,8 @@ class Result:
             reasons = measured.reasons(kind, values) | self._of_thresholds(kind, values)
             content = values | {"notes": self.notes | reasons}
             text = json.dumps(content, indent=2, allow_nan=False) + "\n"
-            runtime.write_text(self.folder / kind / "metrics.json", text)
-            runtime.write_text(self.folder / kind / "metrics.txt", self._table({kind: values}) + "\n")
+            write_text(self.folder / kind / "metrics.json", text)
+            write_text(self.folder / kind / "metrics.txt", self._table({kind: values}) + "\n")
         self._write_lists()
         self._draw_curves()
         self._draw_scores()
@@ -196,9 +197,9 @@ class Result:
         content = {"provenance": made_from.to_json(), "thresholds": kinds, "images": len(self.measured.pictures)}
         content |= {"seconds": round(seconds, 3), "checkpoint_file": self.weights_file.as_posix()}
         content |= {"checkpoint_state": provenance.file_state(self.weights_file)}
-        content |= {"node": socket.gethostname(), "device": str(runtime.select_device(self.config.train.device))}
+        content |= {"node": socket.gethostname(), "device": str(select_device(self.config.train.device))}
         content |= {"settings": self.config.model_dump(mode="json")}
-        runtime.write_text(self.folder / MADE_WITH, json.dumps(content, indent=2, allow_nan=False) + "\n")
+        write_text(self.folder / MADE_WITH, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
     def _table(self, columns: dict[str, dict[str, Any]]) -> str:
         table = tables.metrics_table(columns, self.notes)
@@ -220,7 +221,7 @@ class Result:
         lists = {"scores.csv": rows, "misclassified.csv": wrong if self.config.metrics.misclassifications else None}
         for name, content in lists.items():
             if content is not None:
-                runtime.write_csv(self.folder / name, [["path", "label", "score", "prediction"], *content])
+                write_csv(self.folder / name, [["path", "label", "score", "prediction"], *content])
 
     def _wants_panel(self, idx: int) -> bool:
         wanted, count = self.config.metrics.visualisation, len(self.measured.pictures)
@@ -282,7 +283,7 @@ class Result:
         measured = self.measured
         lines = {kind: pair[0] for kind, pair in self.thresholds.items() if pair[0] is not None and pair[0] < math.inf}
         nominal, anomalous = (measured.scores[measured.labels == label] for label in (0, 1))
-        with runtime.replacing(self.folder / "scores.png") as beside:
+        with replacing(self.folder / "scores.png") as beside:
             curves.score_histogram(beside, self.title, nominal, anomalous, lines)
 
     def _draw_mistakes(self) -> None:
@@ -304,7 +305,7 @@ class Result:
             if tiles:
                 sections[what] = tiles
         if sections and self.config.metrics.misclassifications:
-            with runtime.replacing(self.folder / "mistakes.png") as beside:
+            with replacing(self.folder / "mistakes.png") as beside:
                 judged = f"{self.title}: worst mistakes at {self.judged_by}, image threshold {image_threshold:.3f}"
                 image_io.write_image(beside, panels.contact_sheet(judged, sections))
 
@@ -322,7 +323,7 @@ class Result:
         measured, wanted = self.measured, self.config.metrics
         levels = self._levels()
         points = {f"{level}_{key}": values for level, curve in levels.items() for key, values in curve.items()}
-        with runtime.replacing(self.folder / CURVES) as beside:
+        with replacing(self.folder / CURVES) as beside:
             np.savez_compressed(beside, **{key: values.astype(np.float32) for key, values in points.items()})
         values = measured.metrics_at(None, None)
         for name, is_wanted, x, y, drawn in (
@@ -336,11 +337,11 @@ class Result:
                 continue
             shown = [level for level in lines if thresholds[level] is not None and thresholds[level] < math.inf]
             marked = {level: (thresholds[level], self.judged_by) for level in shown}
-            with runtime.replacing(self.folder / f"{name}.png") as beside:
+            with replacing(self.folder / f"{name}.png") as beside:
                 shown = {level: values[key] for level, key in drawn.items()}
                 curves.curves(beside, name, self.title, x, y, lines, shown, marked)
 
 
 def _write_panel(path: Path, *content: Any) -> None:
-    with runtime.replacing(path) as beside:
+    with replacing(path) as beside:
         image_io.write_image(beside, panels.panel(*content))

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-import runtime
 from reporting.best_models import read_summary
 from reporting.tables import LABELS, markdown_table
+from runtime.files import write_text
 
 SHOWN = ("image_auroc", "pixel_ap", "pro", "accuracy", "image_f1_at_threshold")
 
@@ -56,7 +56,7 @@ def write_report(path: Path, run_name: str, folders: dict[int, Path], categories
     lines = [f"# Run {run_name}: mean and standard deviation over seeds {', '.join(map(str, folders))}", ""]
     lines += markdown_table([*heads, *(LABELS[metric].strip() for metric in SHOWN)], rows)
     text = "\n".join(lines)
-    runtime.write_text(path, text)
+    write_text(path, text)
     return text
 
 

@@ -10,11 +10,11 @@ from urllib.parse import quote
 
 import numpy as np
 
-import runtime
 from evaluation.metrics import METRIC_KEYS
 from evaluation.thresholds import KINDS
 from reporting import curves, report, tables
 from reporting.result import CURVES, Record
+from runtime.files import replacing, write_csv, write_text
 
 
 @dataclass
@@ -60,7 +60,7 @@ def write_summary(
         rows += [dict(zip(columns, (*one.key, kind), strict=False)) | one.kinds[kind] | where for kind in one.kinds]
     rows += [dict(zip(columns, key, strict=False)) | {"error": error} for key, error in failed.items()]
     cells = [["" if row.get(column) is None else row[column] for column in columns] for row in rows]
-    runtime.write_csv(path, [columns, *cells])
+    write_csv(path, [columns, *cells])
     return len(failed)
 
 
@@ -70,7 +70,7 @@ def write_times(path: Path, there: list[Found]) -> None:
     for one in there:
         images, seconds = one.record.content.get("images", 0), one.record.content.get("seconds", 0.0)
         rows.append((*one.key, str(images), f"{seconds:.3f}", f"{images / max(seconds, 1e-3):.2f}"))
-    runtime.write_text(path, tables.text_table(rows) + "\n")
+    write_text(path, tables.text_table(rows) + "\n")
 
 
 INDEXED = ("image_auroc", "image_ap", "pixel_auroc", "pixel_ap", "pro", "accuracy", "image_f1_at_threshold", "hit_rate")
@@ -116,7 +116,7 @@ def draw_batch(results: Path, there: list[Found]) -> dict[tuple[str], str]:
             for label, line in lines.items():
                 with np.load(line) as arrays:
                     lines_of[label] = dict(arrays)
-            with runtime.replacing(path) as beside:
+            with replacing(path) as beside:
                 curves.batch_curves(beside, title, lines_of, is_rising)
         except Exception as error:  # damaged archives fail in several ways
             failed[(f"figure {path}",)] = f"{error}; evaluate again with --force"

@@ -15,12 +15,12 @@ import cv2
 import numpy as np
 import pytest
 
-import cli as command_line
-import runtime
 from inference import detect as inference
+from runtime import cli as command_line
+from runtime.device import setup
 from training import validation
 
-runtime.setup()
+setup()
 validation.SAMPLES = 20  # of val_ap: a tenth of what users get, whose time would be half of the suite's
 DATA = Path(__file__).parent / "data"
 ROOT = Path(__file__).parent.parent

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from errors import LostError, UserError
-from stopping import Stopped, deferred
+from runtime.errors import LostError, UserError
+from runtime.signals import Stopped, deferred
 
 POLL = 0.05  # seconds between two looks at the store
 BEAT = 1.0  # seconds between two signs of life

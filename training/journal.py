@@ -12,10 +12,10 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard import summary
 
 import image_io
-import runtime
 from config import Config
-from errors import UserError
 from reporting import panels
+from runtime.errors import UserError
+from runtime.files import naming, replacing, write_csv
 from training.state import TERMS
 
 LOG_COLUMNS = ("epoch", *TERMS, "loss", "learning_rate", "samples_per_second", "seconds", "val_ap", "val_ap_se")
@@ -57,14 +57,14 @@ class Journal:
         is_drawn = epoch % self._settings.visualize_every == 0 or epoch == self._total
         if self._settings.visualize and is_drawn:
             grid = panels.sample_grid(**sample)
-            with runtime.replacing(self._run / "images" / f"epoch_{epoch:04d}.png") as beside:
+            with replacing(self._run / "images" / f"epoch_{epoch:04d}.png") as beside:
                 image_io.write_image(beside, grid)
             self._board.add(epoch, summary.image("samples", grid[..., ::-1], dataformats="HWC"))
 
     def save(self) -> None:
         """Write train_log.csv."""
         rows = ([row[column] for column in LOG_COLUMNS] for row in self._rows)
-        runtime.write_csv(self._run / "train_log.csv", [LOG_COLUMNS, *rows])
+        write_csv(self._run / "train_log.csv", [LOG_COLUMNS, *rows])
 
     def __enter__(self) -> "Journal":
         return self
@@ -101,7 +101,7 @@ class _Board:
         self._write(Event(step=first_epoch, session_log=restart))
 
     def _write(self, event: Event) -> None:
-        with runtime.naming(self._path):
+        with naming(self._path):
             event.wall_time = time.time()
             self._writer.write(event.SerializeToString())
             self._stream.flush()

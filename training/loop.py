@@ -11,12 +11,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-import runtime
-import stopping
 from config import Config
 from data_loader import scaled
 from loss import DRAEMLoss
 from model import DRAEM
+from runtime import signals
+from runtime.device import autocast, memory_format
 from training.journal import Journal
 from training.state import TERMS, Progress, TrainingState, place_of
 from training.validation import SyntheticSamples, synthetic_pixel_ap
@@ -52,12 +52,12 @@ def train(
     """
     done, total = state.epoch, config.train.epochs
     epochs = tqdm(range(done + 1, total + 1), "epochs", initial=done, total=total, unit="epoch")
-    with stopping.deferred() as stop:
+    with signals.deferred() as stop:
         try:
             for epoch in epochs:
                 losses = _epoch(epoch, network, loader, validation, state, journal, stop)
                 epochs.set_postfix({term: f"{losses[term]:.4f}" for term in TERMS})
-        except stopping.Stopped as stopped:
+        except signals.Stopped as stopped:
             check_weights(state.model, epoch)
             state.take_folder()
             if journal:
@@ -68,7 +68,7 @@ def train(
                 state.ranks.barrier()  # a launcher ends the first where the others end while it still writes
             how = "the same command with train.resume=auto" if config.train.resume == "never" else "the same command"
             text = f"stopped after {place}; {path} holds it, and {how} goes on from there"
-            raise stopping.Stopped(stopped.number, text) from None
+            raise signals.Stopped(stopped.number, text) from None
 
 
 def _epoch(
@@ -78,7 +78,7 @@ def _epoch(
     validation: SyntheticSamples | None,
     state: TrainingState,
     journal: Journal | None,
-    stop: stopping.Stop,
+    stop: signals.Stop,
 ) -> dict[str, float]:
     """Train an epoch, or what is left of it, and keep what is to be kept of it; its losses."""
     state.progress = state.progress or Progress()
@@ -108,7 +108,7 @@ def train_epoch(
     loader: DataLoader,
     state: TrainingState,
     epoch: int,
-    stop: stopping.Stop,
+    stop: signals.Stop,
 ) -> dict[str, float]:
     """One pass, from the state's progress on. Mean of each loss term.
 
@@ -143,7 +143,7 @@ def train_epoch(
     return {term: progress.losses[term] / progress.count for term in TERMS}
 
 
-def _told(stop: stopping.Stop, state: TrainingState) -> int | None:
+def _told(stop: signals.Stop, state: TrainingState) -> int | None:
     """The signal to stop after, the same on all ranks where one of them was sent it.
 
     It is not noted in `stop`: there it would overwrite a signal that came while the others were waited for.
@@ -151,13 +151,13 @@ def _told(stop: stopping.Stop, state: TrainingState) -> int | None:
     return state.ranks.any(stop.asked) if state.ranks else stop.asked
 
 
-def _check(stop: stopping.Stop, state: TrainingState) -> None:
+def _check(stop: signals.Stop, state: TrainingState) -> None:
     _stop(_told(stop, state))
 
 
 def _stop(told: int | None) -> None:
     if told:
-        raise stopping.Stopped(told)
+        raise signals.Stopped(told)
 
 
 def _sample(batch: dict[str, Tensor], reconstruction: Tensor, logits: Tensor) -> dict[str, np.ndarray]:
@@ -187,8 +187,8 @@ def train_step(
     """
     image, augmented = (scaled(batch[key], device) for key in ("image", "augmented_image"))
     mask = batch["anomaly_mask"].to(device, non_blocking=True)
-    with runtime.autocast(device, precision):
-        outputs = network(augmented.contiguous(memory_format=runtime.memory_format(device, precision)))
+    with autocast(device, precision):
+        outputs = network(augmented.contiguous(memory_format=memory_format(device, precision)))
     if weight == 0:  # still takes part in what all processes do together
         criterion.ssim.extremes(outputs[0].to(torch.promote_types(outputs[0].dtype, torch.float32)))
         terms = dict.fromkeys(TERMS, (outputs[0].sum() + outputs[1].sum()) * 0)

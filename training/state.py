@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-import provenance
-import runtime
 from config import Config
-from errors import UserError
 from inference import checkpoint, fitting
 from model import DRAEM
-from provenance import Provenance
+from runtime import provenance
+from runtime.device import memory_format, select_device, select_precision
+from runtime.errors import UserError
+from runtime.files import replacing, write_text
+from runtime.provenance import Provenance
 
 if TYPE_CHECKING:
     from training.distributed import Ranks
@@ -163,11 +164,11 @@ class TrainingState:
         self.ranks, self.writes = ranks, ranks is None or ranks.is_first
         self.white_level, self.carried = white_level, carried or {}
         self.config, self.settings_text, self.made_from, self.pictures = config, settings_text, made_from, pictures
-        self.device = runtime.select_device(config.train.device)
-        self.precision = runtime.select_precision(config.train.precision, self.device)
+        self.device = select_device(config.train.device)
+        self.precision = select_precision(config.train.precision, self.device)
         torch.manual_seed(config.train.seed)
         model = DRAEM(config.model.base_width, config.model.base_channels)
-        layout = runtime.memory_format(self.device, self.precision)
+        layout = memory_format(self.device, self.precision)
         self.model = model.to(self.device, memory_format=layout).train()
         self.optimizer = torch.optim.Adam(self.model.parameters(), config.train.learning_rate, fused=True)
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, learning_rate_factor(config))
@@ -231,7 +232,7 @@ class TrainingState:
         if self.epoch == 0 and not self._is_resumed:
             for path in self._earlier:
                 path.unlink(missing_ok=True)
-        runtime.write_text(run / "config.yaml", self.settings_text)
+        write_text(run / "config.yaml", self.settings_text)
 
     def find_earlier(self) -> None:
         """Note the files of an earlier run in this folder, which must not be taken for those of one that starts."""
@@ -323,7 +324,7 @@ def place_in(content: dict[str, Any]) -> str:
 
 def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
     """Write a checkpoint beside, then replace; of last.pt the one before is kept."""
-    with runtime.replacing(path) as beside, beside.open("wb") as stream:
+    with replacing(path) as beside, beside.open("wb") as stream:
         try:
             torch.save(content, stream)
         except RuntimeError as error:  # torch closes its archive over a failed write and hides what failed

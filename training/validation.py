@@ -8,12 +8,12 @@ import torch
 from torch.utils.data import Dataset
 
 import data_loader
-import provenance
 from config import Config
 from evaluation import intervals
 from evaluation.metrics import PixelMetrics
 from inference.detect import Together, detect
 from model import DRAEM
+from runtime import provenance
 
 HELD_OUT_TEXTURES = 0.2  # share of the textures
 SAMPLES = 200  # at least

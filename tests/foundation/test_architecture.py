@@ -23,15 +23,11 @@ FLOORS = (  # a file imports from its own floor's room or those below
     ("reporting",),
     ("inference",),
     ("data_loader",),
-    ("synthesis", "pictures", "decoded"),
-    ("ground_truth",),
-    ("folders",),
-    ("image_io",),
-    ("provenance",),
-    ("runtime",),
-    ("cli", "config"),
-    ("settings_file", "setting_values"),
-    ("evaluation", "model", "loss", "perlin", "errors", "stopping"),
+    ("synthesis", "registration"),
+    ("data",),
+    ("config",),
+    ("setting_values",),
+    ("evaluation", "model", "loss", "perlin", "runtime"),
 )
 
 
@@ -93,7 +89,7 @@ def test_imports_run_downward():
 
 
 def test_importing_changes_nothing_in_the_process():
-    """No thread setting, log level, table or allocator before runtime.setup() is called."""
+    """No thread setting, log level, table or allocator before setup() is called."""
     names = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in sources() if room_of(path) != "images"]
     done = run(f"""
 import ctypes, importlib, cv2, numpy
@@ -109,8 +105,8 @@ before = state()
 for name in {names}:
     importlib.import_module(name.removesuffix(".__init__"))
 assert state() == before, (before, state())
-import runtime
-runtime.setup()
+from runtime.device import setup
+setup()
 assert state() == (1, 0, True, 1), state()
 """)
     assert done.returncode == 0, done.stderr

@@ -5,7 +5,7 @@ import yaml
 from conftest import ROOT
 
 from config import Config, edit_config, load_config, settings_text
-from errors import UserError
+from runtime.errors import UserError
 
 
 def write(path, text):

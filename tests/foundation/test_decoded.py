@@ -12,10 +12,10 @@ import pytest
 
 import data_loader
 import decoded
-import runtime
 from decoded import DecodedImages
-from errors import UserError
 from image_io import read_image
+from runtime.device import core_count
+from runtime.errors import UserError
 from synthesis import AnomalySynthesizer
 
 SIZE = (32, 64)
@@ -106,7 +106,7 @@ def test_few_large_pictures_are_decoded_ahead(tmp_path, files, monkeypatch):
     monkeypatch.setattr(decoded, "tqdm", Bar)
     monkeypatch.setattr(decoded, "AHEAD", 4000)
     Slow(tmp_path, "slow", "arrays", 30, (1000,))
-    assert len(done) == 30 and max(ahead) <= max(4, runtime.core_count())
+    assert len(done) == 30 and max(ahead) <= max(4, core_count())
 
 
 def test_a_file_that_is_deleted_or_cut_short_is_no_loss(tmp_path, files):

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from conftest import make_dataset, write
 
-from errors import UserError
 from folders import Remarks, list_categories, list_textures
 from pictures import (
     doubts_of_depth,
@@ -17,6 +16,7 @@ from pictures import (
     split_nominal,
     with_masks_read,
 )
+from runtime.errors import UserError
 
 PICTURE = np.random.default_rng(0).integers(90, 110, (40, 48, 3), dtype=np.uint8)
 MASK = np.zeros((40, 48), np.uint8)

@@ -13,9 +13,20 @@ import pytest
 import torch
 from conftest import ROOT
 
-import runtime
 from decoded import KeptArrays
-from errors import UserError
+from runtime import device as runtime_device
+from runtime import files as runtime_files
+from runtime.device import memory_format, select_precision, worker_count
+from runtime.errors import UserError
+from runtime.files import (
+    Background,
+    holding,
+    owning,
+    remove_leftovers,
+    remove_unused,
+    replacing_folder,
+    write_text,
+)
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -29,7 +40,7 @@ class Ramp(KeptArrays):
 
 def write_many(path, letter, count):
     for _ in range(count):
-        runtime.write_text(path, letter * 200_000)
+        write_text(path, letter * 200_000)
 
 
 def test_two_writers_never_mix(tmp_path):
@@ -49,13 +60,13 @@ def test_two_writers_never_mix(tmp_path):
 
 def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
     folder = tmp_path / "results"
-    with runtime.replacing_folder(folder) as beside:
+    with replacing_folder(folder) as beside:
         (beside / "a").write_text("old")
-    with pytest.raises(RuntimeError), runtime.replacing_folder(folder) as beside:
+    with pytest.raises(RuntimeError), replacing_folder(folder) as beside:
         (beside / "b").write_text("new")
         raise RuntimeError
     assert [path.name for path in folder.iterdir()] == ["a"]
-    with runtime.replacing_folder(folder) as beside:
+    with replacing_folder(folder) as beside:
         (beside / "b").write_text("new")
     assert [path.name for path in folder.iterdir()] == ["b"] and [path.name for path in tmp_path.iterdir()] == [
         "results"
@@ -73,8 +84,8 @@ def test_two_processes_can_replace_a_folder_at_once(tmp_path, monkeypatch):
             (folder / "theirs").write_text("x")
         replace(source, target)
 
-    monkeypatch.setattr(runtime.os, "replace", replace_late)
-    with runtime.replacing_folder(folder) as beside:
+    monkeypatch.setattr(runtime_files.os, "replace", replace_late)
+    with replacing_folder(folder) as beside:
         (beside / "ours").write_text("x")
     assert tried and [path.name for path in folder.iterdir()] == ["ours"]
     assert [path.name for path in tmp_path.iterdir()] == ["results"]
@@ -91,8 +102,8 @@ def test_a_folder_that_cannot_be_put_in_place_leaves_the_old_one(tmp_path, monke
             raise PermissionError(13, "refused")
         replace(source, target)
 
-    monkeypatch.setattr(runtime.os, "replace", refuse)
-    with pytest.raises(PermissionError, match="refused"), runtime.replacing_folder(folder) as beside:
+    monkeypatch.setattr(runtime_files.os, "replace", refuse)
+    with pytest.raises(PermissionError, match="refused"), replacing_folder(folder) as beside:
         (beside / "new").write_text("x")
     assert [path.name for path in tmp_path.iterdir()] == (["results"] if is_there else [])
 
@@ -100,9 +111,9 @@ def test_a_folder_that_cannot_be_put_in_place_leaves_the_old_one(tmp_path, monke
 KILLED = """
 import os, signal, sys, pathlib
 sys.path.insert(0, sys.argv[1])
-import runtime
+from runtime.files import replacing, replacing_folder
 folder = pathlib.Path(sys.argv[2])
-with runtime.replacing(folder / "a.pt") as beside, runtime.replacing_folder(folder / "r"):
+with replacing(folder / "a.pt") as beside, replacing_folder(folder / "r"):
     beside.write_bytes(b"half")
     print("writing", flush=True)
     sys.stdin.readline()
@@ -115,11 +126,11 @@ def test_what_killed_processes_leave_is_removed_and_what_others_write_is_not(tmp
     assert process.stdout.readline() == "writing\n"
     parts = sorted(path.name for path in tmp_path.iterdir())
     assert len(parts) == 2 and all(".part" in name for name in parts)
-    runtime.remove_leftovers(tmp_path)
+    remove_leftovers(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == parts  # in use
     process.kill()
     process.wait()
-    runtime.remove_leftovers(tmp_path)
+    remove_leftovers(tmp_path)
     assert not list(tmp_path.iterdir())
 
 
@@ -135,9 +146,9 @@ def test_kept_arrays_have_a_bounded_total_and_stay_while_in_use(tmp_path, monkey
 
 
 def test_background_work_is_bounded_by_bytes(monkeypatch):
-    monkeypatch.setattr(runtime, "PENDING", 10_000)
+    monkeypatch.setattr(runtime_files, "PENDING", 10_000)
     go, done = threading.Event(), []
-    background = runtime.Background()
+    background = Background()
     background.do(lambda array: go.wait(10), np.zeros(6_000, np.uint8))
     feeder = threading.Thread(
         target=lambda: [background.do(done.append, np.zeros(6_000, np.uint8)), done.append("free")]
@@ -152,10 +163,10 @@ def test_background_work_is_bounded_by_bytes(monkeypatch):
 
 
 def test_owning_removes_a_folder_that_nothing_came_of(tmp_path):
-    with pytest.raises(UserError), runtime.owning(tmp_path / "run"):
+    with pytest.raises(UserError), owning(tmp_path / "run"):
         raise UserError("nothing")
     assert not (tmp_path / "run").exists()
-    with runtime.owning(tmp_path / "run"):
+    with owning(tmp_path / "run"):
         (tmp_path / "run/a").write_text("x")
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [".lock", "a"]
 
@@ -164,34 +175,34 @@ def test_float32_has_all_its_digits(monkeypatch):
     """cuDNN's TF32 is on by default, also where float32 is asked for."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (8, 0))
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
-    assert runtime.select_precision("fp32", CUDA) == torch.float32 and not torch.backends.cudnn.allow_tf32
-    assert runtime.select_precision("auto", CUDA) == torch.bfloat16 and torch.backends.cudnn.allow_tf32
+    assert select_precision("fp32", CUDA) == torch.float32 and not torch.backends.cudnn.allow_tf32
+    assert select_precision("auto", CUDA) == torch.bfloat16 and torch.backends.cudnn.allow_tf32
 
 
 def test_layout_is_what_was_measured_to_be_faster():
     """On CPUs channels_last in both precisions; on CUDA where the tensor cores want it."""
     last, plain = torch.channels_last, torch.contiguous_format
-    assert runtime.memory_format(CPU, torch.float32) == runtime.memory_format(CPU, torch.bfloat16) == last
-    assert runtime.memory_format(CUDA, torch.bfloat16) == last and runtime.memory_format(CUDA, torch.float32) == plain
+    assert memory_format(CPU, torch.float32) == memory_format(CPU, torch.bfloat16) == last
+    assert memory_format(CUDA, torch.bfloat16) == last and memory_format(CUDA, torch.float32) == plain
 
 
 def test_few_batches_are_read_without_processes_on_a_cpu_only(monkeypatch):
-    monkeypatch.setattr(runtime, "core_count", lambda: 16)
-    assert runtime.worker_count("auto", CPU, batches=4) == 0 and runtime.worker_count("auto", CPU, batches=400) == 8
-    assert runtime.worker_count("auto", CUDA, batches=4) == 8 and runtime.worker_count(3, CUDA, batches=4) == 3
+    monkeypatch.setattr(runtime_device, "core_count", lambda: 16)
+    assert worker_count("auto", CPU, batches=4) == 0 and worker_count("auto", CPU, batches=400) == 8
+    assert worker_count("auto", CUDA, batches=4) == 8 and worker_count(3, CUDA, batches=4) == 3
 
 
 def test_a_mark_ends_with_its_process(tmp_path):
     (tmp_path / "a").write_text("x")
     process = multiprocessing.get_context("fork").Process(
-        target=lambda: [runtime.holding(tmp_path / "a"), time.sleep(60)]
+        target=lambda: [holding(tmp_path / "a"), time.sleep(60)]
     )
-    with runtime.holding(tmp_path / "a"):
-        assert not runtime.remove_unused(tmp_path / "a")
+    with holding(tmp_path / "a"):
+        assert not remove_unused(tmp_path / "a")
         process.start()
     process.kill()
     process.join()
-    assert runtime.remove_unused(tmp_path / "a") and not (tmp_path / "a").exists()
+    assert remove_unused(tmp_path / "a") and not (tmp_path / "a").exists()
 
 
 def test_a_program_does_not_look_through_all_objects_for_seconds(tmp_path):

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from errors import UserError
 from inference import networks
 from inference.networks import optimized
 from model import DRAEM
+from runtime.errors import UserError
 
 
 @pytest.fixture

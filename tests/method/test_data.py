@@ -9,9 +9,9 @@ from conftest import make_dataset, write
 import data_loader
 import folders
 import image_io
-from errors import UserError
 from image_io import read_image
 from pictures import TestImage, list_nominal, list_test, split_nominal
+from runtime.errors import UserError
 from synthesis import AnomalySynthesizer
 
 

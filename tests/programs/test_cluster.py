@@ -16,9 +16,9 @@ import pytest
 from conftest import ROOT, SETTINGS, checked, make_dataset, rows_of, start_process
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
-import runtime
 from engine import cluster
 from inference import checkpoint
+from runtime.files import owning
 
 pytest.importorskip("ray")
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals are other ones there")
@@ -149,7 +149,7 @@ def test_folders_that_a_node_does_not_see_are_told_with_its_name(tmp_path, monke
 
 
 def test_a_second_driver_is_refused(two, call):
-    with runtime.owning(two / "checkpoints/.batch_tiny"):
+    with owning(two / "checkpoints/.batch_tiny"):
         checked(call("train_all", "--ray", "local"), [".batch_tiny", "data.run_name"])
 
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from conftest import SETTINGS, checked, main_py, make_dataset, write
 
-import runtime
 from inference import checkpoint
+from runtime import files as runtime_files
 from training.state import write_checkpoint
 
 # What is done to the workplace, the arguments, and words of the message.
@@ -171,14 +171,14 @@ def test_disk_full_and_no_permission(workplace, cli, monkeypatch, code):
     last = workplace / "checkpoints/tile/tiny/last.pt"
     before = last.read_bytes()
 
-    replace = runtime.os.replace
+    replace = runtime_files.os.replace
 
     def refuse(source, target):
         if target == last:
             raise OSError(code, "refused by the system")
         replace(source, target)
 
-    monkeypatch.setattr(runtime.os, "replace", refuse)
+    monkeypatch.setattr(runtime_files.os, "replace", refuse)
     checked(cli("--train", "--set", "train.visualize=false"), ["refused by the system", str(last)])
     assert last.read_bytes() == before and not list(workplace.rglob(".last*"))
 

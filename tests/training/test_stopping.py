@@ -13,12 +13,12 @@ import pytest
 import torch
 from conftest import ROOT, start_process
 
-import cli as command_line
-import stopping
 from config import load_config
 from engine import train
 from inference import checkpoint, detect
 from model import DRAEM
+from runtime import cli as command_line
+from runtime import signals
 from training import loop
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals are other ones there")
@@ -83,7 +83,7 @@ def test_stopped_at_random_steps_ends_with_the_same_weights(workplace, monkeypat
             try:
                 path = train.run(config, "")
                 break
-            except stopping.Stopped as stopped:
+            except signals.Stopped as stopped:
                 stops += 1
                 assert "the same command goes on from there" in str(stopped) and "last.pt" in str(stopped)
         assert done == 6 and same(weights(path), reference) and rows(config) == rows(whole)
@@ -104,7 +104,7 @@ def test_stopped_while_an_epoch_is_validated(workplace, monkeypatch):
 
     monkeypatch.setattr(loop, "synthetic_pixel_ap", signalled)
     monkeypatch.setattr(loop, "train_step", lambda *arguments: steps.append(1) or step(*arguments))
-    with pytest.raises(stopping.Stopped, match="stopped after step 2 of epoch 1"):
+    with pytest.raises(signals.Stopped, match="stopped after step 2 of epoch 1"):
         train.run(config, "")
     assert same(weights(train.run(config, "")), reference) and len(steps) == 4 and rows(config) == rows(whole)
 
@@ -122,9 +122,9 @@ def test_processes_stop_together_while_an_epoch_is_validated(workplace, rank):
         nonlocal rounds
         rounds += 1
         if rounds == 2:
-            raise stopping.Stopped(signal.SIGTERM)
+            raise signals.Stopped(signal.SIGTERM)
 
-    with pytest.raises(stopping.Stopped):
+    with pytest.raises(signals.Stopped):
         list(detect.detect(DRAEM(2, 2), samples, config, "", ranks, check))
     found = [one.idx for batch in exchanged for one in batch] if rank else exchanged
     assert found == ([1, 4] if rank else [1, 2, 1, 2])
@@ -173,7 +173,7 @@ def test_a_signal_that_a_library_makes_an_error_of_is_one(capsys):
         except KeyboardInterrupt as error:
             raise ValueError(f"building failed: {error}") from None
 
-    before = {number: signal.getsignal(number) for number in stopping.SIGNALS}
+    before = {number: signal.getsignal(number) for number in signals.SIGNALS}
     try:
         with pytest.raises(SystemExit) as exit_:
             command_line.run(program)
@@ -192,7 +192,7 @@ def test_a_signal_while_others_are_waited_for_is_not_lost():
         return number
 
     ranks = SimpleNamespace(ranks=SimpleNamespace(any=tell))
-    with pytest.raises(stopping.Stopped) as stopped, stopping.deferred() as stop:
+    with pytest.raises(signals.Stopped) as stopped, signals.deferred() as stop:
         assert [loop._told(stop, ranks), loop._told(stop, ranks)] == [None, signal.SIGUSR1]
     assert stopped.value.status == 143
 

@@ -11,12 +11,13 @@ import torch
 from conftest import DATA, ROOT
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import runtime
 from config import load_config
 from engine import train
 from inference import checkpoint
 from loss import DRAEMLoss
-from provenance import Provenance
+from runtime.device import select_device, select_precision
+from runtime.files import replacing, write_text
+from runtime.provenance import Provenance
 from training import state
 from training.state import TrainingState, learning_rate_factor
 
@@ -83,7 +84,8 @@ def test_same_seed_same_weights(workplace):
 def test_a_run_can_go_on_in_another_precision(workplace, monkeypatch, before, after):
     """Whose weights lie in another order, as on some devices: each must still meet its own moments."""
     layouts = {torch.bfloat16: torch.channels_last, torch.float32: torch.contiguous_format}
-    monkeypatch.setattr(runtime, "memory_format", lambda device, precision: layouts[precision])
+    for module in ("training.state", "training.loop"):
+        monkeypatch.setattr(f"{module}.memory_format", lambda device, precision: layouts[precision])
     train.run(config_of(workplace, "train.epochs=1", f"train.precision={before}", "train.visualize=false"), "")
     config = config_of(workplace, "train.epochs=2", f"train.precision={after}")
     content = checkpoint.read(config.run_folder / "last.pt")
@@ -252,8 +254,8 @@ def test_non_finite_weights_reach_no_checkpoint(workplace, cli, monkeypatch):
 
 def test_a_failing_write_leaves_the_old_file(tmp_path):
     path = tmp_path / "a.txt"
-    runtime.write_text(path, "old")
-    with pytest.raises(RuntimeError), runtime.replacing(path) as beside:
+    write_text(path, "old")
+    with pytest.raises(RuntimeError), replacing(path) as beside:
         beside.write_text("half")
         raise RuntimeError
     assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["a.txt"]
@@ -261,10 +263,10 @@ def test_a_failing_write_leaves_the_old_file(tmp_path):
 
 def test_precision_and_device(monkeypatch):
     cpu = torch.device("cpu")
-    assert runtime.select_precision("fp32", cpu) == torch.float32
-    assert runtime.select_precision("bf16", cpu) == torch.bfloat16
+    assert select_precision("fp32", cpu) == torch.float32
+    assert select_precision("bf16", cpu) == torch.bfloat16
     for capabilities, expected in (({"amx_bf16": True}, torch.bfloat16), ({"avx512_bf16": True}, torch.bfloat16),
                                    ({"avx512_f": True}, torch.float32)):  # fmt: skip
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda c=capabilities: c)
-        assert runtime.select_precision("auto", cpu) == expected
-    assert runtime.select_device("cpu") == cpu
+        assert select_precision("auto", cpu) == expected
+    assert select_device("cpu") == cpu

@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-import runtime
-from errors import UserError
+from runtime.device import core_count
+from runtime.errors import UserError
 
 VERSION = 3  # of what is kept; raised where files of an older program must not be taken for those of this one
 
@@ -135,7 +135,7 @@ def file_digest(path: Path) -> str:
 
 def file_digests(paths: Sequence[Path]) -> list[str]:
     """Digests of files' contents, in order."""
-    with ThreadPoolExecutor(runtime.core_count()) as pool:  # hashing works outside the interpreter's lock
+    with ThreadPoolExecutor(core_count()) as pool:  # hashing works outside the interpreter's lock
         return list(pool.map(file_digest, paths))
 
 

@@ -9,11 +9,11 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import stopping
-from errors import LostError, UserError
+from runtime import signals
+from runtime.errors import LostError, UserError
 
-CONFIG = Path(__file__).resolve().parent / "config.yaml"
-DONE, FAULT, MISTAKE = 0, 1, 2  # exit statuses, besides those in stopping.py
+CONFIG = Path(__file__).resolve().parent.parent / "config.yaml"
+DONE, FAULT, MISTAKE = 0, 1, 2  # exit statuses, besides those in signals.py
 
 
 class Parser(argparse.ArgumentParser):
@@ -66,7 +66,7 @@ def run(program: Callable[[], int], is_shared: bool = False) -> None:
     gc.set_threshold(10_000, 20, 50)
     atexit.register(gc.freeze)
     try:
-        stopping.interrupts()
+        signals.interrupts()
         if is_launched() and not is_shared:
             raise UserError("torchrun starts several processes of main.py; start this program without it")
         sys.exit(program())
@@ -75,7 +75,7 @@ def run(program: Callable[[], int], is_shared: bool = False) -> None:
     except (FloatingPointError, LostError) as error:
         sys.exit(_tell(error, FAULT))
     except KeyboardInterrupt as error:
-        stopped = error if isinstance(error, stopping.Stopped) else stopping.Stopped(signal.SIGINT)
+        stopped = error if isinstance(error, signals.Stopped) else signals.Stopped(signal.SIGINT)
         print(stopped, file=sys.stderr)
         sys.exit(stopped.status)
     except (MemoryError, RuntimeError) as error:
@@ -91,7 +91,7 @@ def run(program: Callable[[], int], is_shared: bool = False) -> None:
         mend = "mend that (free space, permission, path) and run again"
         sys.exit(_tell(f"{where}{error.strerror or error}; {mend}", MISTAKE))
     except Exception as error:  # of a library, which may have made it of Stopped: pydantic does
-        both = (stopping.Stopped(number) for number in (signal.SIGINT, signal.SIGTERM))
+        both = (signals.Stopped(number) for number in (signal.SIGINT, signal.SIGTERM))
         stopped = next((one for one in both if str(one) in str(error)), None)
         if stopped is None:
             raise

@@ -11,7 +11,7 @@ from ruamel.yaml.comments import CommentedSeq
 from ruamel.yaml.error import YAMLError
 from ruamel.yaml.scalarstring import SingleQuotedScalarString
 
-from errors import UserError
+from runtime.errors import UserError
 
 TEXT = "tag:yaml.org,2002:str"
 NUMBER = "tag:yaml.org,2002:float"

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler, default_collate
 
-from image_io import read_all, read_image, read_mask, resize
-from pictures import TestImage
+from data.image_io import read_all, read_image, read_mask, resize
+from data.mvtec import TestImage
 from runtime import signals
 from runtime.device import setup
 from runtime.errors import UserError

@@ -15,8 +15,8 @@ import cv2
 import numpy as np
 import skimage
 
+from data.image_io import read_image
 from evaluation.image_metrics import image_metrics
-from image_io import read_image
 from runtime.cli import Parser, run
 from runtime.errors import UserError
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from image_io import read_all, rotate
+from data.image_io import read_all, rotate
 from perlin import perlin_noise
 from runtime.device import restore_numpy_table
 

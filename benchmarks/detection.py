@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 
 from benchmarks import common, plain
+from data.mvtec import list_test
 from inference.networks import optimized
 from model import DRAEM
-from pictures import list_test
 from runtime.device import memory_format, select_device, select_precision
 
 

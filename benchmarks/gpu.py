@@ -7,13 +7,13 @@ from pathlib import Path
 import torch
 
 import data_loader
-import folders
 from benchmarks import common, plain
 from benchmarks.training import Trainer
+from data import folders
+from data.mvtec import list_nominal
 from inference import networks
 from inference.networks import optimized
 from model import DRAEM
-from pictures import list_nominal
 from runtime.device import memory_format, select_precision, worker_count
 from synthesis import AnomalySynthesizer
 

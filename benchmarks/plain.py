@@ -11,7 +11,7 @@ from sklearn.metrics import average_precision_score, precision_recall_curve, roc
 from torch import Tensor
 from torch.nn import functional as F
 
-from image_io import read_image, rotate
+from data.image_io import read_image, rotate
 from model import DRAEM
 from synthesis import AnomalySynthesizer
 

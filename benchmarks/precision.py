@@ -8,10 +8,10 @@ import numpy as np
 import data_loader
 from benchmarks import common
 from config import load_config
+from data.mvtec import list_test
 from evaluation import image_metrics, metrics
 from inference import checkpoint
 from inference.detect import detect
-from pictures import list_test
 from runtime.cli import add_config_flags
 
 

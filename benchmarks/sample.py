@@ -11,11 +11,11 @@ import numpy as np
 import data_loader
 from benchmarks import common
 from config import Config, load_config
+from data.mvtec import list_test
 from engine import detection, threshold, train
 from inference import checkpoint
 from inference.detect import detect
 from make_sample import CATEGORIES, SIZE, make_sample, trivial_auroc
-from pictures import list_test
 
 SHOWN = ("image_auroc", "pixel_ap", "accuracy")
 

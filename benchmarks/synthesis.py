@@ -9,9 +9,9 @@ import numpy as np
 import torch
 
 import data_loader
-import folders
 from benchmarks import common, plain
-from pictures import list_nominal
+from data import folders
+from data.mvtec import list_nominal
 from synthesis import AnomalySynthesizer
 
 

@@ -8,18 +8,18 @@ from typing import Any
 
 from tqdm import tqdm
 
-import decoded
 from config import Config, of_category
+from data import cache
+from data.folders import Remarks, category_folder, chosen_categories
+from data.mvtec import TestImage, doubts_of_depth, list_test, with_masks_read
 from engine import cluster
 from engine.cluster import Options
 from engine.detection import evaluate_pass, manual_thresholds, provenance_of, result_folder
 from engine.threshold import compute_thresholds, load_thresholds, nominal_images
 from evaluation.thresholds import KINDS, MANUAL, NOMINAL_KINDS
-from folders import Remarks, category_folder, chosen_categories
 from inference import checkpoint
 from inference.checkpoint import Checkpoint
 from inference.techniques import MASKINGS, TECHNIQUES, Preparation, Technique
-from pictures import TestImage, doubts_of_depth, list_test, with_masks_read
 from reporting import summary
 from reporting.mistakes import with_picture
 from reporting.result import CURVES, Record, read_record
@@ -152,7 +152,7 @@ def _plan(
         chosen = checkpoints or epochs or ["last"]
         paths = [checkpoint.find(own, "last" if epoch == "last" else int(epoch)) for epoch in chosen]
         techniques = _techniques(own, maskings, registrations)
-        kept_in = decoded.kept_folder(own.data.checkpoint_path) if len(paths) > 1 else None
+        kept_in = cache.kept_folder(own.data.checkpoint_path) if len(paths) > 1 else None
         try:
             (own, reference), remarks = _settled(own, paths), Remarks()
             pictures, doubts = with_masks_read(list_test(Path(own.data.data_path) / name, remarks))

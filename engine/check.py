@@ -13,19 +13,19 @@ import torch
 from tqdm import tqdm
 
 import data_loader
-import image_io
 from config import Config
+from data import image_io
+from data.folders import Remarks, category_folder, list_textures
+from data.mvtec import TestImage, doubts_of_depth, list_nominal, list_test, list_validation
 from engine.train import Files, find_white_level, split
 from evaluation.promises import promise
 from evaluation.thresholds import images_needed
-from folders import Remarks, category_folder, list_textures
 from inference import checkpoint, tiles
 from inference.checkpoint import with_white_level
 from inference.registering import Registration
 from inference.techniques import Preparation, configured
 from loss import DRAEMLoss
 from model import DRAEM
-from pictures import TestImage, doubts_of_depth, list_nominal, list_test, list_validation
 from runtime import provenance
 from runtime.device import core_count, memory_format, select_device, select_precision
 from runtime.errors import UserError

@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from config import Config
+from data.folders import Remarks, category_folder
+from data.mvtec import TestImage, doubts_of_depth, list_test, with_masks_read
 from engine.threshold import NOT_KNOWN, load_thresholds, nominal_settings
 from evaluation.thresholds import MANUAL, OPTIMAL
-from folders import Remarks, category_folder
 from inference import checkpoint, fitting, thresholds, tiles
 from inference.checkpoint import Checkpoint
 from inference.detect import Together, detect
 from inference.techniques import Preparation, Technique, configured, left_out
-from pictures import TestImage, doubts_of_depth, list_test, with_masks_read
 from reporting.mistakes import shows_mistakes
 from reporting.result import Result
 from runtime import provenance

@@ -13,14 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-import image_io
 from config import Config
+from data import image_io
+from data.mvtec import list_nominal
 from evaluation.metrics import SCORE_WINDOW
 from inference import checkpoint, networks
 from inference.detector import Detector
 from inference.techniques import Technique
 from model import DRAEM
-from pictures import list_nominal
 from reporting.mistakes import shows_mistakes
 from runtime.errors import UserError
 from runtime.files import replacing, write_text

@@ -12,8 +12,8 @@ import numpy as np
 from tqdm import tqdm
 
 from config import Config
+from data.folders import Remarks, pictures_below
 from evaluation.promises import distance, lie_apart
-from folders import Remarks, pictures_below
 from inference import checkpoint
 from inference.detector import Detection, Detector, Prepared
 from reporting.mistakes import shows_mistakes

@@ -12,17 +12,17 @@ import numpy as np
 from tqdm import tqdm
 
 from config import Config
+from data.folders import category_folder, pictures_below
+from data.mask_matching import name_in
+from data.mvtec import TestImage, list_nominal, list_validation, split_nominal
 from evaluation import promises
 from evaluation.metrics import image_score
 from evaluation.thresholds import NominalScores, NoScoresError, conformal, images_needed
-from folders import category_folder, pictures_below
-from ground_truth import name_in
 from inference import checkpoint, thresholds, tiles
 from inference.checkpoint import Checkpoint
 from inference.detect import NetworkOutput, Together, detect
 from inference.detector import Detector
 from inference.techniques import Preparation, Technique, configured, left_out
-from pictures import TestImage, list_nominal, list_validation, split_nominal
 from reporting import tables
 from reporting.mistakes import shows_mistakes
 from runtime import provenance

@@ -13,10 +13,10 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from config import Config, edit_config, of_category, settings_text
+from data.folders import chosen_categories
 from engine import cluster
 from engine.cluster import Options
 from engine.train import find_files, split
-from folders import chosen_categories
 from inference import checkpoint
 from inference.checkpoint import epoch_path
 from runtime import signals

@@ -17,8 +17,8 @@ from watchdog.observers import Observer
 from watchdog.observers.api import BaseObserver
 
 from config import Config
+from data.folders import IMAGE_SUFFIXES, NOT_UTF8, is_visible_folder
 from engine.predict import made_with, remarks_of, title_of, usual_folder
-from folders import IMAGE_SUFFIXES, NOT_UTF8, is_visible_folder
 from inference import checkpoint
 from inference.detector import Detector
 from reporting.mistakes import shows_mistakes

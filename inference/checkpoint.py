@@ -16,11 +16,11 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from config import Config
-from folders import category_folder
-from image_io import find_white_level
+from data.folders import category_folder
+from data.image_io import find_white_level
+from data.mvtec import list_nominal
 from inference import fitting
 from model import DRAEM
-from pictures import list_nominal
 from runtime.device import core_count
 from runtime.errors import UserError
 from runtime.provenance import file_state

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 
 from config import Config
+from data.image_io import read_image, resize
 from evaluation import masking, registration
 from evaluation.metrics import image_score
 from evaluation.regions import Region, regions, relative
 from evaluation.thresholds import MANUAL
-from image_io import read_image, resize
 from inference import checkpoint, thresholds, tiles
 from inference.checkpoint import Checkpoint
 from inference.detect import NetworkOutput, Networks

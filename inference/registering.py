@@ -11,11 +11,11 @@ import numpy as np
 from tqdm import tqdm
 
 from config import Config
-from decoded import KeptArrays, half_of_disk
+from data.cache import KeptArrays, half_of_disk
+from data.folders import category_folder
+from data.image_io import from_png, read_image, resize
+from data.mvtec import TestImage, list_nominal
 from evaluation import parts, registration
-from folders import category_folder
-from image_io import from_png, read_image, resize
-from pictures import TestImage, list_nominal
 from runtime import provenance
 from runtime.device import core_count
 from runtime.errors import ShownError, UserError

@@ -11,11 +11,11 @@ import torch
 
 import data_loader
 from config import Config
-from decoded import KeptArrays
+from data.cache import KeptArrays
+from data.image_io import from_png, read_marked, read_size, to_png
+from data.mvtec import TestImage
 from evaluation import masking
-from image_io import from_png, read_marked, read_size, to_png
 from inference.registering import Registration
-from pictures import TestImage
 from runtime import provenance
 from runtime.device import select_device, select_precision
 from runtime.errors import ShownError, UserError

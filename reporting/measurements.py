@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from data.mvtec import TestImage
 from evaluation import image_metrics, intervals, metrics, promises
 from evaluation.thresholds import OPTIMAL
-from pictures import TestImage
 from reporting.panels import eight_bit
 
 if TYPE_CHECKING:

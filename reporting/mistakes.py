@@ -5,7 +5,7 @@ from functools import wraps
 from typing import Any
 
 from config import Config
-from image_io import write_image
+from data.image_io import write_image
 from runtime.errors import ShownError, UserError
 
 

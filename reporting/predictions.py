@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-import image_io
+from data import image_io
 from reporting import panels, report
 from runtime.errors import UserError
 from runtime.files import replacing, write_csv, write_text

@@ -11,7 +11,7 @@ import cv2
 import jinja2
 import numpy as np
 
-from image_io import to_png
+from data.image_io import to_png
 from reporting import colors, panels
 from runtime.files import naming, write_text
 

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-import image_io
 from config import Config
+from data import image_io
+from data.mvtec import TestImage
 from evaluation import image_metrics
 from evaluation.thresholds import OPTIMAL
-from pictures import TestImage
 from reporting import curves, panels, report, tables
 from reporting.measurements import Measurements
 from runtime import provenance

@@ -11,8 +11,8 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard import summary
 
-import image_io
 from config import Config
+from data import image_io
 from reporting import panels
 from runtime.errors import UserError
 from runtime.files import naming, replacing, write_csv

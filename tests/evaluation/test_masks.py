@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from evaluation.masks import BACKGROUND, EMPTY, LEVELS, MOST, WHOLE, MaskError, marked
+from data.mask_decoding import BACKGROUND, EMPTY, LEVELS, MOST, WHOLE, MaskError, marked
 
 TRUTH = np.zeros((60, 80), bool)
 TRUTH[20:35, 30:50] = True

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 import data_loader
-import decoded
-from decoded import DecodedImages
-from image_io import read_image
+from data import cache
+from data.cache import DecodedImages
+from data.image_io import read_image
 from runtime.device import core_count
 from runtime.errors import UserError
 from synthesis import AnomalySynthesizer
@@ -43,7 +43,7 @@ def test_they_are_what_the_files_hold_and_are_decoded_once(tmp_path, files, monk
     with pytest.raises(IndexError):
         first[5]
     expected = [image.copy() for image in first]
-    monkeypatch.setattr(decoded, "read_image", None)
+    monkeypatch.setattr(cache, "read_image", None)
     again = DecodedImages(tmp_path, "some pictures", files, SIZE)
     assert again.path == first.path and all(map(np.array_equal, again, expected))
 
@@ -61,7 +61,7 @@ def test_they_are_made_anew_when_a_file_changes(tmp_path, files):
 
 
 def test_images_beyond_the_limit_are_decoded_when_drawn(tmp_path, files, monkeypatch):
-    monkeypatch.setattr(decoded, "LIMIT", 2 * 3 * SIZE[0] * SIZE[1] + 1)
+    monkeypatch.setattr(cache, "LIMIT", 2 * 3 * SIZE[0] * SIZE[1] + 1)
     images = DecodedImages(tmp_path, "pictures", files, SIZE)
     assert same(images, files) and images.path.stat().st_size < 3 * 3 * SIZE[0] * SIZE[1]
     files[1].unlink()
@@ -74,13 +74,13 @@ def test_images_beyond_the_limit_are_decoded_when_drawn(tmp_path, files, monkeyp
 def test_pictures_of_every_epoch_may_take_half_of_the_free_disk(tmp_path, files, monkeypatch):
     """What is kept stays so when its own file has taken the room, and grows when there is more."""
     each, free = 3 * SIZE[0] * SIZE[1], 0
-    monkeypatch.setattr(decoded, "LIMIT", each)
-    monkeypatch.setattr(decoded.shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+    monkeypatch.setattr(cache, "LIMIT", each)
+    monkeypatch.setattr(cache.shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
 
     def kept(room):
         nonlocal free
         free = room
-        limit = decoded.half_of_disk(tmp_path / "not/there/yet")
+        limit = cache.half_of_disk(tmp_path / "not/there/yet")
         images = DecodedImages(tmp_path, "pictures", files, SIZE, limit=limit)
         assert same(images, files)
         return images.path.stat().st_size // each
@@ -92,19 +92,19 @@ def test_few_large_pictures_are_decoded_ahead(tmp_path, files, monkeypatch):
     """Those that wait to be written are bounded by their bytes."""
     done, ahead = [], []
 
-    class Slow(decoded.KeptArrays):
+    class Slow(cache.KeptArrays):
         def make(self, index):
             done.append(index)
             return np.zeros(1000, np.uint8)
 
-    class Bar(decoded.tqdm):
+    class Bar(cache.tqdm):
         def update(self, n=1):
             time.sleep(0.02)  # a slow disk
             ahead.append(len(done) - len(ahead))
             return super().update(n)
 
-    monkeypatch.setattr(decoded, "tqdm", Bar)
-    monkeypatch.setattr(decoded, "AHEAD", 4000)
+    monkeypatch.setattr(cache, "tqdm", Bar)
+    monkeypatch.setattr(cache, "AHEAD", 4000)
     Slow(tmp_path, "slow", "arrays", 30, (1000,))
     assert len(done) == 30 and max(ahead) <= max(4, core_count())
 

@@ -10,8 +10,8 @@ import pytest
 from conftest import ROOT, write
 from PIL import Image
 
-import image_io
-from image_io import find_white_level, read_image, read_mask, read_size
+from data import image_io
+from data.image_io import find_white_level, read_image, read_mask, read_size
 from runtime.errors import UserError
 
 FORMATS = {"PNG": ".png", "JPEG": ".jpg", "TIFF": ".tif", "WEBP": ".webp"}

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from conftest import make_dataset, write
 
-from folders import Remarks, list_categories, list_textures
-from pictures import (
+from data.folders import Remarks, list_categories, list_textures
+from data.mvtec import (
     doubts_of_depth,
     list_nominal,
     list_test,

@@ -13,7 +13,7 @@ import pytest
 import torch
 from conftest import ROOT
 
-from decoded import KeptArrays
+from data.cache import KeptArrays
 from runtime import device as runtime_device
 from runtime import files as runtime_files
 from runtime.device import memory_format, select_precision, worker_count
@@ -135,7 +135,7 @@ def test_what_killed_processes_leave_is_removed_and_what_others_write_is_not(tmp
 
 
 def test_kept_arrays_have_a_bounded_total_and_stay_while_in_use(tmp_path, monkeypatch):
-    monkeypatch.setattr("decoded.TOTAL", 12_000)
+    monkeypatch.setattr("data.cache.TOTAL", 12_000)
     first = Ramp(tmp_path, "first", "arrays", 4, (1000,))
     Ramp(tmp_path, "second", "arrays", 4, (1000,))  # used by nobody any more
     os.utime(tmp_path / "second.npy", ns=(10**18, 10**18))

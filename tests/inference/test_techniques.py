@@ -10,11 +10,11 @@ from conftest import checked, planted_detections, write
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from config import load_config
+from data.mvtec import TestImage, list_test
 from evaluation import masking, metrics
 from inference import detect as inference
 from inference import registering, techniques
 from inference.techniques import Preparation, Technique, Variant
-from pictures import TestImage, list_test
 
 REGION = ("--set", "masking.regions.tile=[[0, 10, 0, 48], [20, 24, 5, 9]]", "--set", "metrics.masking=true")
 

@@ -11,11 +11,11 @@ import torch
 from conftest import ROOT, SETTINGS, checked, make_dataset, rows_of, write
 
 from config import load_config
+from data.mvtec import TestImage
 from data_loader import DRAEMTestDataset, DRAEMTrainDataset
 from inference import tiles
 from inference.detect import Networks, detect
 from model import DRAEM
-from pictures import TestImage
 from synthesis import AnomalySynthesizer
 
 TILED = ("data.img_size=[96, 160]", "data.tile_size=64")

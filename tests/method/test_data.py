@@ -7,10 +7,9 @@ import torch
 from conftest import make_dataset, write
 
 import data_loader
-import folders
-import image_io
-from image_io import read_image
-from pictures import TestImage, list_nominal, list_test, split_nominal
+from data import folders, image_io
+from data.image_io import read_image
+from data.mvtec import TestImage, list_nominal, list_test, split_nominal
 from runtime.errors import UserError
 from synthesis import AnomalySynthesizer
 

@@ -8,9 +8,9 @@ import torch
 from conftest import DATA, make_dataset, write
 
 import data_loader
-import folders
 import synthesis
-from pictures import list_nominal
+from data import folders
+from data.mvtec import list_nominal
 from synthesis import AnomalySynthesizer, rotate
 
 

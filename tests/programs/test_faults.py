@@ -10,8 +10,8 @@ import pytest
 import skimage
 from conftest import ROOT, checked, make_dataset, write
 
-import image_io
 import make_sample
+from data import image_io
 from evaluation import registration
 from inference import checkpoint
 

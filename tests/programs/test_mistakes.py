@@ -189,7 +189,7 @@ def test_disk_full_while_panels_are_written(workplace, cli, monkeypatch):
     def refuse(path, image):
         raise OSError(errno.ENOSPC, "no space left")
 
-    monkeypatch.setattr("image_io.write_image", refuse)
+    monkeypatch.setattr("data.image_io.write_image", refuse)
     checked(cli("--detection", "--set", "metrics.threshold=false"), ["no space left", "panels"])
     assert not list(workplace.rglob("panels/*/*.png")) and not list(workplace.rglob("made_with.json"))
 

@@ -9,12 +9,12 @@ import pytest
 from conftest import SETTINGS, checked, rows_of, write
 
 from config import load_config
-from decoded import KeptArrays
+from data.cache import KeptArrays
+from data.image_io import read_image
+from data.mvtec import list_nominal, list_test
 from evaluation import parts
-from image_io import read_image
 from inference import checkpoint
 from inference.registering import RegisteredImages, Registration
-from pictures import list_nominal, list_test
 from training.state import write_checkpoint
 
 SIZE = 96

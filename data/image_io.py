@@ -11,8 +11,8 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from evaluation import masks
-from evaluation.masks import Marked
+from data import mask_decoding
+from data.mask_decoding import Marked
 from runtime.device import core_count
 from runtime.errors import UserError
 
@@ -218,8 +218,8 @@ def read_marked(path: Path) -> Marked:
         if head is not None and head.format not in LOSSY and (pages := _page_count(head)) > 1:
             raise UserError(f"{path}: has {pages} pages; write each to a file of its own")
     try:
-        return masks.marked(_decode_as_stored(path, data), is_lossy)
-    except masks.MaskError as error:
+        return mask_decoding.marked(_decode_as_stored(path, data), is_lossy)
+    except mask_decoding.MaskError as error:
         raise UserError(f"{path}: {error}; write a mask of 0 and 255, 255 where the defect is") from error
 
 

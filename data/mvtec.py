@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-import image_io
-from evaluation.masks import Marked
-from folders import IMAGE_SUFFIXES, Remarks, nominal_folders, pictures_below, plain, subfolders
-from ground_truth import MASK_FOLDERS, Masks, apart, check_twins, more, name_in
+from data import image_io
+from data.folders import IMAGE_SUFFIXES, Remarks, nominal_folders, pictures_below, plain, subfolders
+from data.mask_decoding import Marked
+from data.mask_matching import MASK_FOLDERS, Masks, apart, check_twins, more, name_in
 from runtime.device import core_count
 from runtime.errors import UserError
 

@@ -5,8 +5,8 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import image_io
-from folders import Remarks, pictures_below, plain, subfolders
+from data import image_io
+from data.folders import Remarks, pictures_below, plain, subfolders
 from runtime.errors import UserError
 
 # Names of folders, as `plain` has them.

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from image_io import read_image
+from data.image_io import read_image
 from runtime import provenance
 from runtime.device import core_count
 from runtime.files import holding, remove_least_recently_used, remove_leftovers, replacing

@@ -22,10 +22,10 @@ from evaluation.promises import promise
 from evaluation.thresholds import images_needed
 from inference import checkpoint, tiles
 from inference.checkpoint import with_white_level
-from inference.registering import Registration
 from inference.techniques import Preparation, configured
 from loss import DRAEMLoss
 from model import DRAEM
+from registration.register import Registration
 from runtime import provenance
 from runtime.device import core_count, memory_format, select_device, select_precision
 from runtime.errors import UserError

@@ -8,7 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from evaluation import parts, registration
+from registration import homography, part_pose
 
 SIZE, MARGIN, LABEL = 176, 6, 150
 
@@ -50,16 +50,16 @@ def main() -> None:
     rng = np.random.default_rng(1)
     straight = np.float64([[1, 0, 0], [0, 1, 0]])
     reference = photograph(straight, 1.0, False, rng)
-    target = parts.reference_of(reference)
+    target = part_pose.reference_of(reference)
     columns = [(reference, reference)]
     for angle, move, scale, light in ((35, (6, -9), 1, 1), (90, (-8, 4), 1, 0.8), (160, (10, 6), 0.9, 1.15),
                                       (215, (-5, -8), 1, 0.9), (300, (4, 9), 1.05, 1.1)):  # fmt: skip
         pose = cv2.getRotationMatrix2D((SIZE / 2, SIZE / 2), angle, scale)
         pose[:, 2] += move
         image = photograph(pose, light, angle == 215, rng)
-        found = parts.register(image, target)
-        laid, has_source = registration.warp(image, found, (SIZE, SIZE))
-        laid[~has_source] = parts.background_color(image)
+        found = part_pose.register(image, target)
+        laid, has_source = homography.warp(image, found, (SIZE, SIZE))
+        laid[~has_source] = part_pose.background_color(image)
         columns.append((image, laid))
     step = SIZE + MARGIN
     sheet = np.full((2 * step + MARGIN, LABEL + len(columns) * step, 3), 255, np.uint8)

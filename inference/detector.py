@@ -10,7 +10,7 @@ import torch
 
 from config import Config
 from data.image_io import read_image, resize
-from evaluation import masking, registration
+from evaluation import masking
 from evaluation.metrics import image_score
 from evaluation.regions import Region, regions, relative
 from evaluation.thresholds import MANUAL
@@ -18,6 +18,7 @@ from inference import checkpoint, thresholds, tiles
 from inference.checkpoint import Checkpoint
 from inference.detect import NetworkOutput, Networks
 from inference.techniques import Preparation, configured, left_out
+from registration import homography
 from runtime.errors import UserError
 from runtime.provenance import Provenance
 
@@ -225,4 +226,4 @@ class Detector:
         if picture.homography is None:
             return resize(anomaly_map, picture.shape)
         frame = resize(anomaly_map, self._preparation.registration.reference.shape[:2])
-        return registration.warp(frame, np.linalg.inv(picture.homography), picture.shape)[0]
+        return homography.warp(frame, np.linalg.inv(picture.homography), picture.shape)[0]

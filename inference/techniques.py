@@ -15,7 +15,7 @@ from data.cache import KeptArrays
 from data.image_io import from_png, read_marked, read_size, to_png
 from data.mvtec import TestImage
 from evaluation import masking
-from inference.registering import Registration
+from registration.register import Registration
 from runtime import provenance
 from runtime.device import select_device, select_precision
 from runtime.errors import ShownError, UserError

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import skimage.data
 
-from evaluation import parts
+from registration import part_pose
 
 SIZE = 256
 KINDS = [("bracket", "brick"), ("bracket", "camera"), ("rod", "gravel"), ("nut", "camera"), ("disc", "coffee")]
@@ -81,7 +81,7 @@ def known():
     found = {}
     for kind in KINDS:
         drawn = Drawn(*kind)
-        found[kind] = drawn, parts.reference_of(drawn.picture(np.eye(3), np.random.default_rng(1))[0])
+        found[kind] = drawn, part_pose.reference_of(drawn.picture(np.eye(3), np.random.default_rng(1))[0])
     return found
 
 
@@ -92,7 +92,7 @@ def test_known_poses_are_found_and_defects_survive(known):
         for _ in range(8):
             pose = random_pose(rng)
             image, marked = drawn.picture(pose, rng, rng.uniform(0.8, 1.25), rng.uniform(-15, 15), defect=True)
-            found = parts.register(image, reference)
+            found = part_pose.register(image, reference)
             errors.append(np.inf if found is None else error_of(found, pose, drawn))
             if found is not None:
                 back, laid = np.linalg.inv(pose), cv2.warpPerspective(marked, found, (SIZE, SIZE))
@@ -106,10 +106,10 @@ def test_known_poses_are_found_and_defects_survive(known):
 def test_sizes_of_pictures_do_not_matter(size):
     """The reference is of another size than the pictures; a picture of the reference's size is one case of it."""
     drawn, rng = Drawn("bracket", "brick", size), np.random.default_rng(5)
-    reference = parts.reference_of(cv2.resize(drawn.picture(np.eye(3), rng)[0], (512, 512)))
+    reference = part_pose.reference_of(cv2.resize(drawn.picture(np.eye(3), rng)[0], (512, 512)))
     for _ in range(4):
         pose = random_pose(rng, size)
-        found = parts.register(drawn.picture(pose, rng)[0], reference)
+        found = part_pose.register(drawn.picture(pose, rng)[0], reference)
         scale = size / 512
         to_own = np.array([[scale, 0, (scale - 1) / 2], [0, scale, (scale - 1) / 2], [0, 0, 1]])
         assert error_of(to_own @ found, pose, drawn) < 1
@@ -122,10 +122,10 @@ def test_other_parts_and_pictures_without_a_part_are_rejected(known):
         for other, (drawn, _) in known.items():
             if other[0] != kind[0]:
                 image, _ = drawn.picture(random_pose(rng), rng, rng.uniform(0.8, 1.2))
-                rejected.append(parts.register(image, reference) is None)
+                rejected.append(part_pose.register(image, reference) is None)
         plain = rng.normal(rng.uniform(20, 200), 4, (SIZE, SIZE, 3)) + np.linspace(-20, 20, SIZE)[:, None]
         for image in (plain, photograph("brick"), photograph("grass"), photograph("camera")):
-            rejected.append(parts.register(image.clip(0, 255).astype(np.uint8), reference) is None)
+            rejected.append(part_pose.register(image.clip(0, 255).astype(np.uint8), reference) is None)
     assert np.mean(rejected) >= 0.95 and len(rejected) > 30
 
 
@@ -136,8 +136,8 @@ def test_parts_upside_down_are_found_where_that_is_allowed(known, kind):
     for _ in range(3):
         pose = random_pose(rng, flip=True)
         image, _ = drawn.picture(pose, rng)
-        assert parts.register(image, reference) is None
-        assert error_of(parts.register(image, reference, mirror=True), pose, drawn) < 1
+        assert part_pose.register(image, reference) is None
+        assert error_of(part_pose.register(image, reference, mirror=True), pose, drawn) < 1
 
 
 def screw(angle, thread=0.0, fall=0.0):
@@ -162,10 +162,10 @@ def test_light_may_fall_from_another_side_and_off_to_the_corners(fall):
     """Head and tip are never taken for each other."""
     rng = np.random.default_rng(3)
     straight, _ = screw(0.0, fall=fall)
-    reference = parts.reference_of(np.repeat(straight[..., None], 3, axis=2).astype(np.uint8))
+    reference = part_pose.reference_of(np.repeat(straight[..., None], 3, axis=2).astype(np.uint8))
     for angle in np.arange(12) * np.pi / 6 + 0.1:
         image, turn = screw(angle, rng.uniform(0, 2 * np.pi), fall)
-        found = parts.register((image + rng.normal(0, 3, image.shape)).clip(0, 255).astype(np.uint8), reference)
+        found = part_pose.register((image + rng.normal(0, 3, image.shape)).clip(0, 255).astype(np.uint8), reference)
         ends = np.array([[45, 127.5, 1], [210, 127.5, 1]]).T
         assert np.linalg.norm((found @ np.vstack([turn, [0, 0, 1]]) @ ends - ends)[:2], axis=0).max() < 8
 
@@ -180,7 +180,7 @@ def test_a_round_part_is_only_moved():
         return np.repeat(image[..., None], 3, axis=2)
 
     rng = np.random.default_rng(0)
-    reference = parts.reference_of(
+    reference = part_pose.reference_of(
         (rings((128, 128)) + rng.normal(0, 3, (SIZE, SIZE, 3))).clip(0, 255).astype(np.uint8)
     )
     assert reference.is_round
@@ -188,17 +188,17 @@ def test_a_round_part_is_only_moved():
         image = rings(center)
         cv2.circle(image, (center[0] + 40, center[1]), 9, (255, 255, 255), -1)
         image = (image + rng.normal(0, 3, image.shape)).clip(0, 255).astype(np.uint8)
-        found = parts.register(image, reference)
+        found = part_pose.register(image, reference)
         np.testing.assert_allclose(found, [[1, 0, 128 - center[0]], [0, 1, 128 - center[1]], [0, 0, 1]], atol=0.35)
 
 
 def test_a_reference_without_a_part_is_told():
-    with pytest.raises(parts.NoPartError, match=r"covers 0\.0 % of the picture") as caught:
-        parts.reference_of(np.full((60, 80, 3), 90, np.uint8))
+    with pytest.raises(part_pose.NoPartError, match=r"covers 0\.0 % of the picture") as caught:
+        part_pose.reference_of(np.full((60, 80, 3), 90, np.uint8))
     assert caught.value.seen.shape == (60, 80) and not caught.value.seen.any()
 
 
 def test_the_backgrounds_color_is_the_rims():
     image = np.full((40, 60, 3), (10, 20, 30), np.uint8)
     image[10:30, 10:40] = 200
-    assert parts.background_color(image).tolist() == [10, 20, 30]
+    assert part_pose.background_color(image).tolist() == [10, 20, 30]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import skimage
 
-from evaluation.registration import plausible, register, warp
+from registration.homography import plausible, register, warp
 
 
 def photo(name: str) -> np.ndarray:

@@ -13,8 +13,9 @@ from config import load_config
 from data.mvtec import TestImage, list_test
 from evaluation import masking, metrics
 from inference import detect as inference
-from inference import registering, techniques
+from inference import techniques
 from inference.techniques import Preparation, Technique, Variant
+from registration import register
 
 REGION = ("--set", "masking.regions.tile=[[0, 10, 0, 48], [20, 24, 5, 9]]", "--set", "metrics.masking=true")
 
@@ -164,8 +165,8 @@ def test_registered_pictures_and_masks_lie_over_the_reference(shifted):
 
 def test_each_picture_is_registered_once(shifted, monkeypatch):
     config, pictures, *_ = shifted
-    preparation, count, register = Preparation(config, [Technique("no", True)]), [], registering.registration.register
-    monkeypatch.setattr(registering.registration, "register", lambda *pair: count.append(1) or register(*pair))
+    preparation, count, register = Preparation(config, [Technique("no", True)]), [], register.registration.register
+    monkeypatch.setattr(register.registration, "register", lambda *pair: count.append(1) or register(*pair))
     for _ in range(3):
         preparation.dataset(pictures, [Technique("no", True)])
         preparation.dataset(pictures[:2], [Technique("pre", True)])

@@ -12,8 +12,8 @@ from conftest import ROOT, checked, make_dataset, write
 
 import make_sample
 from data import image_io
-from evaluation import registration
 from inference import checkpoint
+from registration import homography
 
 PATCHED = """
 import runpy, sys
@@ -90,7 +90,7 @@ def test_regions_are_checked_without_decoding_a_picture(workplace, call, scene, 
         seen.append(path)
         return read(path, *arguments, **options)
 
-    monkeypatch.setattr("inference.registering.read_image", record)
+    monkeypatch.setattr("registration.register.read_image", record)
     load = checkpoint.load
     monkeypatch.setattr(checkpoint, "load", lambda *arguments: seen.append("a pass begins") or load(*arguments))
     assert call("evaluate_checkpoints", *scene, "--registrations", "True")[0] == 0
@@ -104,14 +104,14 @@ def test_regions_are_checked_without_decoding_a_picture(workplace, call, scene, 
 
 def test_registered_pictures_are_warped_once_for_all_checkpoints(workplace, call, scene, monkeypatch):
     assert call("main", "--train")[0] == 0
-    warp, count = registration.warp, []
+    warp, count = homography.warp, []
 
     def record(*arguments):
         if arguments[3:] == (cv2.INTER_NEAREST,):  # a mask: registering itself warps as well
             count.append(1)
         return warp(*arguments)
 
-    monkeypatch.setattr(registration, "warp", record)
+    monkeypatch.setattr(homography, "warp", record)
     arguments = ("--registrations", "True", "--maskings", "no", "pre", "post", "--set", "metrics.visualisation=none")
     once = []
     for checkpoints in (("2",), ("1", "2")):

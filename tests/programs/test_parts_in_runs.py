@@ -12,9 +12,9 @@ from config import load_config
 from data.cache import KeptArrays
 from data.image_io import read_image
 from data.mvtec import list_nominal, list_test
-from evaluation import parts
 from inference import checkpoint
-from inference.registering import RegisteredImages, Registration
+from registration import part_pose
+from registration.register import RegisteredImages, Registration
 from training.state import write_checkpoint
 
 SIZE = 96
@@ -105,8 +105,8 @@ def test_the_reference_of_a_training_stays(parts_place, cli):
 
 
 def test_registered_pictures_are_registered_once(parts_place, cli, monkeypatch):
-    register, count = parts.register, []
-    monkeypatch.setattr(parts, "register", lambda *arguments: count.append(1) or register(*arguments))
+    register, count = part_pose.register, []
+    monkeypatch.setattr(part_pose, "register", lambda *arguments: count.append(1) or register(*arguments))
     for epochs, expected in ((1, 6), (2, 6)):
         assert cli("--train", *sets(*REGISTERED, f"train.epochs={epochs}"))[0] == 0
         assert len(count) == expected
@@ -117,8 +117,8 @@ def test_registered_pictures_are_registered_once(parts_place, cli, monkeypatch):
 
 def test_processes_share_out_what_is_to_be_registered(parts_place, monkeypatch):
     """Each registers some, and all know all."""
-    register, count, meet, said = parts.register, [], Barrier(2), [None, None]
-    monkeypatch.setattr(parts, "register", lambda *arguments: count.append(1) or register(*arguments))
+    register, count, meet, said = part_pose.register, [], Barrier(2), [None, None]
+    monkeypatch.setattr(part_pose, "register", lambda *arguments: count.append(1) or register(*arguments))
 
     class Ranks:
         count = 2

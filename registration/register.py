@@ -15,7 +15,7 @@ from data.cache import KeptArrays, half_of_disk
 from data.folders import category_folder
 from data.image_io import from_png, read_image, resize
 from data.mvtec import TestImage, list_nominal
-from evaluation import parts, registration
+from registration import homography, part_pose
 from runtime import provenance
 from runtime.device import core_count
 from runtime.errors import ShownError, UserError
@@ -71,11 +71,11 @@ class Registration:
         return self.read(self.reference_path)
 
     @cached_property
-    def _part(self) -> parts.Reference:
+    def _part(self) -> part_pose.Reference:
         """The part that others are laid over."""
         try:
-            return parts.reference_of(self.reference)
-        except parts.NoPartError as error:
+            return part_pose.reference_of(self.reference)
+        except part_pose.NoPartError as error:
             raise ShownError(
                 f"data.registration_method = part: no part found in {self.reference_path}: {error}\n"
                 "name another picture with data.registration_reference, or set data.registration_method=scene",
@@ -94,17 +94,17 @@ class Registration:
     def homography(self, image: np.ndarray) -> np.ndarray | None:
         """That lays a picture over the reference; None where it cannot be trusted."""
         if self._is_of_parts:
-            return parts.register(image, self._part, self.config.data.registration_mirror)
-        return registration.register(image, self.reference)
+            return part_pose.register(image, self._part, self.config.data.registration_mirror)
+        return homography.register(image, self.reference)
 
     def laid(self, image: np.ndarray, homography: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """A picture laid over the reference, and where it has a source, bool (H, W).
 
         Elsewhere it is black; around a part it has the color of its background.
         """
-        laid, has_source = registration.warp(image, homography, self.reference.shape[:2])
+        laid, has_source = homography.warp(image, homography, self.reference.shape[:2])
         if self._is_of_parts:
-            laid[~has_source] = parts.background_color(image)
+            laid[~has_source] = part_pose.background_color(image)
         return laid, has_source
 
     def register(self, pictures: Sequence[TestImage], ranks: "Together | None" = None) -> None:
@@ -133,7 +133,7 @@ class Registration:
         homography = self._homographies[path]
         if homography is None:
             return image, mask, None
-        mask, _ = registration.warp(mask, homography, self.reference.shape[:2], cv2.INTER_NEAREST)
+        mask, _ = homography.warp(mask, homography, self.reference.shape[:2], cv2.INTER_NEAREST)
         image, has_source = self.laid(image, homography)
         return image, mask, has_source
 

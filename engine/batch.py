@@ -19,7 +19,7 @@ from engine.threshold import compute_thresholds, load_thresholds, nominal_images
 from evaluation.thresholds import KINDS, MANUAL, NOMINAL_KINDS
 from inference import checkpoint
 from inference.checkpoint import Checkpoint
-from inference.techniques import MASKINGS, TECHNIQUES, Preparation, Technique
+from inference.preprocessing import MASKINGS, TECHNIQUES, Preparation, Technique
 from reporting import summary
 from reporting.mistakes import with_picture
 from reporting.result import CURVES, Record, read_record

@@ -22,7 +22,7 @@ from evaluation.promises import promise
 from evaluation.thresholds import images_needed
 from inference import checkpoint, tiles
 from inference.checkpoint import with_white_level
-from inference.techniques import Preparation, configured
+from inference.preprocessing import Preparation, configured
 from loss import DRAEMLoss
 from model import DRAEM
 from registration.register import Registration

@@ -11,10 +11,10 @@ from data.folders import Remarks, category_folder
 from data.mvtec import TestImage, doubts_of_depth, list_test, with_masks_read
 from engine.threshold import NOT_KNOWN, load_thresholds, nominal_settings
 from evaluation.thresholds import MANUAL, OPTIMAL
-from inference import checkpoint, fitting, thresholds, tiles
+from inference import checkpoint, fitting, threshold_file, tiles
 from inference.checkpoint import Checkpoint
 from inference.detect import Together, detect
-from inference.techniques import Preparation, Technique, configured, left_out
+from inference.preprocessing import Preparation, Technique, configured, left_out
 from reporting.mistakes import shows_mistakes
 from reporting.result import Result
 from runtime import provenance
@@ -54,7 +54,7 @@ def run(config: Config, ranks: Together | None = None) -> Path:
 
 def manual_thresholds(config: Config) -> dict[str, Any]:
     """Thresholds of the settings, as `load_thresholds` gives others. UserError where one is not set."""
-    return thresholds.manual(config) | {"held_out": True, "nominal": None}
+    return threshold_file.manual(config) | {"held_out": True, "nominal": None}
 
 
 def result_folder(config: Config, checkpoint_name: str, technique: Technique) -> Path:

@@ -19,7 +19,7 @@ from data.mvtec import list_nominal
 from evaluation.metrics import SCORE_WINDOW
 from inference import checkpoint, networks
 from inference.detector import Detector
-from inference.techniques import Technique
+from inference.preprocessing import Technique
 from model import DRAEM
 from reporting.mistakes import shows_mistakes
 from runtime.errors import UserError

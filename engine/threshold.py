@@ -18,11 +18,11 @@ from data.mvtec import TestImage, list_nominal, list_validation, split_nominal
 from evaluation import promises
 from evaluation.metrics import image_score
 from evaluation.thresholds import NominalScores, NoScoresError, conformal, images_needed
-from inference import checkpoint, thresholds, tiles
+from inference import checkpoint, threshold_file, tiles
 from inference.checkpoint import Checkpoint
 from inference.detect import NetworkOutput, Together, detect
 from inference.detector import Detector
-from inference.techniques import Preparation, Technique, configured, left_out
+from inference.preprocessing import Preparation, Technique, configured, left_out
 from reporting import tables
 from reporting.mistakes import shows_mistakes
 from runtime import provenance
@@ -46,7 +46,7 @@ def run(config: Config, ranks: Together | None = None) -> Path:
     preparation = Preparation(config, [technique], carried=ckpt.reference)
     for content in compute_thresholds(config, ckpt, preparation, [technique], ranks):
         print(_table(content))
-    return thresholds.path_of(config.run_folder, ckpt.name, technique)
+    return threshold_file.path_of(config.run_folder, ckpt.name, technique)
 
 
 @shows_mistakes
@@ -86,7 +86,7 @@ def run_on(config: Config, named: Collection[str], folder: Path) -> Path:
             unregistered += [name for name, one in zip(names, batch, strict=True) if one.homography is None]
     settings = nominal_settings(config) | detector.made_from().settings
     made_from = replace(detector.made_from(), nominal=provenance.content(left), settings=settings)
-    path = thresholds.path_of(detector.run_folder, detector.name, detector.technique, folder.resolve().name)
+    path = threshold_file.path_of(detector.run_folder, detector.name, detector.technique, folder.resolve().name)
     held_out = None if detector.ckpt.pictures is None else True
     unregistered = unregistered if detector.technique.registered else []
     print(_table(_save(path, config, detector.ckpt, scores, made_from, held_out, unregistered)))
@@ -227,7 +227,7 @@ def compute_thresholds(
     for technique, own in zip(techniques, scores, strict=True):
         made_from = provenance_of(config, ckpt.fingerprint, preparation, technique, pictures)
         unregistered = preparation.registration.unregistered(pictures) if technique.registered else []
-        path = thresholds.path_of(config.run_folder, ckpt.name, technique)
+        path = threshold_file.path_of(config.run_folder, ckpt.name, technique)
         contents.append(_save(path, config, ckpt, own, made_from, is_held_out, unregistered))
     return contents
 
@@ -300,19 +300,19 @@ def load_thresholds(config: Config, ckpt: Checkpoint, preparation: Preparation, 
     """Thresholds that fit this checkpoint, image size and technique.
 
     Returns:
-        as `thresholds.read` gives them, and `nominal`, the content of the pictures that they come from.
+        as `threshold_file.read` gives them, and `nominal`, the content of the pictures that they come from.
 
     Raises:
         UserError: they are not computed yet, or belong to something else.
     """
-    path = thresholds.path_of(config.run_folder, ckpt.name, technique)
+    path = threshold_file.path_of(config.run_folder, ckpt.name, technique)
     if not path.is_file():
         raise UserError(
-            f"no thresholds yet ({path} is missing); {thresholds.MEND}\n"
+            f"no thresholds yet ({path} is missing); {threshold_file.MEND}\n"
             "or set metrics.threshold=false to judge at `optimal` only"
         )
-    found, made_from = thresholds.read(path)
+    found, made_from = threshold_file.read(path)
     now = provenance_of(config, ckpt.fingerprint, preparation, technique, nominal_images(config, ckpt)[0])
     if changed := made_from.differences(now):
-        raise UserError(f"{path}: out of date: {'; '.join(changed)}; {thresholds.MEND}")
+        raise UserError(f"{path}: out of date: {'; '.join(changed)}; {threshold_file.MEND}")
     return found | {"nominal": now.nominal}

@@ -11,7 +11,7 @@ from data.cache import DecodedImages, Subset, half_of_disk, kept_folder
 from data.folders import Remarks, category_folder, list_textures
 from data.mvtec import list_nominal, list_validation, nominal_name, split_nominal
 from inference import checkpoint, networks, tiles
-from inference.techniques import to_carry
+from inference.preprocessing import to_carry
 from registration.register import RegisteredImages, Registration
 from reporting.mistakes import shows_mistakes
 from runtime import provenance

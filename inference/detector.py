@@ -10,14 +10,13 @@ import torch
 
 from config import Config
 from data.image_io import read_image, resize
-from evaluation import masking
 from evaluation.metrics import image_score
 from evaluation.regions import Region, regions, relative
 from evaluation.thresholds import MANUAL
-from inference import checkpoint, thresholds, tiles
+from inference import checkpoint, masking, threshold_file, tiles
 from inference.checkpoint import Checkpoint
 from inference.detect import NetworkOutput, Networks
-from inference.techniques import Preparation, configured, left_out
+from inference.preprocessing import Preparation, configured, left_out
 from registration import homography
 from runtime.errors import UserError
 from runtime.provenance import Provenance
@@ -135,17 +134,17 @@ class Detector:
 
     def _read_limits(self) -> Limits | None:
         settings = self.config.metrics
-        self.thresholds_path = thresholds.path_of(self.run_folder, self.name, self.technique, settings.nominal)
+        self.thresholds_path = threshold_file.path_of(self.run_folder, self.name, self.technique, settings.nominal)
         if not settings.threshold:
             return None
         if settings.threshold_type == MANUAL:
-            return self._limits_of(thresholds.manual(self.config))
+            return self._limits_of(threshold_file.manual(self.config))
         if not self.thresholds_path.is_file():
             return None
-        found, made_from = thresholds.read(self.thresholds_path)
+        found, made_from = threshold_file.read(self.thresholds_path)
         now = replace(self.made_from(), nominal=made_from.nominal)
         if changed := made_from.differences(replace(now, precision=made_from.precision)):
-            raise UserError(f"{self.thresholds_path}: out of date: {'; '.join(changed)}; {thresholds.MEND}")
+            raise UserError(f"{self.thresholds_path}: out of date: {'; '.join(changed)}; {threshold_file.MEND}")
         if now.precision != made_from.precision:
             self.remarks.append(
                 f"thresholds were computed in {made_from.precision}, these scores are in {now.precision}: "

@@ -11,10 +11,10 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from config import load_config
 from data.mvtec import TestImage, list_test
-from evaluation import masking, metrics
+from evaluation import metrics
 from inference import detect as inference
-from inference import techniques
-from inference.techniques import Preparation, Technique, Variant
+from inference import masking, preprocessing
+from inference.preprocessing import Preparation, Technique, Variant
 from registration import register
 
 REGION = ("--set", "masking.regions.tile=[[0, 10, 0, 48], [20, 24, 5, 9]]", "--set", "metrics.masking=true")
@@ -40,7 +40,7 @@ def test_a_resized_picture_outside_the_region_has_nothing_of_it(size):
 
 def test_pre_masking_blackens_the_input_and_post_masking_does_not(workplace):
     config = load_config(workplace / "config.yaml", [REGION[1]])
-    preparation = Preparation(config, techniques.TECHNIQUES[:3])
+    preparation = Preparation(config, preprocessing.TECHNIQUES[:3])
     pictures = list_test(workplace / "mvtec/tile")
     plain, pre = (preparation.dataset(pictures, [Technique(masking)])[4] for masking in ("post", "pre"))
     region = masking.resize_region(masking.region_mask([[0, 10, 0, 48], [20, 24, 5, 9]], (40, 48)), (32, 32))
@@ -179,9 +179,9 @@ def test_what_a_technique_leaves_out_is_zero_and_not_valid():
     valid = np.ones((4, 4), bool)
     valid[:, 0] = False
     found = inference.NetworkOutput(0, None, None, ones, region, valid, region)
-    assert (techniques.left_out(found, Technique("no", True)).anomaly_map == valid).all()
+    assert (preprocessing.left_out(found, Technique("no", True)).anomaly_map == valid).all()
     for name in ("pre", "post"):
-        seen = techniques.left_out(found, Technique(name))
+        seen = preprocessing.left_out(found, Technique(name))
         assert (seen.anomaly_map == (valid & ~region)).all() and (seen.valid == (valid & ~region)).all()
     everywhere = inference.NetworkOutput(0, None, None, ones, region, ~region | True, region)
-    assert techniques.left_out(everywhere, Technique()).valid is None
+    assert preprocessing.left_out(everywhere, Technique()).valid is None

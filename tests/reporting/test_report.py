@@ -13,7 +13,7 @@ from conftest import ROOT, checked, copy_of, planted_detections, rows_of
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from evaluation import comparison, metrics
-from inference.techniques import Variant
+from inference.preprocessing import Variant
 
 PLAIN = ("--maskings", "no", "--registrations", "False")
 

@@ -14,7 +14,7 @@ from config import Config
 from data.cache import KeptArrays
 from data.image_io import from_png, read_marked, read_size, to_png
 from data.mvtec import TestImage
-from evaluation import masking
+from inference import masking
 from registration.register import Registration
 from runtime import provenance
 from runtime.device import select_device, select_precision

@@ -7,7 +7,7 @@ from typing import Any
 
 from config import Config
 from evaluation.thresholds import MANUAL
-from inference.techniques import Technique
+from inference.preprocessing import Technique
 from runtime.errors import UserError
 from runtime.provenance import Provenance
 

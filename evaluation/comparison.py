@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import rankdata
 
-from evaluation import intervals, metrics
+from evaluation import bootstrap, metrics
 
 HEADLINE, TIE = "image_auroc", "pixel_ap"
 PLAIN = "no_masking"  # checkpoints are compared by results without masking and registration
@@ -107,17 +107,17 @@ def difference(pairs: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> dict[s
     Args:
         pairs: of each category the labels (N,), 0 or 1, and both results' scores (N,) of the same images.
     """
-    total, exact = np.zeros(intervals.DRAWS), 0.0
+    total, exact = np.zeros(bootstrap.DRAWS), 0.0
     for seed, (labels, one, other) in enumerate(pairs):
         drawn = []
-        for weights in intervals.draws(labels, seed=seed):
-            first, second = (intervals.image_draws(labels, scores, weights)[HEADLINE] for scores in (one, other))
+        for weights in bootstrap.draws(labels, seed=seed):
+            first, second = (bootstrap.image_draws(labels, scores, weights)[HEADLINE] for scores in (one, other))
             drawn.append(first - second)
         ones = np.ones((1, len(labels)))
-        first, second = (intervals.image_draws(labels, scores, ones)[HEADLINE][0] for scores in (one, other))
+        first, second = (bootstrap.image_draws(labels, scores, ones)[HEADLINE][0] for scores in (one, other))
         total += np.concatenate(drawn) / len(pairs)
         exact += float(first - second) / len(pairs)
-    low, high = np.quantile(total, [(1 - intervals.LEVEL) / 2, (1 + intervals.LEVEL) / 2])
+    low, high = np.quantile(total, [(1 - bootstrap.LEVEL) / 2, (1 + bootstrap.LEVEL) / 2])
     return {"difference": exact, "low": float(low), "high": float(high), "is_told_apart": bool(low > 0 or high < 0)}
 
 

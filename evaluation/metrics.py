@@ -8,7 +8,7 @@ from functools import lru_cache
 import cv2
 import numpy as np
 
-from evaluation.intervals import ImageHistograms
+from evaluation.bootstrap import ImageHistograms
 
 IMAGE_KEYS = ("image_auroc", "image_ap", "image_f1")
 PIXEL_KEYS = ("pixel_auroc", "pixel_ap", "pixel_f1", "pro", "pro_05", "iou_max")

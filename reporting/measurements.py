@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from data.mvtec import TestImage
-from evaluation import image_metrics, intervals, metrics, promises
+from evaluation import bootstrap, image_metrics, metrics, promises
 from evaluation.thresholds import OPTIMAL
 from reporting.panels import eight_bit
 
@@ -112,7 +112,7 @@ class Measurements:
         """Metrics at each type of threshold, completed to METRIC_KEYS by 95 % intervals, None where undefined."""
         ones = np.ones((1, len(self.pictures)))
         base = self._resampled(ones, columns)
-        chunks = [self._resampled(weights, columns) for weights in intervals.draws(self.labels)]
+        chunks = [self._resampled(weights, columns) for weights in bootstrap.draws(self.labels)]
         completed = {}
         for kind, values in columns.items():
             values = dict(values)
@@ -121,23 +121,23 @@ class Measurements:
                 if values[key] is not None:
                     drawn = np.concatenate([chunk[kind][key] for chunk in chunks])
                     highest = len(self.pictures) if isinstance(values[key], int) else 1.0
-                    ends = intervals.interval(drawn, float(base[kind][key][0]), values[key], highest)
+                    ends = bootstrap.interval(drawn, float(base[kind][key][0]), values[key], highest)
                 values |= dict(zip((f"{key}_low", f"{key}_high"), ends, strict=True))
             completed[kind] = {key: values[key] for key in metrics.METRIC_KEYS}
         return completed
 
     def _resampled(self, weights: np.ndarray, columns: dict[str, dict[str, Any]]) -> dict[str, dict[str, np.ndarray]]:
         """Metrics (D,) at each type of threshold, of pictures that count as often as `weights` (D, N) says."""
-        over_all = intervals.image_draws(self.labels, self.scores, weights)
+        over_all = bootstrap.image_draws(self.labels, self.scores, weights)
         bins = {kind: self.pixels.coarse_bin(values["pixel_threshold"] or 0) for kind, values in columns.items()}
-        pixels = intervals.pixel_draws(self.pixels.images, weights[:, self._counted], bins) if self._counted else {}
+        pixels = bootstrap.pixel_draws(self.pixels.images, weights[:, self._counted], bins) if self._counted else {}
         drawn = {}
         for kind, values in columns.items():
             called = self.scores > (np.inf if values["image_threshold"] is None else values["image_threshold"])
             seen = called & ~np.isnan(self._hits)
             with np.errstate(divide="ignore", invalid="ignore"):
                 hit_rate = weights @ np.where(seen, np.nan_to_num(self._hits), 0) / (weights @ seen)
-            drawn[kind] = over_all | intervals.image_draws_at(self.labels, called, weights) | pixels.get(kind, {})
+            drawn[kind] = over_all | bootstrap.image_draws_at(self.labels, called, weights) | pixels.get(kind, {})
             drawn[kind][metrics.HIT_RATE] = hit_rate
         return drawn
 

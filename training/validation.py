@@ -9,7 +9,7 @@ from torch.utils.data import Dataset
 
 import data_loader
 from config import Config
-from evaluation import intervals
+from evaluation import bootstrap
 from evaluation.metrics import PixelMetrics
 from inference.detect import Together, detect
 from model import DRAEM
@@ -78,8 +78,8 @@ def synthetic_pixel_ap(
     count = len(samples.files)
     of_sample = np.arange(len(samples)) % count
     drawn = [
-        intervals.pixel_draws(pixels.images, weights[:, of_sample], {"": 0})[""]["pixel_ap"]
-        for weights in intervals.draws(np.zeros(count), count=200)
+        bootstrap.pixel_draws(pixels.images, weights[:, of_sample], {"": 0})[""]["pixel_ap"]
+        for weights in bootstrap.draws(np.zeros(count), count=200)
     ]
     spread = np.concatenate(drawn)
     spread = spread[np.isfinite(spread)]

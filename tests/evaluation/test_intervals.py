@@ -5,7 +5,7 @@ import time
 import numpy as np
 import pytest
 
-from evaluation import image_metrics, intervals, metrics
+from evaluation import bootstrap, image_metrics, metrics
 from evaluation.metrics import PixelMetrics
 from evaluation.promises import lie_apart, promise
 from evaluation.thresholds import conformal, images_needed
@@ -32,24 +32,24 @@ def test_metrics_of_the_small_histograms_are_nearly_the_exact_ones():
     scores, masks, labels = maps(np.random.default_rng(0), 40)
     pixels = filled(scores, masks)
     exact = pixels.compute(0.5)
-    drawn = intervals.pixel_draws(pixels.images, np.ones((1, 40)), {"": pixels.coarse_bin(0.5)})[""]
+    drawn = bootstrap.pixel_draws(pixels.images, np.ones((1, 40)), {"": pixels.coarse_bin(0.5)})[""]
     for key, value in drawn.items():
         assert value[0] == pytest.approx(exact[key], abs=5e-3), key
     images = scores.reshape(40, -1).max(axis=1).astype(np.float64)
-    of_images = intervals.image_draws(labels, images, np.ones((1, 40)))
+    of_images = bootstrap.image_draws(labels, images, np.ones((1, 40)))
     for key, value in image_metrics.image_metrics(labels, images).items():
         assert of_images[key][0] == pytest.approx(value, abs=1e-12)
-    at = intervals.image_draws_at(labels, images > 0.7, np.ones((1, 40)))
+    at = bootstrap.image_draws_at(labels, images > 0.7, np.ones((1, 40)))
     for key, value in image_metrics.image_metrics_at(labels, images, 0.7).items():
         assert at[key][0] == pytest.approx(value, abs=1e-12)
 
 
 def test_draws_are_seeded_and_keep_the_number_of_each_label():
     labels = np.array([0] * 7 + [1] * 5)
-    weights = np.concatenate(list(intervals.draws(labels)))
+    weights = np.concatenate(list(bootstrap.draws(labels)))
     assert weights.shape == (1000, 12)
     assert (weights[:, :7].sum(axis=1) == 7).all() and (weights[:, 7:].sum(axis=1) == 5).all()
-    np.testing.assert_array_equal(weights, np.concatenate(list(intervals.draws(labels))))
+    np.testing.assert_array_equal(weights, np.concatenate(list(bootstrap.draws(labels))))
 
 
 def test_weights_count_images_as_often_as_they_say():
@@ -57,13 +57,13 @@ def test_weights_count_images_as_often_as_they_say():
     weights = np.array([[2, 0, 1, 1, 1, 0, 3, 1, 1, 0]])
     repeated = np.repeat(np.arange(10), weights[0])
     pixels = filled(scores, masks)
-    drawn = intervals.pixel_draws(pixels.images, weights, {"": 0})[""]
+    drawn = bootstrap.pixel_draws(pixels.images, weights, {"": 0})[""]
     exact = filled(scores[repeated], masks[repeated]).compute()
     for key in metrics.PIXEL_KEYS:
         assert drawn[key][0] == pytest.approx(exact[key], abs=5e-3), key
     images = scores.mean(axis=(1, 2)).astype(np.float64)
     expected = image_metrics.image_metrics(labels[repeated], images[repeated])
-    assert intervals.image_draws(labels, images, weights)["image_auroc"][0] == pytest.approx(expected["image_auroc"])
+    assert bootstrap.image_draws(labels, images, weights)["image_auroc"][0] == pytest.approx(expected["image_auroc"])
 
 
 def test_an_interval_of_95_percent_covers_the_truth_about_that_often():
@@ -74,9 +74,9 @@ def test_an_interval_of_95_percent_covers_the_truth_about_that_often():
         scores = rng.normal(labels, 1.0)
         exact = image_metrics.image_metrics(labels, scores)["image_auroc"]
         drawn = [
-            intervals.image_draws(labels, scores, weights)["image_auroc"] for weights in intervals.draws(labels, 400)
+            bootstrap.image_draws(labels, scores, weights)["image_auroc"] for weights in bootstrap.draws(labels, 400)
         ]
-        low, high = intervals.interval(np.concatenate(drawn), exact, exact)
+        low, high = bootstrap.interval(np.concatenate(drawn), exact, exact)
         hits += low <= 0.760 <= high
         assert low < exact < high
     assert 88 <= hits <= 99
@@ -87,8 +87,8 @@ def test_intervals_of_200_images_take_seconds_and_little_memory():
     pixels = filled(scores, masks)
     assert sum(array.nbytes for array in (*pixels.images._counts, *pixels.images._bins)) < 50e6
     start = time.perf_counter()
-    for weights in intervals.draws(labels):
-        intervals.pixel_draws(pixels.images, weights, {"": 0})
+    for weights in bootstrap.draws(labels):
+        bootstrap.pixel_draws(pixels.images, weights, {"": 0})
     assert time.perf_counter() - start < 5
 
 

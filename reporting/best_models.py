@@ -11,8 +11,8 @@ from evaluation import comparison
 from evaluation.comparison import HEADLINE, TIE
 from evaluation.metrics import METRIC_KEYS
 from reporting import curves
+from reporting.significance import doubts_of, next_of_category, next_overall, said_apart, said_interval, said_of_next
 from reporting.tables import LABELS, cell, markdown_table
-from reporting.told_apart import doubts_of, next_of_category, next_overall, said_apart, said_interval, said_of_next
 from runtime.errors import UserError
 from runtime.files import replacing, write_text
 

@@ -44,12 +44,12 @@ def main() -> int:
             parser.error(f"--checkpoints {epoch}: must be last or an epoch from 1")
 
     from config import load_config
-    from engine import batch, cluster
+    from engine import evaluate_all, ray_jobs
     from runtime.device import setup
 
     setup()
     config = load_config(arguments.config, arguments.set)
-    failures = batch.run(
+    failures = evaluate_all.run(
         config,
         arguments.categories,
         arguments.checkpoints,
@@ -57,7 +57,7 @@ def main() -> int:
         arguments.registrations,
         arguments.thresholds,
         arguments.force,
-        cluster.options_of(arguments),
+        ray_jobs.options_of(arguments),
     )
     return 1 if failures else 0
 

@@ -29,19 +29,19 @@ def main() -> int:
     arguments = parser.parse_args()
 
     from config import load_config
-    from engine import cluster, train_batch
+    from engine import ray_jobs, train_all
     from runtime.device import setup
 
     setup()
     config = load_config(arguments.config, arguments.set)
-    failures = train_batch.run(
+    failures = train_all.run(
         config,
         arguments.config,
         arguments.categories,
         arguments.update_config,
         arguments.force,
         arguments.seeds,
-        cluster.options_of(arguments),
+        ray_jobs.options_of(arguments),
     )
     return 1 if failures else 0
 

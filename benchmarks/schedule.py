@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from benchmarks import common
-from engine import cluster
+from engine import ray_jobs
 from runtime.device import core_count
 
 # Numbers of training images of MVTec AD's categories (P. Bergmann et al., 'MVTec AD', CVPR 2019).
@@ -22,8 +22,8 @@ def nap(seconds: float) -> None:
 
 def overhead(tasks: int, workers: int, seconds: float) -> float:
     """Seconds that a task costs besides its work, measured: sleeping tasks, in turn on each of some local workers."""
-    options = cluster.Options("local", gpus=0, cpus=core_count() / workers)
-    with tempfile.TemporaryDirectory() as folder, cluster.connected(options) as ray:
+    options = ray_jobs.Options("local", gpus=0, cpus=core_count() / workers)
+    with tempfile.TemporaryDirectory() as folder, ray_jobs.connected(options) as ray:
         list(ray.run(nap, {f"warm {i}": (0.0,) for i in range(workers)}, [Path(folder)]))
         start = time.perf_counter()
         list(ray.run(nap, {f"{i}": (seconds,) for i in range(tasks)}, [Path(folder)]))

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from config import Config
-from engine import batch
+from engine import evaluate_all
 from reporting import best_models, seeds
 from reporting.best_models import MEND
 from reporting.result import read_record
@@ -31,7 +31,7 @@ def run(config: Config, categories: Sequence[str] | None) -> Path:
     rows, failed = best_models.read_summary(results, categories)
     unlisted = [key for key in best_models.unlisted(results, rows, failed) if not categories or key[0] in categories]
     if unlisted or _is_mixed(results, rows):
-        current, stale = batch.current_results(results, config, {})
+        current, stale = evaluate_all.current_results(results, config, {})
         for key in unlisted:
             if any(found.key == key[:3] and key[3] in found.kinds for found in current):
                 path = results / "summary.csv"
@@ -40,7 +40,7 @@ def run(config: Config, categories: Sequence[str] | None) -> Path:
         if not rows:
             raise UserError(f"{results / 'summary.csv'}: all of its results are out of date; {MEND}")
         print(f"{len(stale)} results are out of date and not compared")
-        batch.tell_stale(stale)
+        evaluate_all.tell_stale(stale)
     text, report = best_models.write_report(config, results, rows, failed)
     print(text)
     return report

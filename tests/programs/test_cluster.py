@@ -16,7 +16,6 @@ import pytest
 from conftest import ROOT, SETTINGS, checked, make_dataset, rows_of, start_process
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
-from engine import cluster
 from inference import checkpoint
 from runtime.files import owning
 

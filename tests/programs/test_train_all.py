@@ -8,7 +8,7 @@ import pytest
 from conftest import ROOT, make_dataset, rows_of, write
 from sklearn.metrics import average_precision_score
 
-from engine import train_batch
+from engine import train_all
 from inference import detect as inference
 from training import validation
 
@@ -63,7 +63,7 @@ def test_a_process_that_is_killed_costs_one_category(two, call, monkeypatch):
         f"sys.path.insert(0, {str(ROOT)!r})\nsys.argv[0] = 'main.py'\n"
         f"runpy.run_path({str(ROOT / 'main.py')!r}, run_name='__main__')\n"
     )
-    monkeypatch.setattr("engine.train_batch.MAIN", killer)
+    monkeypatch.setattr("engine.train_all.MAIN", killer)
     status, out, _ = call("train_all", "--set", "train.epochs=3")
     assert status == 1 and "trained: tile" in out and "failed: wood: its process was ended by signal 9" in out
 
@@ -75,12 +75,12 @@ def test_times_of_several_batches_are_all_there(tmp_path):
     def batch(name):
         start.wait()
         for number in range(50):
-            train_batch._append(path, f"{name}{number}\n")
+            train_all._append(path, f"{name}{number}\n")
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(batch, "abcdefgh"))
     lines = path.read_text().splitlines()
-    assert lines.count(train_batch.TIMES_HEAD.rstrip()) == 1 and len(set(lines)) == 1 + 8 * 50
+    assert lines.count(train_all.TIMES_HEAD.rstrip()) == 1 and len(set(lines)) == 1 + 8 * 50
 
 
 def test_val_ap_stands_at_kept_epochs_only(two, call):

@@ -14,8 +14,8 @@ from tqdm import tqdm
 
 from config import Config, edit_config, of_category, settings_text
 from data.folders import chosen_categories
-from engine import cluster
-from engine.cluster import Options
+from engine import ray_jobs
+from engine.ray_jobs import Options
 from engine.train import find_files, split
 from inference import checkpoint
 from inference.checkpoint import epoch_path
@@ -157,7 +157,7 @@ def _run_on_ray(
     data = config.data
     with (
         owning(Path(data.checkpoint_path) / f".batch_{data.run_name}"),
-        cluster.connected(options) as ray,
+        ray_jobs.connected(options) as ray,
     ):
         left = {
             label: (own, _is_anew(own, is_forced), _epochs_done(own))

@@ -12,9 +12,9 @@ from config import Config, of_category
 from data import cache
 from data.folders import Remarks, category_folder, chosen_categories
 from data.mvtec import TestImage, doubts_of_depth, list_test, with_masks_read
-from engine import cluster
-from engine.cluster import Options
+from engine import ray_jobs
 from engine.detection import evaluate_pass, manual_thresholds, provenance_of, result_folder
+from engine.ray_jobs import Options
 from engine.threshold import compute_thresholds, load_thresholds, nominal_images
 from evaluation.thresholds import KINDS, MANUAL, NOMINAL_KINDS
 from inference import checkpoint
@@ -121,7 +121,7 @@ def _evaluate_on_ray(config: Config, todo: list[Item], kinds: list[str], options
     results = Path(data.results_path)
     results.mkdir(parents=True, exist_ok=True)
     folders = [Path(data.data_path), Path(data.checkpoint_path), results]
-    with owning(results / f".batch_{data.run_name}"), cluster.connected(options) as ray:
+    with owning(results / f".batch_{data.run_name}"), ray_jobs.connected(options) as ray:
         arguments = {label: (jobs[key], kinds) for label, key in labels.items()}
         for label, outcome in ray.run(_evaluate_items, arguments, folders):
             if outcome.error is None:

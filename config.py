@@ -2,14 +2,13 @@
 
 import difflib
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
-from runtime import yaml_file
-from runtime.errors import UserError
-from setting_values import (
+from config_types import (
     Compile,
     Device,
     Epoch,
@@ -32,9 +31,50 @@ from setting_values import (
     auto_or,
     whole,
 )
+from evaluation.thresholds import MANUAL, OPTIMAL
+from runtime import yaml_file
+from runtime.cli import CONFIG
+from runtime.errors import UserError
 
 REGIONS = "masking.regions"
 UNUSED_KEYS = {"input_channel", "save_txt", "comparison"}  # of earlier code
+TRAINED_WITH = "the checkpoint's settings"  # a source of values
+
+
+@dataclass(frozen=True)
+class Affects:
+    """What a setting affects. It stands in the declaration of each setting; all else is derived from it.
+
+    Attributes:
+        what: of `weights`, `maps`, `thresholds`, `display`; empty for nothing.
+        on_resume: a run that resumes refuses another value (`fixed`), is extended by it (`extendable`), or takes it
+            (`free`). Empty: fixed where it affects the weights, else free.
+        from_checkpoint: inference on new images takes the checkpoint's value `always`, `unless set` by the user, or
+            `never`.
+        only_with: key of a setting without which this one affects no weights.
+        recorded_as: what a Provenance records in place of the value.
+    """
+
+    what: tuple[str, ...] = ()
+    on_resume: str = ""
+    from_checkpoint: str = "never"
+    only_with: str | None = None
+    recorded_as: str | None = None
+
+    @property
+    def resumes(self) -> str:
+        """fixed, extendable or free."""
+        return self.on_resume or ("fixed" if "weights" in self.what else "free")
+
+
+NOTHING, DISPLAY = Affects(), Affects(("display",))
+WEIGHTS = Affects(("weights",))
+EXTENDS = Affects(("weights",), on_resume="extendable")
+NETWORKS = Affects(("weights",), from_checkpoint="always")
+INPUT = Affects(("weights", "maps"), from_checkpoint="always")
+TECHNIQUE = Affects(("maps",), from_checkpoint="unless set", recorded_as="technique")
+REFERENCE = Affects(("weights", "maps"), "", "unless set", "data.registration_training", "reference")
+NOMINAL_THRESHOLDS, MANUAL_THRESHOLDS = Affects(("thresholds",)), Affects(("thresholds",), recorded_as=MANUAL)
 
 
 class _Section(BaseModel):
@@ -42,110 +82,212 @@ class _Section(BaseModel):
 
 
 class Data(_Section):
-    data_path: PathText = "./datasets/mvtec"
-    category: NameText = "bottle"
-    anomaly_source_path: PathText = "dtd/images"
-    checkpoint_path: PathText = "./checkpoints"
-    results_path: PathText = "./results"
-    run_name: NameText = "draem"
-    img_size: ImageSize = (256, 256)
-    tile_size: TileSize = None
-    tile_overlap: Annotated[float, Field(strict=True, ge=0, le=0.75)] = 0.25
-    load_epoch: Epoch = "last"
-    test_batch_size: whole(1, 4096) = 8
-    val_split: Annotated[float, Field(strict=True, ge=0, lt=1)] = 0.2
-    split_by: Grouping = None
-    white_level: WhiteLevel = "auto"
-    num_workers: Annotated[int | str, auto_or(0, 1024)] = "auto"
-    image_registration: Flag = False
-    registration_method: Literal["scene", "part"] = "scene"
-    registration_mirror: Flag = False
-    registration_training: TrainingRegistration = False
-    registration_reference: OptionalPathText = None
-    pre_masking: Flag = False
+    data_path: Annotated[PathText, WEIGHTS] = "./datasets/mvtec"
+    category: Annotated[NameText, INPUT] = "bottle"
+    anomaly_source_path: Annotated[PathText, WEIGHTS] = "dtd/images"
+    checkpoint_path: Annotated[PathText, NOTHING] = "./checkpoints"
+    results_path: Annotated[PathText, NOTHING] = "./results"
+    run_name: Annotated[NameText, Affects(from_checkpoint="unless set")] = "draem"
+    img_size: Annotated[ImageSize, INPUT] = (256, 256)
+    tile_size: Annotated[TileSize, INPUT] = None
+    tile_overlap: Annotated[
+        float,
+        Field(strict=True, ge=0, le=0.75),
+        Affects(("maps",), from_checkpoint="unless set", only_with="data.tile_size"),
+    ] = 0.25
+    load_epoch: Annotated[Epoch, NOTHING] = "last"
+    test_batch_size: Annotated[whole(1, 4096), NOTHING] = 8
+    val_split: Annotated[float, Field(strict=True, ge=0, lt=1), WEIGHTS] = 0.2
+    split_by: Annotated[Grouping, WEIGHTS] = None
+    white_level: Annotated[WhiteLevel, Affects(("weights", "maps"))] = "auto"
+    num_workers: Annotated[int | str, auto_or(0, 1024), NOTHING] = "auto"
+    image_registration: Annotated[Flag, TECHNIQUE] = False
+    registration_method: Annotated[Literal["scene", "part"], REFERENCE] = "scene"
+    registration_mirror: Annotated[Flag, REFERENCE] = False
+    registration_training: Annotated[TrainingRegistration, NETWORKS] = False
+    registration_reference: Annotated[OptionalPathText, REFERENCE] = None
+    pre_masking: Annotated[Flag, TECHNIQUE] = False
 
     @property
     def input_size(self) -> tuple[int, int]:
-        """Height and width of what the networks see: a tile, or the whole picture."""
+        """Height and width of what the networks see: a tile, or the whole image."""
         return self.tile_size or self.img_size
 
 
 class Model(_Section):
-    base_width: whole(1, 4096) = 128
-    base_channels: whole(1, 4096) = 64
+    base_width: Annotated[whole(1, 4096), NETWORKS] = 128
+    base_channels: Annotated[whole(1, 4096), NETWORKS] = 64
 
 
 class Train(_Section):
-    epochs: whole(1, 1_000_000) = 700
-    batch_size: whole(1, 4096) = 8
-    tiles_per_image: Annotated[int | str, auto_or(1, 2**16)] = "auto"
-    learning_rate: PositiveRate = 1e-4
-    lr_milestones: Milestones = [0.8, 0.9]
-    lr_gamma: PositiveRate = 0.2
-    cut: Flag = True
-    seed: whole(0, 2**32 - 1) = 0
-    device: Device = "auto"
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    compile: Compile = "auto"
-    resume: Literal["auto", "never", "must"] = "auto"
-    save_from: whole(1, 1_000_000) = 500
-    save_every: whole(1, 1_000_000) = 50
-    visualize: Flag = True
-    visualize_every: whole(1, 1_000_000) = 10
+    epochs: Annotated[whole(1, 1_000_000), EXTENDS] = 700
+    batch_size: Annotated[whole(1, 4096), WEIGHTS] = 8
+    tiles_per_image: Annotated[int | str, auto_or(1, 2**16), Affects(("weights",), only_with="data.tile_size")] = "auto"
+    learning_rate: Annotated[PositiveRate, EXTENDS] = 1e-4
+    lr_milestones: Annotated[Milestones, EXTENDS] = [0.8, 0.9]
+    lr_gamma: Annotated[PositiveRate, EXTENDS] = 0.2
+    cut: Annotated[Flag, WEIGHTS] = True
+    seed: Annotated[whole(0, 2**32 - 1), WEIGHTS] = 0
+    device: Annotated[Device, NOTHING] = "auto"
+    precision: Annotated[
+        Literal["auto", "fp32", "bf16"], Affects(("maps",), from_checkpoint="unless set", recorded_as="precision")
+    ] = "auto"
+    compile: Annotated[Compile, NOTHING] = "auto"
+    resume: Annotated[Literal["auto", "never", "must"], NOTHING] = "auto"
+    save_from: Annotated[whole(1, 1_000_000), NOTHING] = 500
+    save_every: Annotated[whole(1, 1_000_000), NOTHING] = 50
+    visualize: Annotated[Flag, DISPLAY] = True
+    visualize_every: Annotated[whole(1, 1_000_000), DISPLAY] = 10
 
 
 class Metrics(_Section):
-    masking: Flag = False
-    threshold: Flag = True
-    threshold_type: ThresholdType = "p_quantile"
-    p: Annotated[float, Field(strict=True, ge=0, le=100)] = 99.0
-    k: Annotated[float, Field(strict=True, ge=0, le=100)] = 3.0
-    max_false_alarms: Annotated[float, Field(strict=True, gt=0, lt=1)] = 0.05
-    image_threshold: OptionalScore = None
-    pixel_threshold: OptionalScore = None
-    nominal: OptionalName = None
-    optimal: Literal["f1", "youden"] = "f1"
-    auroc: Flag = True
-    pr: Flag = True
-    pro: Flag = True
-    iou: Flag = True
-    misclassifications: Flag = True
-    visualisation: Visualisation = "all"
+    masking: Annotated[Flag, TECHNIQUE] = False
+    threshold: Annotated[Flag, DISPLAY] = True
+    threshold_type: Annotated[ThresholdType, DISPLAY] = "p_quantile"
+    p: Annotated[float, Field(strict=True, ge=0, le=100), NOMINAL_THRESHOLDS] = 99.0
+    k: Annotated[float, Field(strict=True, ge=0, le=100), NOMINAL_THRESHOLDS] = 3.0
+    max_false_alarms: Annotated[float, Field(strict=True, gt=0, lt=1), NOMINAL_THRESHOLDS] = 0.05
+    image_threshold: Annotated[OptionalScore, MANUAL_THRESHOLDS] = None
+    pixel_threshold: Annotated[OptionalScore, MANUAL_THRESHOLDS] = None
+    nominal: Annotated[OptionalName, DISPLAY] = None
+    optimal: Annotated[Literal["f1", "youden"], Affects(("thresholds",), recorded_as=OPTIMAL)] = "f1"
+    auroc: Annotated[Flag, DISPLAY] = True
+    pr: Annotated[Flag, DISPLAY] = True
+    pro: Annotated[Flag, DISPLAY] = True
+    iou: Annotated[Flag, DISPLAY] = True
+    misclassifications: Annotated[Flag, DISPLAY] = True
+    visualisation: Annotated[Visualisation, DISPLAY] = "all"
 
 
 class Masking(_Section):
-    regions: dict[NameText, Regions] = {}
+    regions: Annotated[
+        dict[NameText, Regions], Affects(("maps",), from_checkpoint="unless set", recorded_as="region")
+    ] = {}
 
 
 class Config(_Section):
-    """Every setting, checked. Sections may be left out; their keys then have the values of config.yaml."""
+    """Every setting, checked. Sections may be left out; their keys then have the values of config.yaml.
+
+    It knows of each key where its value is from: `source_of`.
+    """
 
     data: Data = Data()
     model: Model = Model()
     train: Train = Train()
     metrics: Metrics = Metrics()
     masking: Masking = Masking()
+    _sources: dict[str, str] = PrivateAttr(default_factory=dict)
 
     @property
     def run_folder(self) -> Path:
         """Where this category's run is kept."""
         return Path(self.data.checkpoint_path) / self.data.category / self.data.run_name
 
+    def __getitem__(self, key: str) -> Any:
+        """Value of `section.key`."""
+        section, _, name = key.partition(".")
+        return getattr(getattr(self, section), name)
 
-def of_category(config: Config, name: str) -> Config:
+    def source_of(self, key: str) -> str:
+        """Where the value of `section.key` is from: config.yaml, the checkpoint's settings, a file, or --set."""
+        return self._sources.get(key, "config.yaml")
+
+    def is_explicit(self, key: str) -> bool:
+        """Whether the user has set this key in a file named by --config, or by --set."""
+        return self.source_of(key) not in ("config.yaml", TRAINED_WITH)
+
+    def with_values(self, changes: dict[str, Any], source: str | None = None) -> "Config":
+        """A copy with values, `section.key` -> value, that are not checked again. source: where they are from."""
+        sections: dict[str, dict[str, Any]] = {}
+        for key, value in changes.items():
+            section, _, name = key.partition(".")
+            sections.setdefault(section, {})[name] = value
+        copy = self.model_copy(
+            update={section: getattr(self, section).model_copy(update=values) for section, values in sections.items()}
+        )
+        copy._sources = self._sources | (dict.fromkeys(changes, source) if source else {})
+        return copy
+
+
+def effects() -> dict[str, Affects]:
+    """`section.key` -> what it affects, of every setting."""
+    return {
+        f"{section}.{name}": next(one for one in field.metadata if isinstance(one, Affects))
+        for section, keys in Config.model_fields.items()
+        for name, field in keys.annotation.model_fields.items()
+    }
+
+
+def keys_that_affect(what: str, recorded_as: str | None = None) -> list[str]:
+    """Keys that affect the weights, maps, thresholds or display, and that a Provenance records by their value (None)
+    or in another way."""
+    return [key for key, one in effects().items() if what in one.what and one.recorded_as == recorded_as]
+
+
+def weight_settings(config: Config) -> dict[str, Any]:
+    """Keys that the weights depend on and their plain values; the default of one that has no effect."""
+    plain, values = config.model_dump(mode="json"), {}
+    for key, one in effects().items():
+        if "weights" not in one.what:
+            continue
+        section, _, name = key.partition(".")
+        has_effect = one.only_with is None or config[one.only_with]
+        values[key] = plain[section][name] if has_effect else getattr(Config.model_fields[section].default, name)
+    return values
+
+
+def map_settings(config: Config) -> dict[str, Any]:
+    """Settings that anomaly maps depend on and that a Provenance records by value: name -> plain value."""
+    return _recorded(config, keys_that_affect("maps"))
+
+
+def threshold_settings(config: Config, kind: str | None = None) -> dict[str, Any]:
+    """Settings that thresholds depend on, name -> value. kind: manual, optimal, or None for those of nominal images."""
+    return _recorded(config, keys_that_affect("thresholds", kind))
+
+
+def _recorded(config: Config, keys: Iterable[str]) -> dict[str, Any]:
+    found = {}
+    for key in keys:
+        only_with = effects()[key].only_with
+        value = config[key] if only_with is None or config[only_with] else None
+        found[key.partition(".")[2]] = list(value) if isinstance(value, tuple) else value
+    return found
+
+
+def with_checkpoint_settings(config: Config, trained: Config, path: Path) -> Config:
+    """The settings with those that a checkpoint brings along for inference on new images.
+
+    Raises:
+        UserError: the user has set another value than the checkpoint can be used with.
+    """
+    changes = {}
+    for key, one in effects().items():
+        now, there = config[key], trained[key]
+        if one.from_checkpoint == "always" and config.is_explicit(key) and there != now:
+            raise UserError(f"{key} = {now}, but {path} was trained with {there}; leave it out")
+        if one.from_checkpoint == "always" or (one.from_checkpoint == "unless set" and not config.is_explicit(key)):
+            changes[key] = there
+    config = config.with_values(changes, TRAINED_WITH)
+    if config.data.registration_training and not config.data.image_registration:
+        raise UserError(f"data.image_registration = false, but {path} was trained on registered images; leave it out")
+    return config
+
+
+def with_category(config: Config, name: str) -> Config:
     """The same settings for another category."""
-    return config.model_copy(update={"data": config.data.model_copy(update={"category": name})})
+    return config.with_values({"data.category": name})
 
 
-def _known_keys() -> list[str]:
-    sections = {name: field.annotation.model_fields for name, field in Config.model_fields.items()}
-    return [f"{section}.{key}" for section, keys in sections.items() for key in keys]
+def with_white_level(config: Config, white_level: float | None) -> Config:
+    """The settings with the value of white that images are read with, None for that of their files."""
+    return config.with_values({"data.white_level": white_level})
 
 
 def _unknown(key: str) -> str:
     if key.split(".")[-1] in UNUSED_KEYS:
         return f"{key}: this key of earlier code has no use here; remove it"
-    known = _known_keys()
+    known = list(effects())
     candidates = known if "." in key else list(Config.model_fields)
     same_name = [other for other in known if other.split(".")[-1] == key.split(".")[-1]]
     near = same_name or difflib.get_close_matches(key, candidates, 1, 0)
@@ -155,12 +297,7 @@ def _unknown(key: str) -> str:
 def _is_text(key: str) -> bool:
     section, _, name = key.partition(".")
     field = Config.model_fields[section].annotation.model_fields[name]
-    return field.annotation is str or key in (
-        "data.load_epoch",
-        "data.registration_reference",
-        "data.split_by",
-        "metrics.nominal",
-    )
+    return field.annotation in (str, str | None) or key == "data.load_epoch"
 
 
 def _problem(error: dict[str, Any], text: str) -> str:
@@ -210,6 +347,7 @@ def load_config(path: Path | str, overrides: Iterable[str] = ()) -> Config:
     if not isinstance(values, dict):
         raise UserError(f"{path}: must hold the sections {', '.join(Config.model_fields)}")
     values = {section: {} if keys is None else keys for section, keys in values.items()}
+    in_file = {section: list(keys) for section, keys in values.items() if isinstance(keys, dict)}
     problems, overridden = [], set()
     for override in overrides:
         key, equals, value = override.partition("=")
@@ -219,7 +357,7 @@ def load_config(path: Path | str, overrides: Iterable[str] = ()) -> Config:
         if key.startswith(f"{REGIONS}."):  # of one category
             category, key = key[len(REGIONS) + 1 :], REGIONS
             value = {category: yaml_file.parse(value, f"--set {REGIONS}.{category}")}
-        if key not in _known_keys():
+        if key not in effects():
             problems.append(f"--set {_unknown(key)}")
             continue
         overridden.add(key)
@@ -238,15 +376,10 @@ def load_config(path: Path | str, overrides: Iterable[str] = ()) -> Config:
             problems.append(f"{source} {_problem(item, text)}")
     if problems:
         raise UserError("\n".join(problems))
+    if path != CONFIG:
+        config._sources |= {f"{section}.{key}": f"--config {path}" for section in in_file for key in in_file[section]}
+    config._sources |= dict.fromkeys(overridden, "--set")
     return config
-
-
-def named_keys(path: Path | str | None, overrides: Iterable[str] = ()) -> set[str]:
-    """Keys, `section.key`, that a settings file (None: none) and overrides name. `load_config` has accepted them."""
-    values = yaml_file.parse(yaml_file.read(Path(path)), str(path)) if path else {}
-    found = {f"{section}.{key}" for section, keys in (values or {}).items() for key in keys or {}}
-    keys = (override.partition("=")[0].strip() for override in overrides)
-    return found | {REGIONS if key.startswith(f"{REGIONS}.") else key for key in keys}
 
 
 def edit_config(path: Path | str, changes: dict[str, Any]) -> str:

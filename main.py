@@ -3,12 +3,12 @@
 import argparse
 import os
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from runtime.cli import CONFIG, DONE, FAULT, Parser, add_config_flags, boolean, is_launched, run
+from runtime.cli import DONE, FAULT, Parser, add_config_flags, boolean, is_launched, run
 
 if TYPE_CHECKING:
     from config import Config
@@ -82,17 +82,16 @@ def main() -> int:
 
     if is_launched() and os.environ["RANK"] != "0":
         os.environ["TQDM_DISABLE"] = "1"  # read when tqdm is imported
-    from config import load_config, named_keys
+    from config import load_config
     from runtime.device import setup
 
     setup()
     config = load_config(arguments.config, arguments.set)
-    named = named_keys(None if arguments.config == CONFIG else arguments.config, arguments.set)
     with together(config) as ranks:
-        return _run(arguments, config, named, ranks)
+        return _run(arguments, config, ranks)
 
 
-def _run(arguments: argparse.Namespace, config: "Config", named: Collection[str], ranks: "Ranks | None") -> int:
+def _run(arguments: argparse.Namespace, config: "Config", ranks: "Ranks | None") -> int:
     """The modes, each after the other; of processes that run together all train and detect, the first does the rest."""
     is_first = ranks is None or ranks.is_first
     if arguments.check and is_first:
@@ -112,9 +111,8 @@ def _run(arguments: argparse.Namespace, config: "Config", named: Collection[str]
         if not arguments.nominal:
             print(f"thresholds: {threshold.run(config, ranks)}")
         elif is_first:
-            print(f"thresholds: {threshold.run_on(config, named, arguments.nominal)}")
-            metrics = config.metrics.model_copy(update={"nominal": arguments.nominal.resolve().name})
-            config = config.model_copy(update={"metrics": metrics})
+            print(f"thresholds: {threshold.run_on(config, arguments.nominal)}")
+            config = config.with_values({"metrics.nominal": arguments.nominal.resolve().name})
     if arguments.detection:
         from engine import detection
 
@@ -127,17 +125,17 @@ def _run(arguments: argparse.Namespace, config: "Config", named: Collection[str]
     if arguments.predict:
         from engine import predict
 
-        folder, failed = predict.run(config, named, arguments.predict, arguments.output, arguments.resume)
+        folder, failed = predict.run(config, arguments.predict, arguments.output, arguments.resume)
         print(f"predictions: {folder}")
         status = FAULT if failed else DONE
     if arguments.export:
         from engine import export
 
-        print(f"export: {export.run(config, named, arguments.export)}")
+        print(f"export: {export.run(config, arguments.export)}")
     if arguments.watch:
         from engine import watch
 
-        print(f"predictions: {watch.run(config, named, arguments.watch, arguments.output)}")
+        print(f"predictions: {watch.run(config, arguments.watch, arguments.output)}")
     return status
 
 

@@ -22,9 +22,7 @@ def work(flags) -> None:
     uses_cuda = device.type == "cuda"
     together = Ranks(uses_cuda) if "RANK" in os.environ else None
     precision = select_precision("auto", device)
-    model = (
-        DRAEM(flags.width, flags.channels).to(device, memory_format=memory_format(device, precision)).train()
-    )
+    model = DRAEM(flags.width, flags.channels).to(device, memory_format=memory_format(device, precision)).train()
     optimizer = torch.optim.Adam(model.parameters(), 1e-4, fused=True)
     network = together.share_out(model) if together else model
     criterion = DRAEMLoss(*([together.extremes] if together else [])).to(device)

@@ -13,15 +13,12 @@ import torch
 from tqdm import tqdm
 
 import data_loader
-from config import Config
+from config import Config, with_white_level
 from data import image_io
 from data.folders import Remarks, category_folder, list_textures
 from data.mvtec import TestImage, doubts_of_depth, list_nominal, list_test, list_validation
-from engine.train import Files, find_white_level, split
-from evaluation.promises import promise
-from evaluation.thresholds import images_needed
+from evaluation.thresholds import false_positive_estimate, images_needed
 from inference import checkpoint, tiles
-from inference.checkpoint import with_white_level
 from inference.preprocessing import Preparation, configured
 from loss import DRAEMLoss
 from model import DRAEM
@@ -31,6 +28,7 @@ from runtime.device import core_count, memory_format, select_device, select_prec
 from runtime.errors import UserError
 from synthesis import AnomalySynthesizer
 from training import loop
+from training.data import DatasetFiles, TrainingFiles, find_white_level, split
 
 STEPS = 3  # that are measured, after one that is not
 SHOWN = 5  # names of a kind
@@ -79,13 +77,17 @@ def run(config: Config) -> None:
     validation = findings.attempt(lambda: list_validation(category, remarks)) or []
     textures = findings.attempt(lambda: list_textures(Path(config.data.anomaly_source_path), remarks)) or []
     test = findings.attempt(lambda: list_test(category, remarks)) if (category / "test").is_dir() else []
-    files = findings.attempt(lambda: split(config, nominal, validation, textures)) if nominal else None
+    files = (
+        findings.attempt(lambda: split(config, DatasetFiles(category, nominal, validation, textures)))
+        if nominal
+        else None
+    )
     _print_counts(category, files, textures, test or [], bool(validation))
     for line in remarks.lines():
         print(line)
     if files:
-        white_level = findings.attempt(lambda: find_white_level(config, files, None))
-        groups = {"training": _training(files), "held out": files.held_out, "test": [one.path for one in test or []]}
+        white_level = findings.attempt(lambda: find_white_level(config, files.nominal, None))
+        groups = {"training": files.training, "held out": files.held_out, "test": [one.path for one in test or []]}
         looks = _look_at(groups | {"textures": textures}, white_level, findings)
         _print_looks(groups, looks)
         _print_masks(test or [], looks, findings)
@@ -93,7 +95,7 @@ def run(config: Config) -> None:
         if test:
             technique = configured(config)
             settled = with_white_level(config, white_level)
-            preparing = partial(Preparation, settled, [technique], carried=reference)
+            preparing = partial(Preparation, settled, [technique], embedded=reference)
             findings.attempt(lambda: preparing().check(test, [technique]))
             for line in doubts_of_depth(test, white_level):
                 print(line)
@@ -115,17 +117,16 @@ def run(config: Config) -> None:
     print("nothing found that would stop training or detection")
 
 
-def _training(files: Files) -> list[Path]:
-    held_out = set(files.held_out)
-    return [file for file in files.nominal if file not in held_out]
-
-
 def _print_counts(
-    category: Path, files: Files | None, textures: Sequence[Path], test: Sequence[TestImage], has_validation: bool
+    category: Path,
+    files: TrainingFiles | None,
+    textures: Sequence[Path],
+    test: Sequence[TestImage],
+    has_validation: bool,
 ) -> None:
     if files:
         source = "validation/good" if has_validation else "of train/good"
-        print(f"{category}: {len(_training(files))} pictures to train on, {len(files.held_out)} held out ({source})")
+        print(f"{category}: {len(files.training)} pictures to train on, {len(files.held_out)} held out ({source})")
     print(f"textures: {len(textures)}" + (", a fifth of them held out" if files and files.held_out else ""))
     kinds = Counter(one.name.split("/")[1] for one in test)
     unmasked = Counter(one.name.split("/")[1] for one in test if one.has_anomaly and not one.masks)
@@ -209,18 +210,18 @@ def _print_masks(test: Sequence[TestImage], looks: dict[Path, Look], findings: F
 
 
 def _kept_reference(config: Config) -> dict[str, dict[str, Any]]:
-    """The reference of a training that would go on, see `inference.techniques.to_carry`; empty where there is none."""
+    """The reference that a resumed training would use, see `inference.preprocessing.embed_assets`; empty for none."""
     last = config.run_folder / "last.pt"
     if not config.data.registration_training or config.train.resume == "never" or not last.is_file():
         return {}
     with suppress(UserError):  # a damaged one is for training to tell
         kept = checkpoint.read(last, only_facts=True)
-        return {name: one for name, one in kept.get("carried", {}).items() if name == "reference"}
+        return {name: one for name, one in kept.get("embedded_assets", {}).items() if name == "reference"}
     return {}
 
 
 def _print_registration(
-    config: Config, files: Files, test: Sequence[TestImage], kept: dict[str, dict[str, Any]]
+    config: Config, files: TrainingFiles, test: Sequence[TestImage], kept: dict[str, dict[str, Any]]
 ) -> None:
     """How many pictures can be laid over the reference, `kept` or that of now. UserError where training would stop."""
     registering = Registration(config, kept.get("reference"))
@@ -270,7 +271,7 @@ def _print_promise(config: Config, count: int) -> None:
         return
     settings = config.metrics
     for kind in ("p_quantile", "conformal"):
-        said = promise(kind, count, settings.p, settings.k, settings.max_false_alarms)
+        said = false_positive_estimate(kind, count, settings.p, settings.k, settings.max_false_alarms)
         if kind == "conformal" and count < images_needed(settings.max_false_alarms):
             print(f"conformal: never alarms, {images_needed(settings.max_false_alarms)} held-out pictures are needed")
             continue
@@ -280,13 +281,13 @@ def _print_promise(config: Config, count: int) -> None:
         print(f"at least {images_needed(0.01)} held-out pictures are needed for 1 % false alarms")
 
 
-def _print_time(config: Config, files: Files, white_level: float | None) -> None:
+def _print_time(config: Config, files: TrainingFiles, white_level: float | None) -> None:
     """How many steps, and about how long they take here: a few are measured."""
     train, device = config.train, select_device(config.train.device)
     precision = select_precision(train.precision, device)
-    count = len(_training(files)) * tiles.per_image(config.data, train.tiles_per_image)
+    count = len(files.training) * tiles.per_image(config.data, train.tiles_per_image)
     size = min(train.batch_size, count)
-    images = [image_io.read_image(file, config.data.input_size, white_level) for file in _training(files)[:size]]
+    images = [image_io.read_image(file, config.data.input_size, white_level) for file in files.training[:size]]
     dataset = data_loader.DRAEMTrainDataset(images, AnomalySynthesizer(files.textures[:4], config.data.input_size), 0)
     batch = torch.utils.data.default_collate([dataset[place] for place in range(size)])
     model = DRAEM(config.model.base_width, config.model.base_channels).to(

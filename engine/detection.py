@@ -6,22 +6,20 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from config import Config
+from config import Config, map_settings, threshold_settings
 from data.folders import Remarks, category_folder
 from data.mvtec import TestImage, doubts_of_depth, list_test, with_masks_read
-from engine.threshold import NOT_KNOWN, load_thresholds, nominal_settings
+from engine.threshold import NOT_KNOWN, load_thresholds
 from evaluation.thresholds import MANUAL, OPTIMAL
-from inference import checkpoint, fitting, threshold_file, tiles
+from inference import checkpoint, threshold_file
 from inference.checkpoint import Checkpoint
 from inference.detect import Together, detect
 from inference.preprocessing import Preparation, Technique, configured, left_out
-from reporting.mistakes import shows_mistakes
 from reporting.result import Result
 from runtime import provenance
 from runtime.provenance import Content, Provenance
 
 
-@shows_mistakes
 def run(config: Config, ranks: Together | None = None) -> Path:
     """Detect on test/ with the configured checkpoint; the folder of results.
 
@@ -36,11 +34,11 @@ def run(config: Config, ranks: Together | None = None) -> Path:
         print(line)
     pictures, doubts = with_masks_read(pictures)
     ckpt = checkpoint.load(config)
-    config = checkpoint.settled(config, ckpt)
+    config = checkpoint.resolve_white_level(config, ckpt)
     doubts += doubts_of_depth(pictures, config.data.white_level)
     for line in doubts:
         print(line)
-    preparation = Preparation(config, [technique], carried=ckpt.reference)
+    preparation = Preparation(config, [technique], embedded=ckpt.assets_for(config))
     if ranks and ranks.rank:
         for _ in detect(ckpt.model, preparation.dataset(pictures, [technique], ranks), config, "", ranks):
             pass
@@ -82,16 +80,16 @@ def provenance_of(
     masked = [(picture.name, mask) for picture in pictures for mask in picture.masks]
     mask_digests = provenance.file_digests([mask for _, mask in masked])
     masks = [f"{name} {digest}" for (name, _), digest in zip(masked, mask_digests, strict=True)]
-    settings: dict[str, Any] = nominal_settings(config) if nominal else {}
-    settings |= {"white_level": config.data.white_level, "optimal": config.metrics.optimal}
+    settings = threshold_settings(config) if nominal else {}
+    settings |= threshold_settings(config, OPTIMAL)
     if MANUAL in kinds:
-        settings |= {key: getattr(config.metrics, key) for key in ("image_threshold", "pixel_threshold")}
+        settings |= threshold_settings(config, MANUAL)
     return Provenance(
         weights=fingerprint,
         pictures=Content(len(named), provenance.digest(named)),
         masks=Content(len(masks), provenance.digest(masks)),
         nominal=nominal,
-        settings=settings | tiles.facts(config.data) | {"category": config.data.category},
+        settings=settings | map_settings(config),
         **preparation.facts(technique),
     )
 
@@ -128,7 +126,7 @@ def evaluate_pass(
             folder = result_folder(config, ckpt.name, technique)
             result = Result(config, folder, pictures, thresholds, kinds, made_from, ckpt.path)
             result.notes |= _notes(preparation, technique, pictures, thresholds)
-            if fitting.is_of_registered(ckpt.settings) and not technique.registered:
+            if ckpt.is_of_registered and not technique.registered:
                 result.notes["registration"] = "trained on registered pictures; these are as they are"
             if doubts:
                 result.notes["mask_files"] = "; ".join(doubts)

@@ -8,7 +8,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from config import Config, of_category
+from config import Config, with_category
 from data import cache
 from data.folders import Remarks, category_folder, chosen_categories
 from data.mvtec import TestImage, doubts_of_depth, list_test, with_masks_read
@@ -20,12 +20,12 @@ from evaluation.thresholds import KINDS, MANUAL, NOMINAL_KINDS
 from inference import checkpoint
 from inference.checkpoint import Checkpoint
 from inference.preprocessing import MASKINGS, TECHNIQUES, Preparation, Technique
+from registration.register import NoReferencePartError
 from reporting import summary
-from reporting.mistakes import with_picture
 from reporting.result import CURVES, Record, read_record
 from reporting.summary import Found
 from runtime import provenance
-from runtime.errors import ShownError, UserError, told
+from runtime.errors import UserError, told
 from runtime.files import owning, remove_leftovers
 
 Key = tuple[str, str, str]  # category, checkpoint, technique; empty where a failure concerns all
@@ -142,7 +142,7 @@ def _plan(
     """All passes, and what cannot be evaluated; UserError for what the user asked for and is not there."""
     items, failed = [], {}
     for name in chosen_categories(Path(config.data.data_path), categories):
-        own = of_category(config, name)
+        own = with_category(config, name)
         epochs = checkpoint.saved_epochs(own.run_folder)
         if not epochs and not (own.run_folder / "last.pt").is_file():
             others = sorted(path.name for path in own.run_folder.parent.glob("*/") if checkpoint.saved_epochs(path))
@@ -154,7 +154,7 @@ def _plan(
         techniques = _techniques(own, maskings, registrations)
         kept_in = cache.kept_folder(own.data.checkpoint_path) if len(paths) > 1 else None
         try:
-            (own, reference), remarks = _settled(own, paths), Remarks()
+            (own, embedded), remarks = _resolve_white_level(own, paths), Remarks()
             pictures, doubts = with_masks_read(list_test(Path(own.data.data_path) / name, remarks))
             doubts += doubts_of_depth(pictures, own.data.white_level)
             for line in (*remarks.lines(), *doubts):
@@ -166,7 +166,7 @@ def _plan(
         except (UserError, OSError) as error:
             failed[name, "", ""] = told(error)
             continue
-        preparation, techniques = _prepared(own, techniques, kept_in, reference, by_epoch, failed)
+        preparation, techniques = _prepared(own, techniques, kept_in, embedded, by_epoch, failed)
         preparation.check(pictures, techniques)
         for epoch, path in sorted(by_epoch.items()):
             for variant in dict.fromkeys(technique.variant for technique in techniques):
@@ -179,31 +179,31 @@ def _prepared(
     config: Config,
     techniques: list[Technique],
     kept_in: Path | None,
-    reference: dict[str, Any],
+    embedded: dict[str, dict[str, Any]],
     epochs: Iterable[int],
     failed: dict[Key, str],
 ) -> tuple[Preparation, list[Technique]]:
     """A category's preparation, and the techniques that are left: without a reference part none is registered."""
     try:
-        return Preparation(config, techniques, kept_in, reference), techniques
-    except ShownError as error:
-        text = told(with_picture(error, config))
+        return Preparation(config, techniques, kept_in, embedded), techniques
+    except NoReferencePartError as error:
+        text = told(error)
         for one in techniques:
             if one.registered:
                 failed |= {(config.data.category, str(epoch), one.name): text for epoch in epochs}
     left = [one for one in techniques if not one.registered]
-    return Preparation(config, left, kept_in, reference), left
+    return Preparation(config, left, kept_in, embedded), left
 
 
-def _settled(config: Config, paths: Sequence[Path]) -> tuple[Config, dict[str, Any]]:
-    """The settings with the white level that the run's first sound checkpoint was trained with, and what its pictures
-    must be laid over."""
+def _resolve_white_level(config: Config, paths: Sequence[Path]) -> tuple[Config, dict[str, dict[str, Any]]]:
+    """The settings with the white level that the run's first sound checkpoint was trained with, and the images that it
+    brings along for masking and registration."""
     for path in paths:
         facts = None
         with suppress(UserError):  # a damaged one will fail by itself
             facts = checkpoint.load_facts(path)
         if facts:
-            return checkpoint.settled(config, facts), facts.reference
+            return checkpoint.resolve_white_level(config, facts), facts.assets_for(config)
     return config, {}
 
 
@@ -309,7 +309,7 @@ def current_results(results: Path, config: Config, failed: dict[Key, str]) -> tu
             if any(folder.glob("*/metrics.json")):
                 stale[key] = "of an earlier version of this program"
             continue
-        own, technique = of_category(config, name), by_name[folder.name]
+        own, technique = with_category(config, name), by_name[folder.name]
         path = Path(record.content.get("checkpoint_file", ""))
         try:
             if not path.is_file():
@@ -318,10 +318,12 @@ def current_results(results: Path, config: Config, failed: dict[Key, str]) -> tu
             if name not in listed:
                 listed[name] = list_test(category_folder(Path(own.data.data_path), name))
             facts = checkpoint.load_facts(path)
-            own = checkpoint.settled(own, facts)
-            key_of = (name, technique, own.data.white_level, str(facts.reference.get("reference", {}).get("digest")))
+            own = checkpoint.resolve_white_level(own, facts)
+            embedded = facts.assets_for(own)
+            digests = tuple(sorted((what, asset["digest"]) for what, asset in embedded.items()))
+            key_of = (name, technique, own.data.white_level, digests)
             if key_of not in prepared:
-                prepared[key_of] = Preparation(own, [technique], carried=facts.reference)
+                prepared[key_of] = Preparation(own, [technique], embedded=embedded)
             if changed := differences(own, record, path, prepared[key_of], technique, listed[name]):
                 stale[key] = "; ".join(changed)
                 continue

@@ -3,7 +3,6 @@
 import json
 import math
 import warnings
-from collections.abc import Collection
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,7 +20,6 @@ from inference import checkpoint, networks
 from inference.detector import Detector
 from inference.preprocessing import Technique
 from model import DRAEM
-from reporting.mistakes import shows_mistakes
 from runtime.errors import UserError
 from runtime.files import replacing, write_text
 
@@ -50,8 +48,7 @@ class Graph(nn.Module):
         return anomaly_map, smooth.amax(dim=(1, 2, 3))
 
 
-@shows_mistakes
-def run(config: Config, named: Collection[str], kind: str) -> Path:
+def run(config: Config, kind: str) -> Path:
     """Write `<run>/export/<category>_<checkpoint>.onnx` and a JSON with what a program beside it needs to know.
 
     Raises:
@@ -62,10 +59,9 @@ def run(config: Config, named: Collection[str], kind: str) -> Path:
         raise UserError(f"--export {kind}: not known; there is: {', '.join(FORMATS)}")
     if missing := [name for name in NEEDED if find_spec(name) is None]:
         raise UserError(f"--export: {', '.join(missing)} not installed; run: pip install -r requirements-export.txt")
-    weights = checkpoint.find(config, config.data.load_epoch)
-    config = checkpoint.with_trained_settings(config, weights, named)
-    train = config.train.model_copy(update={"precision": "fp32"})  # as the file computes
-    detector = Detector.of(config.model_copy(update={"train": train}), weights, named, device="cpu")
+    config, weights = checkpoint.for_new_images(config)
+    config = config.with_values({"train.precision": "fp32"})  # as the file computes
+    detector = Detector.of(config, weights, device="cpu")
     for line in detector.remarks:
         print(line)
     if detector.technique != Technique():

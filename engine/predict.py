@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -13,10 +13,9 @@ from tqdm import tqdm
 
 from config import Config
 from data.folders import Remarks, pictures_below
-from evaluation.promises import distance, lie_apart
+from evaluation.thresholds import differ_significantly, distance
 from inference import checkpoint
 from inference.detector import Detection, Detector, Prepared
-from reporting.mistakes import shows_mistakes
 from reporting.predictions import SUMMARY, Predictions, row, row_of_error
 from runtime.device import core_count, select_device, select_precision
 from runtime.errors import UserError, told
@@ -30,14 +29,11 @@ class Picture(NamedTuple):
     label: str
 
 
-@shows_mistakes
-def run(
-    config: Config, named: Collection[str], paths: Sequence[Path], output: Path | None = None, resume: bool = False
-) -> tuple[Path, int]:
+def run(config: Config, paths: Sequence[Path], output: Path | None = None, resume: bool = False) -> tuple[Path, int]:
     """Judge pictures, and those in folders at any depth, with the configured checkpoint.
 
     Args:
-        named: keys of the settings that the user has named. output: folder to write to, None for the usual one.
+        output: folder to write to, None for the usual one.
         resume: go on with what an earlier call has left undone.
 
     Returns:
@@ -47,9 +43,8 @@ def run(
         UserError: nothing to judge, no checkpoint, or settings that contradict it.
     """
     pictures = find(paths)
-    weights = checkpoint.find(config, config.data.load_epoch)
-    config = checkpoint.with_trained_settings(config, weights, named)
-    detector = Detector.of(config, weights, named)
+    config, weights = checkpoint.for_new_images(config)
+    detector = Detector.of(config, weights)
     for line in remarks_of(detector):
         print(line)
     folder = output or usual_folder(detector, paths[0])
@@ -85,7 +80,7 @@ def _compared(scores: Sequence[float], nominal: Sequence[float]) -> list[str]:
         return []
     apart = distance(np.array(scores), np.array(nominal))
     said = f"Kolmogorov-Smirnov distance {apart:.2f} from the {len(nominal)} scores that the thresholds are from: "
-    if not lie_apart(np.array(scores), np.array(nominal)):
+    if not differ_significantly(np.array(scores), np.array(nominal)):
         return [said + "alike, as if these pictures were good ones taken in the same way"]
     return [
         said + "not alike: many of these pictures are defective, or they are taken otherwise; for good pictures taken "

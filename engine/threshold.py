@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -11,20 +11,18 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from config import Config
+from config import Config, map_settings, threshold_settings
 from data.folders import category_folder, pictures_below
 from data.mask_matching import name_in
 from data.mvtec import TestImage, list_nominal, list_validation, split_nominal
-from evaluation import promises
 from evaluation.metrics import image_score
-from evaluation.thresholds import NominalScores, NoScoresError, conformal, images_needed
-from inference import checkpoint, threshold_file, tiles
+from evaluation.thresholds import NominalScores, NoScoresError, conformal, false_positive_estimate, images_needed
+from inference import checkpoint, threshold_file
 from inference.checkpoint import Checkpoint
 from inference.detect import NetworkOutput, Together, detect
 from inference.detector import Detector
 from inference.preprocessing import Preparation, Technique, configured, left_out
 from reporting import tables
-from reporting.mistakes import shows_mistakes
 from runtime import provenance
 from runtime.device import core_count
 from runtime.errors import UserError
@@ -34,7 +32,6 @@ from runtime.provenance import Provenance
 NOT_KNOWN = "whether these weights were trained on the pictures that thresholds come from is not known"
 
 
-@shows_mistakes
 def run(config: Config, ranks: Together | None = None) -> Path:
     """Compute, save and print the thresholds of the configured checkpoint and technique; the file they are in.
 
@@ -42,21 +39,17 @@ def run(config: Config, ranks: Together | None = None) -> Path:
     """
     technique = configured(config)
     ckpt = checkpoint.load(config)
-    config = checkpoint.settled(config, ckpt)
-    preparation = Preparation(config, [technique], carried=ckpt.reference)
+    config = checkpoint.resolve_white_level(config, ckpt)
+    preparation = Preparation(config, [technique], embedded=ckpt.assets_for(config))
     for content in compute_thresholds(config, ckpt, preparation, [technique], ranks):
         print(_table(content))
     return threshold_file.path_of(config.run_folder, ckpt.name, technique)
 
 
-@shows_mistakes
-def run_on(config: Config, named: Collection[str], folder: Path) -> Path:
+def run_on(config: Config, folder: Path) -> Path:
     """Thresholds of a trained model from any folder of good pictures, kept beside the others; the file they are in.
 
     Like --predict it needs a checkpoint and nothing else.
-
-    Args:
-        named: keys of the settings that the user has named.
 
     Raises:
         UserError: no pictures there, one that cannot be read, none that was not trained on.
@@ -64,12 +57,12 @@ def run_on(config: Config, named: Collection[str], folder: Path) -> Path:
     files = pictures_below(folder)
     if not files:
         raise UserError(f"--nominal {folder}: no pictures there; name a folder of good pictures")
-    weights = checkpoint.find(config, config.data.load_epoch)
-    config = checkpoint.with_trained_settings(config, weights, named)
-    metrics = config.metrics.model_copy(update={"threshold": False})  # those there are not asked for
-    detector = Detector.of(config.model_copy(update={"metrics": metrics}), weights, named)
-    digests, trained = provenance.file_digests(files), (detector.ckpt.pictures or {}).get("training", {}).values()
-    left = [file for file, digest in zip(files, digests, strict=True) if digest not in set(trained)]
+    config, weights = checkpoint.for_new_images(config)
+    config = config.with_values({"metrics.threshold": False})  # those there are not asked for
+    detector = Detector.of(config, weights)
+    trained = set(detector.ckpt.images.training.values()) if detector.ckpt.images else set()
+    digests = provenance.file_digests(files)
+    left = [file for file, digest in zip(files, digests, strict=True) if digest not in trained]
     if len(left) < len(files):
         print(f"{folder}: {len(files) - len(left)} pictures were trained on; left out of thresholds")
     if not left:
@@ -84,10 +77,10 @@ def run_on(config: Config, named: Collection[str], folder: Path) -> Path:
                 scores.update(found.seen)
             names = [file.name for file in left[first : first + size]]
             unregistered += [name for name, one in zip(names, batch, strict=True) if one.homography is None]
-    settings = nominal_settings(config) | detector.made_from().settings
+    settings = threshold_settings(config) | detector.made_from().settings
     made_from = replace(detector.made_from(), nominal=provenance.content(left), settings=settings)
     path = threshold_file.path_of(detector.run_folder, detector.name, detector.technique, folder.resolve().name)
-    held_out = None if detector.ckpt.pictures is None else True
+    held_out = None if detector.ckpt.images is None else True
     unregistered = unregistered if detector.technique.registered else []
     print(_table(_save(path, config, detector.ckpt, scores, made_from, held_out, unregistered)))
     return path
@@ -101,26 +94,22 @@ def nominal_images(config: Config, ckpt: Checkpoint) -> tuple[list[TestImage], b
     category = category_folder(Path(config.data.data_path), config.data.category)
     own, validation = list_nominal(category), list_validation(category)
     files = own + validation
-    if ckpt.held_out is None:  # weights of another program
-        held_out = (
-            validation
-            or split_nominal(own, config.data.val_split, config.train.seed, config.data.split_by, category)[1]
-        )
-    elif ckpt.pictures is None:  # of an earlier version, which kept names only
-        held_out = _found({file.name: file for file in own}, {name: name for name in ckpt.held_out}, ckpt)
+    if ckpt.images is None:  # weights of another program
+        _, held_out = split_nominal(own, config.data.val_split, config.train.seed, config.data.split_by, category)
+        held_out = validation or held_out
     else:
-        there = dict(zip(provenance.file_digests(files), files, strict=True))
-        trained, kept = (set(ckpt.pictures[part].values()) for part in ("training", "held_out"))
-        if there.keys() & (trained | kept):
-            wanted = {name: digest for name, digest in ckpt.pictures["held_out"].items() if digest not in trained}
+        digests = dict(zip(files, provenance.file_digests(files), strict=True))
+        there = {digest: file for file, digest in digests.items()}
+        trained = set(ckpt.images.training.values())
+        if there.keys() & (trained | set(ckpt.images.held_out.values())):
+            wanted = {name: digest for name, digest in ckpt.images.held_out.items() if digest not in trained}
             held_out = _found(there, wanted, ckpt)
-            if not held_out:  # nothing was, but pictures to hold out may have come since
-                digests = dict(zip(files, provenance.file_digests(files), strict=True))
+            if not held_out:  # nothing was, but images to hold out may have come since
                 held_out = [file for file in validation if digests[file] not in trained]
         else:  # weights of another dataset have seen none of these
             held_out = files
     pictures = [TestImage(file, False, name_in(file, category)) for file in sorted(held_out or own)]
-    return pictures, None if ckpt.held_out is None else bool(held_out)
+    return pictures, None if ckpt.images is None else bool(held_out)
 
 
 def _found(there: dict[str, Path], wanted: dict[str, str], ckpt: Checkpoint) -> list[Path]:
@@ -134,17 +123,11 @@ def _found(there: dict[str, Path], wanted: dict[str, str], ckpt: Checkpoint) -> 
     return [there[key] for key in wanted.values()]
 
 
-def nominal_settings(config: Config) -> dict[str, float]:
-    """Settings that thresholds of nominal images depend on."""
-    return {key: getattr(config.metrics, key) for key in ("p", "k", "max_false_alarms")}
-
-
 def provenance_of(
     config: Config, ckpt_fingerprint: str, preparation: Preparation, technique: Technique, pictures: Sequence[TestImage]
 ) -> Provenance:
     """What thresholds are made from."""
-    settings = nominal_settings(config) | tiles.facts(config.data) | {"category": config.data.category}
-    settings["white_level"] = config.data.white_level
+    settings = threshold_settings(config) | map_settings(config)
     nominal = provenance.content([picture.path for picture in pictures])
     return Provenance(weights=ckpt_fingerprint, nominal=nominal, settings=settings, **preparation.facts(technique))
 
@@ -183,7 +166,7 @@ def _promise(config: Config, kind: str, count: int, threshold: float | None) -> 
             f"never alarms: {count} pictures are too few to promise at most {limit:.3g} of false alarms, "
             f"{images_needed(limit)} are needed"
         )
-    rate = promises.promise(kind, count, config.metrics.p, config.metrics.k, limit)
+    rate = false_positive_estimate(kind, count, config.metrics.p, config.metrics.k, limit)
     words = (
         f"about {_percent(rate.expected)} false alarms (90 % interval {_percent(rate.low)} to {_percent(rate.high)})"
     )
@@ -210,8 +193,8 @@ def compute_thresholds(
     ranks: see `detect`; of others than the first there is none.
     """
     pictures, is_held_out = nominal_images(config, ckpt)
-    if ckpt.pictures:
-        copies = len(set(ckpt.pictures["held_out"].values()) & set(ckpt.pictures["training"].values()))
+    if ckpt.images:
+        copies = len(set(ckpt.images.held_out.values()) & set(ckpt.images.training.values()))
         if copies:
             print(f"held-out pictures that are training pictures as well: {copies}; left out of thresholds")
     dataset = preparation.dataset(pictures, techniques, ranks)

@@ -12,19 +12,19 @@ from typing import BinaryIO, NamedTuple
 from filelock import FileLock
 from tqdm import tqdm
 
-from config import Config, edit_config, of_category, settings_text
+from config import Config, edit_config, settings_text, with_category
 from data.folders import chosen_categories
 from engine import ray_jobs
 from engine.ray_jobs import Options
-from engine.train import find_files, split
 from inference import checkpoint
-from inference.checkpoint import epoch_path
+from inference.checkpoint import TrainingImages, epoch_path
 from runtime import signals
 from runtime.device import select_device
 from runtime.errors import UserError, told
 from runtime.files import owning, write_text
 from runtime.signals import Stopped
-from training.state import changed_pictures, changed_settings, provenance_of, training_provenance
+from training.data import find_files, split
+from training.state import changed_images, changed_settings, provenance_of, training_provenance
 
 MAIN = Path(__file__).resolve().parent.parent / "main.py"
 STATUSES = {signals.INTERRUPTED: signal.SIGINT, signals.TOLD_TO_STOP: signal.SIGTERM}  # of one told to stop
@@ -69,7 +69,7 @@ def run(
     for name in names:
         for seed in seeds or [None]:
             label = name if seed is None else f"{name}, seed {seed}"
-            jobs[label] = of_category(config if seed is None else of_seed(config, seed), name)
+            jobs[label] = with_category(config if seed is None else with_seed(config, seed), name)
     failed: dict[str, str] = {}
     skipped: list[str] = []
     times = Path(config.data.checkpoint_path) / "training_times.txt"
@@ -100,10 +100,9 @@ def _append(path: Path, line: str) -> None:
         write_text(path, kept + line)
 
 
-def of_seed(config: Config, seed: int) -> Config:
+def with_seed(config: Config, seed: int) -> Config:
     """The same settings for a run of another seed."""
-    data = config.data.model_copy(update={"run_name": f"{config.data.run_name}_seed{seed}"})
-    return config.model_copy(update={"data": data, "train": config.train.model_copy(update={"seed": seed})})
+    return config.with_values({"data.run_name": f"{config.data.run_name}_seed{seed}", "train.seed": seed})
 
 
 def _prepare(
@@ -199,14 +198,14 @@ def _is_complete(config: Config) -> bool:
     if not last.is_file():
         return False
     content = checkpoint.read(last, only_facts=True)
-    nominal, validation, textures = find_files(config)
-    now = training_provenance(config, nominal + validation, textures)
+    found = find_files(config)
+    now = training_provenance(config, found.nominal + found.validation, found.textures)
     if changed := changed_settings(provenance_of(last, content), now):
         raise UserError(
             f"{run}: complete, but trained with {'; '.join(changed)}; set it back, or another data.run_name, or --force"
         )
-    pictures = split(config, nominal, validation, textures, content).digests()
-    if changed := changed_pictures(content.get("pictures"), pictures):
+    images = TrainingImages(**content["images"])
+    if changed := changed_images(images, split(config, found, images).digests()):
         print(f"{config.data.category}: complete, but pictures of train/good have changed since: {changed}")
     return True
 

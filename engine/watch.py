@@ -4,7 +4,7 @@ import os
 import sqlite3
 import time
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import closing, suppress
 from functools import partial
 from itertools import islice
@@ -21,7 +21,6 @@ from data.folders import IMAGE_SUFFIXES, NOT_UTF8, is_visible_folder
 from engine.predict import made_with, remarks_of, title_of, usual_folder
 from inference import checkpoint
 from inference.detector import Detector
-from reporting.mistakes import shows_mistakes
 from reporting.predictions import Predictions, row, row_of_error
 from runtime.errors import UserError, told
 from runtime.signals import Stopped
@@ -169,12 +168,11 @@ def files_below(folder: Path | str, above: frozenset = frozenset()) -> Iterator[
                     yield from files_below(entry.path, above | {here})
 
 
-@shows_mistakes
-def run(config: Config, named: Collection[str], folder: Path, output: Path | None = None) -> Path:
+def run(config: Config, folder: Path, output: Path | None = None) -> Path:
     """Judge the pictures of a folder and those that come, until interrupted or told to stop.
 
     Args:
-        named: keys of the settings that the user has named. output: folder to write to, None for the usual one.
+        output: folder to write to, None for the usual one.
 
     Returns:
         the folder of predictions.
@@ -184,9 +182,8 @@ def run(config: Config, named: Collection[str], folder: Path, output: Path | Non
     """
     if not folder.is_dir():
         raise UserError(f"--watch {folder}: not a folder; name the one that pictures are written to")
-    weights = checkpoint.find(config, config.data.load_epoch)
-    config = checkpoint.with_trained_settings(config, weights, named)
-    detector = Detector.of(config, weights, named)
+    config, weights = checkpoint.for_new_images(config)
+    detector = Detector.of(config, weights)
     for line in remarks_of(detector):
         print(line)
     written = output or usual_folder(detector, folder)

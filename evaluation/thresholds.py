@@ -1,6 +1,7 @@
-"""Thresholds from the scores of nominal images."""
+"""Thresholds from the scores of nominal images, and the false-positive rates to expect of them."""
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 
@@ -9,6 +10,7 @@ MANUAL = "manual"  # from the settings
 OPTIMAL = "optimal"  # from the test set itself
 KINDS = (*NOMINAL_KINDS, OPTIMAL, MANUAL)
 COMPARED_KINDS = ("max", "p_quantile", "k_sigma", "optimal")  # that a batch judges at where it is not told otherwise
+SIGNIFICANCE = 0.01  # probability below which two sets of scores count as different
 
 
 class NoScoresError(ValueError):
@@ -94,3 +96,60 @@ def conformal_rank(count: int, max_false_alarms: float) -> int:
 def images_needed(rate: float) -> int:
     """Nominal images from which on a threshold can promise a false-alarm rate of at most this."""
     return math.ceil(round(1 / rate, 9)) - 1
+
+
+class FalsePositiveEstimate(NamedTuple):
+    """False-positive rate of a threshold on new nominal images: expected, and a 90 % interval over draws."""
+
+    expected: float
+    low: float
+    high: float
+
+
+def false_positive_estimate(
+    kind: str, count: int, p: float, k: float, max_false_alarms: float
+) -> FalsePositiveEstimate:
+    """The false-positive rate to expect of a threshold from `count` held-out image scores.
+
+    The r-th smallest score is exceeded by a share that is distributed as Beta(n + 1 - r, r), whatever the scores'
+    distribution (S. Wilks, 'Determination of sample sizes for setting tolerance limits', 1941); between two scores r is
+    taken as a fraction. Of k_sigma only where scores are normal: simulated from the distribution of mean and deviation.
+    """
+    if kind == "k_sigma":
+        return _estimate_of_sigma(count, k)
+    rank = {"max": count, "p_quantile": (count - 1) * p / 100 + 1}.get(kind)
+    if rank is None:
+        rank = conformal_rank(count, max_false_alarms)
+    if rank > count:
+        return FalsePositiveEstimate(0.0, 0.0, 0.0)  # the threshold is infinite
+    from scipy.stats import beta  # takes most of a second, which not every program should pay at its start
+
+    low, high = beta.ppf([0.05, 0.95], count + 1 - rank, rank)
+    return FalsePositiveEstimate((count + 1 - rank) / (count + 1), float(low), float(high))
+
+
+def _estimate_of_sigma(count: int, k: float) -> FalsePositiveEstimate:
+    if count < 2:
+        return FalsePositiveEstimate(0.5, 0.0, 1.0)  # there is no deviation: as good as any score
+    from scipy.stats import norm
+
+    rng, draws = np.random.default_rng(0), 20_000
+    mean = rng.standard_normal(draws) / math.sqrt(count)
+    deviation = np.sqrt(rng.chisquare(count - 1, draws) / count)
+    rates = norm.sf(mean + k * deviation)
+    low, high = np.quantile(rates, [0.05, 0.95])
+    return FalsePositiveEstimate(float(rates.mean()), float(low), float(high))
+
+
+def distance(scores: np.ndarray, others: np.ndarray) -> float:
+    """Kolmogorov-Smirnov distance of two sets of scores (N,), (M,): 0 for equal, 1 for disjoint distributions."""
+    from scipy.stats import ks_2samp
+
+    return float(ks_2samp(scores, others).statistic)
+
+
+def differ_significantly(scores: np.ndarray, others: np.ndarray) -> bool:
+    """Whether two sets of scores (N,), (M,) come from different distributions: Kolmogorov-Smirnov test at 1 %."""
+    from scipy.stats import ks_2samp
+
+    return bool(min(len(scores), len(others)) > 0 and ks_2samp(scores, others).pvalue < SIGNIFICANCE)

@@ -3,7 +3,6 @@
 import hashlib
 import pickle
 import re
-from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache
@@ -15,11 +14,10 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from config import Config
+from config import Config, with_checkpoint_settings, with_white_level
 from data.folders import category_folder
 from data.image_io import find_white_level
 from data.mvtec import list_nominal
-from inference import fitting
 from model import DRAEM
 from runtime.device import core_count
 from runtime.errors import UserError
@@ -31,32 +29,23 @@ PAIRS = {
     ".pth": (r"_REC_MODEL_(?=\d+$)", "_SEG_MODEL_"),  # earlier code: NAME_REC_MODEL_700.pth, NAME_SEG_MODEL_700.pth
 }
 
-# Settings that a checkpoint brings along for pictures from anywhere: those that it cannot be used without, and those
-# that it is used with unless others are asked for.
-TRAINED = (
-    "data.category",
-    "data.img_size",
-    "data.tile_size",
-    "data.registration_training",
-    "model.base_width",
-    "model.base_channels",
-)
-USUAL = (
-    "data.run_name",
-    "data.tile_overlap",
-    "data.image_registration",
-    "data.registration_method",
-    "data.registration_mirror",
-    "data.registration_reference",
-    "data.pre_masking",
-    "metrics.masking",
-    "masking.regions",
-    "train.precision",
-)
+# The convolution that tells a network's width, and how many times that width it has.
+WIDTH_KEYS = {
+    "model.base_width": "reconstructive.encoder.block1.0.weight",
+    "model.base_channels": "discriminative.encoder_segment.block1.0.weight",
+}
 
 CHECKSUM = "sha256 of tensors"  # how it is made
 
-MEND = "set data.load_epoch to another, or train anew with train.resume=never"
+FIX_HINT = "set data.load_epoch to another, or train anew with train.resume=never"
+
+
+@dataclass(frozen=True)
+class TrainingImages:
+    """The nominal images of a training: name -> digest of content, of those trained on and of those held out."""
+
+    training: dict[str, str]
+    held_out: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -64,36 +53,52 @@ class Checkpoint:
     """A trained model and where it comes from.
 
     Attributes:
+        model: None where only the rest was read, see `load_facts`.
         name: what results call it: the epoch, or the stem of a file of other programs; with the fingerprint behind it
             where the weights are not this run's.
-        fingerprint: of the weights.
-        held_out: names of the nominal images that were not trained on, None where unknown.
-        pictures: the images `training` and `held_out`, each name -> digest; None where unknown.
-        white_level: that the pictures were read with, see `image_io.read_image`.
-        carried: pictures that masking and registration need, see `inference.techniques.to_carry`.
-        settings: that it was trained with, by section and key; empty where unknown.
+        fingerprint: of the weights; empty without them.
+        images: that it was trained with, None where unknown (weights of another program).
+        white_level: that the images were read with, see `image_io.read_image`.
+        embedded_assets: images that masking and registration need, see `inference.preprocessing.embed_assets`.
+        settings: that it was trained with, None where unknown.
     """
 
     model: DRAEM | None
     name: str
     path: Path
     fingerprint: str
-    held_out: list[str] | None
-    pictures: dict[str, dict[str, str]] | None
+    images: TrainingImages | None = None
     white_level: float | None = None
-    carried: dict[str, dict[str, Any]] = field(default_factory=dict)
-    settings: dict[str, Any] = field(default_factory=dict)
+    embedded_assets: dict[str, dict[str, Any]] = field(default_factory=dict)
+    settings: Config | None = None
 
     @property
-    def reference(self) -> dict[str, dict[str, Any]]:
-        """Of `carried` what pictures must be laid over, as they were in training; empty where that is open."""
-        if not fitting.is_of_registered(self.settings):
-            return {}
-        if "reference" not in self.carried:
-            raise UserError(
-                f"{self.path}: trained on registered pictures, but their reference is not in it; train anew"
-            )
-        return {"reference": self.carried["reference"]}
+    def is_of_registered(self) -> bool:
+        """Whether it was trained on registered images."""
+        return self.settings is not None and self.settings.data.registration_training
+
+    def assets_for(self, config: Config) -> dict[str, dict[str, Any]]:
+        """The embedded images to use with these settings: those of keys that have the value of training and that the
+        user has not set. The reference of a training on registered images is always used.
+
+        Raises:
+            UserError: such a training whose reference is not in the checkpoint.
+        """
+        keys = {"reference": "data.registration_reference", "region": "masking.regions"}
+        found = {
+            name: asset
+            for name, asset in self.embedded_assets.items()
+            if self.settings
+            and not config.is_explicit(keys[name])
+            and all(config[key] == self.settings[key] for key in (keys[name], "data.category"))
+        }
+        if self.is_of_registered:
+            if "reference" not in self.embedded_assets:
+                raise UserError(
+                    f"{self.path}: trained on registered images, but their reference is not in it; train anew"
+                )
+            found["reference"] = self.embedded_assets["reference"]
+        return found
 
 
 def read(path: Path, only_facts: bool = False) -> dict[str, Any]:
@@ -110,25 +115,24 @@ def read(path: Path, only_facts: bool = False) -> dict[str, Any]:
     except (PermissionError, FileNotFoundError, MemoryError):
         raise
     except Exception as error:  # damaged files fail in a dozen ways
-        raise UserError(f"{path}: truncated or not a checkpoint; {MEND}") from error
+        raise UserError(f"{path}: truncated or not a checkpoint; {FIX_HINT}") from error
     if not isinstance(content, dict):
-        raise UserError(f"{path}: not a checkpoint of this program or of the original; {MEND}")
+        raise UserError(f"{path}: not a checkpoint of this program or of the original; {FIX_HINT}")
     if path.suffix not in PAIRS and not _is_sound(content):
-        raise UserError(f"{path}: damaged, or not a checkpoint of this program; {MEND}")
+        raise UserError(f"{path}: damaged, or not a checkpoint of this program; {FIX_HINT}")
     return content
 
 
 def _is_sound(content: dict[str, Any]) -> bool:
-    model, epoch, held_out = content.get("model"), content.get("epoch"), content.get("held_out")
-    pictures = content.get("pictures")
+    model, epoch, images = content.get("model"), content.get("epoch"), content.get("images")
     return (
         isinstance(model, dict)
         and all(isinstance(name, str) and isinstance(value, Tensor) for name, value in model.items())
         and type(epoch) is int
-        and epoch >= (0 if content.get("progress") else 1)  # 0: stopped in the first
-        and (held_out is None or (isinstance(held_out, list) and all(isinstance(name, str) for name in held_out)))
-        and (pictures is None or (isinstance(pictures, dict) and {"training", "held_out"} <= pictures.keys()))
-        and isinstance(content.get("settings", {}), dict)
+        and epoch >= (0 if content.get("progress") else 1)  # 0: interrupted in the first
+        and isinstance(images, dict)
+        and images.keys() == {"training", "held_out"}
+        and isinstance(content.get("settings"), dict)
     )
 
 
@@ -188,16 +192,42 @@ def load(config: Config, load_epoch: int | str | None = None) -> Checkpoint:
     else:
         weights = content["model"]
     model = DRAEM(config.model.base_width, config.model.base_channels)
-    fitting.check_widths(path, weights, config)
-    fitting.check_tiles(path, content.get("settings", {}), config)
-    fitting.check_registration(path, content.get("settings", {}), config)
+    facts = _facts(path, content)
+    check_widths(path, weights, config)
+    _check_fit(path, facts["settings"], config)
     try:
         model.load_state_dict(weights)
         own = fingerprint(weights)
     except (RuntimeError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: its weights are not DRAEM's; set data.load_epoch to another") from error
     name = _name(config, path, content["epoch"], own) if content else path.stem
-    return Checkpoint(model, name, path, own, *_facts(content))
+    return Checkpoint(model, name, path, own, **facts)
+
+
+def check_widths(path: Path, weights: dict[str, Tensor], config: Config) -> None:
+    """UserError where the weights belong to networks of other widths than the settings'."""
+    for key, name in WIDTH_KEYS.items():
+        weight = weights.get(name)
+        if isinstance(weight, Tensor) and weight.ndim == 4 and (found := weight.shape[0]) != config[key]:
+            raise UserError(f"{path}: has {key} = {found}, the settings say {config[key]}; set {key}={found}")
+
+
+def _check_fit(path: Path, trained: Config | None, config: Config) -> None:
+    """UserError where a checkpoint was trained on tiles of another size, or on images registered in another way."""
+    if trained is None:
+        return
+    there, now = trained.data, config.data
+    if there.tile_size != now.tile_size:
+        sizes = ["null" if one is None else list(one) for one in (now.tile_size, there.tile_size)]
+        raise UserError(
+            f"data.tile_size = {sizes[0]}, but {path} was trained with {sizes[1]}; set data.tile_size={sizes[1]}"
+        )
+    if there.registration_training and there.registration_method != now.registration_method:
+        raise UserError(
+            f"data.registration_method = {now.registration_method}, but {path} was trained on images registered as "
+            f"{there.registration_method}; set data.registration_method={there.registration_method} and "
+            "data.image_registration=true"
+        )
 
 
 def _name(config: Config, path: Path, epoch: int, own: str) -> str:
@@ -221,7 +251,7 @@ def _second_of_pair(path: Path) -> Path:
 def load_facts(path: Path) -> Checkpoint:
     """A checkpoint without its weights, which stay on the disk: model None, fingerprint empty."""
     if path.suffix in PAIRS:
-        return Checkpoint(None, path.stem, path, "", None, None)
+        return Checkpoint(None, path.stem, path, "")
     return _facts_of(path, file_state(path))
 
 
@@ -229,20 +259,34 @@ def load_facts(path: Path) -> Checkpoint:
 def _facts_of(path: Path, _: tuple) -> Checkpoint:
     """Read once for each state of the file: a batch asks for them with every result."""
     content = read(path, only_facts=True)
-    return Checkpoint(None, str(content["epoch"]), path, "", *_facts(content))
+    return Checkpoint(None, str(content["epoch"]), path, "", **_facts(path, content))
 
 
-def _facts(content: dict[str, Any]) -> tuple:
-    known = ("held_out", "pictures", "white_level")
-    return *(content.get(key) for key in known), content.get("carried", {}), content.get("settings", {})
+def _facts(path: Path, content: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a Checkpoint besides its weights; empty `content`: of another program."""
+    if not content:
+        return {"settings": None}
+    return {
+        "images": TrainingImages(**content["images"]),
+        "white_level": content.get("white_level"),
+        "embedded_assets": content.get("embedded_assets", {}),
+        "settings": _settings_of(path, content["settings"]),
+    }
 
 
-def settled(config: Config, ckpt: Checkpoint) -> Config:
-    """The settings with data.white_level as pictures are to be read for a checkpoint: a number, or None.
+def _settings_of(path: Path, values: dict[str, Any]) -> Config:
+    try:
+        return Config.model_validate({name: dict(values[name]) for name in values})
+    except (ValidationError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: its settings are of another version of this program; {FIX_HINT}") from error
+
+
+def resolve_white_level(config: Config, ckpt: Checkpoint) -> Config:
+    """The settings with data.white_level as images are to be read for a checkpoint: a number, or None.
 
     UserError where they name another than it was trained with.
     """
-    is_known, wanted = ckpt.held_out is not None, config.data.white_level
+    is_known, wanted = ckpt.images is not None, config.data.white_level
     if wanted == "auto":
         category = category_folder(Path(config.data.data_path), config.data.category)
         wanted = ckpt.white_level if is_known else find_white_level(list_nominal(category))
@@ -252,44 +296,12 @@ def settled(config: Config, ckpt: Checkpoint) -> Config:
     return with_white_level(config, wanted)
 
 
-def trained_settings(path: Path) -> Config | None:
-    """The settings that a checkpoint file was trained with, None where it has none. UserError where they are odd."""
-    kept = read(path, only_facts=True).get("settings") if path.suffix not in PAIRS else None
-    try:
-        return Config.model_validate({name: dict(kept[name]) for name in kept}) if kept else None
-    except (ValidationError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: its settings are of another version of this program; {MEND}") from error
-
-
-def with_trained_settings(config: Config, path: Path, named: Collection[str]) -> Config:
-    """The settings with those that a checkpoint file brings along, as `section.key`; as they are if it has none.
-
-    Args:
-        named: keys that the user has named, whose values count.
-
-    Raises:
-        UserError: the user has named another value than the checkpoint can be used with.
-    """
-    trained = trained_settings(path)
-    if trained is None:
-        return config
-    sections = config.model_dump()
-    for key in (*TRAINED, *USUAL):
-        section, name = key.split(".")
-        old, now = getattr(getattr(trained, section), name), sections[section][name]
-        if key in TRAINED and key in named and old != now:
-            raise UserError(f"{key} = {now}, but {path} was trained with {old}; leave it out")
-        if key in TRAINED or key not in named:
-            sections[section][name] = old
-    data = sections["data"]
-    if data["registration_training"] and not data["image_registration"]:
-        raise UserError(f"data.image_registration = false, but {path} was trained on registered pictures; leave it out")
-    return Config.model_validate(sections)
-
-
-def with_white_level(config: Config, white_level: float | None) -> Config:
-    """The settings with the value of white that pictures are read with, None for that of their files."""
-    return config.model_copy(update={"data": config.data.model_copy(update={"white_level": white_level})})
+def for_new_images(config: Config) -> tuple[Config, Path]:
+    """The settings for inference on images from anywhere, and the checkpoint that they name: what it was trained with
+    counts, but for what the user has set."""
+    path = find(config, config.data.load_epoch)
+    trained = load_facts(path).settings
+    return (with_checkpoint_settings(config, trained, path) if trained else config), path
 
 
 def fingerprint(weights: dict[str, Tensor]) -> str:

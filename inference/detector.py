@@ -1,6 +1,6 @@
 """The Python entrance: pictures in; scores, verdicts, anomaly maps and outlined regions out."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from config import Config
+from config import Config, map_settings, with_white_level
 from data.image_io import read_image, resize
 from evaluation.metrics import image_score
 from evaluation.regions import Region, regions, relative
 from evaluation.thresholds import MANUAL
-from inference import checkpoint, masking, threshold_file, tiles
+from inference import checkpoint, masking, threshold_file
 from inference.checkpoint import Checkpoint
 from inference.detect import NetworkOutput, Networks
 from inference.preprocessing import Preparation, configured, left_out
@@ -67,7 +67,7 @@ class Detector:
     """A trained model, ready for pictures.
 
     Args:
-        ckpt: with its model. config: settings as the checkpoint brings them along. named: keys that the user has named.
+        ckpt: with its model. config: the settings, see `checkpoint.for_new_images`.
 
     Attributes:
         limits: None without thresholds. thresholds: all that are known, type -> of images and of pixels.
@@ -80,21 +80,19 @@ class Detector:
         UserError: thresholds of something else; regions or a reference picture that cannot be read.
     """
 
-    def __init__(self, ckpt: Checkpoint, config: Config, named: Collection[str] = ()):
-        if "data.white_level" in named:
-            config = checkpoint.settled(config, ckpt)  # which refuses another than the checkpoint's
-        elif ckpt.held_out is not None:
-            config = checkpoint.with_white_level(config, ckpt.white_level)
+    def __init__(self, ckpt: Checkpoint, config: Config):
+        if config.is_explicit("data.white_level"):
+            config = checkpoint.resolve_white_level(config, ckpt)  # which refuses another than the checkpoint's
+        elif ckpt.images is not None:
+            config = with_white_level(config, ckpt.white_level)
         self.ckpt, self.config, self.technique = ckpt, config, configured(config)
-        others = {"reference": "data.registration_reference", "region": "masking.regions"}
-        carried = {name: kept for name, kept in ckpt.carried.items() if others[name] not in named} | ckpt.reference
-        self._preparation = Preparation(config, [self.technique], carried=carried)
+        self._preparation = Preparation(config, [self.technique], embedded=ckpt.assets_for(config))
         self._networks = Networks(ckpt.model, config, 0)
         self.remarks: list[str] = []
         self.nominal_scores: list[float] = []
         self.thresholds: dict[str, tuple[float, float]] = {}
         self.run_folder, self.name = config.run_folder, ckpt.name
-        if ckpt.held_out is not None:  # of this program: what lies beside it is its own
+        if ckpt.images is not None:  # of this program: what lies beside it is its own
             self.run_folder, self.name = ckpt.path.parent, str(checkpoint.epoch_of(ckpt.path))
         self.limits = self._read_limits()
 
@@ -120,17 +118,15 @@ class Detector:
             path = checkpoint.epoch_path(path, epochs[-1]) if epochs else path / "last.pt"
         if not path.is_file():
             raise UserError(f"{path}: no checkpoint there; name a run's folder or a file epoch_*.pt")
-        config = checkpoint.trained_settings(path) or Config()
-        metrics = config.metrics.model_copy(update={"nominal": nominal})
-        return cls.of(config.model_copy(update={"metrics": metrics}), path, device=device)
+        config = checkpoint.load_facts(path).settings or Config()
+        return cls.of(config.with_values({"metrics.nominal": nominal}), path, device=device)
 
     @classmethod
-    def of(cls, config: Config, path: Path, named: Collection[str] = (), device: str | None = None) -> "Detector":
+    def of(cls, config: Config, path: Path, device: str | None = None) -> "Detector":
         """Of a checkpoint, with settings that name its widths."""
-        data = config.data.model_copy(update={"load_epoch": path.as_posix()})
-        train = config.train.model_copy(update={"device": device or config.train.device})
-        config = config.model_copy(update={"data": data, "train": train})
-        return cls(checkpoint.load(config), config, named)
+        changes = {"data.load_epoch": path.as_posix(), "train.device": device or config.train.device}
+        config = config.with_values(changes)
+        return cls(checkpoint.load(config), config)
 
     def _read_limits(self) -> Limits | None:
         settings = self.config.metrics
@@ -161,7 +157,7 @@ class Detector:
     def made_from(self) -> Provenance:
         """What scores depend on besides the pictures."""
         data = self.config.data
-        settings: dict[str, Any] = tiles.facts(data) | {"category": data.category}
+        settings = map_settings(self.config)
         settings["white_level"] = None if data.white_level == "auto" else data.white_level
         facts = self._preparation.facts(self.technique)
         return Provenance(weights=self.ckpt.fingerprint, settings=settings, **facts)

@@ -16,6 +16,7 @@ from runtime.errors import UserError
 # Seconds of inference that compilation pays from: measured, it saves 28 % of them with AMX and 7 % without, and takes
 # 20 to 30. Compiled training is slower on a CPU.
 PAYS_FROM = 100 if torch.cpu.get_capabilities().get("amx_bf16") else 300
+FEWEST_PASSES = 20  # so few are not worth a measurement
 # Steps of training that it pays from on CUDA, where it takes one or two minutes: an estimate.
 PAYS_FROM_STEP = 5000
 
@@ -49,32 +50,25 @@ def for_training(
     return Compiled(model, setting, mode="reduce-overhead" if device.type == "cuda" else None)
 
 
-class ForInference:
-    """The model, compiled where `setting` is on, or auto and there is work for minutes.
+def for_inference(model: nn.Module, setting: str, batch: Tensor, passes: int) -> Callable[[Tensor], Sequence[Tensor]]:
+    """The model, compiled where `setting` is on, or auto and the passes to come take minutes.
 
     Args:
-        images: how many it will be given in all.
+        batch: one like those to come, (N, 3, H, W); auto measures the model on it. passes: how many are to come.
     """
+    if setting == "off" or (setting == "auto" and passes < FEWEST_PASSES):
+        return model
+    if setting == "auto" and _seconds_of_pass(model, batch) * passes <= PAYS_FROM:
+        return model
+    return Compiled(model, setting, freezing=True)
 
-    def __init__(self, model: nn.Module, setting: str, images: int):
-        self._network, self._setting, self._left, self._passes = model, setting, images, 0
-        if setting == "on":
-            self._compile()
 
-    def _compile(self) -> None:
-        self._network = Compiled(self._network, self._setting, freezing=True)
-
-    def __call__(self, x: Tensor) -> Sequence[Tensor]:
-        self._passes += 1
-        self._left -= len(x)
-        if self._setting != "auto" or self._passes != 2:  # the first pass also allocates and chooses algorithms
-            return self._network(x)
+def _seconds_of_pass(model: nn.Module, batch: Tensor) -> float:
+    for _ in range(2):  # the first also allocates and chooses algorithms
         start = time.perf_counter()
-        result = self._network(x)
-        result[1].sum().item()  # waits for the device
-        if (time.perf_counter() - start) / len(x) * self._left > PAYS_FROM:
-            self._compile()
-        return result
+        with torch.inference_mode():
+            model(batch)[1].sum().item()  # waits for the device
+    return time.perf_counter() - start
 
 
 class Compiled:

@@ -15,10 +15,10 @@ from data.cache import KeptArrays
 from data.image_io import from_png, read_marked, read_size, to_png
 from data.mvtec import TestImage
 from inference import masking
-from registration.register import Registration
+from registration.register import NoReferencePartError, Registration
 from runtime import provenance
 from runtime.device import select_device, select_precision
-from runtime.errors import ShownError, UserError
+from runtime.errors import UserError
 
 if TYPE_CHECKING:
     from inference.detect import NetworkOutput, Together
@@ -77,7 +77,7 @@ class Preparation:
 
     Args:
         config: the settings. techniques: those that will be asked for.
-        carried: the pictures of `to_carry` that a checkpoint brings along, in place of their files.
+        embedded: the images of `embed_assets` that a checkpoint brings along, in place of their files.
         kept_in: folder to keep registered pictures in, for several passes over them; None: they are warped when read.
 
     Raises:
@@ -89,10 +89,10 @@ class Preparation:
         config: Config,
         techniques: Sequence[Technique],
         kept_in: Path | None = None,
-        carried: dict[str, dict[str, Any]] | None = None,
+        embedded: dict[str, dict[str, Any]] | None = None,
     ):
-        self.config, self.kept_in, self.carried = config, kept_in, carried or {}
-        self.registration = Registration(config, self.carried.get("reference"))
+        self.config, self.kept_in, self.embedded = config, kept_in, embedded or {}
+        self.registration = Registration(config, self.embedded.get("reference"))
         self.key = f"masking.regions.{config.data.category}"
         self._region_source = self._region = None
         if any(technique.masking != "no" for technique in techniques):
@@ -106,9 +106,9 @@ class Preparation:
                 f"{self.key}: masking is asked for, but no region is given; give [[y0, y1, x0, x1], ...] or a mask's "
                 "path, or set metrics.masking=false"
             )
-        if isinstance(region, str) and "region" in self.carried:
-            self._region = from_png(self.carried["region"]["png"].numpy()) > 0
-            region = self.carried["region"]["digest"]
+        if isinstance(region, str) and "region" in self.embedded:
+            self._region = from_png(self.embedded["region"]["png"].numpy()) > 0
+            region = self.embedded["region"]["digest"]
         elif isinstance(region, str):
             self._region = read_marked(Path(region)).mask
             region = provenance.file_digest(Path(region))
@@ -181,7 +181,7 @@ class Preparation:
         return self._region
 
 
-def to_carry(config: Config, kept: dict[str, dict[str, Any]] | None = None) -> dict[str, dict[str, Any]]:
+def embed_assets(config: Config, kept: dict[str, dict[str, Any]] | None = None) -> dict[str, dict[str, Any]]:
     """The pictures that the configured technique needs, for a checkpoint to bring along: `region`, `reference`.
 
     Each its path, the digest of its file, and uint8 bytes of a PNG: of the reference as it is read, of the region 0 or
@@ -193,22 +193,24 @@ def to_carry(config: Config, kept: dict[str, dict[str, Any]] | None = None) -> d
     Raises:
         UserError: no reference where training pictures are registered, or one without a part.
     """
-    technique, found, carried = configured(config), {}, {}
+    technique, found, embedded = configured(config), {}, {}
     region = config.masking.regions.get(config.data.category)
     if technique.masking != "no" and isinstance(region, str):
         with suppress(UserError):
             found["region"] = Path(region), read_marked(Path(region)).mask.astype(np.uint8) * 255
     if config.data.registration_training and kept and "reference" in kept:
-        carried["reference"] = kept["reference"]
+        embedded["reference"] = kept["reference"]
     elif technique.registered:
         registering = Registration(config)
         try:
             registering.check()
             found["reference"] = registering.reference_path, registering.reference
-        except UserError as error:
-            if config.data.registration_training or isinstance(error, ShownError):
+        except NoReferencePartError:
+            raise
+        except UserError:
+            if config.data.registration_training:
                 raise
-    return carried | {
+    return embedded | {
         name: {"path": path.as_posix(), "digest": provenance.file_digest(path), "png": torch.from_numpy(to_png(image))}
         for name, (path, image) in found.items()
     }

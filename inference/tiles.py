@@ -1,7 +1,7 @@
 """Tiles: parts of a picture that the networks see one after the other, and the whole that their maps are blended to."""
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -59,15 +59,6 @@ def per_image(data: Data, wanted: int | str) -> int:
     return min(
         math.prod(-(-side // tile) for side, tile in zip(data.img_size, data.tile_size, strict=True)), MOST_PER_IMAGE
     )
-
-
-def facts(data: Data) -> dict[str, Any]:
-    """What maps depend on, as a Provenance names it."""
-    tiles = {
-        "tile_size": data.tile_size and list(data.tile_size),
-        "tile_overlap": data.tile_overlap if data.tile_size else None,
-    }
-    return {"img_size": list(data.img_size), **tiles}
 
 
 class Blended:

@@ -13,27 +13,31 @@ from tqdm import tqdm
 from config import Config
 from data.cache import KeptArrays, half_of_disk
 from data.folders import category_folder
-from data.image_io import from_png, read_image, resize
+from data.image_io import from_png, read_image, resize, write_image
 from data.mvtec import TestImage, list_nominal
 from registration import homography, part_pose
 from runtime import provenance
 from runtime.device import core_count
-from runtime.errors import ShownError, UserError
+from runtime.errors import UserError
 from runtime.files import write_text
 
 if TYPE_CHECKING:
     from inference.detect import Together
 
 
+class NoReferencePartError(UserError):
+    """The reference image has no part that others could be registered to."""
+
+
 class Registration:
     """Lays one category's pictures over a reference picture. Each is registered once, whatever asks for it.
 
     Args:
-        config: the settings. carried: the reference that a checkpoint brings along, in place of its file.
+        config: the settings. embedded: the reference that a checkpoint brings along, in place of its file.
     """
 
-    def __init__(self, config: Config, carried: dict[str, Any] | None = None):
-        self.config, self._carried = config, carried
+    def __init__(self, config: Config, embedded: dict[str, Any] | None = None):
+        self.config, self._embedded = config, embedded
         self.white_level = None if config.data.white_level == "auto" else config.data.white_level
         self._homographies: dict[Path, np.ndarray | None] = {}  # no pictures: there may be very many
 
@@ -51,8 +55,8 @@ class Registration:
 
     @cached_property
     def reference_path(self) -> Path:
-        if self._carried:
-            return Path(self._carried["path"])
+        if self._embedded:
+            return Path(self._embedded["path"])
         if self.config.data.registration_reference is not None:
             path = Path(self.config.data.registration_reference)
             if not path.is_file():
@@ -66,8 +70,8 @@ class Registration:
     @cached_property
     def reference(self) -> np.ndarray:
         """The picture that others are laid over."""
-        if self._carried:
-            return from_png(self._carried["png"].numpy())
+        if self._embedded:
+            return from_png(self._embedded["png"].numpy())
         return self.read(self.reference_path)
 
     @cached_property
@@ -76,17 +80,19 @@ class Registration:
         try:
             return part_pose.reference_of(self.reference)
         except part_pose.NoPartError as error:
-            raise ShownError(
+            shown = self.config.run_folder / "registration_reference.png"
+            shown.parent.mkdir(parents=True, exist_ok=True)
+            write_image(shown, _in_red(self.reference, error.seen))
+            raise NoReferencePartError(
                 f"data.registration_method = part: no part found in {self.reference_path}: {error}\n"
-                "name another picture with data.registration_reference, or set data.registration_method=scene",
-                _in_red(self.reference, error.seen),
-                "registration_reference.png",
+                f"name another picture with data.registration_reference, or set data.registration_method=scene; "
+                f"{shown} shows it"
             ) from error
 
     @cached_property
     def facts(self) -> str:
         """Tells all that registered pictures depend on besides themselves."""
-        digest = self._carried["digest"] if self._carried else provenance.file_digest(self.reference_path)
+        digest = self._embedded["digest"] if self._embedded else provenance.file_digest(self.reference_path)
         if self._is_of_parts:
             digest += " part" + (", mirrored" if self.config.data.registration_mirror else "")
         return digest

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from data.mvtec import TestImage
-from evaluation import bootstrap, image_metrics, metrics, promises
-from evaluation.thresholds import OPTIMAL
+from evaluation import bootstrap, image_metrics, metrics
+from evaluation.thresholds import OPTIMAL, differ_significantly
 from reporting.panels import eight_bit
 
 if TYPE_CHECKING:
@@ -187,7 +187,7 @@ class Measurements:
     def compared_with(self, held_out: Sequence[float]) -> str | None:
         """A sentence where the nominal test pictures score clearly otherwise than those that thresholds come from."""
         own, others = self.scores[self.labels == 0], np.array(held_out)
-        if not promises.lie_apart(own, others):
+        if not differ_significantly(own, others):
             return None
         here, there = np.median(own), np.median(others)
         return (

@@ -1,22 +1,10 @@
 """The one exception for mistakes that a user can mend, and how a failure is told that does not end the program."""
 
 import traceback
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    import numpy as np
 
 
 class UserError(Exception):
     """A mistake in settings, data or files: one or two lines that name the file or key and the mend (exit status 2)."""
-
-
-class ShownError(UserError):
-    """A mistake that a picture shows. picture: uint8 (H, W, 3) BGR. name: of a file for it."""
-
-    def __init__(self, text: str, picture: "np.ndarray", name: str):
-        super().__init__(text)
-        self.picture, self.name = picture, name
 
 
 class LostError(Exception):

@@ -4,7 +4,7 @@ import os
 import shutil
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from config import Config
-from inference import checkpoint, fitting
+from config import Config, effects, weight_settings
+from inference import checkpoint
+from inference.checkpoint import TrainingImages
 from model import DRAEM
 from runtime import provenance
 from runtime.device import memory_format, select_device, select_precision
@@ -36,37 +37,7 @@ EARLIER = (
     "logs/events*",
     "thresholds/*/*.json",
 )
-# Settings that the weights depend on: with others a run does not go on. Those not named here may change at any time.
-FIXED = {
-    "data": (
-        "category",
-        "data_path",
-        "anomaly_source_path",
-        "img_size",
-        "tile_size",
-        "registration_training",
-        "registration_method",
-        "registration_mirror",
-        "registration_reference",
-        "val_split",
-        "split_by",
-        "white_level",
-    ),
-    "model": ("base_width", "base_channels"),
-    "train": ("batch_size", "tiles_per_image", "cut", "seed"),
-}
-# These too, but a run can go on with others: it is extended, or its rate lowered.
-EXTENDABLE = ("train.epochs", "train.learning_rate", "train.lr_milestones", "train.lr_gamma")
 TERMS = ("l2", "ssim", "focal")
-NEW = ("data.split_by", "data.white_level")  # that states of an earlier version do not have
-# And what those were trained with.
-OF_TILES = {"train.tiles_per_image": "auto"}
-OF_REGISTRATION = {
-    "data.registration_method": "scene",
-    "data.registration_mirror": False,
-    "data.registration_reference": None,
-}
-NEW_WITH_VALUE = {"data.tile_size": None, "data.registration_training": False} | OF_TILES | OF_REGISTRATION
 FOLDERS = ("data.data_path", "data.anomaly_source_path")
 MEND = "set it back, or set another data.run_name or train.resume=never"
 
@@ -77,31 +48,15 @@ def learning_rate_factor(config: Config) -> Callable[[int], float]:
     return lambda epochs_done: config.train.lr_gamma ** sum(epochs_done >= milestone for milestone in milestones)
 
 
-def training_settings(settings: dict[str, Any]) -> dict[str, Any]:
-    """`section.key` -> value of all that the weights depend on; folders as absolute paths. KeyError where one lacks."""
-    there = {f"{section}.{key}": value for section, keys in settings.items() for key, value in keys.items()}
-    there = NEW_WITH_VALUE | there
-    keys = [f"{section}.{key}" for section, keys in FIXED.items() for key in keys]
-    values = {key: there[key] for key in (*keys, *EXTENDABLE) if key in there or key not in NEW}
-    if values["data.tile_size"] is None:  # nothing depends on the others
-        values |= OF_TILES
-    if not values["data.registration_training"]:
-        values |= OF_REGISTRATION
-    return values | {key: Path(values[key]).resolve().as_posix() for key in FOLDERS}
-
-
 def provenance_of(path: Path, content: dict[str, Any]) -> Provenance:
     """What a checkpoint of this program was trained from."""
     known = Provenance.from_json(content.get("provenance"))
-    if known:
-        return replace(known, settings=NEW_WITH_VALUE | known.settings)
-    try:  # an earlier version kept the settings alone
-        return Provenance(settings=training_settings(content["settings"]))
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: damaged; set train.resume=never to start anew") from error
+    if known is None:
+        raise UserError(f"{path}: damaged, or of an earlier version; set train.resume=never to start anew")
+    return known
 
 
-def changed_settings(there: Provenance, now: Provenance, ignoring: tuple[str, ...] = ()) -> list[str]:
+def changed_settings(there: Provenance, now: Provenance, ignoring: Iterable[str] = ()) -> list[str]:
     """Settings that the weights depend on and that have changed; not folders that have moved with the same content."""
     is_same = (there.pictures == now.pictures, there.textures == now.textures)
     moved = [key for key, same in zip(FOLDERS, is_same, strict=True) if same]
@@ -109,14 +64,9 @@ def changed_settings(there: Provenance, now: Provenance, ignoring: tuple[str, ..
     return old.differences(new, ignoring=(*ignoring, *moved))
 
 
-def changed_pictures(there: dict[str, dict[str, str]] | None, now: dict[str, dict[str, str]]) -> str:
-    """Nominal pictures added, removed and replaced, in words; empty where none is, or where it is not known.
-
-    Both: `training` and `held_out`, each name -> digest.
-    """
-    if there is None:
-        return ""
-    there, now = (pictures["training"] | pictures["held_out"] for pictures in (there, now))
+def changed_images(before: TrainingImages, after: TrainingImages) -> str:
+    """Nominal images added, removed and replaced, in words; empty where none is."""
+    there, now = (images.training | images.held_out for images in (before, after))
     old, new = set(there.values()), set(now.values())
     replaced = {name for name in there.keys() & now.keys() if there[name] not in new and now[name] not in old}
     added = [name for name, digest in now.items() if digest not in old and name not in replaced]
@@ -143,8 +93,9 @@ class TrainingState:
     """Model, optimizer and schedule of a run, and its folder; new, or taken up from last.pt by `resume`.
 
     Args:
-        made_from: kept with all that is saved. pictures: `training` and `held_out`, each name -> digest.
-        white_level: of the pictures, see `image_io.read_image`. carried: see `inference.techniques.to_carry`.
+        made_from: kept with all that is saved. images: that are trained on and held out.
+        white_level: of the images, see `image_io.read_image`.
+        embedded_assets: see `inference.preprocessing.embed_assets`.
         ranks: the processes that train together, the first of which writes; None for one alone.
 
     Attributes:
@@ -156,14 +107,14 @@ class TrainingState:
         config: Config,
         settings_text: str,
         made_from: Provenance,
-        pictures: dict[str, dict[str, str]],
+        images: TrainingImages,
         white_level: float | None = None,
-        carried: dict[str, dict[str, Any]] | None = None,
+        embedded_assets: dict[str, dict[str, Any]] | None = None,
         ranks: "Ranks | None" = None,
     ):
         self.ranks, self.writes = ranks, ranks is None or ranks.is_first
-        self.white_level, self.carried = white_level, carried or {}
-        self.config, self.settings_text, self.made_from, self.pictures = config, settings_text, made_from, pictures
+        self.white_level, self.embedded_assets = white_level, embedded_assets or {}
+        self.config, self.settings_text, self.made_from, self.images = config, settings_text, made_from, images
         self.device = select_device(config.train.device)
         self.precision = select_precision(config.train.precision, self.device)
         torch.manual_seed(config.train.seed)
@@ -200,8 +151,11 @@ class TrainingState:
     def _content(self) -> dict[str, Any]:
         content = {"model": self.model.state_dict(), "epoch": self.epoch}
         content |= {"settings": self.config.model_dump(mode="json"), "provenance": self.made_from.to_json()}
-        content |= {"pictures": self.pictures, "held_out": list(self.pictures["held_out"])}
-        return content | {"white_level": self.white_level, "carried": self.carried}
+        return content | {
+            "images": asdict(self.images),
+            "white_level": self.white_level,
+            "embedded_assets": self.embedded_assets,
+        }
 
     def save_checkpoint(self) -> None:
         """Write the checkpoint of the epoch just done."""
@@ -281,10 +235,11 @@ def read_last(config: Config, now: Provenance) -> dict[str, Any] | None:
             )
         return None
     content = _read_sound(path)
-    if not {"model", "optimizer", "scheduler", "epoch", "settings", "held_out"} <= content.keys():
+    if not {"model", "optimizer", "scheduler", "epoch", "settings", "images"} <= content.keys():
         raise UserError(f"{path}: not a state to resume from; set train.resume to never to start anew")
-    fitting.check_widths(path, content["model"], config)
-    if changed := changed_settings(provenance_of(path, content), now, ignoring=EXTENDABLE):
+    checkpoint.check_widths(path, content["model"], config)
+    extendable = [key for key, one in effects().items() if one.resumes == "extendable"]
+    if changed := changed_settings(provenance_of(path, content), now, ignoring=extendable):
         raise UserError(f"{path}: trained with {'; '.join(changed)}; {MEND}")
     return content
 
@@ -340,5 +295,5 @@ def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
 
 def training_provenance(config: Config, files: list[Path], textures: list[Path]) -> Provenance:
     """What a training would be made from now."""
-    settings = training_settings(config.model_dump(mode="json"))
+    settings = weight_settings(config) | {key: Path(config[key]).resolve().as_posix() for key in FOLDERS}
     return Provenance(pictures=provenance.content(files), textures=provenance.content(textures), settings=settings)

@@ -7,8 +7,7 @@ import pytest
 
 from evaluation import bootstrap, image_metrics, metrics
 from evaluation.metrics import PixelMetrics
-from evaluation.promises import lie_apart, promise
-from evaluation.thresholds import conformal, images_needed
+from evaluation.thresholds import conformal, differ_significantly, false_positive_estimate, images_needed
 
 
 def maps(rng, count, size=64, shift=0.3):
@@ -102,19 +101,19 @@ def test_conformal_keeps_its_promise_and_others_theirs():
         rates["p_quantile"].append(1 - np.percentile(held_out, 99))
         rates["conformal"].append(1 - conformal(held_out**3, 0.05) ** (1 / 3))
     for kind, found in rates.items():
-        said = promise(kind, count, 99, 3, 0.05)
+        said = false_positive_estimate(kind, count, 99, 3, 0.05)
         assert np.mean(found) == pytest.approx(said.expected, abs=1.5e-3), kind
         inside = np.mean((np.array(found) >= said.low) & (np.array(found) <= said.high))
         assert 0.88 <= inside <= 0.95, kind  # p_quantile lies between two scores: there a little more
     assert np.mean(rates["conformal"]) <= 0.05
-    assert promise("p_quantile", count, 99, 3, 0.05).expected == pytest.approx(0.034, abs=1e-3)
+    assert false_positive_estimate("p_quantile", count, 99, 3, 0.05).expected == pytest.approx(0.034, abs=1e-3)
 
 
 def test_k_sigma_of_normal_scores():
     rng = np.random.default_rng(1)
     held_out = rng.standard_normal((20_000, 20))
     limits = held_out.mean(axis=1) + 2 * held_out.std(axis=1)
-    said = promise("k_sigma", 20, 99, 2, 0.05)
+    said = false_positive_estimate("k_sigma", 20, 99, 2, 0.05)
     assert np.mean(rng.standard_normal(20_000) > limits) == pytest.approx(said.expected, abs=5e-3)
 
 
@@ -127,9 +126,11 @@ def test_conformal_is_the_right_score():
 
 def test_scores_that_lie_apart():
     rng = np.random.default_rng(0)
-    assert sum(lie_apart(rng.random(30), rng.random(40)) for _ in range(200)) <= 6  # 2 are expected
+    assert sum(differ_significantly(rng.random(30), rng.random(40)) for _ in range(200)) <= 6  # 2 are expected
 
-    assert lie_apart(rng.random(30) + 0.6, rng.random(40)) and not lie_apart(rng.random(30), np.array([]))
+    assert differ_significantly(rng.random(30) + 0.6, rng.random(40)) and not differ_significantly(
+        rng.random(30), np.array([])
+    )
 
 
 def test_youden_and_f1_choose_differently_where_classes_are_uneven():

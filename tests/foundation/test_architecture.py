@@ -60,7 +60,7 @@ def run(code):
 def test_requirements_are_the_imports():
     own = {room_of(path) for path in sources()}
     exporting = [path for path in sources() if room_of(path) == "deploy" or path.name == "export.py"]
-    on_ray = [path for path in sources() if path.name == "cluster.py"]
+    on_ray = [path for path in sources() if path.name == "ray_jobs.py"]
     plain = [path for path in sources() if path not in exporting + on_ray]
     for files, lists in (
         (plain, ["requirements.txt"]),

@@ -118,7 +118,8 @@ def test_what_opencv_reads_is_read(tmp_path, suffix):
 
 def test_the_limit_of_pixels_is_named(tmp_path):
     path = write(tmp_path / "a.png", np.zeros((64, 64), np.uint8))
-    code = f"import pathlib, image_io, runtime; runtime.setup(); image_io.read_image(pathlib.Path({str(path)!r}))"
+    code = "import pathlib; from data.image_io import read_image; from runtime.device import setup; setup(); "
+    code += f"read_image(pathlib.Path({str(path)!r}))"
     environment = {**os.environ, "OPENCV_IO_MAX_IMAGE_PIXELS": "4000"}
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert "has 4,096 pixels, OpenCV reads at most 4,000" in done.stderr

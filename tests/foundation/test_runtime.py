@@ -194,9 +194,7 @@ def test_few_batches_are_read_without_processes_on_a_cpu_only(monkeypatch):
 
 def test_a_mark_ends_with_its_process(tmp_path):
     (tmp_path / "a").write_text("x")
-    process = multiprocessing.get_context("fork").Process(
-        target=lambda: [holding(tmp_path / "a"), time.sleep(60)]
-    )
+    process = multiprocessing.get_context("fork").Process(target=lambda: [holding(tmp_path / "a"), time.sleep(60)])
     with holding(tmp_path / "a"):
         assert not remove_unused(tmp_path / "a")
         process.start()

@@ -15,7 +15,7 @@ from evaluation import metrics
 from inference import detect as inference
 from inference import masking, preprocessing
 from inference.preprocessing import Preparation, Technique, Variant
-from registration import register
+from registration import homography
 
 REGION = ("--set", "masking.regions.tile=[[0, 10, 0, 48], [20, 24, 5, 9]]", "--set", "metrics.masking=true")
 
@@ -165,8 +165,8 @@ def test_registered_pictures_and_masks_lie_over_the_reference(shifted):
 
 def test_each_picture_is_registered_once(shifted, monkeypatch):
     config, pictures, *_ = shifted
-    preparation, count, register = Preparation(config, [Technique("no", True)]), [], register.registration.register
-    monkeypatch.setattr(register.registration, "register", lambda *pair: count.append(1) or register(*pair))
+    preparation, count, register = Preparation(config, [Technique("no", True)]), [], homography.register
+    monkeypatch.setattr(homography, "register", lambda *pair: count.append(1) or register(*pair))
     for _ in range(3):
         preparation.dataset(pictures, [Technique("no", True)])
         preparation.dataset(pictures[:2], [Technique("pre", True)])

@@ -16,6 +16,7 @@ import pytest
 from conftest import ROOT, SETTINGS, checked, make_dataset, rows_of, start_process
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
+from engine import ray_jobs
 from inference import checkpoint
 from runtime.files import owning
 
@@ -139,7 +140,7 @@ def test_folders_that_a_node_does_not_see_are_told_with_its_name(tmp_path, monke
     events = []
     queue = SimpleNamespace(put=events.append)
     monkeypatch.chdir(tmp_path)
-    outcome = cluster._task(queue, "tile", [str(tmp_path), str(tmp_path / "mvtec")], print, ())
+    outcome = ray_jobs._task(queue, "tile", [str(tmp_path), str(tmp_path / "mvtec")], print, ())
     assert (
         outcome.error == f"{tmp_path / 'mvtec'}: not there on node {socket.gethostname()}; put it on storage that "
         "all nodes see"

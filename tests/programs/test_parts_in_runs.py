@@ -98,7 +98,7 @@ def test_the_reference_of_a_training_stays(parts_place, cli):
     status, out, error = cli("--train", "--threshold", "--detection", *sets(*REGISTERED))
     assert status == 0 and "1 added" in out, error
     run = parts_place / "checkpoints/bracket/tiny"
-    carried = [checkpoint.read(run / f"epoch_{epoch:04}.pt")["carried"]["reference"] for epoch in (1, 2)]
+    carried = [checkpoint.read(run / f"epoch_{epoch:04}.pt")["embedded_assets"]["reference"] for epoch in (1, 2)]
     assert carried[0]["path"].endswith("000.png") and carried[0]["digest"] == carried[1]["digest"]
     result = parts_place / "results/tiny/bracket/checkpoint_2/no_masking_registered"
     assert f'"{carried[0]["digest"]} part"' in (result / "made_with.json").read_text()
@@ -207,12 +207,12 @@ def test_a_training_carries_its_reference_whatever_else_is_missing(parts_place, 
     """Masking without a region is for detection to tell; a reference that is nowhere is told, too."""
     assert cli("--train", *sets(*REGISTERED, "metrics.masking=true"))[0] == 0
     run = parts_place / "checkpoints/bracket/tiny"
-    assert "reference" in checkpoint.read(run / "epoch_0002.pt")["carried"]
+    assert "reference" in checkpoint.read(run / "epoch_0002.pt")["embedded_assets"]
     status, _, error = cli("--threshold", "--detection", *sets(*REGISTERED))
     assert status == 0, error
     for path in (run / "last.pt", run / "epoch_0002.pt"):
         content = checkpoint.read(path)
-        del content["carried"]["reference"]
+        del content["embedded_assets"]["reference"]
         content.pop("checksum", None)
         write_checkpoint(path, content)
     checked(cli("--detection", *sets(*REGISTERED)), ["last.pt", "reference is not in it"])

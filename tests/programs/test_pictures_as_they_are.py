@@ -104,11 +104,11 @@ def test_validation_pictures_are_held_out(workplace, cli):
     status, out, _ = cli("--train", "--threshold")
     assert status == 0 and "on 6 images (4 held out)" in out and "thresholds from 4 held-out nominal images" in out
     kept = checkpoint.read(workplace / "checkpoints/tile/tiny/last.pt")
-    assert set(kept["pictures"]["held_out"]) == {f"validation/good/{i}.png" for i in range(4)}
+    assert set(kept["images"]["held_out"]) == {f"validation/good/{i}.png" for i in range(4)}
     write(workplace / "mvtec/tile/validation/good/9.png", np.full((40, 48, 3), 7, np.uint8))
     assert cli("--train", "--set", "train.epochs=3")[0] == 0
     kept = checkpoint.read(workplace / "checkpoints/tile/tiny/last.pt")
-    assert len(kept["pictures"]["held_out"]) == 5 and len(kept["pictures"]["training"]) == 6
+    assert len(kept["images"]["held_out"]) == 5 and len(kept["images"]["training"]) == 6
 
 
 def test_groups_are_held_out_together(workplace, cli):
@@ -116,7 +116,7 @@ def test_groups_are_held_out_together(workplace, cli):
     for path in sorted(good.iterdir()):
         path.rename(good / f"part{int(path.stem) // 2}_{path.name}")
     assert cli("--train", "--set", "data.split_by=(part\\d)_")[0] == 0
-    kept = checkpoint.read(workplace / "checkpoints/tile/tiny/last.pt")["pictures"]
+    kept = checkpoint.read(workplace / "checkpoints/tile/tiny/last.pt")["images"]
     parts = [{name[:5] for name in kept[part]} for part in ("training", "held_out")]
     assert [len(names) for names in parts] == [2, 1] and not parts[0] & parts[1]
     anew = ("--set", "data.run_name=other", "--set", "data.split_by=(shift)")
@@ -126,7 +126,7 @@ def test_groups_are_held_out_together(workplace, cli):
 def test_held_out_pictures_that_are_trained_on_as_well_set_no_threshold(workplace, cli):
     assert cli("--train")[0] == 0
     category = workplace / "mvtec/tile"
-    held_out = checkpoint.read(workplace / "checkpoints/tile/tiny/last.pt")["held_out"]
+    held_out = list(checkpoint.read(workplace / "checkpoints/tile/tiny/last.pt")["images"]["held_out"])
     shutil.rmtree(workplace / "checkpoints/tile/tiny")
     (category / "validation/good").mkdir(parents=True)
     for path in (category / "train/good").iterdir():
@@ -240,16 +240,16 @@ def test_intervals_hold_the_values(two, cli):
 
 def test_a_fifth_of_the_textures_is_held_out(workplace, cli):
     from config import load_config
-    from engine.train import datasets, find_files, split
+    from training.data import datasets, find_files, split
 
     for i in range(3, 10):
         write(workplace / f"textures/kind/{i}.png", np.random.default_rng(i).integers(0, 256, (50, 60, 3)))
     config = load_config(workplace / "config.yaml")
-    train, samples = datasets(config, split(config, *find_files(config)))
+    train, samples = datasets(config, split(config, find_files(config)))
     used = [{texture.tobytes() for texture in one.synthesizer.textures} for one in (train, samples.nominal)]
     assert [len(some) for some in used] == [8, 2] and not used[0] & used[1]
     config = load_config(workplace / "config.yaml", ["data.val_split=0"])
-    train, samples = datasets(config, split(config, *find_files(config)))
+    train, samples = datasets(config, split(config, find_files(config)))
     assert len(train.synthesizer.textures) == 10 and samples is None
 
 

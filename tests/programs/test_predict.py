@@ -249,7 +249,7 @@ def test_thresholds_from_other_good_pictures_stand_beside_the_old_ones(judged, c
     path = judged / "checkpoints/tile/tiny/thresholds/checkpoint_2/no_masking_from_station 2.json"
     assert f"thresholds: {path}" in out.splitlines() and path.with_name("no_masking.json").read_text() == old
     content, rows = json.loads(path.read_text()), rows_of(judged / "out/predictions.csv")
-    held_out = checkpoint.read(judged / "checkpoints/tile/tiny/last.pt")["held_out"]
+    held_out = list(checkpoint.read(judged / "checkpoints/tile/tiny/last.pt")["images"]["held_out"])
     trained = sum(name not in held_out for name in ("000.png", "003.png"))
     assert trained and f"{trained} pictures were trained on" in out and content["pictures"] == 7 - trained
     scores = {float(row["score"]) for row in rows}
@@ -269,7 +269,7 @@ def rows_limit(rows):
 
 
 def test_scores_unlike_those_of_the_thresholds_are_told(judged, cli, monkeypatch):
-    monkeypatch.setattr("engine.predict.lie_apart", lambda scores, others: True)
+    monkeypatch.setattr("engine.predict.differ_significantly", lambda scores, others: True)
     out = predict(cli, judged / "mvtec/tile/test", "--output", judged / "out")
     assert "not alike: many of these pictures are defective" in out and "--threshold True --nominal FOLDER" in out
 

@@ -96,13 +96,13 @@ def test_val_ap_stands_at_kept_epochs_only(two, call):
 def test_val_ap_is_that_of_the_maps(two, monkeypatch):
     """Half of the samples stay clean, none is of the training stream, and the same come each time."""
     from config import load_config
-    from engine.train import datasets, find_files, split
+    from training.data import datasets, find_files, split
 
     monkeypatch.setattr(validation, "SAMPLES", 200)
     config = load_config(two / "config.yaml")
-    _, samples = datasets(config, split(config, *find_files(config)))
+    _, samples = datasets(config, split(config, find_files(config)))
     assert len(samples) == 200 and {samples.name(i) for i in range(200)} == set(map(str, samples.files))
-    again = datasets(config, split(config, *find_files(config)))[1]
+    again = datasets(config, split(config, find_files(config)))[1]
     clean = 0
     for idx in range(200):
         np.testing.assert_array_equal(samples[idx]["image"], again[idx]["image"])

@@ -13,8 +13,8 @@ import pytest
 from conftest import ROOT, checked, make_dataset, rows_of, write
 
 from config import load_config
-from engine.train import datasets, find_files, split
 from inference import checkpoint
+from training.data import datasets, find_files, split
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -210,7 +210,7 @@ def test_exchanged_pictures_of_the_same_name_size_and_time_are_trained_on(workpl
     assert cli("--train", *never)[0] == 0
     other_pictures(workplace / "mvtec/tile/train/good")
     config = load_config(workplace / "config.yaml")
-    dataset, _ = datasets(config, split(config, *find_files(config)))
+    dataset, _ = datasets(config, split(config, find_files(config)))
     assert max(int(dataset.images[i].max()) for i in range(len(dataset))) < 90  # the old ones have 90 and more
 
 
@@ -232,7 +232,7 @@ def test_renumbered_pictures_stay_trained_or_held_out(workplace, cli):
 
 def test_a_held_out_picture_that_is_gone_is_named(workplace, cli):
     assert cli("--train", *QUICK)[0] == 0
-    held_out = checkpoint.read(workplace / "checkpoints/tile/tiny/last.pt")["held_out"]
+    held_out = list(checkpoint.read(workplace / "checkpoints/tile/tiny/last.pt")["images"]["held_out"])
     (workplace / "mvtec/tile/train/good" / held_out[0]).unlink()
     checked(cli("--threshold"), [held_out[0], "held out when", "restore it"])
 

@@ -14,6 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from config import load_config
 from engine import train
 from inference import checkpoint
+from inference.checkpoint import TrainingImages
 from loss import DRAEMLoss
 from runtime.device import select_device, select_precision
 from runtime.files import replacing, write_text
@@ -89,7 +90,7 @@ def test_a_run_can_go_on_in_another_precision(workplace, monkeypatch, before, af
     train.run(config_of(workplace, "train.epochs=1", f"train.precision={before}", "train.visualize=false"), "")
     config = config_of(workplace, "train.epochs=2", f"train.precision={after}")
     content = checkpoint.read(config.run_folder / "last.pt")
-    state = TrainingState(config, "", Provenance(), content["pictures"])
+    state = TrainingState(config, "", Provenance(), TrainingImages(**content["images"]))
     state.resume(content)
     model, optimizer = state.model, state.optimizer
     layout = torch.channels_last if after == "bf16" else torch.contiguous_format
@@ -112,7 +113,7 @@ def test_files_of_a_run(workplace):
     assert any(name.startswith("logs/events") for name in names)
     assert [name for name in names if "/." in f"/{name}"] == [".lock"]
     content = checkpoint.read(config.run_folder / "epoch_0004.pt")
-    assert content["epoch"] == 4 and content["settings"]["train"]["seed"] == 0 and len(content["held_out"]) == 2
+    assert content["epoch"] == 4 and content["settings"]["train"]["seed"] == 0 and len(content["images"]["held_out"]) == 2
     assert {key.split(".")[0] for key in content["model"]} == {"reconstructive", "discriminative"}
     rows = log_of(config)
     assert [int(row["epoch"]) for row in rows] == [1, 2, 3, 4, 5]
@@ -177,7 +178,7 @@ def test_a_state_without_carried_pictures_is_gone_on_from(workplace):
     train.run(config, "")
     last = config.run_folder / "last.pt"
     content = checkpoint.read(last)
-    del content["carried"], content["checksum"]
+    del content["embedded_assets"], content["checksum"]
     state.write_checkpoint(last, content)
     assert train.run(config_of(workplace, "train.epochs=2"), "").name == "epoch_0002.pt"
 

@@ -1,0 +1,135 @@
+"""The data of a training: which files, which of them are held out, and the datasets made of them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from config import Config, with_white_level
+from data import image_io
+from data.cache import DecodedImages, Subset, half_of_disk, kept_folder
+from data.folders import Remarks, category_folder, list_textures
+from data.mvtec import list_nominal, list_validation, nominal_name, split_nominal
+from data_loader import DRAEMTrainDataset
+from inference import tiles
+from inference.checkpoint import TrainingImages
+from registration.register import RegisteredImages, Registration
+from runtime import provenance
+from runtime.errors import UserError
+from synthesis import MAX_ROTATION, AnomalySynthesizer
+from training.validation import SyntheticSamples, split_textures
+
+SMALL_ROTATION = 5  # degrees, of nominal images that are registered
+
+
+@dataclass(frozen=True)
+class DatasetFiles:
+    """What a category offers a training: images of train/good and of validation/good, textures."""
+
+    category: Path
+    nominal: list[Path]
+    validation: list[Path]
+    textures: list[Path]
+
+
+@dataclass(frozen=True)
+class TrainingFiles:
+    """What a training is made of: nominal images to train on, others that are held out, textures."""
+
+    category: Path
+    training: list[Path]
+    held_out: list[Path]
+    textures: list[Path]
+
+    @property
+    def nominal(self) -> list[Path]:
+        """All nominal images, those to train on first."""
+        return self.training + self.held_out
+
+    def digests(self) -> TrainingImages:
+        """The nominal images by name and content."""
+        parts = (
+            {
+                nominal_name(self.category, file): digest
+                for file, digest in zip(files, provenance.file_digests(files), strict=True)
+            }
+            for files in (self.training, self.held_out)
+        )
+        return TrainingImages(*parts)
+
+
+def find_files(config: Config, remarks: Remarks | None = None) -> DatasetFiles:
+    """The files of the configured category. Nothing is read yet."""
+    category = category_folder(Path(config.data.data_path), config.data.category)
+    nominal, validation = list_nominal(category, remarks), list_validation(category, remarks)
+    return DatasetFiles(category, nominal, validation, list_textures(Path(config.data.anomaly_source_path), remarks))
+
+
+def split(config: Config, files: DatasetFiles, kept: TrainingImages | None = None) -> TrainingFiles:
+    """Training and held-out images: those of validation/good are held out, else some are chosen by seed; with the
+    images of an earlier state (`kept`) those that it held out, by content.
+
+    Raises:
+        UserError: none is left to train on or to hold out, or a batch would have one sample only.
+    """
+    nominal = files.nominal + files.validation
+    if kept is not None:
+        digests, found = set(kept.held_out.values()), provenance.file_digests(nominal)
+        held_out = {file for file, digest in zip(nominal, found, strict=True) if digest in digests}
+        held_out |= set(files.validation)
+    elif files.validation:
+        held_out = set(files.validation)
+    else:
+        settings = config.data.val_split, config.train.seed, config.data.split_by, files.category
+        held_out = set(split_nominal(files.nominal, *settings)[1])
+    if kept and kept.held_out and not held_out:
+        folder = nominal[0].parent
+        raise UserError(f"{folder}: none of the images that the training held out is there any more; restore them")
+    training = [file for file in nominal if file not in held_out]
+    if not training:
+        raise UserError(f"{nominal[0].parent}: all images there are held out, none is left to train on; restore them")
+    samples = len(training) * tiles.per_image(config.data, config.train.tiles_per_image)
+    if config.data.input_size == (32, 32) and 1 in (config.train.batch_size, samples % config.train.batch_size):
+        raise UserError(
+            f"train.batch_size = {config.train.batch_size} leaves a batch of one of the {samples} samples, and at "
+            f"{'tile_size' if config.data.tile_size else 'img_size'} 32 batch norm needs two; change one of them"
+        )
+    return TrainingFiles(files.category, training, [file for file in nominal if file in held_out], files.textures)
+
+
+def find_white_level(config: Config, nominal: list[Path], kept: dict[str, Any] | None) -> float | None:
+    """The value of white in images of more than 8 bits: the setting's, that of the state that is kept, or found."""
+    if config.data.white_level != "auto":
+        return config.data.white_level
+    if kept is not None:
+        return kept.get("white_level")
+    white_level = image_io.find_white_level(nominal)
+    if white_level is not None:
+        print(f"images have more than 8 bits: {white_level:g} is taken for white (data.white_level)")
+    return white_level
+
+
+def datasets(
+    config: Config, files: TrainingFiles, white_level: float | None = None, reference: dict[str, Any] | None = None
+) -> tuple[DRAEMTrainDataset, SyntheticSamples | None]:
+    """Samples to train on, and those on held-out images where there are any. Decodes all images and textures.
+
+    reference: that images are registered to, see `inference.preprocessing.embed_assets`; None: as the settings say.
+    """
+    size, seed, folder = config.data.input_size, config.train.seed, kept_folder(config.data.checkpoint_path)
+    if config.data.registration_training:
+        registration = Registration(with_white_level(config, white_level), reference)
+        nominal, rotation = RegisteredImages(folder, files.nominal, registration), SMALL_ROTATION
+    else:
+        limit = half_of_disk(folder)
+        nominal = DecodedImages(folder, "nominal images", files.nominal, config.data.img_size, white_level, limit)
+        rotation = MAX_ROTATION
+    textures = DecodedImages(folder, "textures", files.textures, size)  # which may push out what nobody has open
+    per_image, count = tiles.per_image(config.data, config.train.tiles_per_image), len(files.training)
+    own, others = split_textures(files.textures, seed) if files.held_out else (range(len(textures)), [])
+    synthesizer = AnomalySynthesizer(Subset(textures, own), size, config.train.cut, rotation)
+    dataset = DRAEMTrainDataset(Subset(nominal, range(count)), synthesizer, seed, per_image=per_image)
+    if not files.held_out:
+        return dataset, None
+    synthesizer = AnomalySynthesizer(Subset(textures, others), size, max_rotation=rotation)
+    synthetic = DRAEMTrainDataset(Subset(nominal, range(count, len(nominal))), synthesizer, seed, stream=4)
+    return dataset, SyntheticSamples(synthetic, files.held_out)

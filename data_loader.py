@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler, default_collate
 
-from data.image_io import read_all, read_image, read_mask, resize
+from data.image_io import read_all, read_image, read_mask, resize, resize_mask
 from data.mvtec import TestImage
 from runtime import signals
 from runtime.device import setup
@@ -140,13 +140,6 @@ class DRAEMTestDataset(Dataset):
             mask |= read_mask(path, mask.shape)
         return image, mask
 
-    def resized(self, image: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """A picture and its mask, uint8 (H, W, 3) and bool (H, W), of the image size.
-
-        As in the original the mask is resized linearly, and 255 counts as anomalous.
-        """
-        return resize(image, self.image_size), resize(mask, self.image_size) == 255
-
     def sample(self, idx: int, image: np.ndarray, mask: np.ndarray) -> dict[str, torch.Tensor | int]:
         """Of a resized picture and mask."""
         return {
@@ -157,7 +150,8 @@ class DRAEMTestDataset(Dataset):
         }
 
     def __getitem__(self, idx: int) -> dict[str, torch.Tensor | int]:
-        return self.sample(idx, *self.resized(*self.read(idx)))
+        image, mask = self.read(idx)
+        return self.sample(idx, resize(image, self.image_size), resize_mask(mask, self.image_size))
 
 
 class EpochSampler(Sampler):

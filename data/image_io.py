@@ -237,6 +237,11 @@ def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return image if image.shape[:2] == tuple(size) else cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
 
 
+def resize_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Ground-truth mask uint8 (H, W), 0 or 255 -> bool of `size`: resized linearly, where 255 counts (original)."""
+    return resize(mask, size) == 255
+
+
 def rotate(image: np.ndarray, degrees: float) -> np.ndarray:
     """Rotate clockwise about the center, linear, zeros outside: what imgaug's `Affine(rotate=degrees)` gives."""
     height, width = image.shape[:2]

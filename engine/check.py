@@ -19,7 +19,7 @@ from data.folders import Remarks, category_folder, list_textures
 from data.mvtec import TestImage, doubts_of_depth, list_nominal, list_test, list_validation
 from evaluation.thresholds import false_positive_estimate, images_needed
 from inference import checkpoint, tiles
-from inference.preprocessing import Preparation, configured
+from inference.preprocessing import Preprocessor, configured
 from loss import DRAEMLoss
 from model import DRAEM
 from registration.register import Registration
@@ -95,7 +95,7 @@ def run(config: Config) -> None:
         if test:
             technique = configured(config)
             settled = with_white_level(config, white_level)
-            preparing = partial(Preparation, settled, [technique], embedded=reference)
+            preparing = partial(Preprocessor, settled, [technique], embedded=reference)
             findings.attempt(lambda: preparing().check(test, [technique]))
             for line in doubts_of_depth(test, white_level):
                 print(line)

@@ -14,7 +14,7 @@ from evaluation.thresholds import MANUAL, OPTIMAL
 from inference import checkpoint, threshold_file
 from inference.checkpoint import Checkpoint
 from inference.detect import Together, detect
-from inference.preprocessing import Preparation, Technique, configured, left_out
+from inference.preprocessing import Preprocessor, Technique, configured, left_out
 from reporting.result import Result
 from runtime import provenance
 from runtime.provenance import Content, Provenance
@@ -38,15 +38,15 @@ def run(config: Config, ranks: Together | None = None) -> Path:
     doubts += doubts_of_depth(pictures, config.data.white_level)
     for line in doubts:
         print(line)
-    preparation = Preparation(config, [technique], embedded=ckpt.assets_for(config))
+    preprocessor = Preprocessor(config, [technique], embedded=ckpt.assets_for(config))
     if ranks and ranks.rank:
-        for _ in detect(ckpt.model, preparation.dataset(pictures, [technique], ranks), config, "", ranks):
+        for _ in detect(ckpt.model, preprocessor.dataset(pictures, [technique], ranks), config, "", ranks):
             pass
         return result_folder(config, ckpt.name, technique)
     nominal = manual
     if config.metrics.threshold and kind != MANUAL:
-        nominal = load_thresholds(config, ckpt, preparation, technique)
-    print(evaluate_pass(config, ckpt, preparation, pictures, {technique: nominal}, (kind, OPTIMAL), doubts, ranks))
+        nominal = load_thresholds(config, ckpt, preprocessor, technique)
+    print(evaluate_pass(config, ckpt, preprocessor, pictures, {technique: nominal}, (kind, OPTIMAL), doubts, ranks))
     return result_folder(config, ckpt.name, technique)
 
 
@@ -64,7 +64,7 @@ def result_folder(config: Config, checkpoint_name: str, technique: Technique) ->
 def provenance_of(
     config: Config,
     fingerprint: str,
-    preparation: Preparation,
+    preprocessor: Preprocessor,
     technique: Technique,
     pictures: Sequence[TestImage],
     nominal: Content | None,
@@ -90,14 +90,14 @@ def provenance_of(
         masks=Content(len(masks), provenance.digest(masks)),
         nominal=nominal,
         settings=settings | map_settings(config),
-        **preparation.facts(technique),
+        **preprocessor.facts(technique),
     )
 
 
 def evaluate_pass(
     config: Config,
     ckpt: Checkpoint,
-    preparation: Preparation,
+    preprocessor: Preprocessor,
     pictures: list[TestImage],
     nominal: dict[Technique, dict[str, Any] | None],
     kinds: Sequence[str],
@@ -116,16 +116,16 @@ def evaluate_pass(
     Returns:
         tables of the metrics.
     """
-    dataset = preparation.dataset(pictures, list(nominal), ranks)
+    dataset = preprocessor.dataset(pictures, list(nominal), ranks)
     with ExitStack() as stack:
         results = {}
         for technique, thresholds in nominal.items():
             made_from = provenance_of(
-                config, ckpt.fingerprint, preparation, technique, pictures, thresholds and thresholds["nominal"], kinds
+                config, ckpt.fingerprint, preprocessor, technique, pictures, thresholds and thresholds["nominal"], kinds
             )
             folder = result_folder(config, ckpt.name, technique)
             result = Result(config, folder, pictures, thresholds, kinds, made_from, ckpt.path)
-            result.notes |= _notes(preparation, technique, pictures, thresholds)
+            result.notes |= _notes(preprocessor, technique, pictures, thresholds)
             if ckpt.is_of_registered and not technique.registered:
                 result.notes["registration"] = "trained on registered pictures; these are as they are"
             if doubts:
@@ -140,12 +140,12 @@ def evaluate_pass(
 
 
 def _notes(
-    preparation: Preparation, technique: Technique, pictures: list[TestImage], thresholds: dict[str, Any] | None
+    preprocessor: Preprocessor, technique: Technique, pictures: list[TestImage], thresholds: dict[str, Any] | None
 ) -> dict[str, Any]:
     """What readers of the metrics must know of how the pictures and thresholds came about."""
     notes: dict[str, Any] = {}
-    if technique.registered and (kept := preparation.registration.unregistered(pictures)):
-        notes["registration"] = f"{preparation.registration.said_of(pictures, 'pictures')}; they are kept as they are"
+    if technique.registered and (kept := preprocessor.registration.unregistered(pictures)):
+        notes["registration"] = f"{preprocessor.registration.said_of(pictures, 'pictures')}; they are kept as they are"
         notes["unregistered"] = kept
     if thresholds and thresholds["held_out"] is None:
         notes["nominal"] = f"max, p_quantile and k_sigma: {NOT_KNOWN}"

@@ -19,7 +19,7 @@ from engine.threshold import compute_thresholds, load_thresholds, nominal_images
 from evaluation.thresholds import KINDS, MANUAL, NOMINAL_KINDS
 from inference import checkpoint
 from inference.checkpoint import Checkpoint
-from inference.preprocessing import MASKINGS, TECHNIQUES, Preparation, Technique
+from inference.preprocessing import MASKINGS, TECHNIQUES, Preprocessor, Technique
 from registration.register import NoReferencePartError
 from reporting import summary
 from reporting.result import CURVES, Record, read_record
@@ -40,7 +40,7 @@ class Item:
     epoch: int
     pictures: list[TestImage]
     doubts: list[str]
-    preparation: Preparation
+    preprocessor: Preprocessor
     techniques: list[Technique]
 
 
@@ -166,12 +166,12 @@ def _plan(
         except (UserError, OSError) as error:
             failed[name, "", ""] = told(error)
             continue
-        preparation, techniques = _prepared(own, techniques, kept_in, embedded, by_epoch, failed)
-        preparation.check(pictures, techniques)
+        preprocessor, techniques = _prepared(own, techniques, kept_in, embedded, by_epoch, failed)
+        preprocessor.check(pictures, techniques)
         for epoch, path in sorted(by_epoch.items()):
             for variant in dict.fromkeys(technique.variant for technique in techniques):
                 group = [technique for technique in techniques if technique.variant == variant]
-                items.append(Item(own, path, epoch, pictures, doubts, preparation, group))
+                items.append(Item(own, path, epoch, pictures, doubts, preprocessor, group))
     return items, failed
 
 
@@ -182,17 +182,17 @@ def _prepared(
     embedded: dict[str, dict[str, Any]],
     epochs: Iterable[int],
     failed: dict[Key, str],
-) -> tuple[Preparation, list[Technique]]:
-    """A category's preparation, and the techniques that are left: without a reference part none is registered."""
+) -> tuple[Preprocessor, list[Technique]]:
+    """A category's preprocessor, and the techniques that are left: without a reference part none is registered."""
     try:
-        return Preparation(config, techniques, kept_in, embedded), techniques
+        return Preprocessor(config, techniques, kept_in, embedded), techniques
     except NoReferencePartError as error:
         text = told(error)
         for one in techniques:
             if one.registered:
                 failed |= {(config.data.category, str(epoch), one.name): text for epoch in epochs}
     left = [one for one in techniques if not one.registered]
-    return Preparation(config, left, kept_in, embedded), left
+    return Preprocessor(config, left, kept_in, embedded), left
 
 
 def _resolve_white_level(config: Config, paths: Sequence[Path]) -> tuple[Config, dict[str, dict[str, Any]]]:
@@ -228,7 +228,7 @@ def _is_complete(item: Item, kinds: list[str]) -> bool:
         if not set(kinds) <= set(summary.read_kinds(folder, record)) or not (folder / CURVES).is_file():
             return False
         try:
-            if differences(item.config, record, item.path, item.preparation, technique, item.pictures):
+            if differences(item.config, record, item.path, item.preprocessor, technique, item.pictures):
                 return False
         except (UserError, OSError):
             return False  # its pass will fail and say why
@@ -239,7 +239,7 @@ def differences(
     config: Config,
     record: Record,
     path: Path,
-    preparation: Preparation,
+    preprocessor: Preprocessor,
     technique: Technique,
     pictures: Sequence[TestImage],
 ) -> list[str]:
@@ -250,7 +250,7 @@ def differences(
     nominal = None
     if record.made_from.nominal:
         nominal = provenance.content([one.path for one in nominal_images(config, checkpoint.load_facts(path))[0]])
-    now = provenance_of(config, weights, preparation, technique, pictures, nominal, record.thresholds)
+    now = provenance_of(config, weights, preprocessor, technique, pictures, nominal, record.thresholds)
     return record.made_from.differences(now)
 
 
@@ -278,19 +278,19 @@ def _evaluate(item: Item, ckpt: Checkpoint, kinds: list[str]) -> None:
         missing = []
         for technique in item.techniques:
             try:
-                nominal[technique] = load_thresholds(item.config, ckpt, item.preparation, technique)
+                nominal[technique] = load_thresholds(item.config, ckpt, item.preprocessor, technique)
             except UserError:  # none yet, or of other weights or settings
                 missing.append(technique)
         if missing:
-            compute_thresholds(item.config, ckpt, item.preparation, missing)
+            compute_thresholds(item.config, ckpt, item.preprocessor, missing)
         for technique in missing:
-            nominal[technique] = load_thresholds(item.config, ckpt, item.preparation, technique)
+            nominal[technique] = load_thresholds(item.config, ckpt, item.preprocessor, technique)
     if MANUAL in kinds:
         manual = manual_thresholds(item.config)
         for technique, own in nominal.items():
             both = {scope: (own[scope] if own else {}) | manual[scope] for scope in ("image", "pixel")}
             nominal[technique] = (own or manual) | both
-    evaluate_pass(item.config, ckpt, item.preparation, item.pictures, nominal, kinds, item.doubts)
+    evaluate_pass(item.config, ckpt, item.preprocessor, item.pictures, nominal, kinds, item.doubts)
 
 
 def current_results(results: Path, config: Config, failed: dict[Key, str]) -> tuple[list[Found], dict[Key, str]]:
@@ -298,7 +298,7 @@ def current_results(results: Path, config: Config, failed: dict[Key, str]) -> tu
     by_name = {technique.name: technique for technique in TECHNIQUES}
     found, stale = [], {}
     listed: dict[str, list[TestImage]] = {}
-    prepared: dict[tuple, Preparation] = {}
+    prepared: dict[tuple, Preprocessor] = {}
     for folder in sorted(results.glob("*/checkpoint_*/*")):
         name, epoch = folder.parent.parent.name, folder.parent.name.removeprefix("checkpoint_")
         key = (name, epoch, folder.name)
@@ -323,7 +323,7 @@ def current_results(results: Path, config: Config, failed: dict[Key, str]) -> tu
             digests = tuple(sorted((what, asset["digest"]) for what, asset in embedded.items()))
             key_of = (name, technique, own.data.white_level, digests)
             if key_of not in prepared:
-                prepared[key_of] = Preparation(own, [technique], embedded=embedded)
+                prepared[key_of] = Preprocessor(own, [technique], embedded=embedded)
             if changed := differences(own, record, path, prepared[key_of], technique, listed[name]):
                 stale[key] = "; ".join(changed)
                 continue

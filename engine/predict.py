@@ -15,7 +15,8 @@ from config import Config
 from data.folders import Remarks, pictures_below
 from evaluation.thresholds import differ_significantly, distance
 from inference import checkpoint
-from inference.detector import Detection, Detector, Prepared
+from inference.detector import Detection, Detector
+from inference.preprocessing import ModelInput
 from reporting.predictions import SUMMARY, Predictions, row, row_of_error
 from runtime.device import core_count, select_device, select_precision
 from runtime.errors import UserError, told
@@ -154,7 +155,7 @@ def judge(detector: Detector, pictures: Sequence[Picture], predictions: Predicti
     """
     size = detector.pictures_at_once
 
-    def read(picture: Picture) -> Prepared | str:
+    def read(picture: Picture) -> ModelInput | str:
         try:
             return detector.read(picture.path)
         except (UserError, OSError, MemoryError, cv2.error) as error:
@@ -183,7 +184,7 @@ def judge(detector: Detector, pictures: Sequence[Picture], predictions: Predicti
 
 
 def _found(
-    detector: Detector, batch: Sequence[Picture], read: Sequence[Prepared | str]
+    detector: Detector, batch: Sequence[Picture], read: Sequence[ModelInput | str]
 ) -> Iterator[tuple[Picture, Detection | str, float]]:
     """Each picture with what was found in it, or why nothing was, and the seconds that it took."""
     ready = [one for one in read if not isinstance(one, str)]
@@ -197,7 +198,7 @@ def _found(
         yield picture, one if isinstance(one, str) else next(found), seconds
 
 
-def _alone(detector: Detector, picture: Prepared) -> Detection | str:
+def _alone(detector: Detector, picture: ModelInput) -> Detection | str:
     try:
         return detector.run([picture])[0]
     except UserError as error:

@@ -21,7 +21,7 @@ from inference import checkpoint, threshold_file
 from inference.checkpoint import Checkpoint
 from inference.detect import NetworkOutput, Together, detect
 from inference.detector import Detector
-from inference.preprocessing import Preparation, Technique, configured, left_out
+from inference.preprocessing import Preprocessor, Technique, configured, left_out
 from reporting import tables
 from runtime import provenance
 from runtime.device import core_count
@@ -40,8 +40,8 @@ def run(config: Config, ranks: Together | None = None) -> Path:
     technique = configured(config)
     ckpt = checkpoint.load(config)
     config = checkpoint.resolve_white_level(config, ckpt)
-    preparation = Preparation(config, [technique], embedded=ckpt.assets_for(config))
-    for content in compute_thresholds(config, ckpt, preparation, [technique], ranks):
+    preprocessor = Preprocessor(config, [technique], embedded=ckpt.assets_for(config))
+    for content in compute_thresholds(config, ckpt, preprocessor, [technique], ranks):
         print(_table(content))
     return threshold_file.path_of(config.run_folder, ckpt.name, technique)
 
@@ -124,12 +124,16 @@ def _found(there: dict[str, Path], wanted: dict[str, str], ckpt: Checkpoint) -> 
 
 
 def provenance_of(
-    config: Config, ckpt_fingerprint: str, preparation: Preparation, technique: Technique, pictures: Sequence[TestImage]
+    config: Config,
+    ckpt_fingerprint: str,
+    preprocessor: Preprocessor,
+    technique: Technique,
+    pictures: Sequence[TestImage],
 ) -> Provenance:
     """What thresholds are made from."""
     settings = threshold_settings(config) | map_settings(config)
     nominal = provenance.content([picture.path for picture in pictures])
-    return Provenance(weights=ckpt_fingerprint, nominal=nominal, settings=settings, **preparation.facts(technique))
+    return Provenance(weights=ckpt_fingerprint, nominal=nominal, settings=settings, **preprocessor.facts(technique))
 
 
 class Scores:
@@ -184,7 +188,7 @@ def _percent(rate: float) -> str:
 def compute_thresholds(
     config: Config,
     ckpt: Checkpoint,
-    preparation: Preparation,
+    preprocessor: Preprocessor,
     techniques: Sequence[Technique],
     ranks: Together | None = None,
 ) -> list[dict[str, Any]]:
@@ -197,7 +201,7 @@ def compute_thresholds(
         copies = len(set(ckpt.images.held_out.values()) & set(ckpt.images.training.values()))
         if copies:
             print(f"held-out pictures that are training pictures as well: {copies}; left out of thresholds")
-    dataset = preparation.dataset(pictures, techniques, ranks)
+    dataset = preprocessor.dataset(pictures, techniques, ranks)
     height, width = config.data.img_size
     p, k, count = config.metrics.p, config.metrics.k, len(pictures)
     scores = [Scores(p, k, count, height * width) for _ in techniques]
@@ -208,8 +212,8 @@ def compute_thresholds(
         return []
     contents = []
     for technique, own in zip(techniques, scores, strict=True):
-        made_from = provenance_of(config, ckpt.fingerprint, preparation, technique, pictures)
-        unregistered = preparation.registration.unregistered(pictures) if technique.registered else []
+        made_from = provenance_of(config, ckpt.fingerprint, preprocessor, technique, pictures)
+        unregistered = preprocessor.registration.unregistered(pictures) if technique.registered else []
         path = threshold_file.path_of(config.run_folder, ckpt.name, technique)
         contents.append(_save(path, config, ckpt, own, made_from, is_held_out, unregistered))
     return contents
@@ -279,7 +283,9 @@ def _table(content: dict[str, Any]) -> str:
     return "\n".join([*head, tables.number_table(rows, 22, 10), *said])
 
 
-def load_thresholds(config: Config, ckpt: Checkpoint, preparation: Preparation, technique: Technique) -> dict[str, Any]:
+def load_thresholds(
+    config: Config, ckpt: Checkpoint, preprocessor: Preprocessor, technique: Technique
+) -> dict[str, Any]:
     """Thresholds that fit this checkpoint, image size and technique.
 
     Returns:
@@ -295,7 +301,7 @@ def load_thresholds(config: Config, ckpt: Checkpoint, preparation: Preparation, 
             "or set metrics.threshold=false to judge at `optimal` only"
         )
     found, made_from = threshold_file.read(path)
-    now = provenance_of(config, ckpt.fingerprint, preparation, technique, nominal_images(config, ckpt)[0])
+    now = provenance_of(config, ckpt.fingerprint, preprocessor, technique, nominal_images(config, ckpt)[0])
     if changed := made_from.differences(now):
         raise UserError(f"{path}: out of date: {'; '.join(changed)}; {threshold_file.MEND}")
     return found | {"nominal": now.nominal}

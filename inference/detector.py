@@ -9,15 +9,14 @@ import numpy as np
 import torch
 
 from config import Config, map_settings, with_white_level
-from data.image_io import read_image, resize
+from data.image_io import resize
 from evaluation.metrics import image_score
 from evaluation.regions import Region, regions, relative
 from evaluation.thresholds import MANUAL
-from inference import checkpoint, masking, threshold_file
+from inference import checkpoint, threshold_file
 from inference.checkpoint import Checkpoint
 from inference.detect import NetworkOutput, Networks
-from inference.preprocessing import Preparation, configured, left_out
-from registration import homography
+from inference.preprocessing import ModelInput, Preprocessor, configured, left_out
 from runtime.errors import UserError
 from runtime.provenance import Provenance
 
@@ -53,16 +52,6 @@ class Detection:
     seen: NetworkOutput
 
 
-class Prepared(NamedTuple):
-    """A picture as the networks are to see it, uint8 (H, W, 3), and what is known of it besides."""
-
-    image: np.ndarray
-    valid: np.ndarray | None
-    region: np.ndarray | None
-    homography: np.ndarray | None
-    shape: tuple[int, int]  # its own
-
-
 class Detector:
     """A trained model, ready for pictures.
 
@@ -86,7 +75,7 @@ class Detector:
         elif ckpt.images is not None:
             config = with_white_level(config, ckpt.white_level)
         self.ckpt, self.config, self.technique = ckpt, config, configured(config)
-        self._preparation = Preparation(config, [self.technique], embedded=ckpt.assets_for(config))
+        self._preprocessor = Preprocessor(config, [self.technique], embedded=ckpt.assets_for(config))
         self._networks = Networks(ckpt.model, config, 0)
         self.remarks: list[str] = []
         self.nominal_scores: list[float] = []
@@ -159,7 +148,7 @@ class Detector:
         data = self.config.data
         settings = map_settings(self.config)
         settings["white_level"] = None if data.white_level == "auto" else data.white_level
-        facts = self._preparation.facts(self.technique)
+        facts = self._preprocessor.facts(self.technique)
         return Provenance(weights=self.ckpt.fingerprint, settings=settings, **facts)
 
     def __call__(self, images: np.ndarray | Sequence[np.ndarray]) -> "Detection | list[Detection]":
@@ -172,31 +161,22 @@ class Detector:
             return self.run([self.prepare(images)])[0]
         return self.run([self.prepare(image) for image in images])
 
-    def read(self, path: Path) -> Prepared:
+    def read(self, path: Path) -> ModelInput:
         """A picture file, ready for `run`; UserError where it cannot be read or used."""
-        white_level = self.config.data.white_level
-        image = read_image(path, white_level=None if white_level == "auto" else white_level)
-        return self.prepare(image, path.as_posix())
+        return self.prepare(self._preprocessor.read(path), path.as_posix())
 
-    def prepare(self, image: np.ndarray, name: str = "picture") -> Prepared:
+    def prepare(self, image: np.ndarray, name: str = "picture") -> ModelInput:
         """One picture as the networks are to see it. May be called from several threads."""
         if not (isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3):
             what = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
             raise ValueError(f"a picture must be BGR, uint8 (H, W, 3), not {what}")
-        shape, size, homography, valid, region = image.shape[:2], self.config.data.img_size, None, None, None
-        if self.technique.registered:
-            homography = self._preparation.registration.homography(image)
-            if homography is not None:
-                image, has_source = self._preparation.registration.laid(image, homography)
-                valid = ~masking.resize_region(~has_source, size)
+        homography = self._preprocessor.registration.homography(image) if self.technique.registered else None
+        found = self._preprocessor.align(image, homography)
         if self.technique.masking != "no":
-            region = self._preparation.resized_region(self.technique.variant, Path(name), shape)
-        image = resize(image, size)
-        if self.technique.variant.pre_masked:
-            image = np.where(region[..., None], np.uint8(0), image)
-        return Prepared(image, valid, region, homography, shape)
+            found = self._preprocessor.apply_region(found, self.technique.variant, Path(name))
+        return found
 
-    def run(self, prepared: Sequence[Prepared]) -> list[Detection]:
+    def run(self, prepared: Sequence[ModelInput]) -> list[Detection]:
         """What is found in prepared pictures; `pictures_at_once` fill a pass of the networks."""
         images = (torch.from_numpy(np.ascontiguousarray(one.image.transpose(2, 0, 1))) for one in prepared)
         return [
@@ -204,7 +184,7 @@ class Detector:
             for picture, (reconstruction, anomaly_map) in zip(prepared, self._networks(images), strict=True)
         ]
 
-    def _judge(self, picture: Prepared, reconstruction: np.ndarray, anomaly_map: np.ndarray) -> Detection:
+    def _judge(self, picture: ModelInput, reconstruction: np.ndarray, anomaly_map: np.ndarray) -> Detection:
         if not np.isfinite(anomaly_map).all():
             raise UserError("its anomaly map is not finite; use another checkpoint, or precision=fp32")
         nothing = np.zeros(anomaly_map.shape, bool)
@@ -217,8 +197,7 @@ class Detector:
         verdict = "anomalous" if score > self.limits.image else "nominal"
         return Detection(score, relative(score, self.limits.image), verdict, own, mask, regions(mask), seen)
 
-    def _in_own_pixels(self, anomaly_map: np.ndarray, picture: Prepared) -> np.ndarray:
+    def _in_own_pixels(self, anomaly_map: np.ndarray, picture: ModelInput) -> np.ndarray:
         if picture.homography is None:
             return resize(anomaly_map, picture.shape)
-        frame = resize(anomaly_map, self._preparation.registration.reference.shape[:2])
-        return homography.warp(frame, np.linalg.inv(picture.homography), picture.shape)[0]
+        return self._preprocessor.registration.to_own_pixels(anomaly_map, picture.homography, picture.shape)

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-import data_loader
 from config import Config
 from data.cache import KeptArrays
-from data.image_io import from_png, read_marked, read_size, to_png
+from data.image_io import from_png, read_marked, read_size, resize, resize_mask, to_png
 from data.mvtec import TestImage
+from data_loader import DRAEMTestDataset
 from inference import masking
 from registration.register import NoReferencePartError, Registration
 from runtime import provenance
@@ -72,8 +72,29 @@ def left_out(output: "NetworkOutput", technique: Technique) -> "NetworkOutput":
     return replace(output, anomaly_map=np.where(valid, output.anomaly_map, np.float32(0)), valid=valid)
 
 
-class Preparation:
-    """Brings one category's pictures before the networks.
+@dataclass(frozen=True)
+class ModelInput:
+    """An image as the networks get it.
+
+    Attributes:
+        image: uint8 (H, W, 3), BGR, of the image size.
+        shape: height and width of the image as it was; None where that is not known.
+        homography: 3 x 3, from its pixels to the reference's; None where it was not registered.
+        mask: ground truth, bool (H, W); None where none was given.
+        valid: bool (H, W), False where the warp has no source; None for all True.
+        region: bool (H, W), where the category's region lies; None where no technique asks for it.
+    """
+
+    image: np.ndarray
+    shape: tuple[int, int] | None
+    homography: np.ndarray | None = None
+    mask: np.ndarray | None = None
+    valid: np.ndarray | None = None
+    region: np.ndarray | None = None
+
+
+class Preprocessor:
+    """Brings one category's images into the form that the networks get, the same in all modes.
 
     Args:
         config: the settings. techniques: those that will be asked for.
@@ -142,6 +163,32 @@ class Preparation:
             "precision": str(precision).removeprefix("torch."),
         }
 
+    def read(self, path: Path) -> np.ndarray:
+        """An image file, uint8 (H, W, 3), BGR, of its own size, white as in training."""
+        return self.registration.read(path)
+
+    def align(self, image: np.ndarray, homography: np.ndarray | None, mask: np.ndarray | None = None) -> ModelInput:
+        """Warp an image onto the reference, and resize it.
+
+        Args:
+            image: uint8 (H, W, 3), BGR. homography: see `ModelInput`; None: it keeps its place.
+            mask: ground truth, uint8 (H, W), 0 or 255.
+        """
+        size, shape, valid = self.config.data.img_size, image.shape[:2], None
+        if homography is not None:
+            image, mask, has_source = self.registration.warp(image, homography, mask)
+            valid = ~masking.resize_region(~has_source, size)
+        if mask is not None:
+            mask = resize_mask(mask, size)
+        return ModelInput(resize(image, size), shape, homography, mask, valid)
+
+    def apply_region(self, model_input: ModelInput, variant: Variant, path: Path) -> ModelInput:
+        """The same with the category's region, which is black where the variant is pre-masked. path: for errors."""
+        region, image = self.resized_region(variant, path, model_input.shape), model_input.image
+        if variant.pre_masked:
+            image = np.where(region[..., None], np.uint8(0), image)
+        return replace(model_input, image=image, region=region)
+
     def dataset(
         self, pictures: Sequence[TestImage], techniques: Sequence[Technique], ranks: "Together | None" = None
     ) -> "VariantDataset":
@@ -153,7 +200,7 @@ class Preparation:
             self.registration.register(pictures, ranks)
             if self.kept_in:
                 registered = RegisteredPictures(self, pictures)
-        return VariantDataset(pictures, self.config.data.img_size, self, variant, needs_region, registered)
+        return VariantDataset(pictures, self, variant, needs_region, registered)
 
     def resized_region(self, variant: "Variant", path: Path, shape: tuple[int, int] | None) -> np.ndarray:
         """The category's region at the image size, bool (H, W), for a picture of this shape (None: read it).
@@ -216,73 +263,66 @@ def embed_assets(config: Config, kept: dict[str, dict[str, Any]] | None = None) 
     }
 
 
-class VariantDataset(data_loader.DRAEMTestDataset):
-    """Test pictures in an input variant. Samples have, besides, `valid` and `region`, bool (1, H, W): False where the
-    warp has no source; True where the category's region lies.
+class VariantDataset(DRAEMTestDataset):
+    """Test pictures in an input variant. Samples have, besides, `valid` and `region`, bool (1, H, W).
 
     Args:
-        registered: the pictures registered and resized already, in the same order; None: that is done here.
+        registered: the pictures aligned already, in the same order; None: that is done here.
     """
 
     def __init__(
         self,
         pictures: Sequence[TestImage],
-        image_size: tuple[int, int],
-        preparation: Preparation,
+        preprocessor: Preprocessor,
         variant: Variant,
         needs_region: bool,
         registered: "RegisteredPictures | None" = None,
     ):
-        super().__init__(pictures, image_size, preparation.registration.white_level)
-        self.preparation, self.variant, self.needs_region = preparation, variant, needs_region
-        self.kept = registered
+        super().__init__(pictures, preprocessor.config.data.img_size, preprocessor.registration.white_level)
+        self.preprocessor, self.variant, self.needs_region = preprocessor, variant, needs_region
+        self._registered = registered
 
-    def planes(self, idx: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[int, int] | None]:
-        """A picture uint8 (H, W, 3), its mask and where it is valid, bool (H, W), resized, registered or not.
-
-        Last its own shape, None where it was not read.
-        """
-        if self.kept:
-            planes = self.kept[idx]
-            return planes[..., :3], planes[..., 3] > 0, planes[..., 4] > 0, None
-        valid = np.ones(self.image_size, bool)
+    def align(self, idx: int) -> ModelInput:
+        """A picture and its mask, registered where the variant is, and resized."""
         image, mask = self.read(idx)
-        shape = image.shape[:2]
+        homography = None
         if self.variant.registered:
-            image, mask, has_source = self.preparation.registration.registered(self.images[idx].path, image, mask)
-            if has_source is not None:
-                valid = ~masking.resize_region(~has_source, self.image_size)
-        return *self.resized(image, mask), valid, shape
+            homography = self.preprocessor.registration.homography_of(self.images[idx].path)
+        return self.preprocessor.align(image, homography, mask)
 
     def __getitem__(self, idx: int) -> dict[str, torch.Tensor | int]:
-        image, mask, valid, shape = self.planes(idx)
-        region = np.zeros(self.image_size, bool)
+        found = self._registered.model_input(idx) if self._registered else self.align(idx)
         if self.needs_region:
-            region = self.preparation.resized_region(self.variant, self.images[idx].path, shape)
-        if self.variant.pre_masked:
-            image = image.copy()
-            image[region] = 0
-        sample = self.sample(idx, image, mask)
+            found = self.preprocessor.apply_region(found, self.variant, self.images[idx].path)
+        valid = np.ones(self.image_size, bool) if found.valid is None else found.valid
+        region = np.zeros(self.image_size, bool) if found.region is None else found.region
+        sample = self.sample(idx, found.image, found.mask)
         return sample | {"valid": torch.from_numpy(valid[None]), "region": torch.from_numpy(region[None])}
 
 
 class RegisteredPictures(KeptArrays):
     """Pictures, masks and where they are valid, registered and resized, uint8 (H, W, 5), for many passes."""
 
-    def __init__(self, preparation: Preparation, pictures: Sequence[TestImage]):
-        size = preparation.config.data.img_size
-        self._source = VariantDataset(pictures, size, preparation, Variant(True, False), needs_region=False)
+    def __init__(self, preprocessor: Preprocessor, pictures: Sequence[TestImage]):
+        size = preprocessor.config.data.img_size
+        self._source = VariantDataset(pictures, preprocessor, Variant(True, False), needs_region=False)
         files = [path for picture in pictures for path in (picture.path, *picture.masks)]
         parts = [
             provenance.VERSION,
-            preparation.registration.white_level,
-            preparation.registration.facts,
+            preprocessor.registration.white_level,
+            preprocessor.registration.facts,
         ]
         parts += [*(len(picture.masks) for picture in pictures), *provenance.file_digests(files)]
         name = f"registered_{size[0]}x{size[1]}_{provenance.digest(parts)}"
-        super().__init__(preparation.kept_in, name, "registered pictures", len(pictures), (*size, 5))
+        super().__init__(preprocessor.kept_in, name, "registered pictures", len(pictures), (*size, 5))
 
     def make(self, index: int) -> np.ndarray:
         """Blue, green, red, mask (0 or 255), valid (0 or 255)."""
-        image, mask, valid, _ = self._source.planes(index)
-        return np.dstack([image, mask.astype(np.uint8) * 255, valid.astype(np.uint8) * 255])
+        found = self._source.align(index)
+        valid = np.ones(found.mask.shape, bool) if found.valid is None else found.valid
+        return np.dstack([found.image, found.mask.astype(np.uint8) * 255, valid.astype(np.uint8) * 255])
+
+    def model_input(self, index: int) -> ModelInput:
+        """One of them; its own size is not known any more."""
+        planes = self[index]
+        return ModelInput(planes[..., :3], None, mask=planes[..., 3] > 0, valid=planes[..., 4] > 0)

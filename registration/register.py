@@ -15,7 +15,9 @@ from data.cache import KeptArrays, half_of_disk
 from data.folders import category_folder
 from data.image_io import from_png, read_image, resize, write_image
 from data.mvtec import TestImage, list_nominal
-from registration import homography, part_pose
+from registration import part_pose
+from registration.homography import register as register_scene
+from registration.homography import warp
 from runtime import provenance
 from runtime.device import core_count
 from runtime.errors import UserError
@@ -101,17 +103,36 @@ class Registration:
         """That lays a picture over the reference; None where it cannot be trusted."""
         if self._is_of_parts:
             return part_pose.register(image, self._part, self.config.data.registration_mirror)
-        return homography.register(image, self.reference)
+        return register_scene(image, self.reference)
 
-    def laid(self, image: np.ndarray, homography: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """A picture laid over the reference, and where it has a source, bool (H, W).
+    def homography_of(self, path: Path) -> np.ndarray | None:
+        """That of an image that `register` has met."""
+        return self._homographies[path]
 
-        Elsewhere it is black; around a part it has the color of its background.
+    def warp(
+        self, image: np.ndarray, homography: np.ndarray, mask: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
+        """An image and its mask warped onto the reference.
+
+        Args:
+            image: uint8 (H, W, 3). homography: 3 x 3, from its pixels to the reference's. mask: uint8 (H, W).
+
+        Returns:
+            image and mask of the reference's size, and where the warp has a source, bool (H, W). Elsewhere the image is
+            black; around a part it has the color of its background.
         """
-        laid, has_source = homography.warp(image, homography, self.reference.shape[:2])
+        size = self.reference.shape[:2]
+        warped, has_source = warp(image, homography, size)
         if self._is_of_parts:
-            laid[~has_source] = part_pose.background_color(image)
-        return laid, has_source
+            warped[~has_source] = part_pose.background_color(image)
+        if mask is not None:
+            mask, _ = warp(mask, homography, size, cv2.INTER_NEAREST)
+        return warped, mask, has_source
+
+    def to_own_pixels(self, anomaly_map: np.ndarray, homography: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+        """An anomaly map of the reference, float32, of any size, in the pixels of the image of `shape` warped onto it."""
+        frame = resize(anomaly_map, self.reference.shape[:2])
+        return warp(frame, np.linalg.inv(homography), shape)[0]
 
     def register(self, pictures: Sequence[TestImage], ranks: "Together | None" = None) -> None:
         """Register those that have not been yet. ranks: processes that do a share each and tell each other."""
@@ -127,21 +148,6 @@ class Registration:
             done = dict(zip(own, bar, strict=True))
         for part in ranks.gather(done) if ranks else [done]:
             self._homographies |= part
-
-    def registered(
-        self, path: Path, image: np.ndarray, mask: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-        """A picture that `register` has met, laid over the reference; as it is where that cannot be trusted.
-
-        Returns:
-            image and mask, uint8, and where the warp has a source, bool (H, W), None for everywhere.
-        """
-        homography = self._homographies[path]
-        if homography is None:
-            return image, mask, None
-        mask, _ = homography.warp(mask, homography, self.reference.shape[:2], cv2.INTER_NEAREST)
-        image, has_source = self.laid(image, homography)
-        return image, mask, has_source
 
     def said_of(self, pictures: Sequence[TestImage], what: str) -> str:
         """How many of `what` could not be registered, and which; empty where all could."""
@@ -191,8 +197,9 @@ class RegisteredImages(KeptArrays):
         """The image of a file."""
         path = self._files[index]
         self._registering.register([TestImage(path, False, path.name)])  # what an earlier run has written is not yet
-        image = self._registering.read(path)
-        image, *_ = self._registering.registered(path, image, np.zeros(image.shape[:2], np.uint8))
+        image, homography = self._registering.read(path), self._registering.homography_of(path)
+        if homography is not None:
+            image, *_ = self._registering.warp(image, homography)
         return resize(image, self._registering.config.data.img_size)
 
 

@@ -14,7 +14,7 @@ from data.mvtec import TestImage, list_test
 from evaluation import metrics
 from inference import detect as inference
 from inference import masking, preprocessing
-from inference.preprocessing import Preparation, Technique, Variant
+from inference.preprocessing import Preprocessor, Technique, Variant
 from registration import homography
 
 REGION = ("--set", "masking.regions.tile=[[0, 10, 0, 48], [20, 24, 5, 9]]", "--set", "metrics.masking=true")
@@ -40,9 +40,9 @@ def test_a_resized_picture_outside_the_region_has_nothing_of_it(size):
 
 def test_pre_masking_blackens_the_input_and_post_masking_does_not(workplace):
     config = load_config(workplace / "config.yaml", [REGION[1]])
-    preparation = Preparation(config, preprocessing.TECHNIQUES[:3])
+    preprocessor = Preprocessor(config, preprocessing.TECHNIQUES[:3])
     pictures = list_test(workplace / "mvtec/tile")
-    plain, pre = (preparation.dataset(pictures, [Technique(masking)])[4] for masking in ("post", "pre"))
+    plain, pre = (preprocessor.dataset(pictures, [Technique(masking)])[4] for masking in ("post", "pre"))
     region = masking.resize_region(masking.region_mask([[0, 10, 0, 48], [20, 24, 5, 9]], (40, 48)), (32, 32))
     np.testing.assert_array_equal(plain["region"][0].numpy(), region)
     assert plain["valid"].all() and (plain["image"].numpy() > 0.3).all()
@@ -85,8 +85,8 @@ def test_a_mask_file_is_a_region_too(workplace):
     samples = []
     for value in (path.as_posix(), "[5, 9, 7, 30]"):
         config = load_config(workplace / "config.yaml", [f"masking.regions.tile={value}"])
-        preparation = Preparation(config, [Technique("post")])
-        samples.append(preparation.dataset(pictures, [Technique("post")])[0]["region"].numpy())
+        preprocessor = Preprocessor(config, [Technique("post")])
+        samples.append(preprocessor.dataset(pictures, [Technique("post")])[0]["region"].numpy())
     np.testing.assert_array_equal(*samples)
 
 
@@ -145,8 +145,8 @@ def shifted(tmp_path):
 
 def test_registered_pictures_and_masks_lie_over_the_reference(shifted):
     config, pictures, homographies, reference = shifted
-    preparation = Preparation(config, [Technique("no", True)])
-    dataset = preparation.dataset(pictures, [Technique("no", True)])
+    preprocessor = Preprocessor(config, [Technique("no", True)])
+    dataset = preprocessor.dataset(pictures, [Technique("no", True)])
     expected = cv2.resize(reference, (256, 224)).astype(np.float32) / 255
     for sample, (dy, dx) in zip((dataset[i] for i in range(3)), homographies, strict=True):
         mask, valid = sample["mask"][0].numpy() > 0, sample["valid"][0].numpy()
@@ -159,17 +159,18 @@ def test_registered_pictures_and_masks_lie_over_the_reference(shifted):
         assert np.abs(image - expected)[compared].mean() < 0.01  # unregistered it is 0.06 and more
         share = 1 - (1 - abs(dy) / 220) * (1 - abs(dx) / 260)
         assert 1 - valid.mean() == pytest.approx(share, abs=0.015)
-    assert preparation.registration.unregistered(pictures) == ["test/good/0.png"]
+    assert preprocessor.registration.unregistered(pictures) == ["test/good/0.png"]
     assert dataset[3]["valid"].all() and int(dataset[3]["image"].min()) == 90
 
 
 def test_each_picture_is_registered_once(shifted, monkeypatch):
     config, pictures, *_ = shifted
-    preparation, count, register = Preparation(config, [Technique("no", True)]), [], homography.register
-    monkeypatch.setattr(homography, "register", lambda *pair: count.append(1) or register(*pair))
+    preprocessor, count = Preprocessor(config, [Technique("no", True)]), []
+    counted = lambda *pair: count.append(1) or homography.register(*pair)  # noqa: E731
+    monkeypatch.setattr("registration.register.register_scene", counted)
     for _ in range(3):
-        preparation.dataset(pictures, [Technique("no", True)])
-        preparation.dataset(pictures[:2], [Technique("pre", True)])
+        preprocessor.dataset(pictures, [Technique("no", True)])
+        preprocessor.dataset(pictures[:2], [Technique("pre", True)])
     assert len(count) == 4
 
 

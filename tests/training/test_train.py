@@ -113,7 +113,8 @@ def test_files_of_a_run(workplace):
     assert any(name.startswith("logs/events") for name in names)
     assert [name for name in names if "/." in f"/{name}"] == [".lock"]
     content = checkpoint.read(config.run_folder / "epoch_0004.pt")
-    assert content["epoch"] == 4 and content["settings"]["train"]["seed"] == 0 and len(content["images"]["held_out"]) == 2
+    assert content["epoch"] == 4 and content["settings"]["train"]["seed"] == 0
+    assert len(content["images"]["held_out"]) == 2
     assert {key.split(".")[0] for key in content["model"]} == {"reconstructive", "discriminative"}
     rows = log_of(config)
     assert [int(row["epoch"]) for row in rows] == [1, 2, 3, 4, 5]

@@ -178,6 +178,12 @@ class Config(_Section):
     masking: Masking = Masking()
     _sources: dict[str, str] = PrivateAttr(default_factory=dict)
 
+    def __eq__(self, other: object) -> bool:
+        """Whether all values are the same, wherever they are from."""
+        return isinstance(other, Config) and self.model_dump() == other.model_dump()
+
+    __hash__ = None
+
     @property
     def run_folder(self) -> Path:
         """Where this category's run is kept."""
@@ -270,7 +276,7 @@ def with_checkpoint_settings(config: Config, trained: Config, path: Path) -> Con
             changes[key] = there
     config = config.with_values(changes, TRAINED_WITH)
     if config.data.registration_training and not config.data.image_registration:
-        raise UserError(f"data.image_registration = false, but {path} was trained on registered images; leave it out")
+        raise UserError(f"data.image_registration = false, but {path} was trained on registered pictures; leave it out")
     return config
 
 

@@ -82,13 +82,13 @@ class Registration:
         try:
             return part_pose.reference_of(self.reference)
         except part_pose.NoPartError as error:
-            shown = self.config.run_folder / "registration_reference.png"
-            shown.parent.mkdir(parents=True, exist_ok=True)
-            write_image(shown, _in_red(self.reference, error.seen))
+            shown, hint = self.config.run_folder / "registration_reference.png", ""
+            if shown.parent.is_dir():  # a check before any training writes nothing
+                write_image(shown, _in_red(self.reference, error.seen))
+                hint = f"; {shown} shows it"
             raise NoReferencePartError(
                 f"data.registration_method = part: no part found in {self.reference_path}: {error}\n"
-                f"name another picture with data.registration_reference, or set data.registration_method=scene; "
-                f"{shown} shows it"
+                f"name another picture with data.registration_reference, or set data.registration_method=scene" + hint
             ) from error
 
     @cached_property
@@ -130,7 +130,7 @@ class Registration:
         return warped, mask, has_source
 
     def to_own_pixels(self, anomaly_map: np.ndarray, homography: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-        """An anomaly map of the reference, float32, of any size, in the pixels of the image of `shape` warped onto it."""
+        """An anomaly map of the reference, float32, in the pixels of the image of `shape` that was warped onto it."""
         frame = resize(anomaly_map, self.reference.shape[:2])
         return warp(frame, np.linalg.inv(homography), shape)[0]
 

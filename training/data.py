@@ -42,8 +42,8 @@ class TrainingFiles:
 
     @property
     def nominal(self) -> list[Path]:
-        """All nominal images, those to train on first."""
-        return self.training + self.held_out
+        """All nominal images, sorted: the same for every split, so that runs share their decoded images."""
+        return sorted(self.training + self.held_out)
 
     def digests(self) -> TrainingImages:
         """The nominal images by name and content."""
@@ -104,7 +104,7 @@ def find_white_level(config: Config, nominal: list[Path], kept: dict[str, Any] |
         return kept.get("white_level")
     white_level = image_io.find_white_level(nominal)
     if white_level is not None:
-        print(f"images have more than 8 bits: {white_level:g} is taken for white (data.white_level)")
+        print(f"pictures have more than 8 bits: {white_level:g} is taken for white (data.white_level)")
     return white_level
 
 
@@ -124,12 +124,14 @@ def datasets(
         nominal = DecodedImages(folder, "nominal images", files.nominal, config.data.img_size, white_level, limit)
         rotation = MAX_ROTATION
     textures = DecodedImages(folder, "textures", files.textures, size)  # which may push out what nobody has open
-    per_image, count = tiles.per_image(config.data, config.train.tiles_per_image), len(files.training)
+    per_image, held_out = tiles.per_image(config.data, config.train.tiles_per_image), set(files.held_out)
+    places = [place for place, file in enumerate(files.nominal) if file not in held_out]
     own, others = split_textures(files.textures, seed) if files.held_out else (range(len(textures)), [])
     synthesizer = AnomalySynthesizer(Subset(textures, own), size, config.train.cut, rotation)
-    dataset = DRAEMTrainDataset(Subset(nominal, range(count)), synthesizer, seed, per_image=per_image)
+    dataset = DRAEMTrainDataset(Subset(nominal, places), synthesizer, seed, per_image=per_image)
     if not files.held_out:
         return dataset, None
     synthesizer = AnomalySynthesizer(Subset(textures, others), size, max_rotation=rotation)
-    synthetic = DRAEMTrainDataset(Subset(nominal, range(count, len(nominal))), synthesizer, seed, stream=4)
+    places = [place for place, file in enumerate(files.nominal) if file in held_out]
+    synthetic = DRAEMTrainDataset(Subset(nominal, places), synthesizer, seed, stream=4)
     return dataset, SyntheticSamples(synthetic, files.held_out)

@@ -238,8 +238,11 @@ def read_last(config: Config, now: Provenance) -> dict[str, Any] | None:
     if not {"model", "optimizer", "scheduler", "epoch", "settings", "images"} <= content.keys():
         raise UserError(f"{path}: not a state to resume from; set train.resume to never to start anew")
     checkpoint.check_widths(path, content["model"], config)
+    there = provenance_of(path, content)
+    if missing := [key for key in now.settings if key not in there.settings]:
+        raise UserError(f"{path}: of an earlier version, without {missing[0]}; set train.resume=never to start anew")
     extendable = [key for key, one in effects().items() if one.resumes == "extendable"]
-    if changed := changed_settings(provenance_of(path, content), now, ignoring=extendable):
+    if changed := changed_settings(there, now, ignoring=extendable):
         raise UserError(f"{path}: trained with {'; '.join(changed)}; {MEND}")
     return content
 

@@ -26,7 +26,7 @@ FLOORS = (  # a file imports from its own floor's room or those below
     ("synthesis", "registration"),
     ("data",),
     ("config",),
-    ("setting_values",),
+    ("config_types",),
     ("evaluation", "model", "loss", "perlin", "runtime"),
 )
 

@@ -35,7 +35,7 @@ def main_with(patch, *arguments, cwd):
     [
         "import training.loop\ndef fault(*_): raise ValueError('of the program')\ntraining.loop.train_step = fault",
         "import synthesis\ndef fault(*_): raise ValueError('of the program')\nsynthesis.rotate = fault",
-        "import engine.train\ndef fault(*_): raise KeyError('of the program')\nengine.train.list_nominal = fault",
+        "import training.data\ndef fault(*_): raise KeyError('of the program')\ntraining.data.list_nominal = fault",
     ],
 )
 @pytest.mark.parametrize("workers", ["0", "1"])
@@ -111,7 +111,7 @@ def test_registered_pictures_are_warped_once_for_all_checkpoints(workplace, call
             count.append(1)
         return warp(*arguments)
 
-    monkeypatch.setattr(homography, "warp", record)
+    monkeypatch.setattr("registration.register.warp", record)
     arguments = ("--registrations", "True", "--maskings", "no", "pre", "post", "--set", "metrics.visualisation=none")
     once = []
     for checkpoints in (("2",), ("1", "2")):

@@ -267,8 +267,9 @@ def test_weights_of_unknown_training_say_so(workplace, cli):
 HOLDER = """
 import sys, time
 sys.path.insert(0, sys.argv[1])
-import pathlib, runtime
-with runtime.owning(pathlib.Path(sys.argv[2])):
+import pathlib
+from runtime.files import owning
+with owning(pathlib.Path(sys.argv[2])):
     print("held", flush=True)
     time.sleep(60)
 """

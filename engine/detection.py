@@ -13,10 +13,11 @@ from engine.threshold import NOT_KNOWN, load_thresholds
 from evaluation.thresholds import MANUAL, OPTIMAL
 from inference import checkpoint, threshold_file
 from inference.checkpoint import Checkpoint
-from inference.detect import Together, detect
+from inference.detect import detect
 from inference.preprocessing import Preprocessor, Technique, configured, left_out
 from reporting.result import Result
 from runtime import provenance
+from runtime.device import Together
 from runtime.provenance import Content, Provenance
 
 

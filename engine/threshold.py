@@ -19,12 +19,12 @@ from evaluation.metrics import image_score
 from evaluation.thresholds import NominalScores, NoScoresError, conformal, false_positive_estimate, images_needed
 from inference import checkpoint, threshold_file
 from inference.checkpoint import Checkpoint
-from inference.detect import NetworkOutput, Together, detect
+from inference.detect import NetworkOutput, detect
 from inference.detector import Detector
 from inference.preprocessing import Preprocessor, Technique, configured, left_out
 from reporting import tables
 from runtime import provenance
-from runtime.device import core_count
+from runtime.device import Together, core_count
 from runtime.errors import UserError
 from runtime.files import write_text
 from runtime.provenance import Provenance

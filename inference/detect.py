@@ -4,7 +4,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -16,7 +15,7 @@ import data_loader
 from config import Config
 from inference import networks, tiles
 from model import DRAEM
-from runtime.device import memory_format, select_device, select_precision, worker_count, worker_errors
+from runtime.device import Together, memory_format, select_device, select_precision, worker_count, worker_errors
 from runtime.errors import UserError
 
 
@@ -95,25 +94,6 @@ class Networks:
         scaled = data_loader.scaled(torch.stack(images), self.device).to(self._precision)
         reconstruction, logits = self._run(scaled.contiguous(memory_format=self._layout))
         return reconstruction.float(), anomaly_maps(logits)
-
-
-class Together(Protocol):
-    """Processes that share pictures out: `training.distributed.Ranks`."""
-
-    rank: int
-    count: int
-
-    def barrier(self) -> None:
-        """Wait for all."""
-
-    def send(self, content: object) -> None:
-        """To the first."""
-
-    def receive(self, rank: int) -> Any:
-        """From another."""
-
-    def gather(self, content: Any) -> list[Any]:
-        """What all have, by rank, for all."""
 
 
 def detect(

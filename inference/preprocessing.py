@@ -21,7 +21,8 @@ from runtime.device import select_device, select_precision
 from runtime.errors import UserError
 
 if TYPE_CHECKING:
-    from inference.detect import NetworkOutput, Together
+    from inference.detect import NetworkOutput
+    from runtime.device import Together
 
 MASKINGS = ("no", "pre", "post")
 

@@ -24,7 +24,7 @@ from runtime.errors import UserError
 from runtime.files import write_text
 
 if TYPE_CHECKING:
-    from inference.detect import Together
+    from runtime.device import Together
 
 
 class NoReferencePartError(UserError):

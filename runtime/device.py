@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
@@ -118,3 +119,22 @@ def worker_errors() -> Iterator[None]:
         raise UserError(
             "a loader process was ended from outside, often for want of memory; lower data.num_workers, to 0 if need be"
         ) from error
+
+
+class Together(Protocol):
+    """Processes that share pictures out: `training.distributed.Ranks`."""
+
+    rank: int
+    count: int
+
+    def barrier(self) -> None:
+        """Wait for all."""
+
+    def send(self, content: object) -> None:
+        """To the first."""
+
+    def receive(self, rank: int) -> Any:
+        """From another."""
+
+    def gather(self, content: Any) -> list[Any]:
+        """What all have, by rank, for all."""

@@ -11,9 +11,10 @@ import data_loader
 from config import Config
 from evaluation import bootstrap
 from evaluation.metrics import PixelMetrics
-from inference.detect import Together, detect
+from inference.detect import detect
 from model import DRAEM
 from runtime import provenance
+from runtime.device import Together
 
 HELD_OUT_TEXTURES = 0.2  # share of the textures
 SAMPLES = 200  # at least

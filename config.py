@@ -2,13 +2,23 @@
 
 import difflib
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
 from config_types import (
+    DISPLAY,
+    EXTENDS,
+    INPUT,
+    MANUAL_THRESHOLDS,
+    NETWORKS,
+    NOMINAL_THRESHOLDS,
+    NOTHING,
+    REFERENCE,
+    TECHNIQUE,
+    WEIGHTS,
+    Affects,
     Compile,
     Device,
     Epoch,
@@ -28,53 +38,18 @@ from config_types import (
     TrainingRegistration,
     Visualisation,
     WhiteLevel,
+    allowed_values,
     auto_or,
     whole,
 )
-from evaluation.thresholds import MANUAL, OPTIMAL
+from evaluation.thresholds import OPTIMAL
 from runtime import yaml_file
 from runtime.cli import CONFIG
-from runtime.errors import UserError
+from runtime.errors import UserError, UserErrors
 
 REGIONS = "masking.regions"
 UNUSED_KEYS = {"input_channel", "save_txt", "comparison"}  # of earlier code
 TRAINED_WITH = "the checkpoint's settings"  # a source of values
-
-
-@dataclass(frozen=True)
-class Affects:
-    """What a setting affects. It stands in the declaration of each setting; all else is derived from it.
-
-    Attributes:
-        what: of `weights`, `maps`, `thresholds`, `display`; empty for nothing.
-        on_resume: a run that resumes refuses another value (`fixed`), is extended by it (`extendable`), or takes it
-            (`free`). Empty: fixed where it affects the weights, else free.
-        from_checkpoint: inference on new images takes the checkpoint's value `always`, `unless set` by the user, or
-            `never`.
-        only_with: key of a setting without which this one affects no weights.
-        recorded_as: what a Provenance records in place of the value.
-    """
-
-    what: tuple[str, ...] = ()
-    on_resume: str = ""
-    from_checkpoint: str = "never"
-    only_with: str | None = None
-    recorded_as: str | None = None
-
-    @property
-    def resumes(self) -> str:
-        """fixed, extendable or free."""
-        return self.on_resume or ("fixed" if "weights" in self.what else "free")
-
-
-NOTHING, DISPLAY = Affects(), Affects(("display",))
-WEIGHTS = Affects(("weights",))
-EXTENDS = Affects(("weights",), on_resume="extendable")
-NETWORKS = Affects(("weights",), from_checkpoint="always")
-INPUT = Affects(("weights", "maps"), from_checkpoint="always")
-TECHNIQUE = Affects(("maps",), from_checkpoint="unless set", recorded_as="technique")
-REFERENCE = Affects(("weights", "maps"), "", "unless set", "data.registration_training", "reference")
-NOMINAL_THRESHOLDS, MANUAL_THRESHOLDS = Affects(("thresholds",)), Affects(("thresholds",), recorded_as=MANUAL)
 
 
 class _Section(BaseModel):
@@ -271,12 +246,12 @@ def with_checkpoint_settings(config: Config, trained: Config, path: Path) -> Con
     for key, one in effects().items():
         now, there = config[key], trained[key]
         if one.from_checkpoint == "always" and config.is_explicit(key) and there != now:
-            raise UserError(f"{key} = {now}, but {path} was trained with {there}; leave it out")
+            raise UserError(f"{key} = {now}", f"{path} was trained with {there}", "leave it out")
         if one.from_checkpoint == "always" or (one.from_checkpoint == "unless set" and not config.is_explicit(key)):
             changes[key] = there
     config = config.with_values(changes, TRAINED_WITH)
     if config.data.registration_training and not config.data.image_registration:
-        raise UserError(f"data.image_registration = false, but {path} was trained on registered pictures; leave it out")
+        raise UserError("data.image_registration = false", f"{path} was trained on registered images", "leave it out")
     return config
 
 
@@ -290,14 +265,14 @@ def with_white_level(config: Config, white_level: float | None) -> Config:
     return config.with_values({"data.white_level": white_level})
 
 
-def _unknown(key: str) -> str:
+def _unknown_key(source: str, key: str) -> UserError:
     if key.split(".")[-1] in UNUSED_KEYS:
-        return f"{key}: this key of earlier code has no use here; remove it"
+        return UserError(f"{source} {key}", "this key of earlier code has no use here", "remove it")
     known = list(effects())
     candidates = known if "." in key else list(Config.model_fields)
     same_name = [other for other in known if other.split(".")[-1] == key.split(".")[-1]]
     near = same_name or difflib.get_close_matches(key, candidates, 1, 0)
-    return f"{key}: unknown key; nearest known: {near[0]}"
+    return UserError(f"{source} {key}", "unknown key", f"the nearest known one is {near[0]}")
 
 
 def _is_text(key: str) -> bool:
@@ -306,33 +281,15 @@ def _is_text(key: str) -> bool:
     return field.annotation in (str, str | None) or key == "data.load_epoch"
 
 
-def _problem(error: dict[str, Any], text: str) -> str:
-    """What is wrong with a value, and what is allowed. text: of the settings file."""
+def _wrong_value(source: str, error: dict[str, Any], text: str) -> UserError:
+    """source: the file or flag that has the value. error: pydantic's. text: of the settings file."""
     path = error["loc"]
-    key = ".".join(str(part) for part in path[:2])
     if error["type"] in ("extra_forbidden", "invalid_key"):
-        return _unknown(key)
-    context = error.get("ctx", {})
+        return _unknown_key(source, ".".join(map(str, path[:2])))
     field = Config.model_fields[path[0]].annotation.model_fields.get(path[1]) if len(path) > 1 else None
-    metadata, signs = field.metadata if field else (), {"ge": "from", "gt": "above", "lt": "to below", "le": "to"}
-    limits = {sign: getattr(item, name) for item in metadata for name, sign in signs.items() if hasattr(item, name)}
-    kind = {"int": "a whole number", "float": "a number", "bool": "true or false", "string": "text", "list": "a list"}
-    kind["dict"] = "a mapping of categories, e.g. {bottle: [[0, 40, 0, 900]]}"
-    if "error" in context:
-        allowed = str(context["error"])
-    elif error["type"] == "literal_error":
-        allowed = f"must be one of {context['expected']}"
-    elif error["type"] in ("model_type", "model_attributes_type"):
-        allowed = "must be a section with keys below it"
-    else:
-        word = next((text for name, text in kind.items() if error["type"].startswith(name)), None)
-        word = word or ("a whole number" if field and field.annotation is int else "a number")
-        bounds = [f"{sign} {limits[sign]}" for sign in signs.values() if limits.get(sign) is not None]
-        allowed = " ".join(["must be", word, *bounds])
-        if word == "text" and not isinstance(error["input"], (dict, list)):
-            allowed += f", in quotes: '{yaml_file.as_written(text, *path) or error['input']}'"
     value = repr(error["input"]) if isinstance(error["input"], str) else error["input"]
-    return f"{'.'.join(map(str, path))} = {value}: {allowed}"
+    allowed = allowed_values(error, field, yaml_file.as_written(text, *path))
+    return UserError(f"{source} {'.'.join(map(str, path))} = {value}", "not an allowed value", f"it {allowed}")
 
 
 def load_config(path: Path | str, overrides: Iterable[str] = ()) -> Config:
@@ -351,7 +308,9 @@ def load_config(path: Path | str, overrides: Iterable[str] = ()) -> Config:
     if values is None:
         values = {}
     if not isinstance(values, dict):
-        raise UserError(f"{path}: must hold the sections {', '.join(Config.model_fields)}")
+        raise UserError(
+            path, f"must hold the sections {', '.join(Config.model_fields)}", "see config.yaml beside main.py"
+        )
     values = {section: {} if keys is None else keys for section, keys in values.items()}
     in_file = {section: list(keys) for section, keys in values.items() if isinstance(keys, dict)}
     problems, overridden = [], set()
@@ -359,12 +318,12 @@ def load_config(path: Path | str, overrides: Iterable[str] = ()) -> Config:
         key, equals, value = override.partition("=")
         key = key.strip()
         if not equals:
-            raise UserError(f"--set {override}: must be section.key=value, e.g. --set data.category=bottle")
+            raise UserError(f"--set {override}", "is not section.key=value", "write e.g. --set data.category=bottle")
         if key.startswith(f"{REGIONS}."):  # of one category
             category, key = key[len(REGIONS) + 1 :], REGIONS
             value = {category: yaml_file.parse(value, f"--set {REGIONS}.{category}")}
         if key not in effects():
-            problems.append(f"--set {_unknown(key)}")
+            problems.append(_unknown_key("--set", key))
             continue
         overridden.add(key)
         section, name = key.split(".")
@@ -379,9 +338,9 @@ def load_config(path: Path | str, overrides: Iterable[str] = ()) -> Config:
     except ValidationError as error:
         for item in error.errors():
             source = "--set" if ".".join(map(str, item["loc"][:2])) in overridden else f"{path}:"
-            problems.append(f"{source} {_problem(item, text)}")
+            problems.append(_wrong_value(source, item, text))
     if problems:
-        raise UserError("\n".join(problems))
+        raise UserErrors(problems) if len(problems) > 1 else problems[0]
     if path != CONFIG:
         config._sources |= {f"{section}.{key}": f"--config {path}" for section in in_file for key in in_file[section]}
     config._sources |= dict.fromkeys(overridden, "--set")

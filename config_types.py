@@ -1,11 +1,49 @@
-"""What single settings may be: types that turn a value as YAML gives it into a usable one, or say what is wrong."""
+"""Types of settings: which values are allowed, and what a setting affects."""
 
 import re
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
+from pydantic.fields import FieldInfo
 
 from evaluation.thresholds import MANUAL, NOMINAL_KINDS
+
+
+@dataclass(frozen=True)
+class Affects:
+    """What a setting affects. It stands in the declaration of each setting; all else is derived from it.
+
+    Attributes:
+        what: of `weights`, `maps`, `thresholds`, `display`; empty for nothing.
+        on_resume: a run that resumes refuses another value (`fixed`), is extended by it (`extendable`), or takes it
+            (`free`). Empty: fixed where it affects the weights, else free.
+        from_checkpoint: inference on new images takes the checkpoint's value `always`, `unless set` by the user, or
+            `never`.
+        only_with: key of a setting without which this one affects no weights.
+        recorded_as: what a Provenance records in place of the value.
+    """
+
+    what: tuple[str, ...] = ()
+    on_resume: str = ""
+    from_checkpoint: str = "never"
+    only_with: str | None = None
+    recorded_as: str | None = None
+
+    @property
+    def resumes(self) -> str:
+        """fixed, extendable or free."""
+        return self.on_resume or ("fixed" if "weights" in self.what else "free")
+
+
+NOTHING, DISPLAY = Affects(), Affects(("display",))
+WEIGHTS = Affects(("weights",))
+EXTENDS = Affects(("weights",), on_resume="extendable")
+NETWORKS = Affects(("weights",), from_checkpoint="always")
+INPUT = Affects(("weights", "maps"), from_checkpoint="always")
+TECHNIQUE = Affects(("maps",), from_checkpoint="unless set", recorded_as="technique")
+REFERENCE = Affects(("weights", "maps"), "", "unless set", "data.registration_training", "reference")
+NOMINAL_THRESHOLDS, MANUAL_THRESHOLDS = Affects(("thresholds",)), Affects(("thresholds",), recorded_as=MANUAL)
 
 
 def _path(value: str) -> str:
@@ -146,3 +184,30 @@ OptionalScore = Annotated[float | None, BeforeValidator(_score)]
 OptionalName = Annotated[str | None, AfterValidator(lambda value: value if value is None else _name(value))]
 Visualisation = Annotated[int | str, BeforeValidator(_visualisation)]
 Regions = Annotated[list[list[int]] | str, BeforeValidator(_regions)]
+
+
+def allowed_values(error: dict[str, Any], field: FieldInfo | None, written: str | None) -> str:
+    """What a value that pydantic refused must be, as the end of a sentence.
+
+    Args:
+        error: one of ValidationError.errors().
+        field: the setting's; None for a section.
+        written: the value as it stands in the file, None where it is from the command line.
+    """
+    metadata, signs = field.metadata if field else (), {"ge": "from", "gt": "above", "lt": "to below", "le": "to"}
+    limits = {sign: getattr(item, name) for item in metadata for name, sign in signs.items() if hasattr(item, name)}
+    kinds = {"int": "a whole number", "float": "a number", "bool": "true or false", "string": "text", "list": "a list"}
+    kinds["dict"] = "a mapping of categories, e.g. {bottle: [[0, 40, 0, 900]]}"
+    if "error" in error.get("ctx", {}):
+        return str(error["ctx"]["error"])
+    if error["type"] == "literal_error":
+        return f"must be one of {error['ctx']['expected']}"
+    if error["type"] in ("model_type", "model_attributes_type"):
+        return "must be a section with keys below it"
+    kind = next((text for name, text in kinds.items() if error["type"].startswith(name)), None)
+    kind = kind or ("a whole number" if field and field.annotation is int else "a number")
+    bounds = [f"{sign} {limits[sign]}" for sign in signs.values() if limits.get(sign) is not None]
+    quoted = ""
+    if kind == "text" and not isinstance(error["input"], (dict, list)):
+        quoted = f", in quotes: '{written or error['input']}'"
+    return " ".join(["must be", kind, *bounds]) + quoted

@@ -29,14 +29,15 @@ def fetch_dtd(folder: str | Path = ".") -> Path:
         from torchvision.datasets import DTD
     except Exception as error:  # a torchvision beside another build of torch fails in various ways
         raise UserError(
-            f"torchvision cannot be imported ({error}); install the torchvision that belongs to your torch build "
-            f"from the same index, or download DTD by hand and put its images folder at {target}"
+            "torchvision",
+            f"cannot be imported ({error})",
+            f"install the torchvision that belongs to your torch build, or download DTD by hand and put its images folder at {target}",
         ) from error
     try:
         DTD(root=str(folder), download=True)
     except (OSError, RuntimeError) as error:
         raise UserError(
-            f"DTD cannot be downloaded ({error}); download it by hand and put its images folder at {target}"
+            "DTD", f"cannot be downloaded ({error})", f"download it by hand and put its images folder at {target}"
         ) from error
     (Path(folder) / "dtd" / "dtd" / "images").replace(target)
     return target

@@ -46,7 +46,7 @@ def load_grey(name: str) -> np.ndarray:
     file = Path(skimage.data_dir) / name
     photo = cv2.imdecode(np.fromfile(file, np.uint8), cv2.IMREAD_GRAYSCALE) if file.is_file() else None
     if photo is None:
-        raise UserError(f"scikit-image {skimage.__version__} has no picture {name}; reinstall it with pip")
+        raise UserError(f"scikit-image {skimage.__version__}", f"has no image {name}", "reinstall it with pip")
     return photo.astype(np.float32)
 
 
@@ -296,7 +296,7 @@ def make_sample(out: Path) -> None:
     readme = README.format(version=VERSION).encode()
     is_there = (out / "README.txt").is_file() and (out / "README.txt").read_bytes() == readme
     if out.exists() and not is_there:
-        raise UserError(f"{out}: not this sample (version {VERSION}); move it away or change --out")
+        raise UserError(out, f"exists and is not this sample (version {VERSION})", "move it away, or change --out")
     if not is_there:
         building = out.with_name(f"{out.name}.tmp{os.getpid()}")  # renamed when complete: never half a sample
         try:

@@ -12,7 +12,7 @@ IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".jpe", ".bmp", ".dib", ".tif", ".tif
 IMAGE_SUFFIXES |= {".gif", ".pgm", ".ppm", ".pbm", ".pnm", ".pam", ".hdr", ".ras", ".sr"}
 # As `plain` has them.
 NOMINAL_NAMES = {"good", "ok", "normal", "nominal", "defectfree", "nodefect", "nondefective", "anomalyfree"}
-NOT_UTF8 = "the name is not UTF-8; rename it"
+NOT_UTF8, RENAME = "the name is not UTF-8", "rename it"
 SYSTEM_FOLDERS = {"__MACOSX", "@eaDir"}
 
 
@@ -89,7 +89,7 @@ def _check_names(root: str, names: Sequence[str]) -> None:
             os.path.join(root, name).encode()
         except UnicodeEncodeError as error:
             shown = os.fsencode(os.path.join(root, name)).decode("utf-8", "backslashreplace")
-            raise UserError(f"{shown}: {NOT_UTF8}") from error
+            raise UserError(shown, NOT_UTF8, RENAME) from error
 
 
 def subfolders(folder: Path) -> list[Path]:
@@ -122,19 +122,22 @@ def category_folder(data_path: Path, category: str) -> Path:
         return folder
     for path in (data_path, folder, folder / "train", folder / "train" / "good"):
         if path.is_file():
-            raise UserError(f"data.data_path: {path} is a file; a folder is needed there")
+            raise UserError("data.data_path", f"{path} is a file", "put a folder there, or name another")
     if pictures_below(folder / "train"):
-        raise UserError(f"{folder / 'train'}: has pictures, but none in a folder good; put the nominal ones into it")
+        raise UserError(
+            folder / "train", "has images, but none in a folder named good", "put the nominal ones into train/good"
+        )
     present = list_categories(data_path)
     if present:
         raise UserError(
-            f"data.category: no category '{category}' (a folder with train/good) in {data_path.absolute()}; "
-            f"there are: {', '.join(present)}"
+            f"data.category = {category}",
+            f"no such folder with train/good in {data_path.absolute()}",
+            f"there are: {', '.join(present)}",
         )
     raise UserError(
-        f"data.data_path: no dataset in {data_path.absolute()}: looked for {category}/train/good there\n"
-        "get one in MVTec AD form (see README, 'Your own pictures'), or try the sample: python make_sample.py, "
-        "then --config configs/sample.yaml"
+        "data.data_path",
+        f"no dataset in {data_path.absolute()}, which has no {category}/train/good",
+        "name a folder in MVTec AD form (docs/data.md), or try the sample: python make_sample.py, then --config configs/sample.yaml",
     )
 
 
@@ -144,7 +147,7 @@ def chosen_categories(data_path: Path, names: Sequence[str] | None) -> list[str]
     for name in names or ():
         if name not in present:
             category_folder(data_path, name)
-            raise UserError(f"category '{name}': must be a plain folder name; there are: {', '.join(present)}")
+            raise UserError(f"--categories {name}", "must be a plain folder name", f"there are: {', '.join(present)}")
     return list(dict.fromkeys(names)) if names else present or [category_folder(data_path, "*").name]
 
 
@@ -154,8 +157,9 @@ def list_textures(folder: Path, remarks: Remarks | None = None) -> list[Path]:
     if not files:
         what = "is a file, not a folder" if folder.is_file() else "holds no texture images"
         raise UserError(
-            f"data.anomaly_source_path: {folder} {what}; name a folder of images, or fetch DTD (600 MB):\n"
-            'python -c "from data_loader import fetch_dtd; fetch_dtd()"   (by hand: put the images folder of '
-            "DTD, r1.0.1, at dtd/images)"
+            "data.anomaly_source_path",
+            f"{folder} {what}",
+            "name a folder of images, or fetch DTD (600 MB):\n"
+            'python -c "from data_loader import fetch_dtd; fetch_dtd()"   (by hand: put the images folder of DTD r1.0.1 at dtd/images)',
         )
     return files

@@ -14,7 +14,7 @@ from PIL import Image
 from data import mask_decoding
 from data.mask_decoding import Marked
 from runtime.device import core_count
-from runtime.errors import UserError
+from runtime.errors import FIX_FILE, UserError
 
 ORIENTATION, BITS, SUBFILE = 0x0112, 258, 254  # tags of EXIF and TIFF
 TURNED = {  # how a picture is turned upright, by its orientation
@@ -57,7 +57,7 @@ def _bytes_of(path: Path) -> np.ndarray:
     try:
         return np.fromfile(path, np.uint8)  # not imread: that fails on non-ASCII paths on Windows
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error}); mend or remove the file") from error
+        raise UserError(path, f"cannot be read ({error})", FIX_FILE) from error
 
 
 def _decode(path: Path, data: np.ndarray, flags: int) -> np.ndarray:
@@ -65,10 +65,10 @@ def _decode(path: Path, data: np.ndarray, flags: int) -> np.ndarray:
         image = cv2.imdecode(data, flags) if data.size else None
     except cv2.error as error:
         _refuse_large(path, data)
-        raise UserError(f"{path}: cannot be read ({error}); mend or remove the file") from error
+        raise UserError(path, f"cannot be read ({error})", FIX_FILE) from error
     if image is None:
         _refuse_large(path, data)
-        raise UserError(f"{path}: cannot be decoded as an image; mend or remove the file")
+        raise UserError(path, "cannot be decoded as an image", FIX_FILE)
     return image
 
 
@@ -87,8 +87,9 @@ def _refuse_large(path: Path, data: np.ndarray) -> None:
         pixels = head.width * head.height if head else 0
     if limit.isdecimal() and pixels > int(limit):
         raise UserError(
-            f"{path}: has {pixels:,} pixels, OpenCV reads at most {int(limit):,}; "
-            f"set the environment variable OPENCV_IO_MAX_IMAGE_PIXELS={pixels} or more, or make the picture smaller"
+            path,
+            f"has {pixels:,} pixels, OpenCV reads at most {int(limit):,}",
+            f"set the environment variable OPENCV_IO_MAX_IMAGE_PIXELS={pixels} or more, or make the image smaller",
         )
 
 
@@ -123,7 +124,7 @@ def _is_deep(path: Path, data: np.ndarray) -> bool:
         if head is None:
             return True
         if (pages := _page_count(head)) > 1:
-            raise UserError(f"{path}: has {pages} pages; write each to a file of its own")
+            raise UserError(path, f"has {pages} pages", "write each to a file of its own")
         if head.format == "PNG":
             return data[24] == 16
         if head.format == "TIFF":
@@ -162,11 +163,12 @@ def _to_eight_bits(path: Path, image: np.ndarray, white_level: float | None) -> 
         return (image >> 8).astype(np.uint8)  # as OpenCV does it
     white = white_level or (1.0 if image.dtype.kind == "f" else float(np.iinfo(image.dtype).max))
     if not np.isfinite(image).all() or image.min() < 0:
-        raise UserError(f"{path}: holds negative values, or some that are no numbers; mend or remove the file")
+        raise UserError(path, "holds values that are negative or not numbers", FIX_FILE)
     if (image > white).mean() > TOO_BRIGHT:
         raise UserError(
-            f"{path}: holds values up to {image.max():g}, above white ({white:g}); set data.white_level to the value "
-            "of white in these pictures, and train with it"
+            path,
+            f"holds values up to {image.max():g}, above white ({white:g})",
+            "set data.white_level to the value of white in these images, and train with it",
         )
     return np.minimum(np.rint(image * (255.0 / white)), 255).astype(np.uint8)
 
@@ -200,7 +202,7 @@ def find_white_level(paths: Sequence[Path]) -> float | None:
         return 1.0
     if len(kinds) > 1 or not 64 <= highest < 2**16:
         what = "whole numbers in some files and floats in others" if len(kinds) > 1 else f"values up to {highest:g}"
-        raise UserError(f"{deep[0].parent}: {what}: which value is white cannot be told; set data.white_level")
+        raise UserError(deep[0].parent, f"{what}: which value is white is ambiguous", "set data.white_level")
     bits = next(bits for bits in (8, 10, 12, 14, 16) if highest < 2**bits)
     return None if kinds == {False} and bits == 16 else float(2**bits - 1)
 
@@ -216,11 +218,11 @@ def read_marked(path: Path) -> Marked:
     with _head(data) as head:
         is_lossy = head is not None and head.format in LOSSY
         if head is not None and head.format not in LOSSY and (pages := _page_count(head)) > 1:
-            raise UserError(f"{path}: has {pages} pages; write each to a file of its own")
+            raise UserError(path, f"has {pages} pages", "write each to a file of its own")
     try:
         return mask_decoding.marked(_decode_as_stored(path, data), is_lossy)
     except mask_decoding.MaskError as error:
-        raise UserError(f"{path}: {error}; write a mask of 0 and 255, 255 where the defect is") from error
+        raise UserError(path, error, "write a mask of 0 and 255, 255 where the defect is") from error
 
 
 def read_mask(path: Path, original_size: tuple[int, int]) -> np.ndarray:
@@ -228,7 +230,7 @@ def read_mask(path: Path, original_size: tuple[int, int]) -> np.ndarray:
     mask = read_marked(path).mask
     if mask.shape != tuple(original_size):
         found, wanted = ("{1} x {0}".format(*shape) for shape in (mask.shape, original_size))
-        raise UserError(f"{path}: mask of {found} pixels, but its image has {wanted} (width x height); replace it")
+        raise UserError(path, f"mask of {found} pixels, but its image has {wanted} (width x height)", "replace it")
     return mask.view(np.uint8) * np.uint8(255)
 
 

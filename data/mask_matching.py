@@ -56,8 +56,9 @@ def check_twins(pictures: Sequence[Path]) -> None:
         if 0 < len(masks) < len(group):
             mask, picture = masks[0], next(path for path in group if path not in masks)
             raise UserError(
-                f"{mask}: looks like the mask of {picture.name}; move it to "
-                f"ground_truth/{mask.parent.name}/{mask.stem}_mask{mask.suffix}, or rename it if it is a picture"
+                mask,
+                f"looks like the mask of {picture.name}",
+                f"move it to ground_truth/{mask.parent.name}/{mask.stem}_mask{mask.suffix}, or rename it if it is an image",
             )
 
 
@@ -95,7 +96,7 @@ class Masks:
         found = [path for path in subfolders(self.category) if plain(path.name) in MASK_FOLDERS]
         if len(found) > 1:
             names = " and ".join(path.name for path in found)
-            raise UserError(f"{self.category}: {names} could both hold the masks; name the right one ground_truth")
+            raise UserError(self.category, f"{names} could both hold the masks", "name the right one ground_truth")
         if found:
             self.remarks.take(f"masks are taken from {found[0].name}/ (usual: ground_truth/)")
         return found[0] if found else None
@@ -118,7 +119,11 @@ class Masks:
         exact = [path for path in self._folders if path.name == folder.name]
         alike = exact or [path for path in self._folders if plain(path.name) == plain(folder.name)]
         if len(alike) > 1:
-            raise UserError(f"{alike[0]} and {alike[1].name}: which has the masks of test/{folder.name}? rename it so")
+            raise UserError(
+                f"{alike[0]} and {alike[1].name}",
+                f"both could hold the masks of test/{folder.name}",
+                f"name the right one {folder.name}",
+            )
         if alike and not exact:
             name = name_in(alike[0], self.category)
             self.remarks.take(f"masks of test/{folder.name} are taken from {name}")
@@ -136,8 +141,9 @@ class Masks:
             owners = next((by_stem[stem] for stem in _mask_stems(mask.stem) if stem in by_stem), [])
             if len(owners) > 1:
                 raise UserError(
-                    f"{mask}: may be of {name_in(owners[0], self.category)} or {name_in(owners[1], self.category)}; "
-                    f"move it to {self._root_folder.name}/<defect>"
+                    mask,
+                    f"may be of {name_in(owners[0], self.category)} or {name_in(owners[1], self.category)}",
+                    f"move it to {self._root_folder.name}/<defect>",
                 )
             if owners:
                 self.found.setdefault(owners[0], []).append(mask)
@@ -154,8 +160,9 @@ class Masks:
                 check_twins(pictures)
                 if own := [mask for mask in self._left if taken and taken in mask.parents]:
                     raise UserError(
-                        f"{own[0]}{more(own)}: named like no picture of test/{folder.name}, which has no other masks; "
-                        f"rename each to its picture's, as {pictures[0].stem}_mask{own[0].suffix}"
+                        f"{own[0]}{more(own)}",
+                        f"named like no image of test/{folder.name}, which has no other masks",
+                        f"rename each to its image's, as {pictures[0].stem}_mask{own[0].suffix}",
                     )
             elif rest:
                 where = (taken or self.category / "ground_truth" / folder.name).relative_to(self.category)
@@ -165,9 +172,11 @@ class Masks:
         if missing:
             names = ", ".join(str(self.category / name) for _, name in missing)
             if len(missing) == 1:
-                raise UserError(f"{missing[0][0]}: its mask {names} is missing, while others are there; add it")
+                raise UserError(missing[0][0], f"its mask {names} is missing, while others are there", "add it")
             raise UserError(
-                f"{missing[0][0]}{more(missing)}: their masks are missing, while others are there; add {names}"
+                f"{missing[0][0]}{more(missing)}",
+                "without masks, while other images of this defect have some",
+                f"add {names}",
             )
 
     def _check_near_names(self, folder: Path) -> None:
@@ -176,7 +185,9 @@ class Masks:
         near = difflib.get_close_matches(plain(folder.name), names, 1, 0.75)
         if near:
             path = names[near[0]]
-            raise UserError(f"{path}: is it for test/{folder.name}, which has no masks? rename it to {folder.name}")
+            raise UserError(
+                path, f"may be meant for test/{folder.name}, which has no masks", f"rename it to {folder.name}"
+            )
 
     def _give(self, places: dict[Path, Path], pictures: Sequence[Path], folder: Path) -> None:
         """Give pictures their masks. places: of each mask, the folder of its picture within the defect's folder."""
@@ -224,5 +235,5 @@ def _owner(mask: Path, pictures: Sequence[Path], masks: Sequence[Path]) -> Path:
     alike = [other for other in masks if other.with_suffix("") == mask.with_suffix("")]
     if len(same) != 1 or len(alike) != len(pictures):
         names = " and ".join(path.name for path in pictures)
-        raise UserError(f"{mask}: {names} could both be its picture; give the pictures different names")
+        raise UserError(mask, f"{names} could both be its image", "give the images different names")
     return same[0]

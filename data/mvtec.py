@@ -46,7 +46,7 @@ def list_nominal(category: Path, remarks: Remarks | None = None) -> list[Path]:
     files = _nominal_files(train, remarks)
     if not files:
         suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
-        raise UserError(f"{train / 'good'}: no images ({suffixes}) there; put nominal images into it")
+        raise UserError(train / "good", f"no images ({suffixes}) there", "put nominal images into it")
     good = {folder.name for folder in nominal_folders(train)}
     for file in pictures_below(train):
         if file.relative_to(train).parts[0] not in good:
@@ -93,8 +93,9 @@ def split_nominal(
     if not 0 < count < len(files):
         rest = "to hold out" if count == 0 else "to train on"
         raise UserError(
-            f"data.val_split = {val_split} leaves none of the {len(files)} images of train/good {rest}; "
-            "change it, or set it to 0"
+            f"data.val_split = {val_split}",
+            f"leaves none of the {len(files)} images of train/good {rest}",
+            "change it, or set it to 0",
         )
     held_out: set[int] = set()
     for number in np.random.default_rng([seed, 0, 0, 3]).permutation(len(parts)):
@@ -113,10 +114,12 @@ def _parts(files: Sequence[Path], split_by: str | None, category: Path | None) -
     parts: dict[tuple, list[int]] = {}
     for place, file in enumerate(files):
         if not (match := re.search(split_by, nominal_name(category, file))):
-            raise UserError(f"data.split_by = {split_by!r}: does not match {file}; change it, so that it matches all")
+            raise UserError(
+                f"data.split_by = {split_by!r}", f"does not match {file}", "change it, so that it matches all"
+            )
         parts.setdefault(match.groups(), []).append(place)
     if len(parts) == 1:
-        raise UserError(f"data.split_by = {split_by!r}: all of train/good is one group ({match[0]!r}); change it")
+        raise UserError(f"data.split_by = {split_by!r}", f"all of train/good is one group ({match[0]!r})", "change it")
     return list(parts.values())
 
 
@@ -129,8 +132,9 @@ def list_test(category: Path, remarks: Remarks | None = None) -> list[TestImage]
     remarks, test = remarks or Remarks(), category / "test"
     if direct := [path for path in pictures_below(test) if path.parent == test]:
         raise UserError(
-            f"{direct[0]}{more(direct)}: lies directly in test/; put nominal pictures into test/good, "
-            "others into test/<defect>"
+            f"{direct[0]}{more(direct)}",
+            "lies directly in test/",
+            "put nominal images into test/good, anomalous ones into test/<defect>",
         )
     masks = Masks(category, remarks)
     images, nominal = [], nominal_folders(test, remarks)
@@ -141,7 +145,7 @@ def list_test(category: Path, remarks: Remarks | None = None) -> list[TestImage]
         images += [TestImage(path, False, name_in(path, category)) for path in pictures]
     for folder in (path for path in subfolders(test) if path not in nominal):
         if plain(folder.name) in MASK_FOLDERS:
-            raise UserError(f"{folder}: looks like a folder of masks; move it to {category / 'ground_truth'}")
+            raise UserError(folder, "looks like a folder of masks", f"move it to {category / 'ground_truth'}")
         pictures, beside = apart(pictures_below(folder, remarks))
         if not pictures:
             remarks.pass_over("folders without pictures", name_in(folder, category))
@@ -152,7 +156,9 @@ def list_test(category: Path, remarks: Remarks | None = None) -> list[TestImage]
     masks.assign_loose()
     masks.check_complete()
     if not images:
-        raise UserError(f"{test}: no test images there; detection needs test/good and test/<defect> with images")
+        raise UserError(
+            test, "no test images there", "put images into test/good and test/<defect>, which detection needs"
+        )
     return [replace(image, masks=tuple(masks.found.get(image.path, ()))) for image in images]
 
 
@@ -175,7 +181,7 @@ def with_masks_read(pictures: Sequence[TestImage]) -> tuple[list[TestImage], lis
         found = dict(zip(files, pool.map(read, files), strict=True))
     if wrong := [found[path] for path in files if isinstance(found[path], UserError)]:
         others = f"\n{len(wrong) - 1} more masks cannot be read either" if len(wrong) > 1 else ""
-        raise UserError(f"{wrong[0]}{others}")
+        raise UserError(wrong[0].subject, wrong[0].problem, wrong[0].fix + others)
     doubts: dict[str, list[str]] = {}
     for picture in pictures:
         for mask in picture.masks:
@@ -217,5 +223,5 @@ def _check_nominal_masks(masks: Sequence[Path]) -> None:
     for mask in masks:
         if image_io.read_marked(mask).mask.any():
             raise UserError(
-                f"{mask}: marks pixels of a nominal picture; move that picture to a defect's folder, or the mask away"
+                mask, "marks pixels of a nominal image", "move that image to a defect's folder, or the mask away"
             )

@@ -7,7 +7,7 @@ from typing import Any
 from config import Config
 from engine import evaluate_all
 from reporting import best_models, seeds
-from reporting.best_models import MEND
+from reporting.best_models import FIX_SUMMARY
 from reporting.result import read_record
 from runtime.errors import UserError
 
@@ -35,10 +35,12 @@ def run(config: Config, categories: Sequence[str] | None) -> Path:
         for key in unlisted:
             if any(found.key == key[:3] and key[3] in found.kinds for found in current):
                 path = results / "summary.csv"
-                raise UserError(f"{path}: the row of {', '.join(key)} is missing, its metrics.json is there; {MEND}")
+                raise UserError(
+                    path, f"the row of {', '.join(key)} is missing, although its metrics.json exists", FIX_SUMMARY
+                )
         rows = [row for row in rows if (row["category"], row["checkpoint"], row["technique"]) not in stale]
         if not rows:
-            raise UserError(f"{results / 'summary.csv'}: all of its results are out of date; {MEND}")
+            raise UserError(results / "summary.csv", "all of its results are out of date", FIX_SUMMARY)
         print(f"{len(stale)} results are out of date and not compared")
         evaluate_all.tell_stale(stale)
     text, report = best_models.write_report(config, results, rows, failed)

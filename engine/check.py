@@ -46,15 +46,15 @@ class Findings:
     """Lines to print, and what would stop training or detection."""
 
     def __init__(self):
-        self.problems: list[str] = []
+        self.problems: list[UserError | OSError] = []
 
     def attempt(self, what: Callable[[], Any]) -> Any:
         """What `what` gives; None where it meets a mistake, which is noted."""
         try:
             return what()
         except (UserError, OSError) as error:
-            if str(error) not in self.problems:
-                self.problems.append(str(error))
+            if str(error) not in map(str, self.problems):
+                self.problems.append(error)
             return None
 
     def by_reason(self) -> dict[str, list[Path]]:
@@ -112,8 +112,10 @@ def run(config: Config) -> None:
         others = f"; the same of {_some(paths[1:])}" if len(paths) > 1 else ""
         print(f"would stop: {paths[0]}: {reason}{others}" if paths else f"would stop: {reason}")
     if findings.problems:
-        first, rest = min(findings.problems), len(findings.problems) - 1
-        raise UserError(first.splitlines()[0] + (f"\nand {rest} more, see above" if rest else ""))
+        first, rest = min(findings.problems, key=str), len(findings.problems) - 1
+        if rest:
+            print(f"{rest} more problems are listed above")
+        raise first
     print("nothing found that would stop training or detection")
 
 

@@ -25,7 +25,7 @@ from reporting import summary
 from reporting.result import CURVES, Record, read_record
 from reporting.summary import Found
 from runtime import provenance
-from runtime.errors import UserError, told
+from runtime.errors import UserError, format_error
 from runtime.files import owning, remove_leftovers
 
 Key = tuple[str, str, str]  # category, checkpoint, technique; empty where a failure concerns all
@@ -108,7 +108,7 @@ def _evaluate_items(items: Sequence[Item], kinds: list[str]) -> dict[Key, str]:
             _evaluate(item, loaded, kinds)
         except Exception as error:
             for technique in item.techniques:
-                failed[item.config.data.category, str(item.epoch), technique.name] = told(error)
+                failed[item.config.data.category, str(item.epoch), technique.name] = format_error(error)
     return failed
 
 
@@ -164,7 +164,7 @@ def _plan(
                 checkpoint.epoch_of(path): path for path in sorted(paths, key=lambda path: path.name != "last.pt")
             }
         except (UserError, OSError) as error:
-            failed[name, "", ""] = told(error)
+            failed[name, "", ""] = format_error(error)
             continue
         preprocessor, techniques = _prepared(own, techniques, kept_in, embedded, by_epoch, failed)
         preprocessor.check(pictures, techniques)
@@ -187,7 +187,7 @@ def _prepared(
     try:
         return Preprocessor(config, techniques, kept_in, embedded), techniques
     except NoReferencePartError as error:
-        text = told(error)
+        text = format_error(error)
         for one in techniques:
             if one.registered:
                 failed |= {(config.data.category, str(epoch), one.name): text for epoch in epochs}
@@ -328,7 +328,7 @@ def current_results(results: Path, config: Config, failed: dict[Key, str]) -> tu
                 stale[key] = "; ".join(changed)
                 continue
         except (UserError, OSError) as error:
-            stale[key] = told(error)
+            stale[key] = format_error(error)
             continue
         if kinds := summary.read_kinds(folder, record):
             found.append(Found(key, folder, record, kinds))

@@ -56,9 +56,11 @@ def run(config: Config, kind: str) -> Path:
         FloatingPointError: the file does not give the maps that the networks give; it is not kept.
     """
     if kind not in FORMATS:
-        raise UserError(f"--export {kind}: not known; there is: {', '.join(FORMATS)}")
+        raise UserError(f"--export {kind}", "unknown format", f"choose one of: {', '.join(FORMATS)}")
     if missing := [name for name in NEEDED if find_spec(name) is None]:
-        raise UserError(f"--export: {', '.join(missing)} not installed; run: pip install -r requirements-export.txt")
+        raise UserError(
+            f"--export {kind}", f"{', '.join(missing)} not installed", "run: pip install -r requirements-export.txt"
+        )
     config, weights = checkpoint.for_new_images(config)
     config = config.with_values({"train.precision": "fp32"})  # as the file computes
     detector = Detector.of(config, weights, device="cpu")

@@ -19,7 +19,7 @@ from inference.detector import Detection, Detector
 from inference.preprocessing import ModelInput
 from reporting.predictions import SUMMARY, Predictions, row, row_of_error
 from runtime.device import core_count, select_device, select_precision
-from runtime.errors import UserError, told
+from runtime.errors import UserError, format_error
 from runtime.files import write_text
 
 
@@ -94,11 +94,11 @@ def find(paths: Sequence[Path]) -> list[Picture]:
     found, taken = [], Counter()
     for path in paths:
         if not path.exists():
-            raise UserError(f"{path}: not there; name pictures or folders of pictures")
+            raise UserError(path, "no such file or folder", "name images or folders of images")
         remarks = Remarks()
         below = pictures_below(path, remarks) if path.is_dir() else [path]
         if not below:
-            raise UserError(f"{path}: no picture in this folder; name another")
+            raise UserError(path, "no image in this folder", "name another")
         for line in remarks.lines():
             print(f"{path}: {line}")
         name = path.resolve().name
@@ -159,7 +159,7 @@ def judge(detector: Detector, pictures: Sequence[Picture], predictions: Predicti
         try:
             return detector.read(picture.path)
         except (UserError, OSError, MemoryError, cv2.error) as error:
-            return told(error) if isinstance(error, (UserError, OSError)) else f"{picture.path}: {error}"
+            return format_error(error) if isinstance(error, (UserError, OSError)) else f"{picture.path}: {error}"
 
     with ThreadPoolExecutor(core_count()) as pool:
         batches = [pictures[first : first + size] for first in range(0, len(pictures), size)]
@@ -202,7 +202,7 @@ def _alone(detector: Detector, picture: ModelInput) -> Detection | str:
     try:
         return detector.run([picture])[0]
     except UserError as error:
-        return told(error)
+        return format_error(error)
 
 
 def _written(rows: list[list], drawn: Sequence[Future]) -> list[list]:

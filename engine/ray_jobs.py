@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from runtime import signals
 from runtime.device import setup
-from runtime.errors import UserError, told
+from runtime.errors import UserError, format_error
 from runtime.files import BATCH
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -37,13 +37,15 @@ def options_of(flags: Any) -> Options | None:
         return None
     gpus = flags.gpus_per_job
     if gpus is not None and (gpus < 0 or (gpus > 1 and gpus != int(gpus))):
-        raise UserError(f"--gpus_per_job {gpus:g}: must be 0, a share below 1, or a whole number")
+        raise UserError(f"--gpus_per_job {gpus:g}", "out of range", "set 0, a share below 1, or a whole number")
     if flags.cpus_per_job <= 0:
-        raise UserError(f"--cpus_per_job {flags.cpus_per_job:g}: must be above 0")
+        raise UserError(f"--cpus_per_job {flags.cpus_per_job:g}", "out of range", "set a number above 0")
     if flags.max_retries < 0:
-        raise UserError(f"--max_retries {flags.max_retries}: must be 0 or more")
+        raise UserError(f"--max_retries {flags.max_retries}", "out of range", "set 0 or more")
     if flags.ray.startswith("ray://"):
-        raise UserError(f"--ray {flags.ray}: clients from outside are not served; run this on a node, with --ray auto")
+        raise UserError(
+            f"--ray {flags.ray}", "clients outside the cluster are not supported", "run this on a node, with --ray auto"
+        )
     return Options(flags.ray, gpus, flags.cpus_per_job, flags.max_retries)
 
 
@@ -65,10 +67,12 @@ class Cluster:
         self.gpus = options.gpus if options.gpus is not None else float(most["GPU"] >= 1)
         for flag, kind, wanted in (("--gpus_per_job", "GPU", self.gpus), ("--cpus_per_job", "CPU", options.cpus)):
             if wanted > most[kind]:
-                raise UserError(f"{flag} {wanted:g}: no node of the cluster has more than {most[kind]:g}; lower it")
+                raise UserError(
+                    f"{flag} {wanted:g}", f"no node of the cluster has more than {most[kind]:g}", "lower it"
+                )
         if not any(node.get("GPU", 0) >= self.gpus and node.get("CPU", 0) >= options.cpus for node in nodes):
             wanted = f"--gpus_per_job {self.gpus:g} --cpus_per_job {options.cpus:g}"
-            raise UserError(f"{wanted}: no node of the cluster has both; lower one")
+            raise UserError(wanted, "no node of the cluster has both", "lower one of them")
 
     def run(
         self, function: Callable[..., Any], jobs: dict[str, tuple], folders: Sequence[Path]
@@ -138,7 +142,7 @@ def _task(events: Any, label: str, folders: Sequence[str], function: Callable[..
     try:
         return Outcome(None, function(*arguments), node)
     except Exception as error:
-        return Outcome(told(error), None, node)
+        return Outcome(format_error(error), None, node)
 
 
 @contextmanager
@@ -153,7 +157,7 @@ def connected(options: Options) -> Iterator[Cluster]:
         import ray.exceptions
         import ray.util
     except ImportError as error:
-        raise UserError("--ray: Ray is not installed; run: pip install -r requirements-cluster.txt") from error
+        raise UserError("--ray", "Ray is not installed", "run: pip install -r requirements-cluster.txt") from error
     environment = {"PYTHONPATH": str(ROOT), BATCH: secrets.token_hex(8)}
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a Ray that is started here tells nobody
     try:
@@ -168,7 +172,9 @@ def connected(options: Options) -> Iterator[Cluster]:
         )
     except (OSError, ValueError, RuntimeError) as error:  # a ConnectionError too
         text = " ".join(str(error).split())[:160]
-        raise UserError(f"--ray {options.address}: no Ray there ({text}); start one, or use: --ray local") from error
+        raise UserError(
+            f"--ray {options.address}", f"no Ray there ({text})", "start one, or use --ray local"
+        ) from error
     signals.interrupts()  # Ray puts a handler of its own
     try:
         yield Cluster(ray, options)

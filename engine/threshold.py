@@ -56,7 +56,7 @@ def run_on(config: Config, folder: Path) -> Path:
     """
     files = pictures_below(folder)
     if not files:
-        raise UserError(f"--nominal {folder}: no pictures there; name a folder of good pictures")
+        raise UserError(f"--nominal {folder}", "no images there", "name a folder of nominal images")
     config, weights = checkpoint.for_new_images(config)
     config = config.with_values({"metrics.threshold": False})  # those there are not asked for
     detector = Detector.of(config, weights)
@@ -66,7 +66,7 @@ def run_on(config: Config, folder: Path) -> Path:
     if len(left) < len(files):
         print(f"{folder}: {len(files) - len(left)} pictures were trained on; left out of thresholds")
     if not left:
-        raise UserError(f"--nominal {folder}: all pictures there were trained on; name a folder of others")
+        raise UserError(f"--nominal {folder}", "all images there were trained on", "name a folder of others")
     config, (height, width) = detector.config, detector.config.data.img_size
     scores = Scores(config.metrics.p, config.metrics.k, len(left), height * width)
     unregistered, size = [], detector.pictures_at_once
@@ -118,7 +118,7 @@ def _found(there: dict[str, Path], wanted: dict[str, str], ckpt: Checkpoint) -> 
     if missing:
         more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
         raise UserError(
-            f"{missing[0]}{more}: held out when {ckpt.path} was trained, now missing; restore it or train anew"
+            f"{missing[0]}{more}", f"held out when {ckpt.path} was trained, now missing", "restore it, or train anew"
         )
     return [there[key] for key in wanted.values()]
 
@@ -234,7 +234,7 @@ def _save(
         limits = scores.thresholds(settings.max_false_alarms)
     except NoScoresError as error:
         key = f"masking.regions.{config.data.category}"
-        raise UserError(f"{key}: {error}; leave some of the picture outside the regions") from error
+        raise UserError(key, error, "leave some of the image outside the regions") from error
     promised = {kind: _promise(config, kind, count, value) for kind, value in limits["image"].items()}
     content = {
         "provenance": made_from.to_json(),
@@ -297,11 +297,10 @@ def load_thresholds(
     path = threshold_file.path_of(config.run_folder, ckpt.name, technique)
     if not path.is_file():
         raise UserError(
-            f"no thresholds yet ({path} is missing); {threshold_file.MEND}\n"
-            "or set metrics.threshold=false to judge at `optimal` only"
+            path, "no thresholds yet", f"{threshold_file.FIX_HINT}, or set metrics.threshold=false for `optimal` only"
         )
     found, made_from = threshold_file.read(path)
     now = provenance_of(config, ckpt.fingerprint, preprocessor, technique, nominal_images(config, ckpt)[0])
     if changed := made_from.differences(now):
-        raise UserError(f"{path}: out of date: {'; '.join(changed)}; {threshold_file.MEND}")
+        raise UserError(path, f"out of date: {', '.join(changed)}", threshold_file.FIX_HINT)
     return found | {"nominal": now.nominal}

@@ -50,8 +50,9 @@ def run(config: Config, settings_text: str, ranks: "Ranks | None" = None) -> Pat
     """
     if ranks and config.train.batch_size < ranks.count:
         raise UserError(
-            f"train.batch_size = {config.train.batch_size}: the batch of all processes together, and there are "
-            f"{ranks.count}; raise it, or start fewer"
+            f"train.batch_size = {config.train.batch_size}",
+            f"less than one sample for each of the {ranks.count} processes",
+            "raise it, or start fewer processes",
         )
     with ExitStack() as stack:
         with ranks.in_turn() if ranks else nullcontext():

@@ -20,7 +20,7 @@ from inference import checkpoint
 from inference.checkpoint import TrainingImages, epoch_path
 from runtime import signals
 from runtime.device import select_device
-from runtime.errors import UserError, told
+from runtime.errors import UserError, format_error
 from runtime.files import owning, write_text
 from runtime.signals import Stopped
 from training.data import find_files, split
@@ -62,7 +62,7 @@ def run(
     names = chosen_categories(Path(config.data.data_path), categories)
     for seed in seeds or ():
         if not 0 <= seed < 2**32:
-            raise UserError(f"--seeds {seed}: must be from 0 to {2**32 - 1}")
+            raise UserError(f"--seeds {seed}", "out of range", f"set numbers from 0 to {2**32 - 1}")
     if not ray:
         select_device(config.train.device)  # a mistake there is told once
     jobs = {}
@@ -115,7 +115,7 @@ def _prepare(
             return False
         write_text(own.run_folder / TEMPLATE, settings_text(settings, own))
     except Exception as problem:  # one category's failure is recorded and costs no other
-        failed[label] = told(problem)
+        failed[label] = format_error(problem)
     return label not in failed
 
 
@@ -141,7 +141,7 @@ def _run_here(
                 write_text(settings, edit_config(settings, {"data.category": own.data.category}))
             yield label, (train_job(own, _is_anew(own, is_forced)), "")
         except Exception as problem:
-            failed[label] = told(problem)
+            failed[label] = format_error(problem)
 
 
 def _run_on_ray(
@@ -175,7 +175,7 @@ def _train_on_ray(own: Config, is_anew: bool, before: int) -> Trained:
     """before: epochs that were done when the batch began; of a job that runs again more are done by now."""
     trained = train_job(own, is_anew, dies_with_parent=True)
     if trained.error is not None:
-        raise UserError(trained.error)
+        raise UserError.from_text(trained.error)
     return trained._replace(epochs=_epochs_done(own) - (0 if is_anew else before))
 
 
@@ -202,7 +202,9 @@ def _is_complete(config: Config) -> bool:
     now = training_provenance(config, found.nominal + found.validation, found.textures)
     if changed := changed_settings(provenance_of(last, content), now):
         raise UserError(
-            f"{run}: complete, but trained with {'; '.join(changed)}; set it back, or another data.run_name, or --force"
+            run,
+            f"complete, but trained with {', '.join(changed)}",
+            "set it back, set another data.run_name, or give --force",
         )
     images = TrainingImages(**content["images"])
     if changed := changed_images(images, split(config, found, images).digests()):

@@ -17,12 +17,12 @@ from watchdog.observers import Observer
 from watchdog.observers.api import BaseObserver
 
 from config import Config
-from data.folders import IMAGE_SUFFIXES, NOT_UTF8, is_visible_folder
+from data.folders import IMAGE_SUFFIXES, NOT_UTF8, RENAME, is_visible_folder
 from engine.predict import made_with, remarks_of, title_of, usual_folder
 from inference import checkpoint
 from inference.detector import Detector
 from reporting.predictions import Predictions, row, row_of_error
-from runtime.errors import UserError, told
+from runtime.errors import UserError, format_error
 from runtime.signals import Stopped
 
 REST = 0.15  # seconds that a picture must not have changed for: then it is written completely
@@ -181,14 +181,14 @@ def run(config: Config, folder: Path, output: Path | None = None) -> Path:
         UserError: no folder, no checkpoint, settings that contradict it, predictions of another one.
     """
     if not folder.is_dir():
-        raise UserError(f"--watch {folder}: not a folder; name the one that pictures are written to")
+        raise UserError(f"--watch {folder}", "not a folder", "name the folder that images are written to")
     config, weights = checkpoint.for_new_images(config)
     detector = Detector.of(config, weights)
     for line in remarks_of(detector):
         print(line)
     written = output or usual_folder(detector, folder)
     if written.resolve().is_relative_to(folder.resolve()):
-        raise UserError(f"{written}: lies in the folder that is watched; name another with --output")
+        raise UserError(written, "lies in the folder that is watched", "name another with --output")
     predictions = Predictions(written, detector.limits, made_with(detector), config.metrics.visualisation, keep=True)
     counts: Counter[str] = Counter()
     source = Folder(folder)
@@ -255,15 +255,16 @@ def _judge(path: str, folder: Path, detector: Detector, predictions: Predictions
     """Judge a picture and write what is found; the line about it, None where it cannot be read and may be yet."""
     start = time.perf_counter()
     if shown(path) != path:
-        predictions.write([row_of_error(shown(path), NOT_UTF8)])
-        return f"failed {shown(path)}: {NOT_UTF8}"
+        error = str(UserError(shown(path), NOT_UTF8, RENAME))
+        predictions.write([row_of_error(shown(path), error)])
+        return f"failed {error}"
     try:
         [found] = detector.run([detector.read(Path(path))])
     except (UserError, OSError) as error:
         if not is_last:
             return None
-        predictions.write([row_of_error(path, told(error))])
-        return f"failed {told(error)}"
+        predictions.write([row_of_error(path, format_error(error))])
+        return f"failed {format_error(error)}"
     predictions.draw(_label(folder, path), found, predictions.wants_panel(found))
     seconds = time.perf_counter() - start
     predictions.write([row(path, found, detector.limits, seconds)])

@@ -95,7 +95,7 @@ class Checkpoint:
         if self.is_of_registered:
             if "reference" not in self.embedded_assets:
                 raise UserError(
-                    f"{self.path}: trained on registered images, but their reference is not in it; train anew"
+                    self.path, "trained on registered images, but does not hold their reference", "train anew"
                 )
             found["reference"] = self.embedded_assets["reference"]
         return found
@@ -110,16 +110,16 @@ def read(path: Path, only_facts: bool = False) -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=only_facts)
     except pickle.UnpicklingError as error:
         raise UserError(
-            f"{path}: refused: damaged, or with pickled code in it; use a checkpoint of tensors only"
+            path, "refused: damaged, or with pickled code in it", "use a checkpoint that holds tensors only"
         ) from error
     except (PermissionError, FileNotFoundError, MemoryError):
         raise
     except Exception as error:  # damaged files fail in a dozen ways
-        raise UserError(f"{path}: truncated or not a checkpoint; {FIX_HINT}") from error
+        raise UserError(path, "truncated or not a checkpoint", FIX_HINT) from error
     if not isinstance(content, dict):
-        raise UserError(f"{path}: not a checkpoint of this program or of the original; {FIX_HINT}")
+        raise UserError(path, "not a checkpoint of this program or of the original", FIX_HINT)
     if path.suffix not in PAIRS and not _is_sound(content):
-        raise UserError(f"{path}: damaged, or not a checkpoint of this program; {FIX_HINT}")
+        raise UserError(path, "damaged, or not a checkpoint of this program", FIX_HINT)
     return content
 
 
@@ -165,14 +165,14 @@ def find(config: Config, load_epoch: int | str) -> Path:
     if path.is_file():
         return path
     if path.is_dir():
-        raise UserError(f"data.load_epoch: {path} is a folder; name a checkpoint file")
+        raise UserError("data.load_epoch", f"{path} is a folder", "name a checkpoint file")
     epochs = ", ".join(map(str, saved_epochs(run)))
     there = (
         f"saved epochs: {epochs}"
         if epochs
         else f"nothing is saved in {run}; train first: python main.py --train True (with the same --config and --set)"
     )
-    raise UserError(f"data.load_epoch: no checkpoint {path}; {there}")
+    raise UserError("data.load_epoch", f"no checkpoint {path}", there)
 
 
 def load(config: Config, load_epoch: int | str | None = None) -> Checkpoint:
@@ -185,7 +185,7 @@ def load(config: Config, load_epoch: int | str | None = None) -> Checkpoint:
     if path.suffix in PAIRS:
         beside = _second_of_pair(path)
         if not beside.is_file():
-            raise UserError(f"{beside}: missing; these weights are a pair, {path.name} and {beside.name}")
+            raise UserError(beside, "missing", f"put it there: these weights are a pair, {path.name} and {beside.name}")
         pair = {"reconstructive": content, "discriminative": read(beside)}
         weights = {f"{net}.{key}": value for net, state in pair.items() for key, value in state.items()}
         content = {}
@@ -199,7 +199,9 @@ def load(config: Config, load_epoch: int | str | None = None) -> Checkpoint:
         model.load_state_dict(weights)
         own = fingerprint(weights)
     except (RuntimeError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: its weights are not DRAEM's; set data.load_epoch to another") from error
+        raise UserError(
+            path, "its weights are not those of a DRAEM model", "set data.load_epoch to another checkpoint"
+        ) from error
     name = _name(config, path, content["epoch"], own) if content else path.stem
     return Checkpoint(model, name, path, own, **facts)
 
@@ -209,7 +211,7 @@ def check_widths(path: Path, weights: dict[str, Tensor], config: Config) -> None
     for key, name in WIDTH_KEYS.items():
         weight = weights.get(name)
         if isinstance(weight, Tensor) and weight.ndim == 4 and (found := weight.shape[0]) != config[key]:
-            raise UserError(f"{path}: has {key} = {found}, the settings say {config[key]}; set {key}={found}")
+            raise UserError(path, f"has {key} = {found}, the settings have {config[key]}", f"set {key}={found}")
 
 
 def _check_fit(path: Path, trained: Config | None, config: Config) -> None:
@@ -220,13 +222,13 @@ def _check_fit(path: Path, trained: Config | None, config: Config) -> None:
     if there.tile_size != now.tile_size:
         sizes = ["null" if one is None else list(one) for one in (now.tile_size, there.tile_size)]
         raise UserError(
-            f"data.tile_size = {sizes[0]}, but {path} was trained with {sizes[1]}; set data.tile_size={sizes[1]}"
+            f"data.tile_size = {sizes[0]}", f"{path} was trained with {sizes[1]}", f"set data.tile_size={sizes[1]}"
         )
     if there.registration_training and there.registration_method != now.registration_method:
         raise UserError(
-            f"data.registration_method = {now.registration_method}, but {path} was trained on images registered as "
-            f"{there.registration_method}; set data.registration_method={there.registration_method} and "
-            "data.image_registration=true"
+            f"data.registration_method = {now.registration_method}",
+            f"{path} was trained on images registered as {there.registration_method}",
+            f"set data.registration_method={there.registration_method} and data.image_registration=true",
         )
 
 
@@ -244,7 +246,7 @@ def _name(config: Config, path: Path, epoch: int, own: str) -> str:
 def _second_of_pair(path: Path) -> Path:
     first, second = PAIRS[path.suffix]
     if not re.search(first, path.stem):
-        raise UserError(f"{path}: one of a pair; name the reconstructive network's file, ..._REC_MODEL_<epoch>.pth")
+        raise UserError(path, "one of a pair", "name the reconstructive network's file, ..._REC_MODEL_<epoch>.pth")
     return path.with_name(re.sub(first, second, path.stem) + path.suffix)
 
 
@@ -278,7 +280,7 @@ def _settings_of(path: Path, values: dict[str, Any]) -> Config:
     try:
         return Config.model_validate({name: dict(values[name]) for name in values})
     except (ValidationError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: its settings are of another version of this program; {FIX_HINT}") from error
+        raise UserError(path, "its settings are of another version of this program", FIX_HINT) from error
 
 
 def resolve_white_level(config: Config, ckpt: Checkpoint) -> Config:
@@ -292,7 +294,7 @@ def resolve_white_level(config: Config, ckpt: Checkpoint) -> Config:
         wanted = ckpt.white_level if is_known else find_white_level(list_nominal(category))
     elif is_known and wanted != ckpt.white_level:
         there = "8 bits or all 16" if ckpt.white_level is None else f"white_level {ckpt.white_level:g}"
-        raise UserError(f"data.white_level = {wanted:g}, but {ckpt.path} was trained with {there}; set it to auto")
+        raise UserError(f"data.white_level = {wanted:g}", f"{ckpt.path} was trained with {there}", "set it to auto")
     return with_white_level(config, wanted)
 
 

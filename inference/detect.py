@@ -163,7 +163,7 @@ def _outputs(
     for idx, anomaly_map in zip(batch["idx"].tolist(), maps, strict=True):
         if not np.isfinite(anomaly_map).all():
             name = dataset.name(idx)
-            raise UserError(f"{name}: its anomaly map is not finite; use another checkpoint, or precision=fp32")
+            raise UserError(name, "its anomaly map is not finite", "use another checkpoint, or train.precision=fp32")
     planes = {key: batch[key][:, 0].numpy() for key in ("valid", "region") if key in batch}
     images, reconstructions = batch["image"].permute(0, 2, 3, 1).numpy(), reconstructions.transpose(0, 2, 3, 1)
     for i, idx in enumerate(batch["idx"].tolist()):

@@ -106,7 +106,7 @@ class Detector:
             epochs = checkpoint.saved_epochs(path)
             path = checkpoint.epoch_path(path, epochs[-1]) if epochs else path / "last.pt"
         if not path.is_file():
-            raise UserError(f"{path}: no checkpoint there; name a run's folder or a file epoch_*.pt")
+            raise UserError(path, "no checkpoint there", "name a run's folder or a file epoch_*.pt")
         config = checkpoint.load_facts(path).settings or Config()
         return cls.of(config.with_values({"metrics.nominal": nominal}), path, device=device)
 
@@ -129,7 +129,7 @@ class Detector:
         found, made_from = threshold_file.read(self.thresholds_path)
         now = replace(self.made_from(), nominal=made_from.nominal)
         if changed := made_from.differences(replace(now, precision=made_from.precision)):
-            raise UserError(f"{self.thresholds_path}: out of date: {'; '.join(changed)}; {threshold_file.MEND}")
+            raise UserError(self.thresholds_path, f"out of date: {', '.join(changed)}", threshold_file.FIX_HINT)
         if now.precision != made_from.precision:
             self.remarks.append(
                 f"thresholds were computed in {made_from.precision}, these scores are in {now.precision}: "
@@ -186,7 +186,7 @@ class Detector:
 
     def _judge(self, picture: ModelInput, reconstruction: np.ndarray, anomaly_map: np.ndarray) -> Detection:
         if not np.isfinite(anomaly_map).all():
-            raise UserError("its anomaly map is not finite; use another checkpoint, or precision=fp32")
+            raise UserError("image", "its anomaly map is not finite", "use another checkpoint, or train.precision=fp32")
         nothing = np.zeros(anomaly_map.shape, bool)
         seen = NetworkOutput(0, picture.image, reconstruction, anomaly_map, nothing, picture.valid, picture.region)
         seen = left_out(seen, self.technique)

@@ -113,8 +113,9 @@ class Compiled:
                 raise
             reason = " ".join(str(error).split())[:160]
             if self._setting == "on":
-                mend = "set it to auto or off"
-                raise UserError(f"train.compile = on: torch.compile fails here ({reason}); {mend}") from error
+                raise UserError(
+                    "train.compile = on", f"torch.compile fails here ({reason})", "set it to auto or off"
+                ) from error
             print(f"torch.compile fails here ({reason}); going on without it")
             compiled, result = self._model, self._model(x)
         self._compiled = compiled

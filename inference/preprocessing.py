@@ -125,8 +125,9 @@ class Preprocessor:
     def _read_region(self, region: list[list[int]] | str | None) -> None:
         if region is None:
             raise UserError(
-                f"{self.key}: masking is asked for, but no region is given; give [[y0, y1, x0, x1], ...] or a mask's "
-                "path, or set metrics.masking=false"
+                self.key,
+                "masking is on, but no region is given",
+                "give [[y0, y1, x0, x1], ...] or a mask's path, or set metrics.masking=false",
             )
         if isinstance(region, str) and "region" in self.embedded:
             self._region = from_png(self.embedded["region"]["png"].numpy()) > 0
@@ -219,12 +220,17 @@ class Preprocessor:
             try:
                 return masking.region_mask(self._region_source, shape)
             except masking.RegionError as error:
-                raise UserError(f"{self.key}: {error}: {path}, or the reference that it is laid over") from error
+                raise UserError(
+                    self.key,
+                    f"{error}: {path}, or the reference that it is registered to",
+                    "give rectangles that lie inside",
+                ) from error
         if self._region.shape != shape:
             found, wanted = ("{1} x {0}".format(*size) for size in (self._region.shape, shape))
             raise UserError(
-                f"{self.key}: mask of {found} pixels, but {path} (or the reference that it is laid over) has {wanted} "
-                "(width x height); give one of its size"
+                self.key,
+                f"mask of {found} pixels, but {path} (or the reference that it is registered to) has {wanted} (width x height)",
+                "give one of its size",
             )
         return self._region
 

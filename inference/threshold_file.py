@@ -11,7 +11,7 @@ from inference.preprocessing import Technique
 from runtime.errors import UserError
 from runtime.provenance import Provenance
 
-MEND = "run: python main.py --threshold True (with the same --config and --set)"
+FIX_HINT = "run: python main.py --threshold True (with the same --config and --set)"
 
 
 def path_of(run: Path, checkpoint_name: str, technique: Technique, nominal: str | None = None) -> Path:
@@ -28,7 +28,11 @@ def manual(config: Config) -> dict[str, dict[str, float]]:
     values = {"image": config.metrics.image_threshold, "pixel": config.metrics.pixel_threshold}
     for scope, value in values.items():
         if value is None:
-            raise UserError(f"metrics.{scope}_threshold: needed by threshold type manual; set a number from 0 to 1")
+            raise UserError(
+                f"metrics.{scope}_threshold",
+                "missing, although metrics.threshold_type is manual",
+                "set a number from 0 to 1",
+            )
     return {scope: {MANUAL: value} for scope, value in values.items()}
 
 
@@ -50,8 +54,8 @@ def read(path: Path) -> tuple[dict[str, Any], Provenance]:
         result |= {"held_out": content["held_out"], "promises": dict(content["promises"])}
         result["image_scores"] = [float(score) for score in content["image_scores"]]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: damaged; {MEND}") from error
+        raise UserError(path, "damaged", FIX_HINT) from error
     made_from = Provenance.from_json(content.get("provenance"))
     if made_from is None:
-        raise UserError(f"{path}: of another version of this program; {MEND}")
+        raise UserError(path, "of another version of this program", FIX_HINT)
     return result, made_from

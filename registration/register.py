@@ -63,7 +63,7 @@ class Registration:
             path = Path(self.config.data.registration_reference)
             if not path.is_file():
                 raise UserError(
-                    f"data.registration_reference: {path} cannot be read, it is not there; name another or leave it out"
+                    "data.registration_reference", f"{path} does not exist", "name another, or leave it out"
                 )
             return path
         folder = category_folder(Path(self.config.data.data_path), self.config.data.category)
@@ -87,8 +87,9 @@ class Registration:
                 write_image(shown, _in_red(self.reference, error.seen))
                 hint = f"; {shown} shows it"
             raise NoReferencePartError(
-                f"data.registration_method = part: no part found in {self.reference_path}: {error}\n"
-                f"name another picture with data.registration_reference, or set data.registration_method=scene" + hint
+                "data.registration_method = part",
+                f"no part found in {self.reference_path}: {error}",
+                f"name another image with data.registration_reference, or set data.registration_method=scene{hint}",
             ) from error
 
     @cached_property
@@ -162,8 +163,9 @@ class Registration:
         said = self.said_of(pictures, "nominal pictures")
         if len(self.unregistered(pictures)) > len(files) / 2:
             raise UserError(
-                f"data.registration_training: {said}\n"
-                "set data.registration_method or data.registration_reference to another, or leave it out"
+                "data.registration_training",
+                said,
+                "set another data.registration_method or data.registration_reference, or leave it out",
             )
         return said
 

@@ -23,7 +23,7 @@ SAME_PIXELS = (
     "Pixel metrics are compared outside of the masked regions only. What `post_masking` reaches there is what no "
     "masking reaches there; over all pixels `no_masking` has values of its own in summary.csv."
 )
-MEND = "run evaluate_checkpoints.py again, with the same --config and --set"
+FIX_SUMMARY = "run evaluate_checkpoints.py again, with the same --config and --set"
 
 
 def write_report(
@@ -84,20 +84,20 @@ def read_summary(results: Path, categories: list[str] | None) -> tuple[list[dict
     path = results / "summary.csv"
     if not path.is_file():
         what = "is missing" if results.is_dir() else f"is missing (there is no folder {results})"
-        raise UserError(f"{path}: {what}; run evaluate_checkpoints.py first, with the same --config and --set")
+        raise UserError(path, what, "run evaluate_checkpoints.py first, with the same --config and --set")
     rows, failed, seen = [], [], set()
     try:
         with path.open(newline="", encoding="utf-8") as stream:
             table = list(csv.reader(stream))
     except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path}: damaged ({error}); {MEND}") from error
+        raise UserError(path, f"damaged ({error})", FIX_SUMMARY) from error
     if not table or not set((*HEAD, *METRIC_KEYS, "error")) <= set(table[0]):
-        raise UserError(f"{path}: line 1 is damaged: columns are missing; {MEND}")
+        raise UserError(path, "line 1 is damaged: columns are missing", FIX_SUMMARY)
     for number, cells in enumerate(table[1:], 2):
         row = dict(zip(table[0], cells, strict=False))
         key = tuple(row.get(column, "") for column in HEAD)
         if len(cells) != len(table[0]) or not key[0] or key in seen:
-            raise UserError(f"{path}: line {number} is damaged or there twice; {MEND}")
+            raise UserError(path, f"line {number} is damaged or a duplicate", FIX_SUMMARY)
         seen.add(key)
         if categories and key[0] not in categories:
             continue
@@ -107,18 +107,18 @@ def read_summary(results: Path, categories: list[str] | None) -> tuple[list[dict
         try:
             values = {name: float(row[name]) if row[name] else None for name in METRIC_KEYS}
         except ValueError as error:
-            raise UserError(f"{path}: line {number} is damaged ({error}); {MEND}") from error
+            raise UserError(path, f"line {number} is damaged ({error})", FIX_SUMMARY) from error
         if not all(key) or not all(value is None or math.isfinite(value) for value in values.values()):
-            raise UserError(f"{path}: line {number} is damaged; {MEND}")
+            raise UserError(path, f"line {number} is damaged", FIX_SUMMARY)
         rows.append(dict(zip(HEAD, key, strict=True)) | values)
     there = {key[0] for key in seen}
     for name in categories or ():
         if name not in there:
             raise UserError(
-                f"--categories {name}: no results in {path}; there are: {', '.join(sorted(there)) or 'none'}"
+                f"--categories {name}", f"no results in {path}", f"there are: {', '.join(sorted(there)) or 'none'}"
             )
     if not rows:
-        raise UserError(f"{path}: holds no results" + (", only failures" if failed else "") + f"; {MEND}")
+        raise UserError(path, "holds no results" + (", only failures" if failed else ""), FIX_SUMMARY)
     return rows, failed
 
 
@@ -150,7 +150,7 @@ def read_val_ap(log: Path, column: str = "val_ap") -> dict[str, float]:
             raise ValueError(f"{column} is not a number")
         return values
     except (KeyError, ValueError, TypeError, csv.Error) as error:
-        raise UserError(f"{log}: damaged ({error}); restore it, or move it away to do without val_ap") from error
+        raise UserError(log, f"damaged ({error})", "restore it, or move it away to do without val_ap") from error
 
 
 def _report(best: dict[str, Any]) -> str:

@@ -63,19 +63,20 @@ class Predictions:
     def _check_folder(self, made_with: dict[str, Any], keep: bool) -> None:
         folder = self.folder
         if folder.exists() and not folder.is_dir():
-            raise UserError(f"{folder}: is a file; name a folder with --output")
+            raise UserError(folder, "is a file", "name a folder with --output")
         if not folder.is_dir() or not any(folder.iterdir()):
             return
         try:
             there = json.loads((folder / MADE_WITH).read_text(encoding="utf-8"))
         except FileNotFoundError as error:
-            raise UserError(f"{folder}: holds other files; name a new folder with --output") from error
+            raise UserError(folder, "holds other files", "name a new folder with --output") from error
         except ValueError:
             there = None
         if keep and there != json.loads(json.dumps(made_with)):
             raise UserError(
-                f"{folder}: made with another checkpoint, other settings or thresholds; leave out --resume, or name a "
-                "new folder with --output"
+                folder,
+                "made with another checkpoint, other settings or thresholds",
+                "leave out --resume, or name a new folder with --output",
             )
 
     def _clear(self) -> None:

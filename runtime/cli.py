@@ -1,4 +1,4 @@
-"""What the programs share: flags, exit statuses, how errors are told."""
+"""What the programs share: flags, exit statuses, error messages."""
 
 import argparse
 import atexit
@@ -10,14 +10,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 from runtime import signals
-from runtime.errors import LostError, UserError
+from runtime.errors import FIX_STORAGE, RankLostError, UserError
 
 CONFIG = Path(__file__).resolve().parent.parent / "config.yaml"
 DONE, FAULT, MISTAKE = 0, 1, 2  # exit statuses, besides those in signals.py
+LESS_MEMORY = (
+    "lower train.batch_size or data.test_batch_size, data.img_size, model.base_width or model.base_channels, "
+    "and on a GPU set train.compile=off"
+)
 
 
 class Parser(argparse.ArgumentParser):
-    """Tells what is wrong in two lines instead of the whole usage."""
+    """Prints what is wrong in two lines instead of the whole usage."""
 
     def error(self, message: str):
         self.exit(MISTAKE, f"error: {message}\nsee: python {self.prog} --help\n")
@@ -60,7 +64,7 @@ def add_ray_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(program: Callable[[], int], is_shared: bool = False) -> None:
-    """Run a program and exit: 0 done, 1 a fault of training, 2 a user's mistake, 130 interrupted, 143 told to stop."""
+    """Run a program and exit: 0 done, 1 a fault of training, 2 a user's mistake, 130 interrupted, 143 terminated."""
     # Python looks through all of torch's objects several times as they are imported, for half a second, and once more
     # as it ends, for most of one.
     gc.set_threshold(10_000, 20, 50)
@@ -68,12 +72,12 @@ def run(program: Callable[[], int], is_shared: bool = False) -> None:
     try:
         signals.interrupts()
         if is_launched() and not is_shared:
-            raise UserError("torchrun starts several processes of main.py; start this program without it")
+            raise UserError("torchrun", "only main.py can run as several processes", "start this program without it")
         sys.exit(program())
     except UserError as error:
-        sys.exit(_tell(error, MISTAKE))
-    except (FloatingPointError, LostError) as error:
-        sys.exit(_tell(error, FAULT))
+        sys.exit(_print_error(error, MISTAKE))
+    except (FloatingPointError, RankLostError) as error:
+        sys.exit(_print_error(error, FAULT))
     except KeyboardInterrupt as error:
         stopped = error if isinstance(error, signals.Stopped) else signals.Stopped(signal.SIGINT)
         print(stopped, file=sys.stderr)
@@ -81,16 +85,18 @@ def run(program: Callable[[], int], is_shared: bool = False) -> None:
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and "out of memory" not in str(error) and "allocate" not in str(error):
             raise
-        mend = "lower train.batch_size or data.test_batch_size, data.img_size, model.base_width or model.base_channels"
-        mend += ", and on a GPU set train.compile=off"
-        sys.exit(_tell(f"out of memory; {mend}", MISTAKE))
+        sys.exit(
+            _print_error(
+                UserError("out of memory", str(error).partition("\n")[0] or "allocation failed", LESS_MEMORY), MISTAKE
+            )
+        )
     except OSError as error:
         if error.filename is None and error.errno is None:
             raise
-        where = f"{error.filename}: " if error.filename else ""
-        mend = "mend that (free space, permission, path) and run again"
-        sys.exit(_tell(f"{where}{error.strerror or error}; {mend}", MISTAKE))
-    except Exception as error:  # of a library, which may have made it of Stopped: pydantic does
+        sys.exit(
+            _print_error(UserError(error.filename or "file system", error.strerror or error, FIX_STORAGE), MISTAKE)
+        )
+    except Exception as error:  # pydantic wraps Stopped in errors of its own
         both = (signals.Stopped(number) for number in (signal.SIGINT, signal.SIGTERM))
         stopped = next((one for one in both if str(one) in str(error)), None)
         if stopped is None:
@@ -99,6 +105,6 @@ def run(program: Callable[[], int], is_shared: bool = False) -> None:
         sys.exit(stopped.status)
 
 
-def _tell(message: object, status: int) -> int:
+def _print_error(message: object, status: int) -> int:
     print(f"error: {message}", file=sys.stderr)
     return status

@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ import cv2
 import numpy as np
 import torch
 
-from runtime.errors import UserError
+from runtime.errors import FIX_STORAGE, UserError
 
 
 def setup() -> None:
@@ -47,7 +48,7 @@ def select_device(setting: str) -> torch.device:
     device = torch.device(setting)
     if not available[device.type] or (device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()):
         there = ", ".join(name for name, is_there in available.items() if is_there)
-        raise UserError(f"train.device = {setting}: not available here; use one of: auto, {there}")
+        raise UserError(f"train.device = {setting}", "not available here", f"use one of: auto, {there}")
     torch.backends.cudnn.benchmark = True  # batches have one shape: cuDNN tries which algorithm is fastest for it
     return device
 
@@ -104,20 +105,26 @@ def worker_count(setting: int | str, device: torch.device, batches: int | None =
 
 @contextmanager
 def worker_errors() -> Iterator[None]:
-    """Tells the mistakes that loader processes come upon as if they had been met here."""
+    """Raise the mistakes that loader processes meet as if they had been met here.
+
+    Torch raises what ended a loader process with its whole traceback as text: as the same type where that takes one
+    argument, otherwise as a RuntimeError.
+    """
     try:
         yield
-    except (UserError, OSError) as error:
+    except (OSError, RuntimeError) as error:
         text = str(error)
-        if not text.startswith("Caught "):
-            raise
-        # A loader process hands on its whole traceback as text; the message proper is the end of it.
-        raise UserError(text.rpartition(f"{type(error).__name__}: ")[2].strip()) from error
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+        if caught := re.match(r"Caught (\w+) in DataLoader worker", text):
+            name = caught[1]
+            text = text.rpartition(f"{name}: ")[2].strip()
+            if name in {one.__name__ for one in (UserError, *UserError.__subclasses__())}:
+                raise UserError.from_text(text) from error
+            if isinstance(error, OSError):
+                raise UserError("loader process", text, FIX_STORAGE) from error
+        if not text.startswith("DataLoader worker"):
             raise
         raise UserError(
-            "a loader process was ended from outside, often for want of memory; lower data.num_workers, to 0 if need be"
+            "data.num_workers", "a loader process was killed, often for lack of memory", "lower it, to 0 if need be"
         ) from error
 
 

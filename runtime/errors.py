@@ -1,18 +1,54 @@
-"""The one exception for mistakes that a user can mend, and how a failure is told that does not end the program."""
+"""Errors that end a program with a message instead of a traceback, and how a batch reports a failure."""
 
 import traceback
+from collections.abc import Sequence
+
+FIX_FILE = "fix or delete the file"
+FIX_STORAGE = "fix that (free space, permission, path) and run again"
 
 
 class UserError(Exception):
-    """A mistake in settings, data or files: one or two lines that name the file or key and the mend (exit status 2)."""
+    """A mistake in settings, data or files that the user can fix (exit status 2).
+
+    Attributes:
+        subject: the setting (with its value where that helps), flag, file or folder.
+        problem: what is wrong with it.
+        fix: what to do about it.
+    """
+
+    def __init__(self, subject: object, problem: object, fix: str):
+        self.subject, self.problem, self.fix = str(subject), str(problem), fix
+        super().__init__(self.subject, self.problem, self.fix)  # kept when the error is pickled
+
+    def __str__(self) -> str:
+        return f"{self.subject}: {self.problem}; {self.fix}"
+
+    @classmethod
+    def from_text(cls, text: str) -> "UserError":
+        """The error whose text came from another process."""
+        subject, _, rest = text.partition(": ")
+        problem, _, fix = rest.rpartition("; ")
+        return cls(subject, problem, fix)
 
 
-class LostError(Exception):
-    """Another process of a training on several is no more (exit status 1)."""
+class UserErrors(UserError):
+    """Several mistakes, each in a line of its own. The fields are those of the first."""
+
+    def __init__(self, errors: Sequence[UserError]):
+        self.errors = tuple(errors)
+        super().__init__(*errors[0].args)
+        self.args = (self.errors,)  # kept when the error is pickled
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.errors))
 
 
-def told(error: Exception) -> str:
-    """One line about a failure in a batch; a fault of the program shows its traceback besides."""
+class RankLostError(Exception):
+    """Another process of a training on several has ended (exit status 1)."""
+
+
+def format_error(error: Exception) -> str:
+    """One line about a failure in a batch. The traceback of a fault of the program goes to standard error."""
     if isinstance(error, (UserError, OSError)):
         return " ".join(str(error).split())
     traceback.print_exception(error)

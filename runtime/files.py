@@ -166,12 +166,13 @@ def owning(folder: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=PATIENCE if is_dead else 0)  # its loader processes still have the lock for a while
     except Timeout:
-        mend = "wait for it, end it, or set another data.run_name"
-        raise UserError(f"{folder}: {who} is training there; {mend}") from None
+        raise UserError(
+            folder, f"{who} is training there", "wait for it, end it, or set another data.run_name"
+        ) from None
     try:
         batch = os.environ.get(BATCH)  # of one batch a job runs again only where its node has died
         if owner and owner.get("host") != host and not (batch and owner.get("batch") == batch):
-            raise UserError(f"{folder}: {who} may still be training there; if it is not, delete {note}")
+            raise UserError(folder, f"{who} may still be training there", f"if it is not, delete {note}")
         write_text(note, json.dumps({"host": host, "process": os.getpid(), "batch": batch}) + "\n")
         try:
             yield

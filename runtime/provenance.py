@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime.device import core_count
-from runtime.errors import UserError
+from runtime.errors import FIX_FILE, UserError
 
 VERSION = 3  # of what is kept; raised where files of an older program must not be taken for those of this one
 
@@ -129,7 +129,7 @@ def file_digest(path: Path) -> str:
         if key not in _KNOWN:
             _KNOWN[key] = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error}); mend or remove the file") from error
+        raise UserError(path, f"cannot be read ({error.strerror or error})", FIX_FILE) from error
     return _KNOWN[key]
 
 

@@ -22,9 +22,9 @@ def read(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file; name a settings file with --config") from error
+        raise UserError(path, "no such file", "name a settings file with --config") from error
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as a settings file ({error})") from error
+        raise UserError(path, f"cannot be read as a settings file ({error})", "name another with --config") from error
 
 
 class _Loader(yaml.SafeLoader):
@@ -50,9 +50,11 @@ def parse(text: str, source: str) -> Any:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise UserError(f"{source}{where}: not valid YAML ({error.problem or error.context}); mend it there") from error
+        raise UserError(
+            f"{source}{where}", f"not valid YAML ({error.problem or error.context})", "fix it there"
+        ) from error
     except (yaml.YAMLError, ValueError) as error:  # impossible dates are a ValueError
-        raise UserError(f"{source}: not valid YAML ({' '.join(str(error).split())})") from error
+        raise UserError(source, f"not valid YAML ({' '.join(str(error).split())})", "fix the value") from error
 
 
 def as_written(text: str, *path: str) -> str | None:
@@ -73,7 +75,7 @@ def edit(path: Path | str, changes: dict[str, Any]) -> str:
     try:
         document = yaml_.load(read(Path(path))) or {}
     except YAMLError as error:
-        raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
+        raise UserError(path, f"not valid YAML ({' '.join(str(error).split())})", "fix it there") from error
     for key, value in changes.items():
         section, name = key.split(".")
         if document.get(section) is None:

@@ -83,15 +83,18 @@ def split(config: Config, files: DatasetFiles, kept: TrainingImages | None = Non
         held_out = set(split_nominal(files.nominal, *settings)[1])
     if kept and kept.held_out and not held_out:
         folder = nominal[0].parent
-        raise UserError(f"{folder}: none of the images that the training held out is there any more; restore them")
+        raise UserError(folder, "none of the images that the training held out is there any more", "restore them")
     training = [file for file in nominal if file not in held_out]
     if not training:
-        raise UserError(f"{nominal[0].parent}: all images there are held out, none is left to train on; restore them")
+        raise UserError(
+            nominal[0].parent, "all images there are held out, none is left to train on", "restore the others"
+        )
     samples = len(training) * tiles.per_image(config.data, config.train.tiles_per_image)
     if config.data.input_size == (32, 32) and 1 in (config.train.batch_size, samples % config.train.batch_size):
         raise UserError(
-            f"train.batch_size = {config.train.batch_size} leaves a batch of one of the {samples} samples, and at "
-            f"{'tile_size' if config.data.tile_size else 'img_size'} 32 batch norm needs two; change one of them"
+            f"train.batch_size = {config.train.batch_size}",
+            f"leaves a batch of one of the {samples} samples, and batch norm needs two at {'tile_size' if config.data.tile_size else 'img_size'} 32",
+            "change one of them",
         )
     return TrainingFiles(files.category, training, [file for file in nominal if file in held_out], files.textures)
 

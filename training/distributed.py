@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from runtime.errors import LostError, UserError
+from runtime.errors import RankLostError, UserError
 from runtime.signals import Stopped, deferred
 
 POLL = 0.05  # seconds between two looks at the store
@@ -50,7 +50,11 @@ class Ranks:
         if uses_cuda:
             gpus = torch.cuda.device_count()
             if self.local_rank >= gpus:
-                raise UserError(f"{self.local_rank + 1} processes or more on a machine with {gpus} GPUs; start {gpus}")
+                raise UserError(
+                    "torchrun",
+                    f"{self.local_rank + 1} processes or more on a machine with {gpus} GPUs",
+                    f"start {gpus}",
+                )
             torch.cuda.set_device(self.local_rank)
         dist.init_process_group("cpu:gloo,cuda:nccl" if uses_cuda else "gloo", timeout=PATIENCE)
         self._store = dist.distributed_c10d._get_default_store()
@@ -89,7 +93,7 @@ class Ranks:
         self._store.set(f"left/{self._turns}/{self.rank}", "")
 
     def _wait(self, key: str, rank: int) -> bytes:
-        """What a rank says under a key, once it has. LostError where it shows no sign of life."""
+        """What a rank says under a key, once it has. RankLostError where it shows no sign of life."""
         beats, since = None, time.monotonic()
         while not self._store.check([f"{key}/{rank}"]):  # not in one call, which no signal could end
             time.sleep(POLL)
@@ -100,10 +104,10 @@ class Ranks:
                 beats, since = now, time.monotonic()
         return self._store.get(f"{key}/{rank}")
 
-    def _lost(self, ranks: Sequence[int]) -> LostError:
+    def _lost(self, ranks: Sequence[int]) -> RankLostError:
         names = ", ".join(f"rank {rank}" for rank in ranks)
         text = f"{names} of {self.count} has ended; start all again: a training goes on from its last state"
-        return LostError(text)
+        return RankLostError(text)
 
     def barrier(self) -> None:
         """Wait for all others."""
@@ -179,7 +183,7 @@ class Ranks:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, _: object) -> None:
-        """Leave the others. Where an exchange with them has failed, LostError names those that are no more."""
+        """Leave the others. Where an exchange with them has failed, RankLostError names those that are no more."""
         if isinstance(error, UserError) and not self.is_first:
             time.sleep(LOST)  # the first most likely tells the same, and the launcher then ends this process
         # A launcher that sees one end tells the others to stop, perhaps while these fail for want of that one.
@@ -200,8 +204,9 @@ def _told(name: str, default: str | None = None) -> str:
     """What a launcher says in the environment."""
     if (said := os.environ.get(name, default)) is None:
         raise UserError(
-            f"{name} is not set, RANK and WORLD_SIZE are; start with torchrun, or set RANK, WORLD_SIZE, LOCAL_RANK, "
-            "MASTER_ADDR and MASTER_PORT for each process"
+            name,
+            "is not set, although RANK and WORLD_SIZE are",
+            "start with torchrun, or set RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT for each process",
         )
     return said
 
@@ -209,7 +214,7 @@ def _told(name: str, default: str | None = None) -> str:
 def _number(name: str, default: str | None = None) -> int:
     said = _told(name, default)
     if not said.isdecimal():
-        raise UserError(f"{name} = {said}: must be a whole number, as torchrun sets it")
+        raise UserError(f"{name} = {said}", "must be a whole number", "set it as torchrun does")
     return int(said)
 
 

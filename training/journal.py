@@ -82,7 +82,9 @@ def read_log(path: Path, done: int) -> list[dict[str, Any]]:
             rows = [{column: row[column] for column in LOG_COLUMNS} for row in csv.DictReader(stream)]
         return [row for row in rows if int(row["epoch"]) <= done]
     except (KeyError, ValueError, TypeError, csv.Error) as error:
-        raise UserError(f"{path}: damaged, or saved in another form; restore it, or move it away to go on") from error
+        raise UserError(
+            path, "damaged, or saved in another form", "restore it, or move it away to resume without it"
+        ) from error
 
 
 class _Board:

@@ -39,7 +39,7 @@ EARLIER = (
 )
 TERMS = ("l2", "ssim", "focal")
 FOLDERS = ("data.data_path", "data.anomaly_source_path")
-MEND = "set it back, or set another data.run_name or train.resume=never"
+START_ANEW = "set train.resume=never to start anew"
 
 
 def learning_rate_factor(config: Config) -> Callable[[int], float]:
@@ -52,7 +52,7 @@ def provenance_of(path: Path, content: dict[str, Any]) -> Provenance:
     """What a checkpoint of this program was trained from."""
     known = Provenance.from_json(content.get("provenance"))
     if known is None:
-        raise UserError(f"{path}: damaged, or of an earlier version; set train.resume=never to start anew")
+        raise UserError(path, "damaged, or of an earlier version", START_ANEW)
     return known
 
 
@@ -200,7 +200,7 @@ class TrainingState:
             self.model.load_state_dict(content["model"])
             self.optimizer.load_state_dict(content["optimizer"])
         except (RuntimeError, ValueError) as error:
-            raise UserError(f"{path}: does not fit this model; set train.resume=never to start anew") from error
+            raise UserError(path, "does not fit this model", START_ANEW) from error
         # Moments keep the memory format that they were saved in; the fused step takes them as lying like the weights.
         for parameter, state in self.optimizer.state.items():
             for key, value in state.items():
@@ -227,23 +227,28 @@ def read_last(config: Config, now: Provenance) -> dict[str, Any] | None:
     is_there = path.is_file() or (path.with_name(BEFORE_LAST).is_file() and not saved)
     if config.train.resume == "never" or not is_there:
         if config.train.resume == "must":
-            raise UserError(f"train.resume = must, but there is no {path}; set train.resume to auto to start anew")
+            raise UserError("train.resume = must", f"there is no {path}", "set train.resume to auto to start anew")
         if config.train.resume == "auto" and saved:
             raise UserError(
-                f"{path}: missing, but checkpoints of a run are there; restore it, set another data.run_name, "
-                "or train.resume=never to replace that run"
+                path,
+                "missing, but checkpoints of a run are there",
+                "restore it, set another data.run_name, or train.resume=never to replace that run",
             )
         return None
     content = _read_sound(path)
     if not {"model", "optimizer", "scheduler", "epoch", "settings", "images"} <= content.keys():
-        raise UserError(f"{path}: not a state to resume from; set train.resume to never to start anew")
+        raise UserError(path, "not a state to resume from", START_ANEW)
     checkpoint.check_widths(path, content["model"], config)
     there = provenance_of(path, content)
     if missing := [key for key in now.settings if key not in there.settings]:
-        raise UserError(f"{path}: of an earlier version, without {missing[0]}; set train.resume=never to start anew")
+        raise UserError(path, f"of an earlier version, without {missing[0]}", START_ANEW)
     extendable = [key for key, one in effects().items() if one.resumes == "extendable"]
     if changed := changed_settings(there, now, ignoring=extendable):
-        raise UserError(f"{path}: trained with {'; '.join(changed)}; {MEND}")
+        raise UserError(
+            path,
+            f"trained with {', '.join(changed)}",
+            "set it back, or set another data.run_name or train.resume=never",
+        )
     return content
 
 
@@ -257,7 +262,7 @@ def _read_sound(path: Path) -> dict[str, Any]:
             content = _checked(before)
         except (UserError, FileNotFoundError):
             raise error from None
-        what = str(error).partition(";")[0] if isinstance(error, UserError) else f"{path}: missing"
+        what = f"{path}: {error.problem if isinstance(error, UserError) else 'missing'}"
         lost = f"what was trained after {place_in(content)} is lost, and trained again"
         print(f"{what}; going on from {before.name}: {lost}")
     return content
@@ -266,7 +271,7 @@ def _read_sound(path: Path) -> dict[str, Any]:
 def _checked(path: Path) -> dict[str, Any]:
     content = checkpoint.read(path)
     if checkpoint.is_damaged(content):
-        raise UserError(f"{path}: damaged; set train.resume=never to start anew")
+        raise UserError(path, "damaged", START_ANEW)
     return content
 
 

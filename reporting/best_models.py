@@ -1,4 +1,4 @@
-"""best_models: what summary.csv and the training logs say, as JSON, as a report and as a picture."""
+"""The comparison of checkpoints and techniques: best_models.json, .md and .png, from summary.csv and the logs."""
 
 import csv
 import json
@@ -6,23 +6,19 @@ import math
 from pathlib import Path
 from typing import Any
 
+import jinja2
+
 from config import Config
 from evaluation import comparison
 from evaluation.comparison import HEADLINE, TIE
 from evaluation.metrics import METRIC_KEYS
 from reporting import curves
-from reporting.significance import doubts_of, next_of_category, next_overall, said_apart, said_interval, said_of_next
-from reporting.tables import LABELS, cell, markdown_table
+from reporting.significance import doubts_of, next_of_category, next_overall
+from reporting.tables import LABELS, cell
 from runtime.errors import UserError
 from runtime.files import replacing, write_text
 
 HEAD = ("category", "checkpoint", "technique", "threshold")
-WITHIN = "is the earliest within one standard error of the best in each category"
-RANKED = "has the best mean rank"
-SAME_PIXELS = (
-    "Pixel metrics are compared outside of the masked regions only. What `post_masking` reaches there is what no "
-    "masking reaches there; over all pixels `no_masking` has values of its own in summary.csv."
-)
 FIX_SUMMARY = "run evaluate_checkpoints.py again, with the same --config and --set"
 
 
@@ -50,7 +46,7 @@ def write_report(
     best["next_of_categories"] = {name: next_of_category(results, rows, name) for name in names}
     best["doubts"] = doubts_of(results, best["headline"])
     write_text(results / "best_models.json", json.dumps(best, indent=2, allow_nan=False) + "\n")
-    text = _report(best)
+    text = _render(best)
     write_text(results / "best_models.md", text)
     _draw(results / "best_models.png", rows, best)
     return text.partition("\n## ")[0], results / "best_models.md"
@@ -153,116 +149,20 @@ def read_val_ap(log: Path, column: str = "val_ap") -> dict[str, float]:
         raise UserError(log, f"damaged ({error})", "restore it, or move it away to do without val_ap") from error
 
 
-def _report(best: dict[str, Any]) -> str:
+def _render(best: dict[str, Any]) -> str:
     """best_models.md."""
-    names = list(best["categories"])
-    lines = [f"# Best models of run {best['run']}", ""]
-    headline, free = best["headline"], best["label_free"]
-    if headline:
-        ranked = headline["categories"]
-        count = f"{len(ranked)} {'category' if len(ranked) == 1 else 'categories'}"
-        if len(ranked) < len(names):
-            count += f" (not defined for {', '.join(name for name in names if name not in ranked)})"
-        lines += [
-            f"**Checkpoint {headline['checkpoint']}** has the best mean rank in image AUROC over {count} "
-            f"({headline['mean_rank']:.2f}): mean image AUROC {cell(headline[HEADLINE])}, mean pixel AP "
-            f"{cell(headline[TIE])}, without masking and registration.",
-            "",
-            *said_of_next(best["next"], headline["checkpoint"]),
-            *(line for category, doubt in best["doubts"].items() for line in (f"**{category}**: {doubt}.", "")),
-        ]
-    else:
-        lines += ["No checkpoint can be named best: image AUROC is nowhere defined for a checkpoint of all.", ""]
-    lines += [
-        "This choice, like every best value below, is made on the test set and therefore optimistic: on new pictures "
-        "expect less.",
-        "",
-    ]
-    if free["overall"]:
-        overall = free["overall"]
-        same = headline and overall["checkpoint"] == headline["checkpoint"]
-        apart = ""
-        if not same and overall["difference"] is not None:
-            side = "below" if overall["difference"] >= 0 else "above"
-            apart = f", {abs(overall['difference']):.4f} {side} that of checkpoint {headline['checkpoint']}"
-        lines.append(
-            f"Without any test label **checkpoint {overall['checkpoint']}** is chosen{' as well' if same else ''}: it "
-            f"{WITHIN if overall['is_within_error'] else RANKED} in pixel AP on synthetic anomalies put on held-out "
-            f"nominal images (`val_ap`). Its mean image AUROC is {cell(overall[HEADLINE])}{apart}. The same held-out "
-            "images set the thresholds, so that these may promise a little too much for the chosen checkpoint."
-        )
-    else:
-        lines.append(f"No choice without test labels exists: {free['reason']}.")
-    lines.append("")
-    if best["failed"]:
-        lines += ["Not evaluated, and missing in all of this:", ""]
-        for item in best["failed"]:
-            what = ", ".join(item[key] for key in ("category", "checkpoint", "technique") if item[key])
-            lines.append(f"- {what}: {item['error']}")
-        lines.append("")
-    if best["not_in_every_category"]:
-        left_out = ", ".join(best["not_in_every_category"])
-        lines += [f"Not compared, since not every category has them: checkpoints {left_out}.", ""]
-
-    lines += ["## Checkpoints over all categories", "", "By mean rank, without masking and registration.", ""]
-    lines += markdown_table(
-        ["metric", "best checkpoint", "mean rank", "mean value", "equal in rank"],
-        [
-            [
-                _label(metric),
-                entry["checkpoint"],
-                f"{entry['mean_rank']:.2f}",
-                cell(entry["mean"]),
-                ", ".join(name for name in entry["tied"] if name != entry["checkpoint"]) or "-",
-            ]
-            for metric, entry in best["overall"].items()
-        ],
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), undefined=jinja2.StrictUndefined
     )
-    lines += ["![image AUROC and pixel AP over checkpoints](best_models.png)", ""]
-    if free["categories"]:
-        lines += ["## Chosen without labels", ""]
-        lines += markdown_table(
-            [
-                "category",
-                "by val_ap",
-                "val_ap",
-                "standard error",
-                "image AUROC",
-                "best on the test set",
-                "image AUROC",
-                "difference",
-            ],
-            [
-                [
-                    category,
-                    choice["checkpoint"],
-                    cell(choice["val_ap"]),
-                    cell(choice["val_ap_se"]),
-                    cell(choice[HEADLINE]),
-                    choice["best_checkpoint"] or "-",
-                    cell(choice[f"best_{HEADLINE}"]),
-                    cell(choice["difference"]),
-                ]
-                for category, choice in free["categories"].items()
-            ],
-        )
-        if free["without_val_ap"]:
-            lines += [f"Without `val_ap`: {', '.join(free['without_val_ap'])}.", ""]
-    for category in names:
-        lines += [f"## {category}", ""]
-        table = []
-        for metric, entry in best["categories"][category].items():
-            reached = [", ".join(one.values()) for one in entry["reached_by"]]
-            shown = "; ".join(reached[:3]) + (f"; and {len(reached) - 3} more" if len(reached) > 3 else "")
-            table.append([_label(metric), cell(entry["value"]), shown or "undefined"])
-        lines += markdown_table(["metric", "best value", "reached by: checkpoint, technique, threshold"], table)
-        if follower := best["next_of_categories"][category]:
-            names = [", ".join(follower[which].values()) for which in ("best", "next")]
-            interval, apart = said_interval(follower), said_apart(follower)
-            lines += [f"In image AUROC {names[0]} {apart} {names[1]}, the next ({interval}).", ""]
-        if any(not row.startswith("no_") for row in best["techniques"][category]):
-            lines += [SAME_PIXELS, ""]
-    return "\n".join(lines)
+    environment.filters |= {"cell": cell, "label": _label, "reached": _reached}
+    environment.tests["unmasked"] = lambda technique: technique.startswith("no_")
+    return environment.get_template("best_models.md.jinja").render(best=best)
+
+
+def _reached(combinations: list[dict[str, str]]) -> str:
+    """The first combinations that reach a value, and how many more."""
+    shown = [", ".join(one.values()) for one in combinations]
+    return "; ".join(shown[:3]) + (f"; and {len(shown) - 3} more" if len(shown) > 3 else "")
 
 
 def _label(metric: str) -> str:

@@ -1,4 +1,4 @@
-"""Whether the best results are told apart from the next, by scores of the same pictures; what speaks against them."""
+"""Whether the best results differ significantly from the next, by scores of the same images; their warnings."""
 
 import csv
 import json
@@ -13,7 +13,7 @@ from evaluation.comparison import HEADLINE
 
 
 def _read_scores(folder: Path) -> dict[str, tuple[int, float]] | None:
-    """Picture -> label and score, of a folder of results; None where they cannot be read."""
+    """Image path -> label and score, of a folder of results; None where they cannot be read."""
     try:
         with (folder / "scores.csv").open(newline="", encoding="utf-8") as stream:
             return {row["path"]: (int(row["label"]), float(row["score"])) for row in csv.DictReader(stream)}
@@ -22,7 +22,7 @@ def _read_scores(folder: Path) -> dict[str, tuple[int, float]] | None:
 
 
 def _paired(one: Path, other: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-    """Labels and both scores of the pictures of two folders of results; None where the pictures are not the same."""
+    """Labels and both scores of the images of two folders of results; None where the images are not the same."""
     first, second = _read_scores(one), _read_scores(other)
     if not first or not second or first.keys() != second.keys():
         return None
@@ -31,7 +31,7 @@ def _paired(one: Path, other: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def next_overall(results: Path, best: dict[str, Any]) -> dict[str, Any] | None:
-    """The checkpoint that follows the best in mean rank of image AUROC, and whether the two are told apart."""
+    """The checkpoint that follows the best in mean rank of image AUROC, and whether the two differ significantly."""
     if not best["headline"]:
         return None
     ranks, chosen = best["overall"][HEADLINE]["mean_ranks"], best["headline"]["checkpoint"]
@@ -50,7 +50,7 @@ def next_overall(results: Path, best: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def next_of_category(results: Path, rows: list[dict[str, Any]], category: str) -> dict[str, Any] | None:
-    """Best and next combination of a category in image AUROC, and whether the two are told apart."""
+    """Best and next combination of a category in image AUROC, and whether the two differ significantly."""
     values = {
         (row["checkpoint"], row["technique"]): row[HEADLINE]
         for row in rows
@@ -69,7 +69,7 @@ def next_of_category(results: Path, rows: list[dict[str, Any]], category: str) -
 
 
 def doubts_of(results: Path, headline: dict[str, Any] | None) -> dict[str, str]:
-    """Category -> what its results at the best checkpoint say against themselves."""
+    """Category -> the warning in its results at the best checkpoint."""
     doubts = {}
     for category in headline["categories"] if headline else ():
         folder = results / category / f"checkpoint_{headline['checkpoint']}" / comparison.PLAIN
@@ -77,24 +77,3 @@ def doubts_of(results: Path, headline: dict[str, Any] | None) -> dict[str, str]:
             with suppress(OSError, ValueError, KeyError, TypeError):
                 doubts[category] = json.loads(path.read_text(encoding="utf-8"))["notes"]["masks_not_found"]
     return doubts
-
-
-def said_of_next(follower: dict[str, Any] | None, chosen: str) -> list[str]:
-    if follower is None:
-        return []
-    return [
-        f"Checkpoint {chosen} {said_apart(follower)} checkpoint {follower['checkpoint']}, the next in rank "
-        f"({said_interval(follower)}).",
-        "",
-    ]
-
-
-def said_apart(follower: dict[str, Any]) -> str:
-    return "is told apart from" if follower["is_told_apart"] else "is **not told apart** from"
-
-
-def said_interval(follower: dict[str, Any]) -> str:
-    return (
-        f"difference in image AUROC {follower['difference']:.4f}, 95 % interval {follower['low']:.4f} to "
-        f"{follower['high']:.4f} by paired bootstrap over the pictures"
-    )

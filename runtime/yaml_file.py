@@ -1,20 +1,22 @@
 """Settings files: YAML read, and edited with its comments kept. config.py alone uses this."""
 
 import io
-import re
+import warnings
 from pathlib import Path
 from typing import Any
 
-import yaml
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedSeq
-from ruamel.yaml.error import YAMLError
+from ruamel.yaml.error import MantissaNoDotYAML1_1Warning, MarkedYAMLError, YAMLError
+from ruamel.yaml.nodes import ScalarNode
+from ruamel.yaml.resolver import VersionedResolver
 from ruamel.yaml.scalarstring import SingleQuotedScalarString
 
 from runtime.errors import UserError
 
 TEXT = "tag:yaml.org,2002:str"
 NUMBER = "tag:yaml.org,2002:float"
+warnings.simplefilter("ignore", MantissaNoDotYAML1_1Warning)  # 1e-4 is meant as a number
 
 
 def read(path: Path) -> str:
@@ -27,39 +29,39 @@ def read(path: Path) -> str:
         raise UserError(path, f"cannot be read as a settings file ({error})", "name another with --config") from error
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML as PyYAML reads it, but that 1e-4 is a number, and a key that stands twice an error."""
+class _Resolver(VersionedResolver):
+    """Types of plain values as YAML 1.1 has them, but that y and n are text."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        """PyYAML would take the last of two equal keys without a word."""
-        seen = set()
-        for key, _ in node.value:
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"duplicate key {key.value}", key.start_mark)
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
+    def resolve(self, kind: Any, value: Any, implicit: Any) -> Any:
+        """The tag of a node."""
+        if kind is ScalarNode and value in ("y", "Y", "n", "N"):
+            return self.DEFAULT_SCALAR_TAG
+        return super().resolve(kind, value, implicit)
 
 
-_Loader.add_implicit_resolver(NUMBER, re.compile(r"[-+]?[0-9]+(?:\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789"))
+def _reader(kind: str) -> YAML:
+    """kind: safe for values, base for texts alone."""
+    yaml = YAML(typ=kind, pure=True)
+    yaml.version, yaml.Resolver = (1, 1), _Resolver
+    return yaml
 
 
 def parse(text: str, source: str) -> Any:
     """Values of a YAML text; UserError that names `source`, line and column where it is none."""
     try:
-        return yaml.load(text, _Loader)
-    except yaml.MarkedYAMLError as error:
+        return _reader("safe").load(text)
+    except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise UserError(
-            f"{source}{where}", f"not valid YAML ({error.problem or error.context})", "fix it there"
-        ) from error
-    except (yaml.YAMLError, ValueError) as error:  # impossible dates are a ValueError
+        problem = (error.problem or error.context).splitlines()[0]
+        raise UserError(f"{source}{where}", f"not valid YAML ({problem})", "fix it there") from error
+    except (YAMLError, ValueError) as error:  # impossible dates are a ValueError
         raise UserError(source, f"not valid YAML ({' '.join(str(error).split())})", "fix the value") from error
 
 
 def as_written(text: str, *path: str) -> str | None:
     """The text of a value as it stands in a valid YAML text, below these keys; None where none stands there."""
-    value = yaml.load(text, yaml.BaseLoader)
+    value = _reader("base").load(text)
     for key in path:
         value = value.get(key) if isinstance(value, dict) else None
     return value if isinstance(value, str) else None
@@ -107,6 +109,6 @@ def _written(value: Any) -> Any:
         return items
     if isinstance(value, dict):
         return {_written(key): _written(item) for key, item in value.items()}
-    if isinstance(value, str) and _Loader("").resolve(yaml.ScalarNode, value, (True, False)) != TEXT:
+    if isinstance(value, str) and _Resolver((1, 1)).resolve(ScalarNode, value, (True, False)) != TEXT:
         return SingleQuotedScalarString(value)
     return value

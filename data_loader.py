@@ -31,7 +31,8 @@ def fetch_dtd(folder: str | Path = ".") -> Path:
         raise UserError(
             "torchvision",
             f"cannot be imported ({error})",
-            f"install the torchvision that belongs to your torch build, or download DTD by hand and put its images folder at {target}",
+            "install the torchvision that belongs to your torch build, or download DTD by hand and put its images "
+            f"folder at {target}",
         ) from error
     try:
         DTD(root=str(folder), download=True)

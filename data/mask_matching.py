@@ -58,7 +58,7 @@ def check_twins(pictures: Sequence[Path]) -> None:
             raise UserError(
                 mask,
                 f"looks like the mask of {picture.name}",
-                f"move it to ground_truth/{mask.parent.name}/{mask.stem}_mask{mask.suffix}, or rename it if it is an image",
+                f"move it to ground_truth/{mask.parent.name}/{mask.stem}_mask{mask.suffix}, or rename it if it is one",
             )
 
 

@@ -17,7 +17,7 @@ from watchdog.observers import Observer
 from watchdog.observers.api import BaseObserver
 
 from config import Config
-from data.folders import IMAGE_SUFFIXES, NOT_UTF8, RENAME, is_visible_folder
+from data.folders import IMAGE_SUFFIXES, NOT_UTF8, RENAME, as_utf8, entries_below, is_visible_folder
 from engine.predict import made_with, remarks_of, title_of, usual_folder
 from inference import checkpoint
 from inference.detector import Detector
@@ -114,7 +114,7 @@ class Folder:
     def _look(self) -> Iterator[str]:
         """The next entries of the listing."""
         start = time.monotonic()
-        self._listing = self._listing or files_below(self.folder)
+        self._listing = self._listing or (entry.path for entry in entries_below(self.folder, skips_errors=True))
         found = list(islice(self._listing, LOOK))
         yield from (path for path in found if is_picture(os.path.basename(path)))
         self._taken += time.monotonic() - start
@@ -138,34 +138,11 @@ class Folder:
         self._observer = None
 
 
-def shown(path: str) -> str:
-    """A path as it can be written in UTF-8."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
-
-
 def is_picture(path: str) -> bool:
     """Whether a path within the folder is that of a visible picture."""
     *folders, name = path.split(os.sep)
     is_visible = not name.startswith(".") and all(map(is_visible_folder, folders))
     return is_visible and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
-
-
-def files_below(folder: Path | str, above: frozenset = frozenset()) -> Iterator[str]:
-    """Files at any depth in visible folders, as they are found. Links are followed.
-
-    above: the folders that it lies in, which a link must not lead back to.
-    """
-    with suppress(OSError):  # what vanishes meanwhile, or may not be read
-        found = os.stat(folder)
-        here = found.st_dev, found.st_ino
-        if here in above and found.st_ino:
-            return
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if not entry.is_dir():
-                    yield entry.path
-                elif is_visible_folder(entry.name):
-                    yield from files_below(entry.path, above | {here})
 
 
 def run(config: Config, folder: Path, output: Path | None = None) -> Path:
@@ -232,7 +209,7 @@ def _watch(source: Folder, detector: Detector, predictions: Predictions, done: D
         now = time.monotonic()
         for path in source.new(lists=len(waiting) < MOST_WAITING):
             state = state_of(path)
-            if path not in waiting and state and (shown(path), state) not in done:
+            if path not in waiting and state and (as_utf8(path), state) not in done:
                 waiting[path] = state, now, now
         for path, (state, since, first) in list(waiting.items()):
             current = state_of(path)
@@ -242,7 +219,7 @@ def _watch(source: Folder, detector: Detector, predictions: Predictions, done: D
                 waiting[path] = current, now, now
             elif now - since >= REST:
                 if line := _judge(path, source.folder, detector, predictions, is_last=now - first >= PATIENCE):
-                    done.add(shown(path), state)
+                    done.add(as_utf8(path), state)
                     counts[line.split()[0]] += 1
                     print(line, flush=True)
                     del waiting[path]
@@ -254,9 +231,9 @@ def _watch(source: Folder, detector: Detector, predictions: Predictions, done: D
 def _judge(path: str, folder: Path, detector: Detector, predictions: Predictions, is_last: bool) -> str | None:
     """Judge a picture and write what is found; the line about it, None where it cannot be read and may be yet."""
     start = time.perf_counter()
-    if shown(path) != path:
-        error = str(UserError(shown(path), NOT_UTF8, RENAME))
-        predictions.write([row_of_error(shown(path), error)])
+    if as_utf8(path) != path:
+        error = str(UserError(as_utf8(path), NOT_UTF8, RENAME))
+        predictions.write([row_of_error(as_utf8(path), error)])
         return f"failed {error}"
     try:
         [found] = detector.run([detector.read(Path(path))])

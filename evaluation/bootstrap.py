@@ -7,6 +7,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from evaluation.ranking import ranking_metrics
+
 DRAWS = 1000
 CHUNK = 100  # draws at once
 LEVEL = 0.95
@@ -68,25 +70,7 @@ def draws(labels: np.ndarray, count: int = DRAWS, seed: int = 0) -> Iterator[np.
         yield weights
 
 
-def over_all(fp: np.ndarray, tp: np.ndarray) -> dict[str, np.ndarray]:
-    """AUROC, AP, largest F1 and largest IoU (D,), of counts (D, K + 1) of falling thresholds, the first all 0.
-
-    NaN where there is no nominal or no anomalous one.
-    """
-    positives, negatives = tp[:, -1:], fp[:, -1:]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        steps = np.diff(tp, axis=1)
-        precision = np.nan_to_num(tp[:, 1:] / (tp[:, 1:] + fp[:, 1:]))
-        area = np.sum(np.diff(fp, axis=1) * (tp[:, 1:] + tp[:, :-1]) / 2, axis=1)
-        return {
-            "auroc": area / (positives * negatives)[:, 0],
-            "ap": np.where(negatives[:, 0] > 0, np.sum(steps * precision, axis=1) / positives[:, 0], np.nan),
-            "f1": np.max(2 * tp / (tp + fp + positives), axis=1),
-            "iou_max": np.max(tp / (fp + positives), axis=1),
-        }
-
-
-def area_to(x: np.ndarray, y: np.ndarray, limit: float) -> np.ndarray:
+def partial_area(x: np.ndarray, y: np.ndarray, limit: float) -> np.ndarray:
     """Area (D,) under the curves through the points (D, K), x rising, up to x = limit, divided by it."""
     left, right = np.minimum(x[:, :-1], limit), np.minimum(x[:, 1:], limit)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -108,7 +92,7 @@ def image_counts(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray) ->
 
 def image_draws(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
     """image_auroc, image_ap and image_f1 (D,) of images that count as often as `weights` (D, N) says."""
-    values = over_all(*image_counts(np.asarray(labels), np.asarray(scores), weights))
+    values = ranking_metrics(*image_counts(np.asarray(labels), np.asarray(scores), weights))
     return {f"image_{name}": values[name] for name in ("auroc", "ap", "f1")}
 
 
@@ -136,12 +120,12 @@ def pixel_draws(
     sums = images.weighted(weights, columns[::-1])[:, :, ::-1]
     counts = np.concatenate([np.zeros((*sums.shape[:2], 1)), np.cumsum(sums, axis=2)], axis=2)
     fp, tp, overlap = counts
-    values = over_all(fp, tp)
+    values = ranking_metrics(fp, tp)
     with np.errstate(divide="ignore", invalid="ignore"):
         pro = overlap / (weights @ np.array(images.regions))[:, None]
         fpr = fp / fp[:, -1:]
     common = {f"pixel_{name}": values[name] for name in ("auroc", "ap", "f1")}
-    common |= {"pro": area_to(fpr, pro, 0.3), "pro_05": area_to(fpr, pro, 0.05), "iou_max": values["iou_max"]}
+    common |= {"pro": partial_area(fpr, pro, 0.3), "pro_05": partial_area(fpr, pro, 0.05), "iou_max": values["iou_max"]}
     result = {}
     for kind, threshold_bin in threshold_bins.items():
         above = int(np.sum(columns > threshold_bin))

@@ -6,7 +6,8 @@ A score is anomalous where it is greater than the threshold. What is undefined i
 import numpy as np
 from sklearn.metrics import average_precision_score, confusion_matrix, roc_auc_score, roc_curve
 
-from evaluation.metrics import CRITERIA, IMAGE_KEYS, IMAGE_KEYS_AT_THRESHOLD, f1, last_best, midway, precision
+from evaluation.metrics import IMAGE_KEYS, IMAGE_KEYS_AT_THRESHOLD
+from evaluation.ranking import CRITERIA, f1, last_best, midway, precision
 
 
 def _counts(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:

@@ -4,11 +4,13 @@ A score is anomalous where it is greater than the threshold. What is undefined i
 """
 
 from functools import lru_cache
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 
 from evaluation.bootstrap import ImageHistograms
+from evaluation.ranking import CRITERIA, area, last_best, midway, precision, ranking_metrics
 
 IMAGE_KEYS = ("image_auroc", "image_ap", "image_f1")
 PIXEL_KEYS = ("pixel_auroc", "pixel_ap", "pixel_f1", "pro", "pro_05", "iou_max")
@@ -80,47 +82,6 @@ def smooth(anomaly_map: np.ndarray) -> np.ndarray:
     return cv2.boxFilter(anomaly_map, cv2.CV_64F, window, normalize=True, borderType=cv2.BORDER_CONSTANT)
 
 
-def _area(x: np.ndarray, y: np.ndarray) -> float:
-    """Under the curve through these points (trapezoids)."""
-    return float(np.sum(np.diff(x) * ((y[1:] + y[:-1]) / 2)))  # halved first: whole numbers could overflow
-
-
-def over_all(fp: np.ndarray, tp: np.ndarray) -> tuple[float, float, float]:
-    """AUROC, AP and the largest F1, from counts (N + 1,) of falling thresholds, the first with nothing above it."""
-    precisions, positives = tp[1:] / (tp[1:] + fp[1:]), tp[-1]
-    auroc = _area(fp, tp) / (float(positives) * float(fp[-1]))
-    return auroc, float(np.sum(np.diff(tp) * precisions) / positives), float(f1(fp, tp).max())
-
-
-def f1(fp: np.ndarray, tp: np.ndarray) -> np.ndarray:
-    """F1 from counts (N,) of falling thresholds, the last with everything above it."""
-    return 2 * tp / (tp + fp + tp[-1])
-
-
-def youden(fp: np.ndarray, tp: np.ndarray) -> np.ndarray:
-    """Youden's J (true minus false positive rate) times both class sizes, in exact whole numbers. Counts as in `f1`."""
-    return tp.astype(object) * int(fp[-1]) - fp.astype(object) * int(tp[-1])
-
-
-CRITERIA = {"f1": f1, "youden": youden}  # that `optimal` thresholds are chosen by
-
-
-def precision(fp: np.ndarray, tp: np.ndarray) -> np.ndarray:
-    """Precision from counts (N,); 1 where nothing lies above the threshold."""
-    return np.where(tp + fp > 0, tp / np.maximum(tp + fp, 1), 1.0)
-
-
-def last_best(values: np.ndarray) -> int:
-    """Place of the lowest threshold with the largest value, of whole numbers or quotients: equal ones are the same."""
-    return len(values) - 1 - int(np.argmax(values[::-1]))
-
-
-def midway(scores: np.ndarray, place: int) -> float:
-    """Between the score at a place of a falling row and the next, but below it; just below it where there is none."""
-    below = float(np.nextafter(scores[place], -np.inf))
-    return below if place + 1 == len(scores) else min(below, (float(scores[place + 1]) + float(scores[place])) / 2)
-
-
 def _bin(scores: np.ndarray) -> np.ndarray:
     """Bin numbers, rising with the score: int32, of float32 scores in [0, 1]."""
     # 1 - score is exact from 0.5 on; -0 is 0
@@ -155,6 +116,23 @@ def _coarse() -> np.ndarray:
         first = int(parts[-1][-1]) + 1
     below = np.concatenate(parts)
     return np.concatenate((below, [first], 2 * first - below[::-1])).astype(np.int16)
+
+
+class Region(NamedTuple):
+    """A connected region: its bounding box in pixels, ends excluded, and its area in pixels."""
+
+    x0: int
+    y0: int
+    x1: int
+    y1: int
+    area: int
+
+
+def regions(mask: np.ndarray) -> list[Region]:
+    """Connected regions (8 neighbors) of a mask, bool (H, W), the largest first."""
+    _, _, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
+    found = [Region(int(x), int(y), int(x + width), int(y + height), int(area)) for x, y, width, height, area in stats]
+    return sorted(found[1:], key=lambda region: (-region.area, region))  # the first is the background
 
 
 class PixelMetrics:
@@ -260,14 +238,14 @@ class PixelMetrics:
         curve = self._cumulated()
         fp, tp, pro = curve["fp"], curve["tp"], curve["pro"]
         positives, negatives = int(tp[-1]), int(fp[-1])
-        auroc, ap, largest_f1 = over_all(fp, tp)
+        values = {name: float(value) for name, value in ranking_metrics(fp, tp).items()}
         result = {
-            "pixel_auroc": auroc,
-            "pixel_ap": ap,
-            "pixel_f1": largest_f1,
+            "pixel_auroc": values["auroc"],
+            "pixel_ap": values["ap"],
+            "pixel_f1": values["f1"],
             "pro": _area_to(fp / negatives, pro, 0.3),
             "pro_05": _area_to(fp / negatives, pro, 0.05),
-            "iou_max": float((tp / (fp + positives)).max()),
+            "iou_max": values["iou_max"],
             "iou": None,
             "pixel_f1_at_threshold": None,
         }
@@ -332,4 +310,4 @@ def _area_to(x: np.ndarray, y: np.ndarray, limit: float) -> float:
     """Area under the curve up to x = limit, divided by it."""
     inside = int(np.searchsorted(x, limit, side="right"))
     at_limit = np.interp(limit, x, y)
-    return _area(np.append(x[:inside], limit), np.append(y[:inside], at_limit)) / limit
+    return float(area(np.append(x[:inside], limit), np.append(y[:inside], at_limit)) / limit)

@@ -9,7 +9,7 @@ NOMINAL_KINDS = ("max", "p_quantile", "k_sigma", "conformal")  # from scores of 
 MANUAL = "manual"  # from the settings
 OPTIMAL = "optimal"  # from the test set itself
 KINDS = (*NOMINAL_KINDS, OPTIMAL, MANUAL)
-COMPARED_KINDS = ("max", "p_quantile", "k_sigma", "optimal")  # that a batch judges at where it is not told otherwise
+COMPARED_KINDS = ("max", "p_quantile", "k_sigma", "optimal")  # that evaluate_checkpoints.py uses by default
 SIGNIFICANCE = 0.01  # probability below which two sets of scores count as different
 
 
@@ -153,3 +153,13 @@ def differ_significantly(scores: np.ndarray, others: np.ndarray) -> bool:
     from scipy.stats import ks_2samp
 
     return bool(min(len(scores), len(others)) > 0 and ks_2samp(scores, others).pvalue < SIGNIFICANCE)
+
+
+def relative(score: float, threshold: float) -> float:
+    """An image score in [0, 1] with 0.5 at the threshold: linear below it and above it.
+
+    Where no score can lie above the threshold (1 or more, infinite) all lie between 0 and 0.5.
+    """
+    if score <= threshold:
+        return 0.5 * score / threshold if threshold > 0 else 0.5
+    return 0.5 + 0.5 * (score - threshold) / (1 - threshold)

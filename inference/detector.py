@@ -10,9 +10,8 @@ import torch
 
 from config import Config, map_settings, with_white_level
 from data.image_io import resize
-from evaluation.metrics import image_score
-from evaluation.regions import Region, regions, relative
-from evaluation.thresholds import MANUAL
+from evaluation.metrics import Region, image_score, regions
+from evaluation.thresholds import MANUAL, relative
 from inference import checkpoint, threshold_file
 from inference.checkpoint import Checkpoint
 from inference.detect import NetworkOutput, Networks
@@ -35,7 +34,7 @@ class Detection:
 
     Attributes:
         score: image score, in [0, 1].
-        relative: the score with 0.5 at the threshold, see `evaluation.regions.relative`; None without thresholds.
+        relative: the score with 0.5 at the threshold, see `evaluation.thresholds.relative`; None without thresholds.
         verdict: anomalous or nominal; None without thresholds.
         anomaly_map: float32 (H, W) in [0, 1], of the picture's own size.
         mask: bool (H, W), the map above the pixel threshold; None without thresholds.

@@ -229,7 +229,7 @@ class Preprocessor:
             found, wanted = ("{1} x {0}".format(*size) for size in (self._region.shape, shape))
             raise UserError(
                 self.key,
-                f"mask of {found} pixels, but {path} (or the reference that it is registered to) has {wanted} (width x height)",
+                f"mask of {found} pixels, but {path} (or its reference) has {wanted} (width x height)",
                 "give one of its size",
             )
         return self._region

@@ -16,7 +16,6 @@ from runtime.errors import UserError
 
 TEXT = "tag:yaml.org,2002:str"
 NUMBER = "tag:yaml.org,2002:float"
-warnings.simplefilter("ignore", MantissaNoDotYAML1_1Warning)  # 1e-4 is meant as a number
 
 
 def read(path: Path) -> str:
@@ -49,7 +48,9 @@ def _reader(kind: str) -> YAML:
 def parse(text: str, source: str) -> Any:
     """Values of a YAML text; UserError that names `source`, line and column where it is none."""
     try:
-        return _reader("safe").load(text)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", MantissaNoDotYAML1_1Warning)  # 1e-4 is a number here
+            return _reader("safe").load(text)
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""

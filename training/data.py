@@ -93,7 +93,7 @@ def split(config: Config, files: DatasetFiles, kept: TrainingImages | None = Non
     if config.data.input_size == (32, 32) and 1 in (config.train.batch_size, samples % config.train.batch_size):
         raise UserError(
             f"train.batch_size = {config.train.batch_size}",
-            f"leaves a batch of one of the {samples} samples, and batch norm needs two at {'tile_size' if config.data.tile_size else 'img_size'} 32",
+            f"leaves a batch of one of the {samples} samples, and batch norm needs two at 32 x 32 pixels",
             "change one of them",
         )
     return TrainingFiles(files.category, training, [file for file in nominal if file in held_out], files.textures)

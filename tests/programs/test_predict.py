@@ -10,7 +10,8 @@ import pytest
 from conftest import checked, rows_of, write
 from PIL import Image
 
-from evaluation.regions import Region, regions, relative
+from evaluation.metrics import Region, regions
+from evaluation.thresholds import relative
 from inference import checkpoint
 from inference import detector as detector_module
 from inference.detector import Detector

@@ -184,7 +184,7 @@ def test_a_process_that_dies_while_others_wait_is_missed(tmp_path):
     first, second = (start_process(command, tmp_path, RANK=rank, LOCAL_RANK=rank, **common) for rank in "01")
     _, error = first.communicate(timeout=60)
     assert second.wait() == 9
-    assert "LostError: rank 1 of 2 has ended; start all again" in error
+    assert "RankLostError: rank 1 of 2 has ended; start all again" in error
 
 
 ENDS = """\

@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler, default_collate
 
 from data.image_io import read_all, read_image, read_mask, resize, resize_mask
-from data.mvtec import TestImage
+from data.mvtec import TestSample
 from runtime import signals
 from runtime.device import setup
 from runtime.errors import UserError
@@ -123,7 +123,7 @@ class DRAEMTestDataset(Dataset):
         white_level: see `image_io.read_image`.
     """
 
-    def __init__(self, images: Sequence[TestImage], image_size: tuple[int, int], white_level: float | None = None):
+    def __init__(self, images: Sequence[TestSample], image_size: tuple[int, int], white_level: float | None = None):
         self.images, self.image_size, self.white_level = list(images), tuple(image_size), white_level
 
     def __len__(self) -> int:

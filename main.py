@@ -12,7 +12,7 @@ from runtime.cli import DONE, FAULT, Parser, add_config_flags, boolean, is_launc
 
 if TYPE_CHECKING:
     from config import Config
-    from training.distributed import Ranks
+    from training.distributed import ProcessGroup
 
 EXAMPLE = "python main.py --train True --threshold True --detection True --set data.category=bottle"
 
@@ -87,13 +87,13 @@ def main() -> int:
 
     setup()
     config = load_config(arguments.config, arguments.set)
-    with together(config) as ranks:
-        return _run(arguments, config, ranks)
+    with together(config) as group:
+        return _run(arguments, config, group)
 
 
-def _run(arguments: argparse.Namespace, config: "Config", ranks: "Ranks | None") -> int:
+def _run(arguments: argparse.Namespace, config: "Config", group: "ProcessGroup | None") -> int:
     """The modes, each after the other; of processes that run together all train and detect, the first does the rest."""
-    is_first = ranks is None or ranks.is_first
+    is_first = group is None or group.is_first
     if arguments.check and is_first:
         from engine import check
 
@@ -102,23 +102,23 @@ def _run(arguments: argparse.Namespace, config: "Config", ranks: "Ranks | None")
         from config import settings_text
         from engine import train
 
-        print(f"checkpoint: {train.run(config, settings_text(arguments.config, config), ranks)}")
+        print(f"checkpoint: {train.run(config, settings_text(arguments.config, config), group)}")
     if arguments.threshold:
         from engine import threshold
 
-        if ranks:
-            ranks.barrier()  # the checkpoint is written
+        if group:
+            group.barrier()  # the checkpoint is written
         if not arguments.nominal:
-            print(f"thresholds: {threshold.run(config, ranks)}")
+            print(f"thresholds: {threshold.run(config, group)}")
         elif is_first:
             print(f"thresholds: {threshold.run_on(config, arguments.nominal)}")
             config = config.with_values({"metrics.nominal": arguments.nominal.resolve().name})
     if arguments.detection:
         from engine import detection
 
-        if ranks:
-            ranks.barrier()
-        print(f"results: {detection.run(config, ranks)}")
+        if group:
+            group.barrier()
+        print(f"results: {detection.run(config, group)}")
     if not is_first:
         return DONE
     status = DONE
@@ -140,21 +140,21 @@ def _run(arguments: argparse.Namespace, config: "Config", ranks: "Ranks | None")
 
 
 @contextmanager
-def together(config: "Config") -> Iterator["Ranks | None"]:
+def together(config: "Config") -> Iterator["ProcessGroup | None"]:
     """The processes that were started together; None where this is one alone, which needs nothing of that."""
     if not is_launched():
         yield None
         return
     from runtime.device import select_device
-    from training.distributed import Ranks
+    from training.distributed import ProcessGroup
 
     uses_cuda = select_device(config.train.device).type == "cuda"
     with (
-        Ranks(uses_cuda) as ranks,
+        ProcessGroup(uses_cuda) as group,
         open(os.devnull, "w") as nowhere,
-        redirect_stdout(sys.stdout if ranks.is_first else nowhere),  # the first speaks for all
+        redirect_stdout(sys.stdout if group.is_first else nowhere),  # the first speaks for all
     ):
-        yield ranks
+        yield group
 
 
 if __name__ == "__main__":

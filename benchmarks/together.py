@@ -10,7 +10,7 @@ from benchmarks import common
 from loss import DRAEMLoss
 from model import DRAEM
 from runtime.device import memory_format, select_device, select_precision, setup
-from training.distributed import Ranks
+from training.distributed import ProcessGroup
 from training.loop import train_step
 
 SAYS = "seconds a step: "
@@ -20,11 +20,11 @@ def work(flags) -> None:
     """Steps of one process; with others where a launcher has started it. The first prints its median."""
     device = select_device("auto")
     uses_cuda = device.type == "cuda"
-    together = Ranks(uses_cuda) if "RANK" in os.environ else None
+    together = ProcessGroup(uses_cuda) if "RANK" in os.environ else None
     precision = select_precision("auto", device)
     model = DRAEM(flags.width, flags.channels).to(device, memory_format=memory_format(device, precision)).train()
     optimizer = torch.optim.Adam(model.parameters(), 1e-4, fused=True)
-    network = together.share_out(model) if together else model
+    network = together.wrap_ddp(model) if together else model
     criterion = DRAEMLoss(*([together.extremes] if together else [])).to(device)
     image = torch.randint(0, 256, (flags.batch, 3, flags.size, flags.size), dtype=torch.uint8)
     batch = {"image": image, "augmented_image": image / 255, "anomaly_mask": image[:, :1] > 128}

@@ -16,14 +16,14 @@ from tqdm import tqdm
 from data.image_io import read_image
 from runtime import provenance
 from runtime.device import core_count
-from runtime.files import holding, remove_least_recently_used, remove_leftovers, replacing
+from runtime.files import atomic_write, remove_least_recently_used, remove_leftovers, shared_lock
 
 LIMIT = 2**32  # bytes of a file; images that it has no room for are decoded whenever they are drawn
 TOTAL = 2**34  # bytes of all files in a folder that no process has open
 AHEAD = 2**28  # bytes of images that are decoded ahead of the one being written
 
 
-def kept_folder(checkpoint_path: str) -> Path:
+def cache_folder(checkpoint_path: str) -> Path:
     """Where decoded pictures are kept, for all categories and runs."""
     return Path(checkpoint_path) / ".decoded"
 
@@ -34,7 +34,7 @@ def half_of_disk(folder: Path) -> int:
     return max(LIMIT, shutil.disk_usage(there).free // 2)
 
 
-class KeptArrays(Sequence):
+class ArrayCache(Sequence):
     """Arrays of one shape, uint8, made once and then mapped from a file that all processes share.
 
     Subclasses have `make(index)`. The file is `folder`/<name>.npy; several names lie side by side. All
@@ -55,12 +55,12 @@ class KeptArrays(Sequence):
         self.path, self.count = folder / f"{name}.npy", count
         self.shape = (min(count, (limit or LIMIT) // math.prod(shape)), *shape)
         self._mapped: np.ndarray | None = None
-        self._mark: holding | None = None
+        self._mark: shared_lock | None = None
         remove_leftovers(folder)
         if not self._is_whole():
             self._write(title)
         with suppress(FileNotFoundError):  # deleted meanwhile
-            self._mark = holding(self.path)
+            self._mark = shared_lock(self.path)
             os.utime(self.path)
         remove_least_recently_used(folder.glob("*.npy"), TOTAL)
 
@@ -90,7 +90,7 @@ class KeptArrays(Sequence):
         """Make and write in order. Not through the map: a full disk would end the process there."""
         try:
             with (
-                replacing(self.path) as beside,
+                atomic_write(self.path) as beside,
                 beside.open("wb") as stream,
                 ThreadPoolExecutor(core_count()) as pool,
                 tqdm(total=self.shape[0], desc=f"decoding {title}", unit="image", leave=None) as bar,
@@ -123,12 +123,12 @@ class KeptArrays(Sequence):
         return self.__dict__ | {"_mapped": None, "_mark": None}  # a worker process maps the file itself
 
 
-class DecodedImages(KeptArrays):
+class DecodedImages(ArrayCache):
     """Images of one size, uint8 (H, W, 3), BGR, decoded once. The file is named by their content, size and order.
 
     Args:
         title: what they are. files: the images' files. size: (height, width). white_level: see `image_io.read_image`.
-        limit: see `KeptArrays`.
+        limit: see `ArrayCache`.
 
     Raises:
         UserError: a file that cannot be decoded. OSError: no room.

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from data import mask_decoding
-from data.mask_decoding import Marked
+from data.mask_decoding import DecodedMask
 from runtime.device import core_count
 from runtime.errors import FIX_FILE, UserError
 
@@ -46,7 +46,7 @@ def read_image(path: Path, size: tuple[int, int] | None = None, white_level: flo
         UserError: a file that does not decode, has several pages, or holds values above white.
     """
     data = _bytes_of(path)
-    if not _is_deep(path, data):
+    if not _has_high_bit_depth(path, data):
         image = _decode(path, data, cv2.IMREAD_COLOR)
     else:
         image = _to_bgr(_to_eight_bits(path, _decode_as_stored(path, data), white_level))
@@ -116,7 +116,7 @@ def _is_tiff(data: np.ndarray) -> bool:
     return data[:2].tobytes() in (b"II", b"MM")
 
 
-def _is_deep(path: Path, data: np.ndarray) -> bool:
+def _has_high_bit_depth(path: Path, data: np.ndarray) -> bool:
     """Whether a file may have more than 8 bits a channel. UserError where it has several pages."""
     if data[:2].tobytes() in (b"\xff\xd8", b"BM"):
         return False
@@ -173,10 +173,10 @@ def _to_eight_bits(path: Path, image: np.ndarray, white_level: float | None) -> 
     return np.minimum(np.rint(image * (255.0 / white)), 255).astype(np.uint8)
 
 
-def is_deep(path: Path) -> bool:
+def has_high_bit_depth(path: Path) -> bool:
     """Whether a picture has more than 8 bits a channel. It is decoded only where its head does not say so."""
     data = _bytes_of(path)
-    if not _is_deep(path, data):
+    if not _has_high_bit_depth(path, data):
         return False
     with _head(data) as head:
         return (head is not None and head.format in ("PNG", "TIFF")) or _decode_as_stored(path, data).dtype != np.uint8
@@ -188,7 +188,7 @@ def find_white_level(paths: Sequence[Path]) -> float | None:
     None where none has more than 8 bits, or they use all 16. UserError where it cannot be told.
     """
     with ThreadPoolExecutor(core_count()) as pool:
-        deep = [path for path, is_one in zip(paths, pool.map(is_deep, paths), strict=True) if is_one]
+        deep = [path for path, is_one in zip(paths, pool.map(has_high_bit_depth, paths), strict=True) if is_one]
 
         def brightest(path: Path) -> tuple[bool, float]:
             image = _decode_as_stored(path, _bytes_of(path))
@@ -212,7 +212,7 @@ def read_all(images: Sequence[Path | np.ndarray], size: tuple[int, int]) -> Sequ
     return images if isinstance(images[0], np.ndarray) else [read_image(file, size) for file in images]
 
 
-def read_marked(path: Path) -> Marked:
+def decode_mask_file(path: Path) -> DecodedMask:
     """What a mask file marks, upright, at its own size; UserError where that cannot be told."""
     data = _bytes_of(path)
     with _head(data) as head:
@@ -220,14 +220,14 @@ def read_marked(path: Path) -> Marked:
         if head is not None and head.format not in LOSSY and (pages := _page_count(head)) > 1:
             raise UserError(path, f"has {pages} pages", "write each to a file of its own")
     try:
-        return mask_decoding.marked(_decode_as_stored(path, data), is_lossy)
+        return mask_decoding.decode_mask(_decode_as_stored(path, data), is_lossy)
     except mask_decoding.MaskError as error:
         raise UserError(path, error, "write a mask of 0 and 255, 255 where the defect is") from error
 
 
 def read_mask(path: Path, original_size: tuple[int, int]) -> np.ndarray:
     """Ground-truth mask, uint8 (H, W), 255 where anomalous, else 0; UserError where it is not of its picture's size."""
-    mask = read_marked(path).mask
+    mask = decode_mask_file(path).mask
     if mask.shape != tuple(original_size):
         found, wanted = ("{1} x {0}".format(*shape) for shape in (mask.shape, original_size))
         raise UserError(path, f"mask of {found} pixels, but its image has {wanted} (width x height)", "replace it")

@@ -23,19 +23,19 @@ class MaskError(ValueError):
 
 
 @dataclass(frozen=True)
-class Marked:
+class DecodedMask:
     """What a file marks.
 
     Attributes:
-        mask: bool (H, W). kind: how the file says it, in words. doubt: what its owner should look at, None for nothing.
+        mask: bool (H, W). kind: how the file says it, in words. warning: what its owner should look at, None for nothing.
     """
 
     mask: np.ndarray
     kind: str
-    doubt: str | None = None
+    warning: str | None = None
 
 
-def marked(stored: np.ndarray, is_lossy: bool = False) -> Marked:
+def decode_mask(stored: np.ndarray, is_lossy: bool = False) -> DecodedMask:
     """What a mask marks.
 
     Args:
@@ -48,7 +48,7 @@ def marked(stored: np.ndarray, is_lossy: bool = False) -> Marked:
     if stored.ndim == 2 and stored.dtype == np.uint8:
         present = np.flatnonzero(np.bincount(stored.ravel(), minlength=256))
         if present.tolist() in ([0, 255], [0], [255]):  # by far the most frequent files
-            return _told(stored == 255, "0 and 255")
+            return _decoded(stored == 255, "0 and 255")
     if not np.isfinite(stored).all():
         raise MaskError("holds values that are no numbers")
     if stored.min() < 0:
@@ -64,42 +64,42 @@ def marked(stored: np.ndarray, is_lossy: bool = False) -> Marked:
     return _of_colors(colors, is_lossy)
 
 
-def _told(mask: np.ndarray, kind: str, doubt: str | None = None) -> Marked:
+def _decoded(mask: np.ndarray, kind: str, warning: str | None = None) -> DecodedMask:
     share = mask.mean()
     if share in (0, 1):
-        doubt = WHOLE if share else EMPTY
-    return Marked(mask, kind, MOST if 0.5 < share < 1 else doubt)
+        warning = WHOLE if share else EMPTY
+    return DecodedMask(mask, kind, MOST if 0.5 < share < 1 else warning)
 
 
-def _of_levels(levels: np.ndarray, is_lossy: bool) -> Marked:
+def _of_levels(levels: np.ndarray, is_lossy: bool) -> DecodedMask:
     """Of one channel: the higher levels are marked."""
     present, counts = np.unique(levels, return_counts=True)
     low, high = present[0], present[-1]
     if len(present) == 1:
         if high in (0, 1, 255):
-            return _told(levels > 0, f"{high:g} alone")
+            return _decoded(levels > 0, f"{high:g} alone")
         raise MaskError(f"holds the value {high:g} alone: whether that is marked cannot be told")
     is_whole = levels.dtype.kind in "ub" or bool((present == np.floor(present)).all())
     if not is_lossy and is_whole and high <= SMALL:
         if low > 0:  # numbered from 1 on
             _must_be_background(low, counts[0], levels.size)
-            return _told(levels > low, f"class numbers ({_span(present)})", BACKGROUND)
-        return _told(levels > 0, f"class numbers ({_span(present)})")
+            return _decoded(levels > low, f"class numbers ({_span(present)})", BACKGROUND)
+        return _decoded(levels > 0, f"class numbers ({_span(present)})")
     if is_whole and high <= SMALL:
         raise MaskError(f"holds values from {low:g} to {high:g} in a format that changes values")
     noise = low + (high - low) * (DARK / 255)
     if low > _noise_floor(high):
         _must_be_background(low, counts[present <= noise].sum(), levels.size)
-    doubt = BACKGROUND if low > _noise_floor(high) else None
+    warning = BACKGROUND if low > _noise_floor(high) else None
     if not is_lossy and is_whole and low == 0 and len(present) > FEW and _is_numbered(levels, noise):
-        return _told(levels > 0, f"class numbers ({_span(present)})")
+        return _decoded(levels > 0, f"class numbers ({_span(present)})")
     if len(present) <= FEW and not is_lossy:
-        return _of_few_levels(levels, present, counts, noise, doubt)
+        return _of_few_levels(levels, present, counts, noise, warning)
     middle = low + (high - low) / 2
     between = np.abs(levels.astype(np.float64) - middle) < (high - low) * 0.3
     if between.mean() > BETWEEN:
         raise MaskError(f"has {len(present)} gray levels like a photograph; a mask has two")
-    return _told(levels > middle, f"soft edges, marked from {middle:g} on", doubt)
+    return _decoded(levels > middle, f"soft edges, marked from {middle:g} on", warning)
 
 
 def _noise_floor(high: float) -> float:
@@ -108,8 +108,8 @@ def _noise_floor(high: float) -> float:
 
 
 def _of_few_levels(
-    levels: np.ndarray, present: np.ndarray, counts: np.ndarray, noise: float, doubt: str | None
-) -> Marked:
+    levels: np.ndarray, present: np.ndarray, counts: np.ndarray, noise: float, warning: str | None
+) -> DecodedMask:
     """Levels that cover areas are classes, the others soft edges."""
     high = present[-1]
     classes = [level for level in present[1:-1] if _covers_an_area(levels == level)]
@@ -118,11 +118,11 @@ def _of_few_levels(
         raise MaskError(f"holds class numbers ({numbers}) and {high:g}: what {high:g} means is not known")
     classes = [level for level in classes if level > noise]
     if len(present) == 2:
-        return _told(levels == high, _span(present), doubt)
+        return _decoded(levels == high, _span(present), warning)
     middle = present[0] + (high - present[0]) / 2
     if any(level <= middle for level in classes):
-        return _told((levels > middle) | np.isin(levels, classes), f"levels {_span(present)}", doubt or LEVELS)
-    return _told(levels > middle, f"soft edges, marked from {middle:g} on", doubt)
+        return _decoded((levels > middle) | np.isin(levels, classes), f"levels {_span(present)}", warning or LEVELS)
+    return _decoded(levels > middle, f"soft edges, marked from {middle:g} on", warning)
 
 
 def _covers_an_area(mask: np.ndarray) -> bool:
@@ -149,26 +149,26 @@ def _must_be_background(value: float, count: int, size: int) -> None:
         raise MaskError(f"has no 0, and its lowest value {value:g} covers less than half: which one is marked?")
 
 
-def _of_alpha(colors: np.ndarray, alpha: np.ndarray, is_lossy: bool) -> Marked:
+def _of_alpha(colors: np.ndarray, alpha: np.ndarray, is_lossy: bool) -> DecodedMask:
     """What is not transparent, unless the colors say it."""
     by_alpha = _of_levels(alpha, is_lossy)
     seen = colors[alpha > 0]
     if (seen == seen[0]).all() and (colors == colors[0, 0]).all():
-        return _told(by_alpha.mask, "alpha", by_alpha.doubt)
+        return _decoded(by_alpha.mask, "alpha", by_alpha.warning)
     drawn = colors[by_alpha.mask]
     if (drawn == drawn[0]).all():  # drawn in one color on a transparent ground
-        return _told(by_alpha.mask, "alpha", by_alpha.doubt)
+        return _decoded(by_alpha.mask, "alpha", by_alpha.warning)
     by_color = _of_colors(np.where(alpha[..., None] > 0, colors, 0), is_lossy)
     if (by_color.mask == by_alpha.mask).all():
-        return _told(by_alpha.mask, "alpha", by_alpha.doubt)
+        return _decoded(by_alpha.mask, "alpha", by_alpha.warning)
     raise MaskError("its alpha channel marks other pixels than its colors")
 
 
-def _of_colors(colors: np.ndarray, is_lossy: bool) -> Marked:
+def _of_colors(colors: np.ndarray, is_lossy: bool) -> DecodedMask:
     """Of three channels: where they agree one is enough, else what differs from a gray background is marked."""
     highest, lowest = colors.max(axis=2), colors.min(axis=2)
     if (highest == lowest).all():
-        return marked(highest, is_lossy)
+        return decode_mask(highest, is_lossy)
     top = float(highest.max())
     if top <= SMALL and lowest.min() == 0 and not is_lossy:
         return _of_levels(highest, is_lossy)  # class numbers as colors
@@ -204,7 +204,7 @@ def _of_colors(colors: np.ndarray, is_lossy: bool) -> Marked:
     if ground.max() > near and share <= 0.5 and mask.mean() > 0.5:
         raise MaskError("most of it is colored: whether the color marks what is defective or what is good is not known")
     shade = "black" if ground.max() <= near else "white" if ground.min() >= top - near else "gray"
-    return _told(mask, f"colors on {shade}")
+    return _decoded(mask, f"colors on {shade}")
 
 
 def _distinct(colors: np.ndarray) -> np.ndarray:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from data import image_io
-from data.folders import Remarks, pictures_below, plain, subfolders
+from data.folders import DatasetNotes, images_below, normalize_name, subfolders
 from runtime.errors import UserError
 
 # Names of folders, as `plain` has them.
@@ -21,7 +21,7 @@ def name_in(path: Path, category: Path) -> str:
     return path.relative_to(category).as_posix()
 
 
-def more(items: Sequence) -> str:
+def and_n_more(items: Sequence) -> str:
     return f" (and {len(items) - 1} more)" if len(items) > 1 else ""
 
 
@@ -33,14 +33,14 @@ def _mask_stems(stem: str) -> Iterator[str]:
             yield match[1].casefold()
 
 
-def apart(files: Sequence[Path]) -> tuple[list[Path], list[Path]]:
+def split_images_and_masks(files: Sequence[Path]) -> tuple[list[Path], list[Path]]:
     """Pictures, and masks that lie beside them: <stem>_mask beside <stem>, or in a folder named like masks."""
     stems = {(file.parent, file.stem.casefold()) for file in files}
     pictures, masks = [], []
     for file in files:
         own, *others = _mask_stems(file.stem)
         is_beside = any((file.parent, stem) in stems for stem in others)
-        in_folder = plain(file.parent.name) in MASK_FOLDERS
+        in_folder = normalize_name(file.parent.name) in MASK_FOLDERS
         in_folder = in_folder and any((file.parent.parent, stem) in stems for stem in (own, *others))
         (masks if is_beside or in_folder else pictures).append(file)
     return pictures, masks
@@ -64,7 +64,7 @@ def check_twins(pictures: Sequence[Path]) -> None:
 
 def _looks_like_a_mask(path: Path) -> bool:
     try:
-        image_io.read_marked(path)
+        image_io.decode_mask_file(path)
     except UserError:
         return False
     return True
@@ -77,11 +77,11 @@ class Masks:
         found: masks of each picture that has some.
     """
 
-    def __init__(self, category: Path, remarks: Remarks):
-        self.category, self.remarks = category, remarks
+    def __init__(self, category: Path, notes: DatasetNotes):
+        self.category, self.notes = category, notes
         root = self._root()
-        self._folders = {path: pictures_below(path, remarks) for path in subfolders(root)} if root else {}
-        self._loose = [path for path in pictures_below(root) if path.parent == root] if root else []
+        self._folders = {path: images_below(path, notes) for path in subfolders(root)} if root else {}
+        self._loose = [path for path in images_below(root) if path.parent == root] if root else []
         self._root_folder = root
         self._pictures: dict[
             Path, tuple[list[Path], Path | None]
@@ -93,17 +93,17 @@ class Masks:
         """ground_truth, or the one folder of a name that means the same."""
         if (self.category / "ground_truth").is_dir():
             return self.category / "ground_truth"
-        found = [path for path in subfolders(self.category) if plain(path.name) in MASK_FOLDERS]
+        found = [path for path in subfolders(self.category) if normalize_name(path.name) in MASK_FOLDERS]
         if len(found) > 1:
             names = " and ".join(path.name for path in found)
             raise UserError(self.category, f"{names} could both hold the masks", "name the right one ground_truth")
         if found:
-            self.remarks.take(f"masks are taken from {found[0].name}/ (usual: ground_truth/)")
+            self.notes.assume(f"masks are taken from {found[0].name}/ (usual: ground_truth/)")
         return found[0] if found else None
 
     def of_nominal(self, folder: Path) -> list[Path]:
         """Masks in a folder named like one of nominal pictures; they are not asked for again."""
-        own = [path for path in self._folders if plain(path.name) == plain(folder.name)]
+        own = [path for path in self._folders if normalize_name(path.name) == normalize_name(folder.name)]
         return [mask for path in own for mask in self._folders.pop(path)]
 
     def assign(self, folder: Path, pictures: list[Path], beside: list[Path]) -> None:
@@ -117,7 +117,7 @@ class Masks:
     def _folder_of(self, folder: Path) -> Path | None:
         """The folder of a defect's masks: of its name, or of one that differs in case and signs only."""
         exact = [path for path in self._folders if path.name == folder.name]
-        alike = exact or [path for path in self._folders if plain(path.name) == plain(folder.name)]
+        alike = exact or [path for path in self._folders if normalize_name(path.name) == normalize_name(folder.name)]
         if len(alike) > 1:
             raise UserError(
                 f"{alike[0]} and {alike[1].name}",
@@ -126,7 +126,7 @@ class Masks:
             )
         if alike and not exact:
             name = name_in(alike[0], self.category)
-            self.remarks.take(f"masks of test/{folder.name} are taken from {name}")
+            self.notes.assume(f"masks of test/{folder.name} are taken from {name}")
         return alike[0] if alike else None
 
     def assign_loose(self) -> None:
@@ -160,7 +160,7 @@ class Masks:
                 check_twins(pictures)
                 if own := [mask for mask in self._left if taken and taken in mask.parents]:
                     raise UserError(
-                        f"{own[0]}{more(own)}",
+                        f"{own[0]}{and_n_more(own)}",
                         f"named like no image of test/{folder.name}, which has no other masks",
                         f"rename each to its image's, as {pictures[0].stem}_mask{own[0].suffix}",
                     )
@@ -168,21 +168,21 @@ class Masks:
                 where = (taken or self.category / "ground_truth" / folder.name).relative_to(self.category)
                 missing += [(path, (where / f"{path.stem}_mask.png").as_posix()) for path in rest]
         for mask in [*self._left, *(mask for masks in self._folders.values() for mask in masks)]:
-            self.remarks.pass_over("masks that no picture took", name_in(mask, self.category))
+            self.notes.skip("masks that no picture took", name_in(mask, self.category))
         if missing:
             names = ", ".join(str(self.category / name) for _, name in missing)
             if len(missing) == 1:
                 raise UserError(missing[0][0], f"its mask {names} is missing, while others are there", "add it")
             raise UserError(
-                f"{missing[0][0]}{more(missing)}",
+                f"{missing[0][0]}{and_n_more(missing)}",
                 "without masks, while other images of this defect have some",
                 f"add {names}",
             )
 
     def _check_near_names(self, folder: Path) -> None:
         """UserError where a defect has no masks, but a folder of nearly its name does."""
-        names = {plain(path.name): path for path, files in self._folders.items() if files}
-        near = difflib.get_close_matches(plain(folder.name), names, 1, 0.75)
+        names = {normalize_name(path.name): path for path, files in self._folders.items() if files}
+        near = difflib.get_close_matches(normalize_name(folder.name), names, 1, 0.75)
         if near:
             path = names[near[0]]
             raise UserError(
@@ -224,7 +224,7 @@ class Masks:
 def _place(mask: Path, folder: Path) -> Path:
     """Folder of the picture of a mask that lies beside it, within the defect's folder."""
     place = mask.parent.relative_to(folder)
-    return place.parent if plain(place.name) in MASK_FOLDERS else place
+    return place.parent if normalize_name(place.name) in MASK_FOLDERS else place
 
 
 def _owner(mask: Path, pictures: Sequence[Path], masks: Sequence[Path]) -> Path:

@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from data import image_io
-from data.folders import IMAGE_SUFFIXES, Remarks, nominal_folders, pictures_below, plain, subfolders
-from data.mask_decoding import Marked
-from data.mask_matching import MASK_FOLDERS, Masks, apart, check_twins, more, name_in
+from data.folders import IMAGE_SUFFIXES, DatasetNotes, images_below, nominal_folders, normalize_name, subfolders
+from data.mask_decoding import DecodedMask
+from data.mask_matching import MASK_FOLDERS, Masks, and_n_more, check_twins, name_in, split_images_and_masks
 from runtime.device import core_count
 from runtime.errors import UserError
 
@@ -25,7 +25,7 @@ SOME = 20  # test pictures whose depth is looked at
 
 
 @dataclass(frozen=True)
-class TestImage:
+class TestSample:
     """One picture of test/ or of the held-out nominal ones.
 
     Attributes:
@@ -40,32 +40,32 @@ class TestImage:
     has_empty_mask: bool = False
 
 
-def list_nominal(category: Path, remarks: Remarks | None = None) -> list[Path]:
+def list_nominal(category: Path, notes: DatasetNotes | None = None) -> list[Path]:
     """Pictures of train/good at any depth, sorted; UserError where there is none."""
-    remarks, train = remarks or Remarks(), category / "train"
-    files = _nominal_files(train, remarks)
+    notes, train = notes or DatasetNotes(), category / "train"
+    files = _nominal_files(train, notes)
     if not files:
         suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
         raise UserError(train / "good", f"no images ({suffixes}) there", "put nominal images into it")
     good = {folder.name for folder in nominal_folders(train)}
-    for file in pictures_below(train):
+    for file in images_below(train):
         if file.relative_to(train).parts[0] not in good:
-            remarks.pass_over("pictures of train/ outside of train/good", name_in(file, category))
+            notes.skip("pictures of train/ outside of train/good", name_in(file, category))
     return files
 
 
-def list_validation(category: Path, remarks: Remarks | None = None) -> list[Path]:
+def list_validation(category: Path, notes: DatasetNotes | None = None) -> list[Path]:
     """Pictures of validation/good, sorted: nominal ones that their owner wants held out; none without such a folder."""
-    found = [folder for folder in subfolders(category) if plain(folder.name) in VALIDATION_FOLDERS]
-    return [file for folder in found for file in _nominal_files(folder, remarks or Remarks())]
+    found = [folder for folder in subfolders(category) if normalize_name(folder.name) in VALIDATION_FOLDERS]
+    return [file for folder in found for file in _nominal_files(folder, notes or DatasetNotes())]
 
 
-def _nominal_files(folder: Path, remarks: Remarks) -> list[Path]:
+def _nominal_files(folder: Path, notes: DatasetNotes) -> list[Path]:
     files = []
-    for good in nominal_folders(folder, remarks):
-        pictures, beside = apart(pictures_below(good, remarks))
+    for good in nominal_folders(folder, notes):
+        pictures, beside = split_images_and_masks(images_below(good, notes))
         for mask in beside:
-            remarks.pass_over("masks beside nominal pictures", f"{folder.name}/{name_in(mask, folder)}")
+            notes.skip("masks beside nominal pictures", f"{folder.name}/{name_in(mask, folder)}")
         check_twins(pictures)
         files += pictures
     return sorted(files)
@@ -123,36 +123,36 @@ def _parts(files: Sequence[Path], split_by: str | None, category: Path | None) -
     return list(parts.values())
 
 
-def list_test(category: Path, remarks: Remarks | None = None) -> list[TestImage]:
+def list_test(category: Path, notes: DatasetNotes | None = None) -> list[TestSample]:
     """Pictures of test/: nominal ones first, then by defect.
 
     Raises:
         UserError: none is there, defect pictures lack masks (all are named), or what is there can mean two things.
     """
-    remarks, test = remarks or Remarks(), category / "test"
-    if direct := [path for path in pictures_below(test) if path.parent == test]:
+    notes, test = notes or DatasetNotes(), category / "test"
+    if direct := [path for path in images_below(test) if path.parent == test]:
         raise UserError(
-            f"{direct[0]}{more(direct)}",
+            f"{direct[0]}{and_n_more(direct)}",
             "lies directly in test/",
             "put nominal images into test/good, anomalous ones into test/<defect>",
         )
-    masks = Masks(category, remarks)
-    images, nominal = [], nominal_folders(test, remarks)
+    masks = Masks(category, notes)
+    images, nominal = [], nominal_folders(test, notes)
     for folder in nominal:
-        pictures, beside = apart(pictures_below(folder, remarks))
+        pictures, beside = split_images_and_masks(images_below(folder, notes))
         check_twins(pictures)
         _check_nominal_masks([*beside, *masks.of_nominal(folder)])
-        images += [TestImage(path, False, name_in(path, category)) for path in pictures]
+        images += [TestSample(path, False, name_in(path, category)) for path in pictures]
     for folder in (path for path in subfolders(test) if path not in nominal):
-        if plain(folder.name) in MASK_FOLDERS:
+        if normalize_name(folder.name) in MASK_FOLDERS:
             raise UserError(folder, "looks like a folder of masks", f"move it to {category / 'ground_truth'}")
-        pictures, beside = apart(pictures_below(folder, remarks))
+        pictures, beside = split_images_and_masks(images_below(folder, notes))
         if not pictures:
-            remarks.pass_over("folders without pictures", name_in(folder, category))
+            notes.skip("folders without pictures", name_in(folder, category))
         if beside:
-            remarks.take(f"masks that lie beside the pictures of {name_in(folder, category)} are taken")
+            notes.assume(f"masks that lie beside the pictures of {name_in(folder, category)} are taken")
         masks.assign(folder, pictures, beside)
-        images += [TestImage(path, True, name_in(path, category)) for path in pictures]
+        images += [TestSample(path, True, name_in(path, category)) for path in pictures]
     masks.assign_loose()
     masks.check_complete()
     if not images:
@@ -162,19 +162,19 @@ def list_test(category: Path, remarks: Remarks | None = None) -> list[TestImage]
     return [replace(image, masks=tuple(masks.found.get(image.path, ()))) for image in images]
 
 
-def with_masks_read(pictures: Sequence[TestImage]) -> tuple[list[TestImage], list[str]]:
-    """The pictures with what is known of their masks once these are read, and a sentence for each kind of doubt.
+def with_masks_read(pictures: Sequence[TestSample]) -> tuple[list[TestSample], list[str]]:
+    """The pictures with what is known of their masks once these are read, and a sentence for each kind of warning.
 
     Raises:
         UserError: masks that cannot be read without guessing; it names the first, and how many there are.
     """
 
-    def read(path: Path) -> Marked | UserError:
+    def read(path: Path) -> DecodedMask | UserError:
         try:
-            found = image_io.read_marked(path)
+            found = image_io.decode_mask_file(path)
         except UserError as error:
             return error
-        return Marked(np.array([found.mask.any()]), found.kind, found.doubt)
+        return DecodedMask(np.array([found.mask.any()]), found.kind, found.warning)
 
     files = [mask for picture in pictures for mask in picture.masks]
     with ThreadPoolExecutor(core_count()) as pool:
@@ -182,14 +182,14 @@ def with_masks_read(pictures: Sequence[TestImage]) -> tuple[list[TestImage], lis
     if wrong := [found[path] for path in files if isinstance(found[path], UserError)]:
         others = f"\n{len(wrong) - 1} more masks cannot be read either" if len(wrong) > 1 else ""
         raise UserError(wrong[0].subject, wrong[0].problem, wrong[0].fix + others)
-    doubts: dict[str, list[str]] = {}
+    warnings: dict[str, list[str]] = {}
     for picture in pictures:
         for mask in picture.masks:
-            if found[mask].doubt:
-                doubts.setdefault(found[mask].doubt, []).append(f"{mask.parent.name}/{mask.name}")
+            if found[mask].warning:
+                warnings.setdefault(found[mask].warning, []).append(f"{mask.parent.name}/{mask.name}")
     said = [
-        f"masks: {doubt}: {len(names)} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
-        for doubt, names in doubts.items()
+        f"masks: {warning}: {len(names)} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+        for warning, names in warnings.items()
     ]
     read_ones = [
         replace(picture, has_empty_mask=bool(picture.masks) and not any(found[mask].mask[0] for mask in picture.masks))
@@ -198,7 +198,7 @@ def with_masks_read(pictures: Sequence[TestImage]) -> tuple[list[TestImage], lis
     return read_ones, said
 
 
-def doubts_of_depth(pictures: Sequence[TestImage], white_level: float | None) -> list[str]:
+def check_bit_depth(pictures: Sequence[TestSample], white_level: float | None) -> list[str]:
     """A sentence where pictures of more than 8 bits stay far below the white that training found; a few are read.
 
     Args:
@@ -221,7 +221,7 @@ def doubts_of_depth(pictures: Sequence[TestImage], white_level: float | None) ->
 def _check_nominal_masks(masks: Sequence[Path]) -> None:
     """UserError where a mask of a nominal picture marks something."""
     for mask in masks:
-        if image_io.read_marked(mask).mask.any():
+        if image_io.decode_mask_file(mask).mask.any():
             raise UserError(
                 mask, "marks pixels of a nominal image", "move that image to a defect's folder, or the mask away"
             )

@@ -42,7 +42,7 @@ def run(config: Config, categories: Sequence[str] | None) -> Path:
         if not rows:
             raise UserError(results / "summary.csv", "all of its results are out of date", FIX_SUMMARY)
         print(f"{len(stale)} results are out of date and not compared")
-        evaluate_all.tell_stale(stale)
+        evaluate_all.print_stale(stale)
     text, report = best_models.write_report(config, results, rows, failed)
     print(text)
     return report

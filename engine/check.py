@@ -15,8 +15,8 @@ from tqdm import tqdm
 import data_loader
 from config import Config, with_white_level
 from data import image_io
-from data.folders import Remarks, category_folder, list_textures
-from data.mvtec import TestImage, doubts_of_depth, list_nominal, list_test, list_validation
+from data.folders import DatasetNotes, category_folder, list_textures
+from data.mvtec import TestSample, check_bit_depth, list_nominal, list_test, list_validation
 from evaluation.thresholds import false_positive_estimate, images_needed
 from inference import checkpoint, tiles
 from inference.preprocessing import Preprocessor, configured
@@ -38,7 +38,7 @@ class Look(NamedTuple):
     """What one picture turned out to be: its size, whether it has more than 8 bits, and its decoded content."""
 
     size: tuple[int, int]
-    is_deep: bool
+    has_high_bit_depth: bool
     content: str
 
 
@@ -71,19 +71,19 @@ class Findings:
 
 def run(config: Config) -> None:
     """Print what is found. UserError where training or detection would stop; all reasons are printed."""
-    findings, remarks = Findings(), Remarks()
+    findings, notes = Findings(), DatasetNotes()
     category = category_folder(Path(config.data.data_path), config.data.category)
-    nominal = findings.attempt(lambda: list_nominal(category, remarks)) or []
-    validation = findings.attempt(lambda: list_validation(category, remarks)) or []
-    textures = findings.attempt(lambda: list_textures(Path(config.data.anomaly_source_path), remarks)) or []
-    test = findings.attempt(lambda: list_test(category, remarks)) if (category / "test").is_dir() else []
+    nominal = findings.attempt(lambda: list_nominal(category, notes)) or []
+    validation = findings.attempt(lambda: list_validation(category, notes)) or []
+    textures = findings.attempt(lambda: list_textures(Path(config.data.anomaly_source_path), notes)) or []
+    test = findings.attempt(lambda: list_test(category, notes)) if (category / "test").is_dir() else []
     files = (
         findings.attempt(lambda: split(config, DatasetFiles(category, nominal, validation, textures)))
         if nominal
         else None
     )
     _print_counts(category, files, textures, test or [], bool(validation))
-    for line in remarks.lines():
+    for line in notes.lines():
         print(line)
     if files:
         white_level = findings.attempt(lambda: find_white_level(config, files.nominal, None))
@@ -97,7 +97,7 @@ def run(config: Config) -> None:
             settled = with_white_level(config, white_level)
             preparing = partial(Preprocessor, settled, [technique], embedded=reference)
             findings.attempt(lambda: preparing().check(test, [technique]))
-            for line in doubts_of_depth(test, white_level):
+            for line in check_bit_depth(test, white_level):
                 print(line)
         _print_sizes(config, [looks[file] for names in groups.values() for file in names if file in looks])
         for line in _without_effect(config):
@@ -105,7 +105,7 @@ def run(config: Config) -> None:
         if config.data.image_registration:
             settled = with_white_level(config, white_level)
             findings.attempt(lambda: _print_registration(settled, files, test or [], reference))
-        _print_promise(config, len(files.held_out))
+        _print_false_positive_estimate(config, len(files.held_out))
         if not findings.problems:
             _print_time(config, files, white_level)
     for reason, paths in findings.by_reason().items():
@@ -123,7 +123,7 @@ def _print_counts(
     category: Path,
     files: TrainingFiles | None,
     textures: Sequence[Path],
-    test: Sequence[TestImage],
+    test: Sequence[TestSample],
     has_validation: bool,
 ) -> None:
     if files:
@@ -151,7 +151,9 @@ def _look_at(groups: dict[str, Sequence[Path]], white_level: float | None, findi
     def look(path: Path) -> Look | None:
         def decode() -> Look:
             image = image_io.read_image(path, white_level=None if path in textures else white_level)
-            return Look(image.shape[:2], image_io.is_deep(path), provenance.digest([image.shape, image.tobytes()]))
+            return Look(
+                image.shape[:2], image_io.has_high_bit_depth(path), provenance.digest([image.shape, image.tobytes()])
+            )
 
         return findings.attempt(decode)
 
@@ -168,7 +170,7 @@ def _print_looks(groups: dict[str, Sequence[Path]], looks: dict[Path, Look]) -> 
         sizes = Counter(f"{one.size[1]} x {one.size[0]}" for one in seen).most_common()
         if sizes:
             shown = ", ".join(f"{count} of {size}" for size, count in sizes[:SHOWN])
-            deep = sum(one.is_deep for one in seen)
+            deep = sum(one.has_high_bit_depth for one in seen)
             depth = f"; {deep} have more than 8 bits" if deep else ""
             print(f"{group}: {shown}{', ...' if len(sizes) > SHOWN else ''} (width x height){depth}")
     trained: dict[str, Path] = {}
@@ -190,25 +192,25 @@ def _some(paths: Sequence[Path]) -> str:
     return f"{len(paths)} ({', '.join(names)}{', ...' if len(paths) > SHOWN else ''})"
 
 
-def _print_masks(test: Sequence[TestImage], looks: dict[Path, Look], findings: Findings) -> None:
+def _print_masks(test: Sequence[TestSample], looks: dict[Path, Look], findings: Findings) -> None:
     """How masks are understood, and what is to be looked at."""
     pairs = [(picture, mask) for picture in test for mask in picture.masks]
-    kinds, doubts = Counter(), {}
+    kinds, warnings = Counter(), {}
     with ThreadPoolExecutor(core_count()) as pool:
-        found = pool.map(lambda pair: findings.attempt(lambda: image_io.read_marked(pair[1])), pairs)
+        found = pool.map(lambda pair: findings.attempt(lambda: image_io.decode_mask_file(pair[1])), pairs)
         bar = tqdm(found, "reading masks", len(pairs), unit="mask", leave=None, disable=None if pairs else True)
         for (picture, mask), marked in zip(pairs, bar, strict=True):
             if marked is None:
                 continue
             kinds[marked.kind] += 1
-            if marked.doubt:
-                doubts.setdefault(marked.doubt, []).append(mask)
+            if marked.warning:
+                warnings.setdefault(marked.warning, []).append(mask)
             if picture.path in looks and marked.mask.shape != looks[picture.path].size:
                 findings.attempt(lambda mask=mask, size=looks[picture.path].size: image_io.read_mask(mask, size))
     if kinds:
         print("masks: " + ", ".join(f"{count} of {kind}" for kind, count in kinds.most_common()))
-    for doubt, masks in doubts.items():
-        print(f"masks: {doubt}: {_some(masks)}")
+    for warning, masks in warnings.items():
+        print(f"masks: {warning}: {_some(masks)}")
 
 
 def _kept_reference(config: Config) -> dict[str, dict[str, Any]]:
@@ -223,16 +225,18 @@ def _kept_reference(config: Config) -> dict[str, dict[str, Any]]:
 
 
 def _print_registration(
-    config: Config, files: TrainingFiles, test: Sequence[TestImage], kept: dict[str, dict[str, Any]]
+    config: Config, files: TrainingFiles, test: Sequence[TestSample], kept: dict[str, dict[str, Any]]
 ) -> None:
     """How many pictures can be laid over the reference, `kept` or that of now. UserError where training would stop."""
     registering = Registration(config, kept.get("reference"))
     registering.check()
-    held_out = [TestImage(file, False, f"{file.parent.name}/{file.name}") for file in files.held_out]
+    held_out = [TestSample(file, False, f"{file.parent.name}/{file.name}") for file in files.held_out]
     for what, pictures in (("held-out pictures", held_out), ("test pictures", test)):
         registering.register(pictures)
         if pictures:
-            print(f"registration: {registering.said_of(pictures, what) or f'all {len(pictures)} {what} registered'}")
+            print(
+                f"registration: {registering.registration_summary(pictures, what) or f'all {len(pictures)} {what} registered'}"
+            )
         if len(registering.unregistered(pictures)) > len(pictures) / 2:
             other = "part (one part on a plain background)" if config.data.registration_method == "scene" else "scene"
             print(f"registration does little here; try data.registration_method={other}, or do without it")
@@ -266,7 +270,7 @@ def _without_effect(config: Config) -> list[str]:
     return found
 
 
-def _print_promise(config: Config, count: int) -> None:
+def _print_false_positive_estimate(config: Config, count: int) -> None:
     """What thresholds from so many held-out images can promise."""
     if not count:
         print("nothing is held out: thresholds come from training images and promise nothing (data.val_split)")

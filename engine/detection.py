@@ -7,47 +7,47 @@ from pathlib import Path
 from typing import Any
 
 from config import Config, map_settings, threshold_settings
-from data.folders import Remarks, category_folder
-from data.mvtec import TestImage, doubts_of_depth, list_test, with_masks_read
+from data.folders import DatasetNotes, category_folder
+from data.mvtec import TestSample, check_bit_depth, list_test, with_masks_read
 from engine.threshold import NOT_KNOWN, load_thresholds
 from evaluation.thresholds import MANUAL, OPTIMAL
 from inference import checkpoint, threshold_file
 from inference.checkpoint import Checkpoint
 from inference.detect import detect
-from inference.preprocessing import Preprocessor, Technique, configured, left_out
+from inference.preprocessing import Preprocessor, Technique, apply_valid_mask, configured
 from reporting.result import Result
 from runtime import provenance
 from runtime.device import Together
 from runtime.provenance import Content, Provenance
 
 
-def run(config: Config, ranks: Together | None = None) -> Path:
+def run(config: Config, group: Together | None = None) -> Path:
     """Detect on test/ with the configured checkpoint; the folder of results.
 
-    ranks: processes that share the pictures out, the first of which writes.
+    group: processes that share the pictures out, the first of which writes.
     """
-    technique, remarks = configured(config), Remarks()
+    technique, notes = configured(config), DatasetNotes()
     kind = config.metrics.threshold_type
     manual = manual_thresholds(config) if config.metrics.threshold and kind == MANUAL else None
     category = category_folder(Path(config.data.data_path), config.data.category)
-    pictures = list_test(category, remarks)
-    for line in remarks.lines():
+    pictures = list_test(category, notes)
+    for line in notes.lines():
         print(line)
-    pictures, doubts = with_masks_read(pictures)
+    pictures, warnings = with_masks_read(pictures)
     ckpt = checkpoint.load(config)
     config = checkpoint.resolve_white_level(config, ckpt)
-    doubts += doubts_of_depth(pictures, config.data.white_level)
-    for line in doubts:
+    warnings += check_bit_depth(pictures, config.data.white_level)
+    for line in warnings:
         print(line)
     preprocessor = Preprocessor(config, [technique], embedded=ckpt.assets_for(config))
-    if ranks and ranks.rank:
-        for _ in detect(ckpt.model, preprocessor.dataset(pictures, [technique], ranks), config, "", ranks):
+    if group and group.rank:
+        for _ in detect(ckpt.model, preprocessor.dataset(pictures, [technique], group), config, "", group):
             pass
         return result_folder(config, ckpt.name, technique)
     nominal = manual
     if config.metrics.threshold and kind != MANUAL:
         nominal = load_thresholds(config, ckpt, preprocessor, technique)
-    print(evaluate_pass(config, ckpt, preprocessor, pictures, {technique: nominal}, (kind, OPTIMAL), doubts, ranks))
+    print(evaluate_pass(config, ckpt, preprocessor, pictures, {technique: nominal}, (kind, OPTIMAL), warnings, group))
     return result_folder(config, ckpt.name, technique)
 
 
@@ -67,7 +67,7 @@ def provenance_of(
     fingerprint: str,
     preprocessor: Preprocessor,
     technique: Technique,
-    pictures: Sequence[TestImage],
+    pictures: Sequence[TestSample],
     nominal: Content | None,
     kinds: Sequence[str],
 ) -> Provenance:
@@ -99,11 +99,11 @@ def evaluate_pass(
     config: Config,
     ckpt: Checkpoint,
     preprocessor: Preprocessor,
-    pictures: list[TestImage],
+    pictures: list[TestSample],
     nominal: dict[Technique, dict[str, Any] | None],
     kinds: Sequence[str],
-    doubts: Sequence[str] = (),
-    ranks: Together | None = None,
+    warnings: Sequence[str] = (),
+    group: Together | None = None,
 ) -> str:
     """Detect with one checkpoint under techniques that share an input variant, in one pass, and write their results.
 
@@ -111,13 +111,13 @@ def evaluate_pass(
 
     Args:
         nominal: thresholds of nominal images of each technique, None where only `optimal` is asked for.
-        kinds: types of thresholds to judge at. doubts: about masks, to be told with the results.
-        ranks: see `detect`; this is the first of them.
+        kinds: types of thresholds to judge at. warnings: about masks, to be told with the results.
+        group: see `detect`; this is the first of them.
 
     Returns:
         tables of the metrics.
     """
-    dataset = preprocessor.dataset(pictures, list(nominal), ranks)
+    dataset = preprocessor.dataset(pictures, list(nominal), group)
     with ExitStack() as stack:
         results = {}
         for technique, thresholds in nominal.items():
@@ -129,24 +129,26 @@ def evaluate_pass(
             result.notes |= _notes(preprocessor, technique, pictures, thresholds)
             if ckpt.is_of_registered and not technique.registered:
                 result.notes["registration"] = "trained on registered pictures; these are as they are"
-            if doubts:
-                result.notes["mask_files"] = "; ".join(doubts)
+            if warnings:
+                result.notes["mask_files"] = "; ".join(warnings)
             results[technique] = stack.enter_context(result)
         seconds = 0.0
-        for found, taken in _timed(detect(ckpt.model, dataset, config, "test images", ranks)):
+        for found, taken in _timed(detect(ckpt.model, dataset, config, "test images", group)):
             seconds += taken
             for technique, result in results.items():
-                result.update(left_out(found, technique))
+                result.update(apply_valid_mask(found, technique))
         return "\n".join(result.finish(seconds) for result in results.values())
 
 
 def _notes(
-    preprocessor: Preprocessor, technique: Technique, pictures: list[TestImage], thresholds: dict[str, Any] | None
+    preprocessor: Preprocessor, technique: Technique, pictures: list[TestSample], thresholds: dict[str, Any] | None
 ) -> dict[str, Any]:
     """What readers of the metrics must know of how the pictures and thresholds came about."""
     notes: dict[str, Any] = {}
     if technique.registered and (kept := preprocessor.registration.unregistered(pictures)):
-        notes["registration"] = f"{preprocessor.registration.said_of(pictures, 'pictures')}; they are kept as they are"
+        notes["registration"] = (
+            f"{preprocessor.registration.registration_summary(pictures, 'pictures')}; they are kept as they are"
+        )
         notes["unregistered"] = kept
     if thresholds and thresholds["held_out"] is None:
         notes["nominal"] = f"max, p_quantile and k_sigma: {NOT_KNOWN}"

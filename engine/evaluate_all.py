@@ -10,8 +10,8 @@ from tqdm import tqdm
 
 from config import Config, with_category
 from data import cache
-from data.folders import Remarks, category_folder, chosen_categories
-from data.mvtec import TestImage, doubts_of_depth, list_test, with_masks_read
+from data.folders import DatasetNotes, category_folder, chosen_categories
+from data.mvtec import TestSample, check_bit_depth, list_test, with_masks_read
 from engine import ray_jobs
 from engine.detection import evaluate_pass, manual_thresholds, provenance_of, result_folder
 from engine.ray_jobs import Options
@@ -26,7 +26,7 @@ from reporting.result import CURVES, Record, read_record
 from reporting.summary import Found
 from runtime import provenance
 from runtime.errors import UserError, format_error
-from runtime.files import owning, remove_leftovers
+from runtime.files import remove_leftovers, run_lock
 
 Key = tuple[str, str, str]  # category, checkpoint, technique; empty where a failure concerns all
 
@@ -38,8 +38,8 @@ class Item:
     config: Config
     path: Path
     epoch: int
-    pictures: list[TestImage]
-    doubts: list[str]
+    pictures: list[TestSample]
+    warnings: list[str]
     preprocessor: Preprocessor
     techniques: list[Technique]
 
@@ -87,7 +87,7 @@ def run(
         print(f"failed: {', '.join(part for part in key if part)}: {error}")
     if stale:
         print(f"{len(stale)} results are out of date and left out of the summary")
-        tell_stale(stale)
+        print_stale(stale)
     print(
         f"{sum(len(one.record.thresholds) for one in there)} combinations in the summary"
         + (f", {errors} failures" if errors else "")
@@ -121,7 +121,7 @@ def _evaluate_on_ray(config: Config, todo: list[Item], kinds: list[str], options
     results = Path(data.results_path)
     results.mkdir(parents=True, exist_ok=True)
     folders = [Path(data.data_path), Path(data.checkpoint_path), results]
-    with owning(results / f".batch_{data.run_name}"), ray_jobs.connected(options) as ray:
+    with run_lock(results / f".batch_{data.run_name}"), ray_jobs.connected(options) as ray:
         arguments = {label: (jobs[key], kinds) for label, key in labels.items()}
         for label, outcome in ray.run(_evaluate_items, arguments, folders):
             if outcome.error is None:
@@ -152,12 +152,12 @@ def _plan(
         chosen = checkpoints or epochs or ["last"]
         paths = [checkpoint.find(own, "last" if epoch == "last" else int(epoch)) for epoch in chosen]
         techniques = _techniques(own, maskings, registrations)
-        kept_in = cache.kept_folder(own.data.checkpoint_path) if len(paths) > 1 else None
+        kept_in = cache.cache_folder(own.data.checkpoint_path) if len(paths) > 1 else None
         try:
-            (own, embedded), remarks = _resolve_white_level(own, paths), Remarks()
-            pictures, doubts = with_masks_read(list_test(Path(own.data.data_path) / name, remarks))
-            doubts += doubts_of_depth(pictures, own.data.white_level)
-            for line in (*remarks.lines(), *doubts):
+            (own, embedded), notes = _resolve_white_level(own, paths), DatasetNotes()
+            pictures, warnings = with_masks_read(list_test(Path(own.data.data_path) / name, notes))
+            warnings += check_bit_depth(pictures, own.data.white_level)
+            for line in (*notes.lines(), *warnings):
                 print(f"{name}: {line}")
             # last.pt first: a kept checkpoint of the same epoch takes its place
             by_epoch = {
@@ -171,7 +171,7 @@ def _plan(
         for epoch, path in sorted(by_epoch.items()):
             for variant in dict.fromkeys(technique.variant for technique in techniques):
                 group = [technique for technique in techniques if technique.variant == variant]
-                items.append(Item(own, path, epoch, pictures, doubts, preprocessor, group))
+                items.append(Item(own, path, epoch, pictures, warnings, preprocessor, group))
     return items, failed
 
 
@@ -241,7 +241,7 @@ def differences(
     path: Path,
     preprocessor: Preprocessor,
     technique: Technique,
-    pictures: Sequence[TestImage],
+    pictures: Sequence[TestSample],
 ) -> list[str]:
     """Why results are out of date, in words; empty where they are valid. Reads only checkpoints that have changed."""
     is_same = record.content.get("checkpoint_file") == path.as_posix()
@@ -290,14 +290,14 @@ def _evaluate(item: Item, ckpt: Checkpoint, kinds: list[str]) -> None:
         for technique, own in nominal.items():
             both = {scope: (own[scope] if own else {}) | manual[scope] for scope in ("image", "pixel")}
             nominal[technique] = (own or manual) | both
-    evaluate_pass(item.config, ckpt, item.preprocessor, item.pictures, nominal, kinds, item.doubts)
+    evaluate_pass(item.config, ckpt, item.preprocessor, item.pictures, nominal, kinds, item.warnings)
 
 
 def current_results(results: Path, config: Config, failed: dict[Key, str]) -> tuple[list[Found], dict[Key, str]]:
     """Results on disk that are valid now, in a natural order, and why the others are not; none of failed items."""
     by_name = {technique.name: technique for technique in TECHNIQUES}
     found, stale = [], {}
-    listed: dict[str, list[TestImage]] = {}
+    listed: dict[str, list[TestSample]] = {}
     prepared: dict[tuple, Preprocessor] = {}
     for folder in sorted(results.glob("*/checkpoint_*/*")):
         name, epoch = folder.parent.parent.name, folder.parent.name.removeprefix("checkpoint_")
@@ -337,7 +337,7 @@ def current_results(results: Path, config: Config, failed: dict[Key, str]) -> tu
     return found, stale
 
 
-def tell_stale(stale: dict[Key, str]) -> None:
+def print_stale(stale: dict[Key, str]) -> None:
     """Why results are out of date, and how to renew them."""
     reasons: dict[str, list[Key]] = {}
     for key, reason in stale.items():

@@ -21,7 +21,7 @@ from inference.detector import Detector
 from inference.preprocessing import Technique
 from model import DRAEM
 from runtime.errors import UserError
-from runtime.files import replacing, write_text
+from runtime.files import atomic_write, write_text
 
 FORMATS = ("onnx",)
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
@@ -64,7 +64,7 @@ def run(config: Config, kind: str) -> Path:
     config, weights = checkpoint.for_new_images(config)
     config = config.with_values({"train.precision": "fp32"})  # as the file computes
     detector = Detector.of(config, weights, device="cpu")
-    for line in detector.remarks:
+    for line in detector.notes:
         print(line)
     if detector.technique != Technique():
         print(f"{detector.technique.name} is not part of the file: it gives the maps of pictures as they are")
@@ -73,7 +73,7 @@ def run(config: Config, kind: str) -> Path:
     graph = Graph(detector.ckpt.model).eval()
     path = detector.run_folder / "export" / f"{config.data.category}_{detector.name}.onnx"
     facts = _facts(detector)
-    with replacing(path) as beside:
+    with atomic_write(path) as beside:
         _write(graph, beside, facts)
         print(f"largest difference of a map from the networks here: {_check(graph, beside, detector):.1e}")
     write_text(path.with_suffix(".json"), json.dumps(facts, indent=2, allow_nan=False) + "\n")

@@ -12,7 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from config import Config
-from data.folders import Remarks, pictures_below
+from data.folders import DatasetNotes, images_below
 from evaluation.thresholds import differ_significantly, distance
 from inference import checkpoint
 from inference.detector import Detection, Detector
@@ -24,7 +24,7 @@ from runtime.files import write_text
 
 
 class Picture(NamedTuple):
-    """A picture to judge. label: its path within the folder of predictions."""
+    """A picture to infer. label: its path within the folder of predictions."""
 
     path: Path
     label: str
@@ -41,12 +41,12 @@ def run(config: Config, paths: Sequence[Path], output: Path | None = None, resum
         the folder of predictions, and how many pictures could not be judged.
 
     Raises:
-        UserError: nothing to judge, no checkpoint, or settings that contradict it.
+        UserError: nothing to infer, no checkpoint, or settings that contradict it.
     """
     pictures = find(paths)
     config, weights = checkpoint.for_new_images(config)
     detector = Detector.of(config, weights)
-    for line in remarks_of(detector):
+    for line in notes_of(detector):
         print(line)
     folder = output or usual_folder(detector, paths[0])
     predictions = Predictions(folder, detector.limits, made_with(detector), config.metrics.visualisation, resume)
@@ -56,7 +56,7 @@ def run(config: Config, paths: Sequence[Path], output: Path | None = None, resum
         print(f"{len(pictures) - len(left)} of {len(pictures)} pictures are done already")
     verdicts: Counter[str] = Counter()
     with tqdm(total=len(left), desc="pictures", unit="picture", leave=None) as bar:
-        for rows in judge(detector, left, predictions):
+        for rows in infer(detector, left, predictions):
             predictions.write(rows)
             verdicts.update("failed" if one[-1] else one[4] for one in rows)
             bar.update(len(rows))
@@ -95,11 +95,11 @@ def find(paths: Sequence[Path]) -> list[Picture]:
     for path in paths:
         if not path.exists():
             raise UserError(path, "no such file or folder", "name images or folders of images")
-        remarks = Remarks()
-        below = pictures_below(path, remarks) if path.is_dir() else [path]
+        notes = DatasetNotes()
+        below = images_below(path, notes) if path.is_dir() else [path]
         if not below:
             raise UserError(path, "no image in this folder", "name another")
-        for line in remarks.lines():
+        for line in notes.lines():
             print(f"{path}: {line}")
         name = path.resolve().name
         taken[name] += 1
@@ -112,9 +112,9 @@ def find(paths: Sequence[Path]) -> list[Picture]:
     return found
 
 
-def remarks_of(detector: Detector) -> Iterator[str]:
+def notes_of(detector: Detector) -> Iterator[str]:
     """What the user should know of a detector."""
-    yield from detector.remarks
+    yield from detector.notes
     if detector.limits is None and detector.config.metrics.threshold:
         yield (
             f"no thresholds ({detector.thresholds_path} is missing): scores and maps without a verdict; for verdicts "
@@ -148,12 +148,12 @@ def made_with(detector: Detector) -> dict:
     }
 
 
-def judge(detector: Detector, pictures: Sequence[Picture], predictions: Predictions) -> Iterator[list[list]]:
+def infer(detector: Detector, pictures: Sequence[Picture], predictions: Predictions) -> Iterator[list[list]]:
     """Rows of the pictures, in order, a list for each pass of the networks; their maps and panels are written by then.
 
     Pictures are read, and maps written, in threads while the networks run.
     """
-    size = detector.pictures_at_once
+    size = detector.images_at_once
 
     def read(picture: Picture) -> ModelInput | str:
         try:

@@ -17,9 +17,9 @@ from runtime.errors import UserError, format_error
 from runtime.files import BATCH
 
 ROOT = Path(__file__).resolve().parent.parent
-LOOK = 0.5  # seconds between two looks at the tasks
+POLL_SECONDS = 0.5  # seconds between two looks at the tasks
 REACHED = 5  # seconds for an address to answer
-PATIENCE = 60  # seconds that cancelled tasks have to save their state
+TIMEOUT_SECONDS = 60  # seconds that cancelled tasks have to save their state
 
 
 class Options(NamedTuple):
@@ -82,7 +82,7 @@ class Cluster:
         Args:
             jobs: label -> arguments. folders: on storage that all nodes must see.
 
-        Raises Stopped when told to stop, after the tasks have had time to save what they have done.
+        Raises Interrupted when told to stop, after the tasks have had time to save what they have done.
         """
         from ray.util.queue import Queue
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -100,7 +100,7 @@ class Cluster:
         with tqdm(total=len(jobs), desc="jobs", unit="job") as bar, signals.deferred() as stop:
             try:
                 while pending:
-                    done, _ = self._ray.wait(list(pending), timeout=LOOK)
+                    done, _ = self._ray.wait(list(pending), timeout=POLL_SECONDS)
                     while not events.empty():
                         label, node = events.get()
                         bar.write(f"{label}: starts {'again ' if label in started else ''}on {node}")
@@ -113,15 +113,15 @@ class Cluster:
                         bar.update()
                         yield label, outcome
                     stop.check()
-            except signals.Stopped as stopped:
+            except signals.Interrupted as stopped:
                 for ref in pending:
                     self._ray.cancel(ref, force=False)
-                _, left = self._ray.wait(list(pending), num_returns=len(pending), timeout=PATIENCE)
+                _, left = self._ray.wait(list(pending), num_returns=len(pending), timeout=TIMEOUT_SECONDS)
                 text = "stopped; jobs have saved what they have done, and the same command goes on from there"
                 if left:
                     names = "; ".join(pending[ref] for ref in left)
-                    text = f"stopped; not ended after {PATIENCE} s, so that they go on from an earlier state: {names}"
-                raise signals.Stopped(stopped.number, text) from None
+                    text = f"stopped; not ended after {TIMEOUT_SECONDS} s, so that they go on from an earlier state: {names}"
+                raise signals.Interrupted(stopped.number, text) from None
 
     def _outcome(self, ref: Any) -> Outcome:
         try:

@@ -12,16 +12,16 @@ import numpy as np
 from tqdm import tqdm
 
 from config import Config, map_settings, threshold_settings
-from data.folders import category_folder, pictures_below
+from data.folders import category_folder, images_below
 from data.mask_matching import name_in
-from data.mvtec import TestImage, list_nominal, list_validation, split_nominal
+from data.mvtec import TestSample, list_nominal, list_validation, split_nominal
 from evaluation.metrics import image_score
 from evaluation.thresholds import NominalScores, NoScoresError, conformal, false_positive_estimate, images_needed
 from inference import checkpoint, threshold_file
 from inference.checkpoint import Checkpoint
 from inference.detect import NetworkOutput, detect
 from inference.detector import Detector
-from inference.preprocessing import Preprocessor, Technique, configured, left_out
+from inference.preprocessing import Preprocessor, Technique, apply_valid_mask, configured
 from reporting import tables
 from runtime import provenance
 from runtime.device import Together, core_count
@@ -32,16 +32,16 @@ from runtime.provenance import Provenance
 NOT_KNOWN = "whether these weights were trained on the pictures that thresholds come from is not known"
 
 
-def run(config: Config, ranks: Together | None = None) -> Path:
+def run(config: Config, group: Together | None = None) -> Path:
     """Compute, save and print the thresholds of the configured checkpoint and technique; the file they are in.
 
-    ranks: processes that share the pictures out, the first of which writes.
+    group: processes that share the pictures out, the first of which writes.
     """
     technique = configured(config)
     ckpt = checkpoint.load(config)
     config = checkpoint.resolve_white_level(config, ckpt)
     preprocessor = Preprocessor(config, [technique], embedded=ckpt.assets_for(config))
-    for content in compute_thresholds(config, ckpt, preprocessor, [technique], ranks):
+    for content in compute_thresholds(config, ckpt, preprocessor, [technique], group):
         print(_table(content))
     return threshold_file.path_of(config.run_folder, ckpt.name, technique)
 
@@ -54,7 +54,7 @@ def run_on(config: Config, folder: Path) -> Path:
     Raises:
         UserError: no pictures there, one that cannot be read, none that was not trained on.
     """
-    files = pictures_below(folder)
+    files = images_below(folder)
     if not files:
         raise UserError(f"--nominal {folder}", "no images there", "name a folder of nominal images")
     config, weights = checkpoint.for_new_images(config)
@@ -69,7 +69,7 @@ def run_on(config: Config, folder: Path) -> Path:
         raise UserError(f"--nominal {folder}", "all images there were trained on", "name a folder of others")
     config, (height, width) = detector.config, detector.config.data.img_size
     scores = Scores(config.metrics.p, config.metrics.k, len(left), height * width)
-    unregistered, size = [], detector.pictures_at_once
+    unregistered, size = [], detector.images_at_once
     with ThreadPoolExecutor(core_count()) as pool:
         for first in tqdm(range(0, len(left), size), "nominal images", unit="pass", leave=None):
             batch = list(pool.map(detector.read, left[first : first + size]))
@@ -86,7 +86,7 @@ def run_on(config: Config, folder: Path) -> Path:
     return path
 
 
-def nominal_images(config: Config, ckpt: Checkpoint) -> tuple[list[TestImage], bool | None]:
+def nominal_images(config: Config, ckpt: Checkpoint) -> tuple[list[TestSample], bool | None]:
     """Nominal pictures to take thresholds from, and whether they are held out (False: trained on; None: not known).
 
     Pictures are told apart by content: renamed ones stay what they were.
@@ -108,7 +108,7 @@ def nominal_images(config: Config, ckpt: Checkpoint) -> tuple[list[TestImage], b
                 held_out = [file for file in validation if digests[file] not in trained]
         else:  # weights of another dataset have seen none of these
             held_out = files
-    pictures = [TestImage(file, False, name_in(file, category)) for file in sorted(held_out or own)]
+    pictures = [TestSample(file, False, name_in(file, category)) for file in sorted(held_out or own)]
     return pictures, None if ckpt.images is None else bool(held_out)
 
 
@@ -128,7 +128,7 @@ def provenance_of(
     ckpt_fingerprint: str,
     preprocessor: Preprocessor,
     technique: Technique,
-    pictures: Sequence[TestImage],
+    pictures: Sequence[TestSample],
 ) -> Provenance:
     """What thresholds are made from."""
     settings = threshold_settings(config) | map_settings(config)
@@ -162,7 +162,7 @@ class Scores:
         return found
 
 
-def _promise(config: Config, kind: str, count: int, threshold: float | None) -> str:
+def _false_positive_sentence(config: Config, kind: str, count: int, threshold: float | None) -> str:
     """What an image threshold from held-out images promises, in a sentence."""
     limit = config.metrics.max_false_alarms
     if threshold is None:
@@ -190,25 +190,25 @@ def compute_thresholds(
     ckpt: Checkpoint,
     preprocessor: Preprocessor,
     techniques: Sequence[Technique],
-    ranks: Together | None = None,
+    group: Together | None = None,
 ) -> list[dict[str, Any]]:
     """Compute and save the thresholds of techniques that share an input variant, in one pass; the files' content.
 
-    ranks: see `detect`; of others than the first there is none.
+    group: see `detect`; of others than the first there is none.
     """
     pictures, is_held_out = nominal_images(config, ckpt)
     if ckpt.images:
         copies = len(set(ckpt.images.held_out.values()) & set(ckpt.images.training.values()))
         if copies:
             print(f"held-out pictures that are training pictures as well: {copies}; left out of thresholds")
-    dataset = preprocessor.dataset(pictures, techniques, ranks)
+    dataset = preprocessor.dataset(pictures, techniques, group)
     height, width = config.data.img_size
     p, k, count = config.metrics.p, config.metrics.k, len(pictures)
     scores = [Scores(p, k, count, height * width) for _ in techniques]
-    for result in detect(ckpt.model, dataset, config, "nominal images", ranks):
+    for result in detect(ckpt.model, dataset, config, "nominal images", group):
         for technique, own in zip(techniques, scores, strict=True):
-            own.update(left_out(result, technique))
-    if ranks and ranks.rank:
+            own.update(apply_valid_mask(result, technique))
+    if group and group.rank:
         return []
     contents = []
     for technique, own in zip(techniques, scores, strict=True):
@@ -235,7 +235,7 @@ def _save(
     except NoScoresError as error:
         key = f"masking.regions.{config.data.category}"
         raise UserError(key, error, "leave some of the image outside the regions") from error
-    promised = {kind: _promise(config, kind, count, value) for kind, value in limits["image"].items()}
+    promised = {kind: _false_positive_sentence(config, kind, count, value) for kind, value in limits["image"].items()}
     content = {
         "provenance": made_from.to_json(),
         "checkpoint": ckpt.name,

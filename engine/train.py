@@ -5,14 +5,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from config import Config, with_white_level
-from data.folders import Remarks
+from data.folders import DatasetNotes
 from data_loader import DRAEMTrainDataset, train_loader
 from inference import checkpoint, networks
 from inference.checkpoint import TrainingImages
 from inference.preprocessing import embed_assets
 from runtime.device import worker_count, worker_errors
 from runtime.errors import UserError
-from runtime.files import owning, remove_leftovers
+from runtime.files import remove_leftovers, run_lock
 from runtime.provenance import Provenance
 from training import loop
 from training.data import TrainingFiles, datasets, find_files, find_white_level, split
@@ -29,16 +29,16 @@ from training.state import (
 from training.validation import SyntheticSamples
 
 if TYPE_CHECKING:
-    from training.distributed import Ranks
+    from training.distributed import ProcessGroup
 
 
-def run(config: Config, settings_text: str, ranks: "Ranks | None" = None) -> Path:
+def run(config: Config, settings_text: str, group: "ProcessGroup | None" = None) -> Path:
     """Train one category and keep its checkpoints.
 
     Args:
         config: the settings.
         settings_text: the same as YAML, kept in the run's folder.
-        ranks: the processes that train together, None for this one alone.
+        group: the processes that train together, None for this one alone.
 
     Returns:
         the last kept checkpoint.
@@ -46,20 +46,20 @@ def run(config: Config, settings_text: str, ranks: "Ranks | None" = None) -> Pat
     Raises:
         UserError: mistakes in settings or data, or another training in the run's folder.
         FloatingPointError: a loss or weight that is not finite.
-        Stopped: told to stop.
+        Interrupted: told to stop.
     """
-    if ranks and config.train.batch_size < ranks.count:
+    if group and config.train.batch_size < group.count:
         raise UserError(
             f"train.batch_size = {config.train.batch_size}",
-            f"less than one sample for each of the {ranks.count} processes",
+            f"less than one sample for each of the {group.count} processes",
             "raise it, or start fewer processes",
         )
     with ExitStack() as stack:
-        with ranks.in_turn() if ranks else nullcontext():
-            if ranks is None or ranks.is_first:
-                stack.enter_context(owning(config.run_folder))
+        with group.rank_ordered() if group else nullcontext():
+            if group is None or group.is_first:
+                stack.enter_context(run_lock(config.run_folder))
                 remove_leftovers(config.run_folder, "**/.*.part*")
-            state, files, place = _set_up(config, settings_text, ranks)
+            state, files, place = _set_up(config, settings_text, group)
             samples = None
             if state.epoch < config.train.epochs:
                 samples = datasets(config, files, state.white_level, state.embedded_assets.get("reference"))
@@ -69,26 +69,26 @@ def run(config: Config, settings_text: str, ranks: "Ranks | None" = None) -> Pat
 
 
 def _set_up(
-    config: Config, settings_text: str, ranks: "Ranks | None"
+    config: Config, settings_text: str, group: "ProcessGroup | None"
 ) -> tuple[TrainingState, TrainingFiles, str | None]:
     """State to train from, what it is made of, and where a kept one was saved, in words."""
-    remarks = Remarks()
-    found = find_files(config, remarks)
-    for line in remarks.lines():
+    notes = DatasetNotes()
+    found = find_files(config, notes)
+    for line in notes.lines():
         print(line)
     made_from = training_provenance(config, found.nominal + found.validation, found.textures)
     kept = read_last(config, made_from)
     files = split(config, found, TrainingImages(**kept["images"]) if kept else None)
     white_level = find_white_level(config, files.nominal, kept)
     embedded = embed_assets(with_white_level(config, white_level), (kept or {}).get("embedded_assets"))
-    state = TrainingState(config, settings_text, made_from, files.digests(), white_level, embedded, ranks)
+    state = TrainingState(config, settings_text, made_from, files.digests(), white_level, embedded, group)
     if kept:
         state.resume(kept)
-        _tell_changes(config.run_folder / "last.pt", kept, state)
+        _print_changes(config.run_folder / "last.pt", kept, state)
     return state, files, place_in(kept) if kept else None
 
 
-def _tell_changes(path: Path, kept: dict[str, Any], state: TrainingState) -> None:
+def _print_changes(path: Path, kept: dict[str, Any], state: TrainingState) -> None:
     """Which pictures are others than those that a state was trained on: no reason against going on, but to be known."""
     if changed := changed_images(TrainingImages(**kept["images"]), state.images):
         print(f"pictures of train/good have changed since {path} was saved: {changed}")
@@ -115,10 +115,10 @@ def _train(
     place: str | None,
 ) -> Path:
     """Train from the state on. held_out: number of images. place: where the state was saved, None for a new one."""
-    config, done, ranks = state.config, state.epoch, state.ranks
+    config, done, group = state.config, state.epoch, state.group
     folder, total = config.run_folder, config.train.epochs
     state.find_earlier()
-    together = f", {ranks.count} processes" if ranks else ""
+    together = f", {group.count} processes" if group else ""
     each = f", {dataset.per_image} tiles of each in an epoch" if config.data.tile_size else ""
     print(
         f"training {config.data.category} on {len(dataset.images)} images{each} ({held_out} held out), {state.device}, "
@@ -127,11 +127,11 @@ def _train(
     if place:
         print(f"going on after {place}, which {folder / 'last.pt'} was saved at")
     workers = worker_count(config.data.num_workers, state.device)
-    share = {"share": ranks.share} if ranks else {}
+    share = {"share": group.share} if group else {}
     loader = train_loader(dataset, config.train.batch_size, workers, state.device.type == "cuda", **share)
-    model = ranks.share_out(state.model) if ranks else state.model
+    model = group.wrap_ddp(state.model) if group else state.model
     # CUDA graphs cannot hold what processes exchange.
-    compiled = "off" if ranks and config.train.compile == "auto" else config.train.compile
+    compiled = "off" if group and config.train.compile == "auto" else config.train.compile
     network = networks.for_training(model, compiled, state.device, (total - done) * len(loader))
     with worker_errors(), Journal(config, done) if state.writes else nullcontext() as journal:
         loop.train(network, loader, validation, state, journal, config)

@@ -21,14 +21,14 @@ from inference.checkpoint import TrainingImages, epoch_path
 from runtime import signals
 from runtime.device import select_device
 from runtime.errors import UserError, format_error
-from runtime.files import owning, write_text
-from runtime.signals import Stopped
+from runtime.files import run_lock, write_text
+from runtime.signals import Interrupted
 from training.data import find_files, split
 from training.state import changed_images, changed_settings, provenance_of, training_provenance
 
 MAIN = Path(__file__).resolve().parent.parent / "main.py"
-STATUSES = {signals.INTERRUPTED: signal.SIGINT, signals.TOLD_TO_STOP: signal.SIGTERM}  # of one told to stop
-LOOK = 0.5  # seconds between two looks at a process
+STATUSES = {signals.INTERRUPTED: signal.SIGINT, signals.TERMINATED: signal.SIGTERM}  # of one told to stop
+POLL_SECONDS = 0.5  # seconds between two looks at a process
 TEMPLATE = "train_all.yaml"  # in a run's folder: what it was started from
 TIMES_HEAD = f"{'category':24}{'seconds':>10}{'h:m:s':>12}{'epochs':>8}  device\n"
 
@@ -155,7 +155,7 @@ def _run_on_ray(
 ) -> Iterator[tuple[str, tuple[Trained, str]]]:
     data = config.data
     with (
-        owning(Path(data.checkpoint_path) / f".batch_{data.run_name}"),
+        run_lock(Path(data.checkpoint_path) / f".batch_{data.run_name}"),
         ray_jobs.connected(options) as ray,
     ):
         left = {
@@ -235,17 +235,19 @@ def _train(settings: Path, resume: str | None, dies_with_parent: bool) -> str | 
         stopped = None
         while process.poll() is None:
             try:
-                process.wait(LOOK)  # not for long: Ray's way to cancel a task interrupts no call
+                process.wait(POLL_SECONDS)  # not for long: Ray's way to cancel a task interrupts no call
             except subprocess.TimeoutExpired:
                 pass
             except KeyboardInterrupt as error:  # it saves its state and ends
-                stopped = error if isinstance(error, Stopped) else Stopped(signal.SIGINT)  # that of a task on Ray
+                stopped = (
+                    error if isinstance(error, Interrupted) else Interrupted(signal.SIGINT)
+                )  # that of a task on Ray
                 signals.ask(process)
         passing.join()
     if stopped or process.returncode in STATUSES:
         number = stopped.number if stopped else STATUSES[process.returncode]
         how = "the same command without --force and train.resume=never" if resume else "the same command"
-        raise Stopped(number, f"stopped; what is trained stays, and {how} goes on from there")
+        raise Interrupted(number, f"stopped; what is trained stays, and {how} goes on from there")
     if process.returncode == 0:
         return None
     said = tail.decode("utf-8", "replace").splitlines()

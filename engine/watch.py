@@ -18,20 +18,20 @@ from watchdog.observers.api import BaseObserver
 
 from config import Config
 from data.folders import IMAGE_SUFFIXES, NOT_UTF8, RENAME, as_utf8, entries_below, is_visible_folder
-from engine.predict import made_with, remarks_of, title_of, usual_folder
+from engine.predict import made_with, notes_of, title_of, usual_folder
 from inference import checkpoint
 from inference.detector import Detector
 from reporting.predictions import Predictions, row, row_of_error
 from runtime.errors import UserError, format_error
-from runtime.signals import Stopped
+from runtime.signals import Interrupted
 
-REST = 0.15  # seconds that a picture must not have changed for: then it is written completely
-PATIENCE = 5.0  # seconds that one which cannot be read is tried again for: its writer may have paused
-TICK = 0.03  # seconds between two looks at what is about to come
-SHARE = 0.05  # of the time that listing the folder may take
-LOOK = 500  # entries listed in one go: 300,000 pictures of a month must not make a new one wait
+SETTLE_SECONDS = 0.15  # seconds that a picture must not have changed for: then it is written completely
+RETRY_SECONDS = 5.0  # seconds that one which cannot be read is tried again for: its writer may have paused
+POLL_SECONDS = 0.03  # seconds between two looks at what is about to come
+LISTING_SHARE = 0.05  # of the time that listing the folder may take
+LISTING_CHUNK = 500  # entries listed in one go: 300,000 pictures of a month must not make a new one wait
 MOST_WAITING = 1000  # pictures found by listing that wait to be judged
-DONE = "done.sqlite"
+DONE_FILE = "done.sqlite"
 
 
 class State(NamedTuple):
@@ -106,20 +106,20 @@ class Folder:
             with suppress(Empty):
                 while True:
                     path = self._arrivals.queue.get_nowait()
-                    if is_picture(os.path.relpath(path, self.folder)):
+                    if is_image(os.path.relpath(path, self.folder)):
                         yield path
         if lists and time.monotonic() >= self._next_listing:
-            yield from self._look()
+            yield from self._list_some()
 
-    def _look(self) -> Iterator[str]:
+    def _list_some(self) -> Iterator[str]:
         """The next entries of the listing."""
         start = time.monotonic()
         self._listing = self._listing or (entry.path for entry in entries_below(self.folder, skips_errors=True))
-        found = list(islice(self._listing, LOOK))
-        yield from (path for path in found if is_picture(os.path.basename(path)))
+        found = list(islice(self._listing, LISTING_CHUNK))
+        yield from (path for path in found if is_image(os.path.basename(path)))
         self._taken += time.monotonic() - start
-        if len(found) < LOOK:  # its end
-            self._next_listing = time.monotonic() + max(self._taken / SHARE, TICK)
+        if len(found) < LISTING_CHUNK:  # its end
+            self._next_listing = time.monotonic() + max(self._taken / LISTING_SHARE, POLL_SECONDS)
             self._listing, self._taken, self._is_listed = None, 0.0, True
 
     def _start(self) -> BaseObserver | None:
@@ -138,7 +138,7 @@ class Folder:
         self._observer = None
 
 
-def is_picture(path: str) -> bool:
+def is_image(path: str) -> bool:
     """Whether a path within the folder is that of a visible picture."""
     *folders, name = path.split(os.sep)
     is_visible = not name.startswith(".") and all(map(is_visible_folder, folders))
@@ -161,7 +161,7 @@ def run(config: Config, folder: Path, output: Path | None = None) -> Path:
         raise UserError(f"--watch {folder}", "not a folder", "name the folder that images are written to")
     config, weights = checkpoint.for_new_images(config)
     detector = Detector.of(config, weights)
-    for line in remarks_of(detector):
+    for line in notes_of(detector):
         print(line)
     written = output or usual_folder(detector, folder)
     if written.resolve().is_relative_to(folder.resolve()):
@@ -170,11 +170,11 @@ def run(config: Config, folder: Path, output: Path | None = None) -> Path:
     counts: Counter[str] = Counter()
     source = Folder(folder)
     try:
-        with closing(Done(written / DONE)) as done:
+        with closing(Done(written / DONE_FILE)) as done:
             _catch_up(predictions, done)
             print(f"watching {folder}, writing to {written}; Ctrl-C ends it", flush=True)
             _watch(source, detector, predictions, done, counts)
-    except Stopped:
+    except Interrupted:
         print(", ".join(f"{count} {verdict}" for verdict, count in sorted(counts.items())) or "no picture came")
         predictions.write_report(title_of(detector, folder), partial(_label, folder), detector.thresholds)
     finally:
@@ -217,18 +217,18 @@ def _watch(source: Folder, detector: Detector, predictions: Predictions, done: D
                 del waiting[path]
             elif current != state:
                 waiting[path] = current, now, now
-            elif now - since >= REST:
-                if line := _judge(path, source.folder, detector, predictions, is_last=now - first >= PATIENCE):
+            elif now - since >= SETTLE_SECONDS:
+                if line := _infer(path, source.folder, detector, predictions, is_last=now - first >= RETRY_SECONDS):
                     done.add(as_utf8(path), state)
                     counts[line.split()[0]] += 1
                     print(line, flush=True)
                     del waiting[path]
                 else:
                     waiting[path] = state, now, first
-        time.sleep(TICK)
+        time.sleep(POLL_SECONDS)
 
 
-def _judge(path: str, folder: Path, detector: Detector, predictions: Predictions, is_last: bool) -> str | None:
+def _infer(path: str, folder: Path, detector: Detector, predictions: Predictions, is_last: bool) -> str | None:
     """Judge a picture and write what is found; the line about it, None where it cannot be read and may be yet."""
     start = time.perf_counter()
     if as_utf8(path) != path:

@@ -59,7 +59,7 @@ class ImageHistograms:
         return total
 
 
-def draws(labels: np.ndarray, count: int = DRAWS, seed: int = 0) -> Iterator[np.ndarray]:
+def bootstrap_weights(labels: np.ndarray, count: int = DRAWS, seed: int = 0) -> Iterator[np.ndarray]:
     """How often each image is drawn, float64 (D, N), in chunks of CHUNK draws. labels: (N,); each keeps its number."""
     rng, labels = np.random.default_rng(seed), np.asarray(labels)
     for start in range(0, count, CHUNK):
@@ -90,13 +90,13 @@ def image_counts(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray) ->
     return counts[0], counts[1]
 
 
-def image_draws(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
+def resampled_image_metrics(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
     """image_auroc, image_ap and image_f1 (D,) of images that count as often as `weights` (D, N) says."""
     values = ranking_metrics(*image_counts(np.asarray(labels), np.asarray(scores), weights))
     return {f"image_{name}": values[name] for name in ("auroc", "ap", "f1")}
 
 
-def image_draws_at(labels: np.ndarray, predicted: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
+def resampled_image_metrics_at(labels: np.ndarray, predicted: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
     """Accuracy, F1 and counts (D,) of images, by whether each (N,) is called anomalous."""
     labels, predicted = np.asarray(labels) == 1, np.asarray(predicted, bool)
     cases = (labels & predicted, ~labels & predicted, ~labels & ~predicted, labels & ~predicted)
@@ -108,7 +108,7 @@ def image_draws_at(labels: np.ndarray, predicted: np.ndarray, weights: np.ndarra
     return values | dict(zip(counts, (tp, fp, tn, fn), strict=True))
 
 
-def pixel_draws(
+def resampled_pixel_metrics(
     images: ImageHistograms, weights: np.ndarray, threshold_bins: dict[str, float]
 ) -> dict[str, dict[str, np.ndarray]]:
     """Pixel metrics (D,) at each threshold, of images that count as often as `weights` (D, N) says.

@@ -110,11 +110,15 @@ def difference(pairs: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> dict[s
     total, exact = np.zeros(bootstrap.DRAWS), 0.0
     for seed, (labels, one, other) in enumerate(pairs):
         drawn = []
-        for weights in bootstrap.draws(labels, seed=seed):
-            first, second = (bootstrap.image_draws(labels, scores, weights)[HEADLINE] for scores in (one, other))
+        for weights in bootstrap.bootstrap_weights(labels, seed=seed):
+            first, second = (
+                bootstrap.resampled_image_metrics(labels, scores, weights)[HEADLINE] for scores in (one, other)
+            )
             drawn.append(first - second)
         ones = np.ones((1, len(labels)))
-        first, second = (bootstrap.image_draws(labels, scores, ones)[HEADLINE][0] for scores in (one, other))
+        first, second = (
+            bootstrap.resampled_image_metrics(labels, scores, ones)[HEADLINE][0] for scores in (one, other)
+        )
         total += np.concatenate(drawn) / len(pairs)
         exact += float(first - second) / len(pairs)
     low, high = np.quantile(total, [(1 - bootstrap.LEVEL) / 2, (1 + bootstrap.LEVEL) / 2])

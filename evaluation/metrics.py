@@ -63,7 +63,7 @@ def image_score(anomaly_map: np.ndarray) -> float:
     return float(smooth(anomaly_map).max())
 
 
-def is_hit(smoothed: np.ndarray, mask: np.ndarray) -> bool:
+def is_pointing_game_hit(smoothed: np.ndarray, mask: np.ndarray) -> bool:
     """Whether the largest value of a map that `smooth` gave (H, W) lies in the mask (H, W), or at most 10 pixels away.
 
     10 pixels: half the window. A map that is the same everywhere hits nothing.

@@ -47,7 +47,7 @@ class Networks:
         images: how many are to come in all.
 
     Attributes:
-        pictures_at_once: that fill a batch, so that no more need to be in memory.
+        images_at_once: that fill a batch, so that no more need to be in memory.
     """
 
     def __init__(self, model: DRAEM, config: Config, images: int):
@@ -56,7 +56,7 @@ class Networks:
         self._layout = memory_format(self.device, self._precision)
         data, self._batch_size = config.data, config.data.test_batch_size
         self._tiles = tiles.cut(data.img_size, data.input_size, data.tile_overlap, self.device)
-        self.pictures_at_once = max(self._batch_size // len(self._tiles), 1)
+        self.images_at_once = max(self._batch_size // len(self._tiles), 1)
         optimized = networks.optimized(model, self.device, self._precision)
         blank = torch.zeros(self._batch_size, 3, *data.input_size, device=self.device, dtype=self._precision)
         passes = -(-images * len(self._tiles) // self._batch_size)
@@ -101,21 +101,21 @@ def detect(
     dataset: Dataset,
     config: Config,
     title: str,
-    ranks: Together | None = None,
+    group: Together | None = None,
     check: Callable[[], None] = lambda: None,
 ) -> Iterator[NetworkOutput]:
     """Run the networks once over every sample (`image`, `mask`, `idx`; perhaps `valid`, `region`), in order.
 
     Args:
         title: of the progress bar; without one there is none.
-        ranks: processes that have every N-th batch each; the first gets what all have found, the others nothing.
+        group: processes that have every N-th batch each; the first gets what all have found, the others nothing.
         check: called by all of them after a batch of each; what it raises ends the pass.
     """
-    rank, count = (ranks.rank, ranks.count) if ranks else (0, 1)
-    if ranks:
-        ranks.barrier()  # nothing has failed so far, which the first would tell
+    rank, count = (group.rank, group.count) if group else (0, 1)
+    if group:
+        group.barrier()  # nothing has failed so far, which the first would tell
     network, data = Networks(model, config, len(dataset)), config.data
-    batch_size = network.pictures_at_once
+    batch_size = network.images_at_once
     batches = -(-len(dataset) // batch_size)
     workers = worker_count(data.num_workers, network.device, batches=-(-batches // count))
     uses_cuda = network.device.type == "cuda"
@@ -128,11 +128,11 @@ def detect(
         for first in range(0, batches, count):
             if rank == 0:
                 for other in range(min(count, batches - first)):
-                    found = ranks.receive(other) if other else next(own)
+                    found = group.receive(other) if other else next(own)
                     yield from found
                     bar.update(len(found))
             elif first + rank < batches:
-                ranks.send(next(own))
+                group.send(next(own))
             check()
 
 

@@ -15,7 +15,7 @@ from evaluation.thresholds import MANUAL, relative
 from inference import checkpoint, threshold_file
 from inference.checkpoint import Checkpoint
 from inference.detect import NetworkOutput, Networks
-from inference.preprocessing import ModelInput, Preprocessor, configured, left_out
+from inference.preprocessing import ModelInput, Preprocessor, apply_valid_mask, configured
 from runtime.errors import UserError
 from runtime.provenance import Provenance
 
@@ -60,7 +60,7 @@ class Detector:
     Attributes:
         limits: None without thresholds. thresholds: all that are known, type -> of images and of pixels.
         nominal_scores: of the pictures that they are from, where known.
-        remarks: what the user should know, a sentence each.
+        notes: what the user should know, a sentence each.
         run_folder: with all that belongs to the checkpoint. name: of the checkpoint among those of its run.
         thresholds_path: the file that the limits are from, or would be.
 
@@ -76,7 +76,7 @@ class Detector:
         self.ckpt, self.config, self.technique = ckpt, config, configured(config)
         self._preprocessor = Preprocessor(config, [self.technique], embedded=ckpt.assets_for(config))
         self._networks = Networks(ckpt.model, config, 0)
-        self.remarks: list[str] = []
+        self.notes: list[str] = []
         self.nominal_scores: list[float] = []
         self.thresholds: dict[str, tuple[float, float]] = {}
         self.run_folder, self.name = config.run_folder, ckpt.name
@@ -85,9 +85,9 @@ class Detector:
         self.limits = self._read_limits()
 
     @property
-    def pictures_at_once(self) -> int:
+    def images_at_once(self) -> int:
         """How many pictures to prepare and run together."""
-        return self._networks.pictures_at_once
+        return self._networks.images_at_once
 
     @classmethod
     def load(cls, path: Path | str, device: str = "auto", nominal: str | None = None) -> "Detector":
@@ -130,7 +130,7 @@ class Detector:
         if changed := made_from.differences(replace(now, precision=made_from.precision)):
             raise UserError(self.thresholds_path, f"out of date: {', '.join(changed)}", threshold_file.FIX_HINT)
         if now.precision != made_from.precision:
-            self.remarks.append(
+            self.notes.append(
                 f"thresholds were computed in {made_from.precision}, these scores are in {now.precision}: "
                 "scores close to the threshold can be judged otherwise"
             )
@@ -176,19 +176,19 @@ class Detector:
         return found
 
     def run(self, prepared: Sequence[ModelInput]) -> list[Detection]:
-        """What is found in prepared pictures; `pictures_at_once` fill a pass of the networks."""
+        """What is found in prepared pictures; `images_at_once` fill a pass of the networks."""
         images = (torch.from_numpy(np.ascontiguousarray(one.image.transpose(2, 0, 1))) for one in prepared)
         return [
-            self._judge(picture, reconstruction.permute(1, 2, 0).cpu().numpy(), anomaly_map.cpu().numpy())
+            self._detection_of(picture, reconstruction.permute(1, 2, 0).cpu().numpy(), anomaly_map.cpu().numpy())
             for picture, (reconstruction, anomaly_map) in zip(prepared, self._networks(images), strict=True)
         ]
 
-    def _judge(self, picture: ModelInput, reconstruction: np.ndarray, anomaly_map: np.ndarray) -> Detection:
+    def _detection_of(self, picture: ModelInput, reconstruction: np.ndarray, anomaly_map: np.ndarray) -> Detection:
         if not np.isfinite(anomaly_map).all():
             raise UserError("image", "its anomaly map is not finite", "use another checkpoint, or train.precision=fp32")
         nothing = np.zeros(anomaly_map.shape, bool)
         seen = NetworkOutput(0, picture.image, reconstruction, anomaly_map, nothing, picture.valid, picture.region)
-        seen = left_out(seen, self.technique)
+        seen = apply_valid_mask(seen, self.technique)
         score, own = float(image_score(seen.anomaly_map)), self._in_own_pixels(seen.anomaly_map, picture)
         if self.limits is None:
             return Detection(score, None, None, own, None, [], seen)

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from config import Config
-from data.cache import KeptArrays
-from data.image_io import from_png, read_marked, read_size, resize, resize_mask, to_png
-from data.mvtec import TestImage
+from data.cache import ArrayCache
+from data.image_io import decode_mask_file, from_png, read_size, resize, resize_mask, to_png
+from data.mvtec import TestSample
 from data_loader import DRAEMTestDataset
 from inference import masking
 from registration.register import NoReferencePartError, Registration
@@ -63,7 +63,7 @@ def configured(config: Config) -> Technique:
     return Technique(masked if config.metrics.masking else "no", config.data.image_registration)
 
 
-def left_out(output: "NetworkOutput", technique: Technique) -> "NetworkOutput":
+def apply_valid_mask(output: "NetworkOutput", technique: Technique) -> "NetworkOutput":
     """What the networks made of a picture, with 0 in the map and not valid what a technique leaves out."""
     valid = output.valid
     if technique.masking != "no" and output.region is not None:
@@ -133,11 +133,11 @@ class Preprocessor:
             self._region = from_png(self.embedded["region"]["png"].numpy()) > 0
             region = self.embedded["region"]["digest"]
         elif isinstance(region, str):
-            self._region = read_marked(Path(region)).mask
+            self._region = decode_mask_file(Path(region)).mask
             region = provenance.file_digest(Path(region))
         self._region_source = region
 
-    def check(self, pictures: Sequence[TestImage], techniques: Sequence[Technique]) -> None:
+    def check(self, pictures: Sequence[TestSample], techniques: Sequence[Technique]) -> None:
         """UserError where the regions do not fit what they are laid over: each picture, or the reference.
 
         No picture is decoded for it. One that cannot be read is passed over here: the pass over it will fail.
@@ -192,16 +192,16 @@ class Preprocessor:
         return replace(model_input, image=image, region=region)
 
     def dataset(
-        self, pictures: Sequence[TestImage], techniques: Sequence[Technique], ranks: "Together | None" = None
+        self, pictures: Sequence[TestSample], techniques: Sequence[Technique], group: "Together | None" = None
     ) -> "VariantDataset":
-        """The pictures in the input variant that these techniques share. ranks: see `Registration.register`."""
+        """The pictures in the input variant that these techniques share. group: see `Registration.register`."""
         [variant] = {technique.variant for technique in techniques}
         needs_region = any(technique.masking != "no" for technique in techniques)
         registered = None
         if variant.registered:
-            self.registration.register(pictures, ranks)
+            self.registration.register(pictures, group)
             if self.kept_in:
-                registered = RegisteredPictures(self, pictures)
+                registered = RegisteredImages(self, pictures)
         return VariantDataset(pictures, self, variant, needs_region, registered)
 
     def resized_region(self, variant: "Variant", path: Path, shape: tuple[int, int] | None) -> np.ndarray:
@@ -251,7 +251,7 @@ def embed_assets(config: Config, kept: dict[str, dict[str, Any]] | None = None) 
     region = config.masking.regions.get(config.data.category)
     if technique.masking != "no" and isinstance(region, str):
         with suppress(UserError):
-            found["region"] = Path(region), read_marked(Path(region)).mask.astype(np.uint8) * 255
+            found["region"] = Path(region), decode_mask_file(Path(region)).mask.astype(np.uint8) * 255
     if config.data.registration_training and kept and "reference" in kept:
         embedded["reference"] = kept["reference"]
     elif technique.registered:
@@ -279,11 +279,11 @@ class VariantDataset(DRAEMTestDataset):
 
     def __init__(
         self,
-        pictures: Sequence[TestImage],
+        pictures: Sequence[TestSample],
         preprocessor: Preprocessor,
         variant: Variant,
         needs_region: bool,
-        registered: "RegisteredPictures | None" = None,
+        registered: "RegisteredImages | None" = None,
     ):
         super().__init__(pictures, preprocessor.config.data.img_size, preprocessor.registration.white_level)
         self.preprocessor, self.variant, self.needs_region = preprocessor, variant, needs_region
@@ -307,10 +307,10 @@ class VariantDataset(DRAEMTestDataset):
         return sample | {"valid": torch.from_numpy(valid[None]), "region": torch.from_numpy(region[None])}
 
 
-class RegisteredPictures(KeptArrays):
+class RegisteredImages(ArrayCache):
     """Pictures, masks and where they are valid, registered and resized, uint8 (H, W, 5), for many passes."""
 
-    def __init__(self, preprocessor: Preprocessor, pictures: Sequence[TestImage]):
+    def __init__(self, preprocessor: Preprocessor, pictures: Sequence[TestSample]):
         size = preprocessor.config.data.img_size
         self._source = VariantDataset(pictures, preprocessor, Variant(True, False), needs_region=False)
         files = [path for picture in pictures for path in (picture.path, *picture.masks)]

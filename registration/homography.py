@@ -86,7 +86,7 @@ def warp(
     Raises:
         ValueError: another dtype, shape or interpolation, or a homography without an inverse.
     """
-    if image.dtype not in (np.uint8, np.float32) or not _is_picture(image):
+    if image.dtype not in (np.uint8, np.float32) or not _is_image(image):
         raise ValueError(f"can warp uint8 or float32 of (H, W) or (H, W, 3), not {image.dtype} {image.shape}")
     if interpolation not in (cv2.INTER_LINEAR, cv2.INTER_NEAREST):
         raise ValueError("interpolation must be cv2.INTER_LINEAR or cv2.INTER_NEAREST")
@@ -122,12 +122,12 @@ def _has_source(shape: tuple[int, int], homography: np.ndarray, size: tuple[int,
     return (columns >= low) & (columns <= high)
 
 
-def _is_picture(image: np.ndarray) -> bool:
+def _is_image(image: np.ndarray) -> bool:
     return image.size > 0 and (image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 3))
 
 
 def _gray(image: np.ndarray, name: str) -> np.ndarray:
-    if image.dtype != np.uint8 or not _is_picture(image):
+    if image.dtype != np.uint8 or not _is_image(image):
         raise ValueError(f"{name} must be uint8 of (H, W) or (H, W, 3), not {image.dtype} {image.shape}")
     return cv2.cvtColor(image, cv2.COLOR_BGR2GRAY) if image.ndim == 3 else image
 

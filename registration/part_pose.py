@@ -119,7 +119,7 @@ def reference_of(image: np.ndarray) -> Reference:
         raise problem
     part = next(iter(found.values()))
     turns = np.arange(0, 2 * np.pi, np.pi / 12) if part.ratio >= ELONGATED else []
-    alike = (_likeness(part, part, _pose(part, part, turn, False)) for turn in turns)
+    alike = (_similarity(part, part, _pose(part, part, turn, False)) for turn in turns)
     return Reference(found, min(alike, default=0) >= ROUND)
 
 
@@ -153,9 +153,9 @@ def _best_pose(part: Part, target: Part, is_round: bool, mirror: bool) -> np.nda
     flips, turns = (False, True) if mirror else (False,), _turns(part, target, is_round)
     choices, small = [(turn, flip) for flip in flips for turn in turns], (_smaller(part), _smaller(target))
     if len(choices) > CANDIDATES:
-        choices.sort(key=lambda choice: _likeness(*small, _pose(*small, *choice)), reverse=True)
+        choices.sort(key=lambda choice: _similarity(*small, _pose(*small, *choice)), reverse=True)
     refined = [_refine(part, target, is_round, _pose(part, target, *choice)) for choice in choices[:CANDIDATES]]
-    best = max(refined, key=lambda pose: _likeness(part, target, pose))
+    best = max(refined, key=lambda pose: _similarity(part, target, pose))
     return best if _is_trusted(part, target, is_round, best) else None
 
 
@@ -236,7 +236,7 @@ def _rotation(angle: float) -> np.ndarray:
     return np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
 
 
-def _laid(plane: np.ndarray, pose: np.ndarray, target: Part) -> np.ndarray:
+def _warp_to_reference(plane: np.ndarray, pose: np.ndarray, target: Part) -> np.ndarray:
     return cv2.warpAffine(
         plane, pose[:2], target.gray.shape[::-1], flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
     )
@@ -251,7 +251,7 @@ def _overlap(part: Part, target: Part, pose: np.ndarray) -> float:
 
 def _smooth(part: Part, target: Part, pose: np.ndarray, where: np.ndarray) -> list[np.ndarray]:
     """Gray values of the part, laid by a pose, and of the reference there; float64 (n,) each."""
-    planes = (_laid(part.gray, pose, target), target.gray)
+    planes = (_warp_to_reference(part.gray, pose, target), target.gray)
     return [cv2.GaussianBlur(plane, (0, 0), 1.5)[where].astype(np.float64) for plane in planes]
 
 
@@ -269,7 +269,7 @@ def _standardized(values: np.ndarray) -> np.ndarray:
     return (values - values.mean()) / max(values.std(), 1e-9)
 
 
-def _likeness(part: Part, target: Part, pose: np.ndarray) -> float:
+def _similarity(part: Part, target: Part, pose: np.ndarray) -> float:
     """Correlation of the part and its surroundings, times the overlap of silhouettes."""
     around = cv2.dilate(target.silhouette.astype(np.uint8), np.ones((9, 9), np.uint8)) > 0
     one, other = map(_standardized, _smooth(part, target, pose, around))
@@ -279,7 +279,7 @@ def _likeness(part: Part, target: Part, pose: np.ndarray) -> float:
 def _refine(part: Part, target: Part, is_round: bool, pose: np.ndarray) -> np.ndarray:
     motion = cv2.MOTION_TRANSLATION if is_round else cv2.MOTION_AFFINE
     # The part is laid by the pose first, so that ECC looks for a small correction, and pixels are alike in scale.
-    laid = _laid(part.gray, pose, target)
+    laid = _warp_to_reference(part.gray, pose, target)
     around = cv2.dilate(target.silhouette.astype(np.uint8), np.ones((15, 15), np.uint8))
     correction, stop = np.eye(2, 3, dtype=np.float32), (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 60, 1e-5)
     try:

@@ -11,10 +11,10 @@ import numpy as np
 from tqdm import tqdm
 
 from config import Config
-from data.cache import KeptArrays, half_of_disk
+from data.cache import ArrayCache, half_of_disk
 from data.folders import category_folder
 from data.image_io import from_png, read_image, resize, write_image
-from data.mvtec import TestImage, list_nominal
+from data.mvtec import TestSample, list_nominal
 from registration import part_pose
 from registration.homography import register as register_scene
 from registration.homography import warp
@@ -135,7 +135,7 @@ class Registration:
         frame = resize(anomaly_map, self.reference.shape[:2])
         return warp(frame, np.linalg.inv(homography), shape)[0]
 
-    def register(self, pictures: Sequence[TestImage], ranks: "Together | None" = None) -> None:
+    def register(self, pictures: Sequence[TestSample], ranks: "Together | None" = None) -> None:
         """Register those that have not been yet. ranks: processes that do a share each and tell each other."""
         new = [picture.path for picture in pictures if picture.path not in self._homographies]
         if not new:
@@ -150,17 +150,17 @@ class Registration:
         for part in ranks.gather(done) if ranks else [done]:
             self._homographies |= part
 
-    def said_of(self, pictures: Sequence[TestImage], what: str) -> str:
+    def registration_summary(self, pictures: Sequence[TestSample], what: str) -> str:
         """How many of `what` could not be registered, and which; empty where all could."""
         left = self.unregistered(pictures)
         shown = ", ".join(left[:3]) + (", ..." if len(left) > 3 else "")
         return f"{len(left)} of {len(pictures)} {what} could not be registered: {shown}" if left else ""
 
     def register_to_train(self, files: Sequence[Path]) -> str:
-        """Register pictures to train on; `said_of` them. UserError where more than half cannot be registered."""
-        pictures = [TestImage(file, False, file.name) for file in files]
+        """Register pictures to train on; `registration_summary` them. UserError where more than half cannot be registered."""
+        pictures = [TestSample(file, False, file.name) for file in files]
         self.register(pictures)
-        said = self.said_of(pictures, "nominal pictures")
+        said = self.registration_summary(pictures, "nominal pictures")
         if len(self.unregistered(pictures)) > len(files) / 2:
             raise UserError(
                 "data.registration_training",
@@ -169,12 +169,12 @@ class Registration:
             )
         return said
 
-    def unregistered(self, pictures: Sequence[TestImage]) -> list[str]:
+    def unregistered(self, pictures: Sequence[TestSample]) -> list[str]:
         """Pictures whose registration cannot be trusted, told from the category on: they are kept as they are."""
         return [picture.name for picture in pictures if self._homographies[picture.path] is None]
 
 
-class RegisteredImages(KeptArrays):
+class RegisteredImages(ArrayCache):
     """Nominal images to train on, registered and resized, uint8 (H, W, 3); as they are where that cannot be trusted.
 
     Raises:
@@ -198,7 +198,7 @@ class RegisteredImages(KeptArrays):
     def make(self, index: int) -> np.ndarray:
         """The image of a file."""
         path = self._files[index]
-        self._registering.register([TestImage(path, False, path.name)])  # what an earlier run has written is not yet
+        self._registering.register([TestSample(path, False, path.name)])  # what an earlier run has written is not yet
         image, homography = self._registering.read(path), self._registering.homography_of(path)
         if homography is not None:
             image, *_ = self._registering.warp(image, homography)

@@ -13,10 +13,10 @@ from evaluation import comparison
 from evaluation.comparison import HEADLINE, TIE
 from evaluation.metrics import METRIC_KEYS
 from reporting import curves
-from reporting.significance import doubts_of, next_of_category, next_overall
+from reporting.significance import next_of_category, next_overall, warnings_of
 from reporting.tables import LABELS, cell
 from runtime.errors import UserError
-from runtime.files import replacing, write_text
+from runtime.files import atomic_write, write_text
 
 HEAD = ("category", "checkpoint", "technique", "threshold")
 FIX_SUMMARY = "run evaluate_checkpoints.py again, with the same --config and --set"
@@ -44,7 +44,7 @@ def write_report(
     best["label_free"] = comparison.label_free(rows, val_ap, best["headline"], errors)
     best["next"] = next_overall(results, best)
     best["next_of_categories"] = {name: next_of_category(results, rows, name) for name in names}
-    best["doubts"] = doubts_of(results, best["headline"])
+    best["warnings"] = warnings_of(results, best["headline"])
     write_text(results / "best_models.json", json.dumps(best, indent=2, allow_nan=False) + "\n")
     text = _render(best)
     write_text(results / "best_models.md", text)
@@ -70,7 +70,7 @@ def _draw(path: Path, rows: list[dict[str, Any]], best: dict[str, Any]) -> None:
     marks = {"best on the test set": best["headline"]["checkpoint"]} if best["headline"] else {}
     if best["label_free"]["overall"]:
         marks["chosen without labels"] = best["label_free"]["overall"]["checkpoint"]
-    with replacing(path) as beside:
+    with atomic_write(path) as beside:
         names = sorted(names, key=comparison.training_order)
         curves.metric_over_checkpoints(beside, f"Run {best['run']}, no masking", lines, names, marks)
 

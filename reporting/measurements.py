@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from data.mvtec import TestImage
+from data.mvtec import TestSample
 from evaluation import bootstrap, image_metrics, metrics
 from evaluation.thresholds import OPTIMAL, differ_significantly
 from reporting.panels import eight_bit
@@ -39,7 +39,7 @@ class Measurements:
         scores: float64 (N,). labels: int (N,), 1 for anomalous. pixels: the pixel metrics' accumulator.
     """
 
-    def __init__(self, pictures: Sequence[TestImage], optimal: str = "f1"):
+    def __init__(self, pictures: Sequence[TestSample], optimal: str = "f1"):
         self.pictures, self._optimal = pictures, optimal
         self.scores = np.zeros(len(pictures))
         self.labels = np.array([int(picture.has_anomaly) for picture in pictures])
@@ -63,7 +63,7 @@ class Measurements:
             self.pixels.update(found.anomaly_map, found.mask, found.valid)
             self._counted.append(found.idx)
         if found.mask.any():
-            self._hits[found.idx] = metrics.is_hit(smoothed, found.mask)
+            self._hits[found.idx] = metrics.is_pointing_game_hit(smoothed, found.mask)
         if picture.masks and not picture.has_empty_mask and not found.mask.any():
             self._vanished.append(self.name(found.idx))
         self._seen += found.mask.size
@@ -112,7 +112,7 @@ class Measurements:
         """Metrics at each type of threshold, completed to METRIC_KEYS by 95 % intervals, None where undefined."""
         ones = np.ones((1, len(self.pictures)))
         base = self._resampled(ones, columns)
-        chunks = [self._resampled(weights, columns) for weights in bootstrap.draws(self.labels)]
+        chunks = [self._resampled(weights, columns) for weights in bootstrap.bootstrap_weights(self.labels)]
         completed = {}
         for kind, values in columns.items():
             values = dict(values)
@@ -128,16 +128,22 @@ class Measurements:
 
     def _resampled(self, weights: np.ndarray, columns: dict[str, dict[str, Any]]) -> dict[str, dict[str, np.ndarray]]:
         """Metrics (D,) at each type of threshold, of pictures that count as often as `weights` (D, N) says."""
-        over_all = bootstrap.image_draws(self.labels, self.scores, weights)
+        over_all = bootstrap.resampled_image_metrics(self.labels, self.scores, weights)
         bins = {kind: self.pixels.coarse_bin(values["pixel_threshold"] or 0) for kind, values in columns.items()}
-        pixels = bootstrap.pixel_draws(self.pixels.images, weights[:, self._counted], bins) if self._counted else {}
+        pixels = (
+            bootstrap.resampled_pixel_metrics(self.pixels.images, weights[:, self._counted], bins)
+            if self._counted
+            else {}
+        )
         drawn = {}
         for kind, values in columns.items():
             called = self.scores > (np.inf if values["image_threshold"] is None else values["image_threshold"])
             seen = called & ~np.isnan(self._hits)
             with np.errstate(divide="ignore", invalid="ignore"):
                 hit_rate = weights @ np.where(seen, np.nan_to_num(self._hits), 0) / (weights @ seen)
-            drawn[kind] = over_all | bootstrap.image_draws_at(self.labels, called, weights) | pixels.get(kind, {})
+            drawn[kind] = (
+                over_all | bootstrap.resampled_image_metrics_at(self.labels, called, weights) | pixels.get(kind, {})
+            )
             drawn[kind][metrics.HIT_RATE] = hit_rate
         return drawn
 
@@ -167,7 +173,7 @@ class Measurements:
             reasons["thresholds"] = "chosen on the test set: optimistic"
         return reasons
 
-    def doubt(self, values: dict[str, Any]) -> str | None:
+    def warning(self, values: dict[str, Any]) -> str | None:
         """A sentence where images are told apart, but not by what their masks mark."""
         auroc, ap, hit_rate = (values[key] for key in ("image_auroc", "pixel_ap", metrics.HIT_RATE))
         share = self.pixels.anomalous_share

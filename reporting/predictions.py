@@ -13,7 +13,7 @@ import numpy as np
 from data import image_io
 from reporting import panels, report
 from runtime.errors import UserError
-from runtime.files import replacing, write_csv, write_text
+from runtime.files import atomic_write, write_csv, write_text
 
 if TYPE_CHECKING:
     from inference.detector import Detection, Limits
@@ -128,10 +128,10 @@ class Predictions:
         """
         name = label if label.lower().endswith(".png") else f"{label}.png"
         levels = np.rint(found.anomaly_map * 65535).astype(np.uint16)
-        with replacing(self.folder / "maps" / name) as beside:
+        with atomic_write(self.folder / "maps" / name) as beside:
             image_io.write_image(beside, levels)
         if has_panel:
-            with replacing(self.folder / "panels" / name) as beside:
+            with atomic_write(self.folder / "panels" / name) as beside:
                 image_io.write_image(beside, self._panel(label, found))
         if self._wanted != "none":
             seen, files = found.seen, report.view_files(label, has_truth=False)

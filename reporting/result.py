@@ -14,14 +14,14 @@ import numpy as np
 
 from config import Config
 from data import image_io
-from data.mvtec import TestImage
+from data.mvtec import TestSample
 from evaluation import image_metrics
 from evaluation.thresholds import OPTIMAL
 from reporting import curves, panels, report, tables
 from reporting.measurements import Measurements
 from runtime import provenance
 from runtime.device import select_device
-from runtime.files import Background, naming, remove_leftovers, replacing, replacing_folder, write_csv, write_text
+from runtime.files import Background, atomic_folder, atomic_write, naming, remove_leftovers, write_csv, write_text
 from runtime.provenance import Provenance
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class Result:
         self,
         config: Config,
         folder: Path,
-        pictures: Sequence[TestImage],
+        pictures: Sequence[TestSample],
         nominal: dict[str, Any] | None,
         kinds: Sequence[str],
         made_from: Provenance,
@@ -83,7 +83,7 @@ class Result:
         nominal_kinds = [kind for kind in kinds if kind != OPTIMAL] if nominal else []
         self.thresholds = {kind: (nominal["image"][kind], nominal["pixel"][kind]) for kind in nominal_kinds}
         preferred = [config.metrics.threshold_type, *nominal_kinds]
-        self.judged_by = next((kind for kind in preferred if kind in self.thresholds), OPTIMAL)
+        self.main_kind = next((kind for kind in preferred if kind in self.thresholds), OPTIMAL)
         self.kinds, self.made_from, self.weights_file = list(kinds), made_from, weights_file
         self.notes: dict[str, Any] = {}
         self._areas: dict[int, float] = {}  # shares of pixels above the pixel threshold, where that is known
@@ -92,10 +92,10 @@ class Result:
 
     def __enter__(self) -> "Result":
         remove_leftovers(self._final.parent)
-        self._beside = replacing_folder(self._final)
+        self._beside = atomic_folder(self._final)
         self.folder = self._beside.__enter__()
         # Thresholds of the test set are known only after its last picture; till then what is drawn waits on the disk.
-        can_judge = self.judged_by != OPTIMAL or self.config.metrics.visualisation == "none"
+        can_judge = self.main_kind != OPTIMAL or self.config.metrics.visualisation == "none"
         self._waiting = None if can_judge else tempfile.TemporaryFile(dir=self.folder)
         return self
 
@@ -124,7 +124,7 @@ class Result:
 
     def _view(self, found: "NetworkOutput") -> None:
         """Have the small pictures written that the report shows."""
-        limit = self.thresholds[self.judged_by][1] if self.judged_by in self.thresholds else None
+        limit = self.thresholds[self.main_kind][1] if self.main_kind in self.thresholds else None
         if limit is not None:
             self._areas[found.idx] = float((found.anomaly_map > limit).mean())
         if not self._has_view(found.idx):
@@ -153,8 +153,8 @@ class Result:
         if apart := measured.compared_with(self._nominal.get("image_scores", ())):
             self.notes["nominal_test"] = apart
         for values in columns.values():
-            if doubt := measured.doubt(values):
-                self.notes["masks_not_found"] = doubt
+            if warning := measured.warning(values):
+                self.notes["masks_not_found"] = warning
         columns = measured.with_intervals(columns)
         for kind, values in columns.items():
             reasons = measured.reasons(kind, values) | self._of_thresholds(kind, values)
@@ -208,7 +208,7 @@ class Result:
         return table
 
     def _predicted(self, idx: int) -> bool | None:
-        threshold = self.thresholds[self.judged_by][0]
+        threshold = self.thresholds[self.main_kind][0]
         return None if threshold is None else bool(self.measured.scores[idx] > threshold)
 
     def _write_lists(self) -> None:
@@ -235,13 +235,13 @@ class Result:
         self, idx: int, image: np.ndarray, reconstruction: np.ndarray, anomaly_map: np.ndarray, mask: np.ndarray
     ) -> None:
         picture = self.measured.pictures[idx]
-        predicted, (image_threshold, pixel_threshold) = self._predicted(idx), self.thresholds[self.judged_by]
+        predicted, (image_threshold, pixel_threshold) = self._predicted(idx), self.thresholds[self.main_kind]
         is_correct = None if predicted is None else predicted == picture.has_anomaly
         verdict = f"score {self.measured.scores[idx]:.3f}"
         if predicted is not None:
             said, sign = ("anomalous", ">") if predicted else ("nominal", "<=")
             right = "correct" if is_correct else "WRONG"
-            verdict = f"{said}: {verdict} {sign} {image_threshold:.3f} ({self.judged_by}), {right}"
+            verdict = f"{said}: {verdict} {sign} {image_threshold:.3f} ({self.main_kind}), {right}"
         name = picture.name.partition("/")[2]  # within test/
         path = self.folder / "panels" / (name if picture.path.suffix == ".png" else f"{name}.png")
         above = anomaly_map > (np.inf if pixel_threshold is None else pixel_threshold)
@@ -275,20 +275,20 @@ class Result:
         ]
         drawn = report.curves_of(self._levels())
         named = {kind: (limit, self._nominal["pixel"][kind]) for kind, limit in self._nominal.get("image", {}).items()}
-        about = f"{len(shown)} test pictures; judged at {self.judged_by} at first. Weights: {self.weights_file.name}."
-        report.write_page(self.folder, self.title, about, shown, named | self.thresholds, self.judged_by, drawn)
+        about = f"{len(shown)} test pictures; judged at {self.main_kind} at first. Weights: {self.weights_file.name}."
+        report.write_page(self.folder, self.title, about, shown, named | self.thresholds, self.main_kind, drawn)
 
     def _draw_scores(self) -> None:
         """The histogram of image scores with all thresholds."""
         measured = self.measured
         lines = {kind: pair[0] for kind, pair in self.thresholds.items() if pair[0] is not None and pair[0] < math.inf}
         nominal, anomalous = (measured.scores[measured.labels == label] for label in (0, 1))
-        with replacing(self.folder / "scores.png") as beside:
+        with atomic_write(self.folder / "scores.png") as beside:
             curves.score_histogram(beside, self.title, nominal, anomalous, lines)
 
     def _draw_mistakes(self) -> None:
         """The contact sheet of the worst mistakes, where there are any."""
-        image_threshold, pixel_threshold = self.thresholds[self.judged_by]
+        image_threshold, pixel_threshold = self.thresholds[self.main_kind]
         limit = np.inf if pixel_threshold is None else pixel_threshold
         sections = {}
         for label, what in ((0, "false alarms, highest score first"), (1, "missed defects, lowest score first")):
@@ -305,8 +305,8 @@ class Result:
             if tiles:
                 sections[what] = tiles
         if sections and self.config.metrics.misclassifications:
-            with replacing(self.folder / "mistakes.png") as beside:
-                judged = f"{self.title}: worst mistakes at {self.judged_by}, image threshold {image_threshold:.3f}"
+            with atomic_write(self.folder / "mistakes.png") as beside:
+                judged = f"{self.title}: worst mistakes at {self.main_kind}, image threshold {image_threshold:.3f}"
                 image_io.write_image(beside, panels.contact_sheet(judged, sections))
 
     def _levels(self) -> dict[str, dict[str, np.ndarray]]:
@@ -319,11 +319,11 @@ class Result:
 
     def _draw_curves(self) -> None:
         """ROC, precision-recall, PRO and IoU figures, as far as they are asked for and defined; their points."""
-        thresholds = dict(zip(("image", "pixel"), self.thresholds[self.judged_by], strict=True))
+        thresholds = dict(zip(("image", "pixel"), self.thresholds[self.main_kind], strict=True))
         measured, wanted = self.measured, self.config.metrics
         levels = self._levels()
         points = {f"{level}_{key}": values for level, curve in levels.items() for key, values in curve.items()}
-        with replacing(self.folder / CURVES) as beside:
+        with atomic_write(self.folder / CURVES) as beside:
             np.savez_compressed(beside, **{key: values.astype(np.float32) for key, values in points.items()})
         values = measured.metrics_at(None, None)
         for name, is_wanted, x, y, drawn in (
@@ -336,12 +336,12 @@ class Result:
             if not is_wanted or not lines:
                 continue
             shown = [level for level in lines if thresholds[level] is not None and thresholds[level] < math.inf]
-            marked = {level: (thresholds[level], self.judged_by) for level in shown}
-            with replacing(self.folder / f"{name}.png") as beside:
+            marked = {level: (thresholds[level], self.main_kind) for level in shown}
+            with atomic_write(self.folder / f"{name}.png") as beside:
                 shown = {level: values[key] for level, key in drawn.items()}
                 curves.curves(beside, name, self.title, x, y, lines, shown, marked)
 
 
 def _write_panel(path: Path, *content: Any) -> None:
-    with replacing(path) as beside:
+    with atomic_write(path) as beside:
         image_io.write_image(beside, panels.panel(*content))

@@ -68,12 +68,12 @@ def next_of_category(results: Path, rows: list[dict[str, Any]], category: str) -
     return {"best": names[0], "next": names[1], **comparison.difference([pair])}
 
 
-def doubts_of(results: Path, headline: dict[str, Any] | None) -> dict[str, str]:
+def warnings_of(results: Path, headline: dict[str, Any] | None) -> dict[str, str]:
     """Category -> the warning in its results at the best checkpoint."""
-    doubts = {}
+    warnings = {}
     for category in headline["categories"] if headline else ():
         folder = results / category / f"checkpoint_{headline['checkpoint']}" / comparison.PLAIN
         for path in sorted(folder.glob("*/metrics.json")):
             with suppress(OSError, ValueError, KeyError, TypeError):
-                doubts[category] = json.loads(path.read_text(encoding="utf-8"))["notes"]["masks_not_found"]
-    return doubts
+                warnings[category] = json.loads(path.read_text(encoding="utf-8"))["notes"]["masks_not_found"]
+    return warnings

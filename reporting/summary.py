@@ -14,7 +14,7 @@ from evaluation.metrics import METRIC_KEYS
 from evaluation.thresholds import KINDS
 from reporting import curves, report, tables
 from reporting.result import CURVES, Record
-from runtime.files import replacing, write_csv, write_text
+from runtime.files import atomic_write, write_csv, write_text
 
 
 @dataclass
@@ -116,7 +116,7 @@ def draw_batch(results: Path, there: list[Found]) -> dict[tuple[str], str]:
             for label, line in lines.items():
                 with np.load(line) as arrays:
                     lines_of[label] = dict(arrays)
-            with replacing(path) as beside:
+            with atomic_write(path) as beside:
                 curves.batch_curves(beside, title, lines_of, is_rising)
         except Exception as error:  # damaged archives fail in several ways
             failed[(f"figure {path}",)] = f"{error}; evaluate again with --force"

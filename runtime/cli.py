@@ -79,7 +79,7 @@ def run(program: Callable[[], int], is_shared: bool = False) -> None:
     except (FloatingPointError, RankLostError) as error:
         sys.exit(_print_error(error, FAULT))
     except KeyboardInterrupt as error:
-        stopped = error if isinstance(error, signals.Stopped) else signals.Stopped(signal.SIGINT)
+        stopped = error if isinstance(error, signals.Interrupted) else signals.Interrupted(signal.SIGINT)
         print(stopped, file=sys.stderr)
         sys.exit(stopped.status)
     except (MemoryError, RuntimeError) as error:
@@ -96,8 +96,8 @@ def run(program: Callable[[], int], is_shared: bool = False) -> None:
         sys.exit(
             _print_error(UserError(error.filename or "file system", error.strerror or error, FIX_STORAGE), MISTAKE)
         )
-    except Exception as error:  # pydantic wraps Stopped in errors of its own
-        both = (signals.Stopped(number) for number in (signal.SIGINT, signal.SIGTERM))
+    except Exception as error:  # pydantic wraps Interrupted in errors of its own
+        both = (signals.Interrupted(number) for number in (signal.SIGINT, signal.SIGTERM))
         stopped = next((one for one in both if str(one) in str(error)), None)
         if stopped is None:
             raise

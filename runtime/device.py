@@ -129,7 +129,7 @@ def worker_errors() -> Iterator[None]:
 
 
 class Together(Protocol):
-    """Processes that share pictures out: `training.distributed.Ranks`."""
+    """Processes that share pictures out: `training.distributed.ProcessGroup`."""
 
     rank: int
     count: int

@@ -28,7 +28,7 @@ except ImportError:  # Windows, where a file that is open cannot be removed anyw
 PENDING = 2**28  # bytes of arrays that wait for threads
 ORPHANED = 86400  # seconds after which an unfinished file counts as left behind where locks cannot tell
 BATCH = "DRAEM_BATCH"  # in the environment of a batch's jobs: what it is called
-PATIENCE = 15  # seconds that the loader processes of a killed training may still live
+TIMEOUT_SECONDS = 15  # seconds that the loader processes of a killed training may still live
 
 
 @contextmanager
@@ -42,7 +42,7 @@ def naming(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """A path beside `path` to write to; it takes the place of `path` when the block ends well, and goes otherwise."""
     path.parent.mkdir(parents=True, exist_ok=True)
     # A name of its own: two processes that write the same file must not write into each other's.
@@ -56,7 +56,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def replacing_folder(folder: Path) -> Iterator[Path]:
+def atomic_folder(folder: Path) -> Iterator[Path]:
     """A folder beside `folder` to write to; it takes its place when the block ends well, and goes otherwise."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     beside, old = (folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.part") for _ in range(2))
@@ -85,16 +85,16 @@ def _marked(path: Path, is_folder: bool) -> Iterator[None]:
     """Creates an unfinished file or folder, and marks it as in use until the block or the process ends."""
     while True:
         path.mkdir() if is_folder else path.touch()
-        with suppress(FileNotFoundError), holding(path):
+        with suppress(FileNotFoundError), shared_lock(path):
             if path.exists():  # else another process took it for a leftover just before it was marked
                 yield
                 return
 
 
-class holding:
+class shared_lock:
     """Marks a file or folder as in use until the block ends, or the process and those that it has forked.
 
-    As many processes as like can hold it. Without a block: from `holding(path)` until it is collected.
+    As many processes as like can hold it. Without a block: from `shared_lock(path)` until it is collected.
     """
 
     def __init__(self, path: Path):
@@ -152,7 +152,7 @@ def remove_least_recently_used(paths: Iterable[Path], limit: int) -> None:
 
 
 @contextmanager
-def owning(folder: Path) -> Iterator[None]:
+def run_lock(folder: Path) -> Iterator[None]:
     """Lock a folder for this process alone; UserError that names the process which has it.
 
     The lock ends with the process. On a network drive that does not share locks, a note of the owner's host tells.
@@ -164,7 +164,7 @@ def owning(folder: Path) -> Iterator[None]:
     who = f"process {owner.get('process', '?')} on host {owner.get('host', '?')}"
     is_dead = owner.get("host") == host and not _is_alive(owner.get("process"))
     try:
-        lock.acquire(timeout=PATIENCE if is_dead else 0)  # its loader processes still have the lock for a while
+        lock.acquire(timeout=TIMEOUT_SECONDS if is_dead else 0)  # its loader processes still have the lock for a while
     except Timeout:
         raise UserError(
             folder, f"{who} is training there", "wait for it, end it, or set another data.run_name"
@@ -228,11 +228,11 @@ class Background:
 
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text; a reader never sees half of it."""
-    with replacing(path) as beside:
+    with atomic_write(path) as beside:
         beside.write_text(text, encoding="utf-8", newline="\n")
 
 
 def write_csv(path: Path, rows: Iterable[Sequence[Any]]) -> None:
     """Write rows, the first of them the names of the columns."""
-    with replacing(path) as beside, beside.open("w", newline="", encoding="utf-8") as stream:
+    with atomic_write(path) as beside, beside.open("w", newline="", encoding="utf-8") as stream:
         csv.writer(stream).writerows(rows)

@@ -11,16 +11,16 @@ from contextlib import contextmanager
 
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
 ASKING = getattr(signal, "SIGUSR1", signal.SIGTERM)
-INTERRUPTED, TOLD_TO_STOP = 130, 143  # exit statuses
+INTERRUPTED, TERMINATED = 130, 143  # exit statuses
 
 
-class Stopped(KeyboardInterrupt):
+class Interrupted(KeyboardInterrupt):
     """The program was told to stop. number: of the signal. The message says how to go on."""
 
     def __init__(self, number: int, message: str = ""):
         default = "interrupted" if number == signal.SIGINT else "told to stop"
         super().__init__(message or f"{default}; what was written stays")
-        self.number, self.status = number, INTERRUPTED if number == signal.SIGINT else TOLD_TO_STOP
+        self.number, self.status = number, INTERRUPTED if number == signal.SIGINT else TERMINATED
 
 
 class Stop:
@@ -30,9 +30,9 @@ class Stop:
         self.asked: int | None = None
 
     def check(self) -> None:
-        """Raises Stopped where the program has been told to stop."""
+        """Raises Interrupted where the program has been told to stop."""
         if self.asked is not None:
-            raise Stopped(self.asked)
+            raise Interrupted(self.asked)
 
 
 def _handle(what: Callable[[int], None]) -> dict[int, object]:
@@ -53,10 +53,10 @@ def _handle(what: Callable[[int], None]) -> dict[int, object]:
 
 
 def interrupts() -> None:
-    """From now on a signal raises Stopped, wherever the program is."""
+    """From now on a signal raises Interrupted, wherever the program is."""
 
     def stop(number: int) -> None:
-        raise Stopped(number)
+        raise Interrupted(number)
 
     _handle(stop)
 

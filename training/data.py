@@ -6,8 +6,8 @@ from typing import Any
 
 from config import Config, with_white_level
 from data import image_io
-from data.cache import DecodedImages, Subset, half_of_disk, kept_folder
-from data.folders import Remarks, category_folder, list_textures
+from data.cache import DecodedImages, Subset, cache_folder, half_of_disk
+from data.folders import DatasetNotes, category_folder, list_textures
 from data.mvtec import list_nominal, list_validation, nominal_name, split_nominal
 from data_loader import DRAEMTrainDataset
 from inference import tiles
@@ -57,11 +57,11 @@ class TrainingFiles:
         return TrainingImages(*parts)
 
 
-def find_files(config: Config, remarks: Remarks | None = None) -> DatasetFiles:
+def find_files(config: Config, notes: DatasetNotes | None = None) -> DatasetFiles:
     """The files of the configured category. Nothing is read yet."""
     category = category_folder(Path(config.data.data_path), config.data.category)
-    nominal, validation = list_nominal(category, remarks), list_validation(category, remarks)
-    return DatasetFiles(category, nominal, validation, list_textures(Path(config.data.anomaly_source_path), remarks))
+    nominal, validation = list_nominal(category, notes), list_validation(category, notes)
+    return DatasetFiles(category, nominal, validation, list_textures(Path(config.data.anomaly_source_path), notes))
 
 
 def split(config: Config, files: DatasetFiles, kept: TrainingImages | None = None) -> TrainingFiles:
@@ -118,7 +118,7 @@ def datasets(
 
     reference: that images are registered to, see `inference.preprocessing.embed_assets`; None: as the settings say.
     """
-    size, seed, folder = config.data.input_size, config.train.seed, kept_folder(config.data.checkpoint_path)
+    size, seed, folder = config.data.input_size, config.train.seed, cache_folder(config.data.checkpoint_path)
     if config.data.registration_training:
         registration = Registration(with_white_level(config, white_level), reference)
         nominal, rotation = RegisteredImages(folder, files.nominal, registration), SMALL_ROTATION

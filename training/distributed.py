@@ -22,16 +22,16 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from runtime.errors import RankLostError, UserError
-from runtime.signals import Stopped, deferred
+from runtime.signals import Interrupted, deferred
 
-POLL = 0.05  # seconds between two looks at the store
+POLL_SECONDS = 0.05  # seconds between two looks at the store
 BEAT = 1.0  # seconds between two signs of life
 SILENT = 20.0  # seconds without one after which a process is taken for lost
 LOST = 5.0  # seconds that the others are waited for to say that they live
-PATIENCE = timedelta(minutes=30)  # decoding and drawing of one, which the others wait for
+TIMEOUT = timedelta(minutes=30)  # decoding and drawing of one, which the others wait for
 
 
-class Ranks:
+class ProcessGroup:
     """This process among those that were started together.
 
     Attributes:
@@ -45,7 +45,7 @@ class Ranks:
         self.rank, self.count = _number("RANK"), _number("WORLD_SIZE")
         self.local_rank = _number("LOCAL_RANK", "0")
         _number("MASTER_PORT")
-        _told("MASTER_ADDR")
+        _environment("MASTER_ADDR")
         self.is_first, self._turns = self.rank == 0, 0
         if uses_cuda:
             gpus = torch.cuda.device_count()
@@ -56,10 +56,10 @@ class Ranks:
                     f"start {gpus}",
                 )
             torch.cuda.set_device(self.local_rank)
-        dist.init_process_group("cpu:gloo,cuda:nccl" if uses_cuda else "gloo", timeout=PATIENCE)
+        dist.init_process_group("cpu:gloo,cuda:nccl" if uses_cuda else "gloo", timeout=TIMEOUT)
         self._store = dist.distributed_c10d._get_default_store()
-        self._control = dist.new_group(backend="gloo", timeout=PATIENCE)  # never waits for a GPU
-        self.statistics = dist.new_group(timeout=PATIENCE)  # does not queue behind gradients
+        self._control = dist.new_group(backend="gloo", timeout=TIMEOUT)  # never waits for a GPU
+        self.statistics = dist.new_group(timeout=TIMEOUT)  # does not queue behind gradients
         self._ends = threading.Event()
         self._heart = threading.Thread(target=self._beat, args=(self._store.clone(),), daemon=True)
         self._heart.start()
@@ -79,7 +79,7 @@ class Ranks:
         self._heart.join(LOST)
 
     @contextmanager
-    def in_turn(self) -> Iterator[None]:
+    def rank_ordered(self) -> Iterator[None]:
         """First enters rank 0, then the first process of every other machine, then the rest: what one has decoded the
         next ones find there, and a mistake is told once."""
         self._turns += 1
@@ -96,7 +96,7 @@ class Ranks:
         """What a rank says under a key, once it has. RankLostError where it shows no sign of life."""
         beats, since = None, time.monotonic()
         while not self._store.check([f"{key}/{rank}"]):  # not in one call, which no signal could end
-            time.sleep(POLL)
+            time.sleep(POLL_SECONDS)
             if time.monotonic() - since > SILENT:
                 now = self._store.add(f"beat/{rank}", 0)
                 if now == beats:
@@ -104,31 +104,31 @@ class Ranks:
                 beats, since = now, time.monotonic()
         return self._store.get(f"{key}/{rank}")
 
-    def _lost(self, ranks: Sequence[int]) -> RankLostError:
-        names = ", ".join(f"rank {rank}" for rank in ranks)
+    def _lost(self, group: Sequence[int]) -> RankLostError:
+        names = ", ".join(f"rank {rank}" for rank in group)
         text = f"{names} of {self.count} has ended; start all again: a training goes on from its last state"
         return RankLostError(text)
 
     def barrier(self) -> None:
         """Wait for all others."""
-        with self.in_turn():
+        with self.rank_ordered():
             pass
         for rank in range(self.count):
             self._wait(f"left/{self._turns}", rank)
 
     def any(self, number: int | None) -> int | None:
-        """The largest of all ranks' numbers; None where none has one."""
+        """The largest of all group' numbers; None where none has one."""
         largest = torch.tensor(number or 0)
         dist.all_reduce(largest, dist.ReduceOp.MAX, group=self._control)
         return largest.item() or None
 
     def sum(self, values: Tensor) -> Tensor:
-        """Sum over all ranks, in place."""
+        """Sum over all group, in place."""
         dist.all_reduce(values, group=self.statistics)
         return values
 
     def extremes(self, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Minimum and maximum over all ranks, as torch.aminmax gives them of one."""
+        """Minimum and maximum over all group, as torch.aminmax gives them of one."""
         infinity = values.new_tensor(float("inf"))
         low, high = torch.aminmax(values) if values.numel() else (infinity, -infinity)
         both = torch.stack((-low, high))
@@ -136,12 +136,12 @@ class Ranks:
         return -both[0], both[1]
 
     def share(self, keys: Sequence[Any]) -> Sequence[Any]:
-        """This rank's part of a batch; none where there are fewer than ranks."""
+        """This rank's part of a batch; none where there are fewer than group."""
         size, rest = divmod(len(keys), self.count)
         start = self.rank * size + min(self.rank, rest)
         return keys[start : start + size + (self.rank < rest)]
 
-    def share_out(self, model: nn.Module) -> DistributedDataParallel:
+    def wrap_ddp(self, model: nn.Module) -> DistributedDataParallel:
         """The model for training together: its batch norms are synchronized in place, and gradients are added up."""
         synchronize(model, self.statistics)
         with warnings.catch_warnings():
@@ -161,25 +161,25 @@ class Ranks:
         return content[0]
 
     def gather(self, content: Any) -> list[Any]:
-        """What all ranks have, by rank, for all of them."""
+        """What all group have, by rank, for all of them."""
         found = [None] * self.count
         dist.all_gather_object(found, content, group=self._control)
         return found
 
     def lost(self) -> list[int]:
-        """After a failed exchange: the ranks that are no more, as far as can be told."""
+        """After a failed exchange: the group that are no more, as far as can be told."""
         missing = [rank for rank in range(self.count) if rank != self.rank]
         try:
             self._store.set(f"alive/{self.rank}", "")
             end = time.monotonic() + LOST
             while missing and time.monotonic() < end:
                 missing = [rank for rank in missing if not self._store.check([f"alive/{rank}"])]
-                time.sleep(POLL)
+                time.sleep(POLL_SECONDS)
         except RuntimeError:  # the store has gone with the process that kept it
             return [0]
         return missing
 
-    def __enter__(self) -> "Ranks":
+    def __enter__(self) -> "ProcessGroup":
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, _: object) -> None:
@@ -187,20 +187,20 @@ class Ranks:
         if isinstance(error, UserError) and not self.is_first:
             time.sleep(LOST)  # the first most likely tells the same, and the launcher then ends this process
         # A launcher that sees one end tells the others to stop, perhaps while these fail for want of that one.
-        first = error.__context__ if isinstance(error, Stopped) and error.__context__ else error
+        first = error.__context__ if isinstance(error, Interrupted) and error.__context__ else error
         if isinstance(first, RuntimeError) and (isinstance(first, dist.DistError) or "gloo" in str(first)):
             lost = []
-            with suppress(Stopped), deferred():
+            with suppress(Interrupted), deferred():
                 lost = self.lost()
             if lost:
                 raise self._lost(lost) from error
-        if isinstance(error, Stopped) and not self.is_first:
+        if isinstance(error, Interrupted) and not self.is_first:
             sys.exit(error.status)
         if error is None:
             dist.destroy_process_group()
 
 
-def _told(name: str, default: str | None = None) -> str:
+def _environment(name: str, default: str | None = None) -> str:
     """What a launcher says in the environment."""
     if (said := os.environ.get(name, default)) is None:
         raise UserError(
@@ -212,20 +212,20 @@ def _told(name: str, default: str | None = None) -> str:
 
 
 def _number(name: str, default: str | None = None) -> int:
-    said = _told(name, default)
+    said = _environment(name, default)
     if not said.isdecimal():
         raise UserError(f"{name} = {said}", "must be a whole number", "set it as torchrun does")
     return int(said)
 
 
 def _add_up(_: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
-    """Gradients are added up over ranks; the usual way also divides them by their number, in a pass of its own."""
+    """Gradients are added up over group; the usual way also divides them by their number, in a pass of its own."""
     added = dist.all_reduce(bucket.buffer(), async_op=True).get_future()
     return added.then(lambda done: done.value()[0])
 
 
 def synchronize(model: nn.Module, group: dist.ProcessGroup) -> None:
-    """Have the batch norms of a model take their statistics from all ranks of a group; names and weights stay."""
+    """Have the batch norms of a model take their statistics from all group of a group; names and weights stay."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.__class__ = SynchronizedBatchNorm
@@ -233,7 +233,7 @@ def synchronize(model: nn.Module, group: dist.ProcessGroup) -> None:
 
 
 class SynchronizedBatchNorm(nn.BatchNorm2d):
-    """Batch norm over the batches of all ranks together, which may differ in size. On CPUs and GPUs alike, where
+    """Batch norm over the batches of all group together, which may differ in size. On CPUs and GPUs alike, where
     torch's own refuses the former. The group belongs to the class, so that models can be copied."""
 
     group: dist.ProcessGroup | None = None
@@ -281,7 +281,7 @@ class _Normalize(torch.autograd.Function):
             )
         else:
             dx, of_weight, of_bias = torch.zeros_like(x), torch.zeros_like(weight), torch.zeros_like(weight)
-        # What flows back through mean and variance, those of all ranks: w / s (mean of dy + x^ mean of dy x^).
+        # What flows back through mean and variance, those of all group: w / s (mean of dy + x^ mean of dy x^).
         total = torch.stack((of_bias, of_weight))
         dist.all_reduce(total, group=ctx.group)
         through_mean, through_deviation = total * (-weight * torch.rsqrt(var + ctx.eps) / count)

@@ -15,7 +15,7 @@ from config import Config
 from data import image_io
 from reporting import panels
 from runtime.errors import UserError
-from runtime.files import naming, replacing, write_csv
+from runtime.files import atomic_write, naming, write_csv
 from training.state import TERMS
 
 LOG_COLUMNS = ("epoch", *TERMS, "loss", "learning_rate", "samples_per_second", "seconds", "val_ap", "val_ap_se")
@@ -57,7 +57,7 @@ class Journal:
         is_drawn = epoch % self._settings.visualize_every == 0 or epoch == self._total
         if self._settings.visualize and is_drawn:
             grid = panels.sample_grid(**sample)
-            with replacing(self._run / "images" / f"epoch_{epoch:04d}.png") as beside:
+            with atomic_write(self._run / "images" / f"epoch_{epoch:04d}.png") as beside:
                 image_io.write_image(beside, grid)
             self._board.add(epoch, summary.image("samples", grid[..., ::-1], dataformats="HWC"))
 

@@ -22,7 +22,7 @@ from training.state import TERMS, Progress, TrainingState, place_of
 from training.validation import SyntheticSamples, synthetic_pixel_ap
 
 if TYPE_CHECKING:
-    from training.distributed import Ranks
+    from training.distributed import ProcessGroup
 
 NOT_FINITE = (
     "training stops, nothing of this epoch is kept\n"
@@ -48,7 +48,7 @@ def train(
 
     Raises:
         FloatingPointError: a loss or weight that is not finite.
-        Stopped: told to stop; a state that goes on from the last step is saved.
+        Interrupted: requested to stop; a state that goes on from the last step is saved.
     """
     done, total = state.epoch, config.train.epochs
     epochs = tqdm(range(done + 1, total + 1), "epochs", initial=done, total=total, unit="epoch")
@@ -57,18 +57,18 @@ def train(
             for epoch in epochs:
                 losses = _epoch(epoch, network, loader, validation, state, journal, stop)
                 epochs.set_postfix({term: f"{losses[term]:.4f}" for term in TERMS})
-        except signals.Stopped as stopped:
+        except signals.Interrupted as stopped:
             check_weights(state.model, epoch)
             state.take_folder()
             if journal:
                 journal.save()
             path = state.save_last()
             place = place_of(state.progress and state.progress.step, state.epoch)
-            if state.ranks:
-                state.ranks.barrier()  # a launcher ends the first where the others end while it still writes
+            if state.group:
+                state.group.barrier()  # a launcher ends the first where the others end while it still writes
             how = "the same command with train.resume=auto" if config.train.resume == "never" else "the same command"
             text = f"stopped after {place}; {path} holds it, and {how} goes on from there"
-            raise signals.Stopped(stopped.number, text) from None
+            raise signals.Interrupted(stopped.number, text) from None
 
 
 def _epoch(
@@ -89,7 +89,7 @@ def _epoch(
     val_ap = (None, None)
     if is_kept and validation:
         check = functools.partial(_check, stop, state)
-        val_ap = synthetic_pixel_ap(state.model, validation, state.config, state.ranks, check)
+        val_ap = synthetic_pixel_ap(state.model, validation, state.config, state.group, check)
     rate = len(loader.dataset) / seconds
     if journal:
         journal.add(epoch, losses, state.learning_rate, rate, seconds, val_ap, state.progress.sample)
@@ -112,19 +112,19 @@ def train_epoch(
 ) -> dict[str, float]:
     """One pass, from the state's progress on. Mean of each loss term.
 
-    Raises Stopped after a step, when `stop` is asked for.
+    Raises Interrupted after a step, when `stop` is asked for.
     """
-    progress, begun, ranks = state.progress, time.perf_counter() - state.progress.seconds, state.ranks
+    progress, begun, group = state.progress, time.perf_counter() - state.progress.seconds, state.group
     batches = loader.batch_sampler
     size, count = batches.batch_size, batches.sampler.count
     batches.sampler.epoch, batches.sampler.start = epoch, progress.step * size
-    criterion, pending = DRAEMLoss(*([ranks.extremes] if ranks else [])).to(state.device), []
+    criterion, pending = DRAEMLoss(*([group.extremes] if group else [])).to(state.device), []
     total = progress.step + len(loader)
     bar = tqdm(loader, f"epoch {epoch}", initial=progress.step, total=total, leave=False, unit="batch", disable=None)
     for batch in bar:
-        of_all = min(size, count - progress.step * size)  # samples, of all ranks together
+        of_all = min(size, count - progress.step * size)  # samples, of all group together
         share = len(batch["image"]) / of_all
-        weight = share if ranks else None
+        weight = share if group else None
         terms, outputs = train_step(network, criterion, state.optimizer, batch, state.device, state.precision, weight)
         progress.step += 1
         progress.seconds = time.perf_counter() - begun
@@ -133,31 +133,31 @@ def train_epoch(
 
         # Losses stay on the device until a few are read at once.
         pending.append((of_all, share, torch.stack([terms[term].detach() for term in TERMS])))
-        told = _told(stop, state)
-        if len(pending) == READ_EVERY or progress.step == total or told:
-            _read_losses(pending, progress, epoch, ranks)
+        requested = _requested_signal(stop, state)
+        if len(pending) == READ_EVERY or progress.step == total or requested:
+            _read_losses(pending, progress, epoch, group)
             pending = []
             speed = {"lr": f"{state.learning_rate:.1e}", "samples/s": f"{progress.count / progress.seconds:.1f}"}
             bar.set_postfix({term: f"{progress.losses[term] / progress.count:.4f}" for term in TERMS} | speed)
-            _stop(told)
+            _stop(requested)
     return {term: progress.losses[term] / progress.count for term in TERMS}
 
 
-def _told(stop: signals.Stop, state: TrainingState) -> int | None:
-    """The signal to stop after, the same on all ranks where one of them was sent it.
+def _requested_signal(stop: signals.Stop, state: TrainingState) -> int | None:
+    """The signal to stop after, the same on all group where one of them was sent it.
 
     It is not noted in `stop`: there it would overwrite a signal that came while the others were waited for.
     """
-    return state.ranks.any(stop.asked) if state.ranks else stop.asked
+    return state.group.any(stop.asked) if state.group else stop.asked
 
 
 def _check(stop: signals.Stop, state: TrainingState) -> None:
-    _stop(_told(stop, state))
+    _stop(_requested_signal(stop, state))
 
 
-def _stop(told: int | None) -> None:
-    if told:
-        raise signals.Stopped(told)
+def _stop(requested: int | None) -> None:
+    if requested:
+        raise signals.Interrupted(requested)
 
 
 def _sample(batch: dict[str, Tensor], reconstruction: Tensor, logits: Tensor) -> dict[str, np.ndarray]:
@@ -202,13 +202,13 @@ def train_step(
 
 
 def _read_losses(
-    pending: list[tuple[int, float, Tensor]], progress: Progress, epoch: int, ranks: "Ranks | None"
+    pending: list[tuple[int, float, Tensor]], progress: Progress, epoch: int, group: "ProcessGroup | None"
 ) -> None:
-    """Add up losses of steps: samples of all ranks, this one's share of them, its terms."""
+    """Add up losses of steps: samples of all group, this one's share of them, its terms."""
     stacked = torch.stack([terms for _, _, terms in pending])
-    if ranks:
+    if group:
         shares = torch.tensor([[share] for _, share, _ in pending], dtype=stacked.dtype, device=stacked.device)
-        stacked = ranks.sum(stacked * shares)
+        stacked = group.sum(stacked * shares)
     for back, ((n, _, _), terms) in enumerate(zip(pending, stacked.tolist(), strict=True)):
         for term, value in zip(TERMS, terms, strict=True):
             if not abs(value) < float("inf"):

@@ -19,11 +19,11 @@ from model import DRAEM
 from runtime import provenance
 from runtime.device import memory_format, select_device, select_precision
 from runtime.errors import UserError
-from runtime.files import replacing, write_text
+from runtime.files import atomic_write, write_text
 from runtime.provenance import Provenance
 
 if TYPE_CHECKING:
-    from training.distributed import Ranks
+    from training.distributed import ProcessGroup
 
 SAVE_EVERY = 30  # seconds between states to resume from: for large networks a state takes longer than a short epoch
 BEFORE_LAST = "last_before.pt"  # beside last.pt: the one before
@@ -96,7 +96,7 @@ class TrainingState:
         made_from: kept with all that is saved. images: that are trained on and held out.
         white_level: of the images, see `image_io.read_image`.
         embedded_assets: see `inference.preprocessing.embed_assets`.
-        ranks: the processes that train together, the first of which writes; None for one alone.
+        group: the processes that train together, the first of which writes; None for one alone.
 
     Attributes:
         epoch: epochs done. progress: within the one after, None where it is not begun.
@@ -110,9 +110,9 @@ class TrainingState:
         images: TrainingImages,
         white_level: float | None = None,
         embedded_assets: dict[str, dict[str, Any]] | None = None,
-        ranks: "Ranks | None" = None,
+        group: "ProcessGroup | None" = None,
     ):
-        self.ranks, self.writes = ranks, ranks is None or ranks.is_first
+        self.group, self.writes = group, group is None or group.is_first
         self.white_level, self.embedded_assets = white_level, embedded_assets or {}
         self.config, self.settings_text, self.made_from, self.images = config, settings_text, made_from, images
         self.device = select_device(config.train.device)
@@ -287,7 +287,7 @@ def place_in(content: dict[str, Any]) -> str:
 
 def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
     """Write a checkpoint beside, then replace; of last.pt the one before is kept."""
-    with replacing(path) as beside, beside.open("wb") as stream:
+    with atomic_write(path) as beside, beside.open("wb") as stream:
         try:
             torch.save(content, stream)
         except RuntimeError as error:  # torch closes its archive over a failed write and hides what failed

@@ -61,17 +61,17 @@ def synthetic_pixel_ap(
     model: DRAEM,
     samples: SyntheticSamples,
     config: Config,
-    ranks: Together | None = None,
+    group: Together | None = None,
     check: Callable[[], None] = lambda: None,
 ) -> tuple[float | None, float | None]:
     """Pixel AP on synthetic anomalies: tells checkpoints apart without any test image. None without a masked pixel.
 
-    Second its standard error, by bootstrap over the held-out images, each with all of its samples. Of ranks that share
+    Second its standard error, by bootstrap over the held-out images, each with all of its samples. Of group that share
     the samples the first knows the value. check: called by all of them after each batch; what it raises ends this.
     """
     pixels = PixelMetrics(keeps_images=True)
     data = config.data.model_copy(update={"img_size": config.data.input_size, "tile_size": None})  # samples are tiles
-    for result in detect(model, samples, config.model_copy(update={"data": data}), "", ranks, check):
+    for result in detect(model, samples, config.model_copy(update={"data": data}), "", group, check):
         pixels.update(result.anomaly_map, result.mask)
     value = pixels.compute()["pixel_ap"]
     if value is None:
@@ -79,8 +79,8 @@ def synthetic_pixel_ap(
     count = len(samples.files)
     of_sample = np.arange(len(samples)) % count
     drawn = [
-        bootstrap.pixel_draws(pixels.images, weights[:, of_sample], {"": 0})[""]["pixel_ap"]
-        for weights in bootstrap.draws(np.zeros(count), count=200)
+        bootstrap.resampled_pixel_metrics(pixels.images, weights[:, of_sample], {"": 0})[""]["pixel_ap"]
+        for weights in bootstrap.bootstrap_weights(np.zeros(count), count=200)
     ]
     spread = np.concatenate(drawn)
     spread = spread[np.isfinite(spread)]

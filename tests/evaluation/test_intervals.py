@@ -31,24 +31,24 @@ def test_metrics_of_the_small_histograms_are_nearly_the_exact_ones():
     scores, masks, labels = maps(np.random.default_rng(0), 40)
     pixels = filled(scores, masks)
     exact = pixels.compute(0.5)
-    drawn = bootstrap.pixel_draws(pixels.images, np.ones((1, 40)), {"": pixels.coarse_bin(0.5)})[""]
+    drawn = bootstrap.resampled_pixel_metrics(pixels.images, np.ones((1, 40)), {"": pixels.coarse_bin(0.5)})[""]
     for key, value in drawn.items():
         assert value[0] == pytest.approx(exact[key], abs=5e-3), key
     images = scores.reshape(40, -1).max(axis=1).astype(np.float64)
-    of_images = bootstrap.image_draws(labels, images, np.ones((1, 40)))
+    of_images = bootstrap.resampled_image_metrics(labels, images, np.ones((1, 40)))
     for key, value in image_metrics.image_metrics(labels, images).items():
         assert of_images[key][0] == pytest.approx(value, abs=1e-12)
-    at = bootstrap.image_draws_at(labels, images > 0.7, np.ones((1, 40)))
+    at = bootstrap.resampled_image_metrics_at(labels, images > 0.7, np.ones((1, 40)))
     for key, value in image_metrics.image_metrics_at(labels, images, 0.7).items():
         assert at[key][0] == pytest.approx(value, abs=1e-12)
 
 
 def test_draws_are_seeded_and_keep_the_number_of_each_label():
     labels = np.array([0] * 7 + [1] * 5)
-    weights = np.concatenate(list(bootstrap.draws(labels)))
+    weights = np.concatenate(list(bootstrap.bootstrap_weights(labels)))
     assert weights.shape == (1000, 12)
     assert (weights[:, :7].sum(axis=1) == 7).all() and (weights[:, 7:].sum(axis=1) == 5).all()
-    np.testing.assert_array_equal(weights, np.concatenate(list(bootstrap.draws(labels))))
+    np.testing.assert_array_equal(weights, np.concatenate(list(bootstrap.bootstrap_weights(labels))))
 
 
 def test_weights_count_images_as_often_as_they_say():
@@ -56,13 +56,13 @@ def test_weights_count_images_as_often_as_they_say():
     weights = np.array([[2, 0, 1, 1, 1, 0, 3, 1, 1, 0]])
     repeated = np.repeat(np.arange(10), weights[0])
     pixels = filled(scores, masks)
-    drawn = bootstrap.pixel_draws(pixels.images, weights, {"": 0})[""]
+    drawn = bootstrap.resampled_pixel_metrics(pixels.images, weights, {"": 0})[""]
     exact = filled(scores[repeated], masks[repeated]).compute()
     for key in metrics.PIXEL_KEYS:
         assert drawn[key][0] == pytest.approx(exact[key], abs=5e-3), key
     images = scores.mean(axis=(1, 2)).astype(np.float64)
     expected = image_metrics.image_metrics(labels[repeated], images[repeated])
-    assert bootstrap.image_draws(labels, images, weights)["image_auroc"][0] == pytest.approx(expected["image_auroc"])
+    assert bootstrap.resampled_image_metrics(labels, images, weights)["image_auroc"][0] == pytest.approx(expected["image_auroc"])
 
 
 def test_an_interval_of_95_percent_covers_the_truth_about_that_often():
@@ -73,7 +73,7 @@ def test_an_interval_of_95_percent_covers_the_truth_about_that_often():
         scores = rng.normal(labels, 1.0)
         exact = image_metrics.image_metrics(labels, scores)["image_auroc"]
         drawn = [
-            bootstrap.image_draws(labels, scores, weights)["image_auroc"] for weights in bootstrap.draws(labels, 400)
+            bootstrap.resampled_image_metrics(labels, scores, weights)["image_auroc"] for weights in bootstrap.bootstrap_weights(labels, 400)
         ]
         low, high = bootstrap.interval(np.concatenate(drawn), exact, exact)
         hits += low <= 0.760 <= high
@@ -86,8 +86,8 @@ def test_intervals_of_200_images_take_seconds_and_little_memory():
     pixels = filled(scores, masks)
     assert sum(array.nbytes for array in (*pixels.images._counts, *pixels.images._bins)) < 50e6
     start = time.perf_counter()
-    for weights in bootstrap.draws(labels):
-        bootstrap.pixel_draws(pixels.images, weights, {"": 0})
+    for weights in bootstrap.bootstrap_weights(labels):
+        bootstrap.resampled_pixel_metrics(pixels.images, weights, {"": 0})
     assert time.perf_counter() - start < 5
 
 
@@ -157,14 +157,14 @@ def test_a_hit_lies_in_the_mask_or_within_half_a_window():
     anomaly_map[50, 50] = 1
     smoothed = metrics.smooth(anomaly_map)
     assert smoothed.max() == metrics.image_score(anomaly_map)
-    for column, is_hit in ((50, True), (70, True), (71, False)):
+    for column, is_pointing_game_hit in ((50, True), (70, True), (71, False)):
         mask = np.zeros((100, 100), bool)
         mask[50, column] = True
-        assert metrics.is_hit(smoothed, mask) == is_hit
+        assert metrics.is_pointing_game_hit(smoothed, mask) == is_pointing_game_hit
 
 
 def test_a_map_that_is_the_same_everywhere_hits_nothing():
     """As networks that have learned nothing give it; each of its pixels would be the brightest."""
     mask = np.zeros((64, 64), bool)
     mask[30:34, 30:34] = True
-    assert not metrics.is_hit(metrics.smooth(np.full((64, 64), 0.47, np.float32)), mask)
+    assert not metrics.is_pointing_game_hit(metrics.smooth(np.full((64, 64), 0.47, np.float32)), mask)

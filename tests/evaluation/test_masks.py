@@ -79,11 +79,11 @@ def test_soft_edges_count_from_half_on():
 def test_a_class_of_a_low_level_counts_in_whole():
     stored = np.where(PART, 85, gray(0, 255)).astype(np.uint8)
     found = marked(stored)
-    assert (found.mask == TRUTH).all() and found.doubt == LEVELS
+    assert (found.mask == TRUTH).all() and found.warning == LEVELS
 
 
 @pytest.mark.parametrize(
-    ("stored", "doubt"),
+    ("stored", "warning"),
     [
         (gray(255, 0), MOST),
         (gray(1, 0), MOST),
@@ -94,8 +94,8 @@ def test_a_class_of_a_low_level_counts_in_whole():
         (with_alpha((255, 255, 255), 255 - TRUTH * 255), MOST),
     ],
 )
-def test_doubts_are_told(stored, doubt):
-    assert marked(stored).doubt == doubt
+def test_doubts_are_told(stored, warning):
+    assert marked(stored).warning == warning
 
 
 PHOTO = cv2.GaussianBlur(np.random.default_rng(0).integers(0, 256, (60, 80, 3), np.uint8), (0, 0), 2)

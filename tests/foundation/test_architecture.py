@@ -9,7 +9,7 @@ from conftest import ROOT
 
 DISTRIBUTIONS = {
     "cv2": "opencv-python",
-    
+
     "skimage": "scikit-image",
     "PIL": "pillow",
     "sklearn": "scikit-learn",

@@ -92,7 +92,7 @@ def test_few_large_pictures_are_decoded_ahead(tmp_path, files, monkeypatch):
     """Those that wait to be written are bounded by their bytes."""
     done, ahead = [], []
 
-    class Slow(cache.KeptArrays):
+    class Slow(cache.ArrayCache):
         def make(self, index):
             done.append(index)
             return np.zeros(1000, np.uint8)

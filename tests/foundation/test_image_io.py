@@ -94,7 +94,7 @@ def test_values_above_white_are_told(tmp_path):
 def test_several_pages_are_refused(tmp_path):
     pages = [Image.fromarray(np.full((32, 32), value, np.uint8)) for value in (10, 20)]
     pages[0].save(tmp_path / "a.tif", save_all=True, append_images=pages[1:])
-    for read in (read_image, image_io.read_marked):
+    for read in (read_image, image_io.decode_mask_file):
         with pytest.raises(UserError, match=r"a\.tif: has 2 pages; write each to a file of its own"):
             read(tmp_path / "a.tif")
     pages[0].save(tmp_path / "b.gif", save_all=True, append_images=[Image.fromarray(np.eye(32, dtype=np.uint8) * 9)])

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from conftest import make_dataset, write
 
-from data.folders import Remarks, list_categories, list_textures
+from data.folders import DatasetNotes, list_categories, list_textures
 from data.mvtec import (
-    doubts_of_depth,
+    check_bit_depth,
     list_nominal,
     list_test,
     list_validation,
@@ -28,9 +28,9 @@ def category(tmp_path):
     return make_dataset(tmp_path) / "mvtec/tile"
 
 
-def spots(category, remarks=None):
+def spots(category, notes=None):
     """Masks of the pictures of test/spot, as their names within the category."""
-    found = [image for image in list_test(category, remarks) if image.name.startswith("test/spot")]
+    found = [image for image in list_test(category, notes) if image.name.startswith("test/spot")]
     return {
         image.name.removeprefix("test/spot/"): [mask.relative_to(category).as_posix() for mask in image.masks]
         for image in found
@@ -42,10 +42,10 @@ def test_hidden_folders_are_passed_over_and_counted(category):
         write(category / folder / "000.png", PICTURE)
     write(category.parents[1] / "textures/.ipynb_checkpoints/0.png", PICTURE)
     (category / "test/spot/Thumbs.db").write_text("x")
-    remarks = Remarks()
-    assert len(list_nominal(category, remarks)) == 6 and len(list_test(category, remarks)) == 6
-    assert len(list_textures(category.parents[1] / "textures", remarks)) == 3
-    [line] = remarks.lines()
+    notes = DatasetNotes()
+    assert len(list_nominal(category, notes)) == 6 and len(list_test(category, notes)) == 6
+    assert len(list_textures(category.parents[1] / "textures", notes)) == 3
+    [line] = notes.lines()
     assert "hidden folders" in line and "1 files that are no pictures (Thumbs.db)" in line
     shutil.copytree(category, category.parent / ".hidden")
     assert list_categories(category.parent) == ["tile"]
@@ -82,9 +82,9 @@ def test_other_names_of_good(category, name):
     (category / "test/x").rename(category / "test" / name)
     (category / "train/good").rename(category / "train/x")
     (category / "train/x").rename(category / "train" / name)
-    remarks = Remarks()
-    assert [image.has_anomaly for image in list_test(category, remarks)] == [False] * 3 + [True] * 3
-    assert remarks.lines() == [f"test/{name} is taken as nominal (good)"]
+    notes = DatasetNotes()
+    assert [image.has_anomaly for image in list_test(category, notes)] == [False] * 3 + [True] * 3
+    assert notes.lines() == [f"test/{name} is taken as nominal (good)"]
     assert list_categories(category.parent) == ["tile"] and len(list_nominal(category)) == 6
 
 
@@ -122,21 +122,21 @@ def test_masks_beside_pictures(category, name):
     for i in ("001", "002"):
         write(category / "test/spot" / name.replace("000", i), MASK)
     write(category / "test/spot" / name, MASK)
-    remarks = Remarks()
-    assert spots(category, remarks)["000.png"] == [f"test/spot/{name}"] and len(list_test(category)) == 6
-    assert remarks.lines() == ["masks that lie beside the pictures of test/spot are taken"]
+    notes = DatasetNotes()
+    assert spots(category, notes)["000.png"] == [f"test/spot/{name}"] and len(list_test(category)) == 6
+    assert notes.lines() == ["masks that lie beside the pictures of test/spot are taken"]
     write(category / "train/good" / name, MASK * 0)
-    assert len(list_nominal(category, remarks)) == 6
-    assert "1 masks beside nominal pictures" in remarks.lines()[-1]
+    assert len(list_nominal(category, notes)) == 6
+    assert "1 masks beside nominal pictures" in notes.lines()[-1]
 
 
 @pytest.mark.parametrize("name", ["Spot", "SPOT", "s-pot", "sp_ot"])
 def test_mask_folders_that_differ_in_case_and_signs(category, name):
     (category / "ground_truth/spot").rename(category / "ground_truth/x")
     (category / "ground_truth/x").rename(category / "ground_truth" / name)
-    remarks = Remarks()
-    assert spots(category, remarks)["000.png"] == [f"ground_truth/{name}/000_mask.png"]
-    assert remarks.lines() == [f"masks of test/spot are taken from ground_truth/{name}"]
+    notes = DatasetNotes()
+    assert spots(category, notes)["000.png"] == [f"ground_truth/{name}/000_mask.png"]
+    assert notes.lines() == [f"masks of test/spot are taken from ground_truth/{name}"]
 
 
 def test_mask_folders_of_a_near_name_are_named(category):
@@ -195,9 +195,9 @@ def test_masks_that_are_all_named_otherwise_are_told(category):
 def test_masks_that_no_picture_took_are_counted(category):
     write(category / "ground_truth/spot/999_mask.png", MASK)
     write(category / "ground_truth/rust/000_mask.png", MASK)
-    remarks = Remarks()
-    list_test(category, remarks)
-    assert "2 masks that no picture took (ground_truth/spot/999_mask.png" in remarks.lines()[0]
+    notes = DatasetNotes()
+    list_test(category, notes)
+    assert "2 masks that no picture took (ground_truth/spot/999_mask.png" in notes.lines()[0]
 
 
 def test_validation_pictures_are_listed(category):
@@ -216,11 +216,11 @@ def test_names_that_are_not_utf_8_are_refused_by_name(category):
 def test_deep_pictures_darker_than_those_trained_on_are_doubted(category):
     for path in (category / "test").rglob("*.png"):
         write(path, PICTURE.astype(np.uint16) * 16)
-    [said] = doubts_of_depth(list_test(category), None)
+    [said] = check_bit_depth(list_test(category), None)
     assert "up to 4095, but white is 65535 as in training: they are seen too dark" in said
-    assert doubts_of_depth(list_test(category), 4095.0) == []
+    assert check_bit_depth(list_test(category), 4095.0) == []
     write(category / "test/good/000.png", PICTURE.astype(np.uint16) * 257)
-    assert doubts_of_depth(list_test(category), None) == []
+    assert check_bit_depth(list_test(category), None) == []
 
 
 def test_groups_stay_together(tmp_path):

@@ -13,25 +13,25 @@ import pytest
 import torch
 from conftest import ROOT
 
-from data.cache import KeptArrays
+from data.cache import ArrayCache
 from runtime import device as runtime_device
 from runtime import files as runtime_files
 from runtime.device import memory_format, select_precision, worker_count
 from runtime.errors import UserError
 from runtime.files import (
     Background,
-    holding,
-    owning,
+    atomic_folder,
     remove_leftovers,
     remove_unused,
-    replacing_folder,
+    run_lock,
+    shared_lock,
     write_text,
 )
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
-class Ramp(KeptArrays):
+class Ramp(ArrayCache):
     """Arrays of 1,000 bytes whose values are their index."""
 
     def make(self, index):
@@ -60,13 +60,13 @@ def test_two_writers_never_mix(tmp_path):
 
 def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
     folder = tmp_path / "results"
-    with replacing_folder(folder) as beside:
+    with atomic_folder(folder) as beside:
         (beside / "a").write_text("old")
-    with pytest.raises(RuntimeError), replacing_folder(folder) as beside:
+    with pytest.raises(RuntimeError), atomic_folder(folder) as beside:
         (beside / "b").write_text("new")
         raise RuntimeError
     assert [path.name for path in folder.iterdir()] == ["a"]
-    with replacing_folder(folder) as beside:
+    with atomic_folder(folder) as beside:
         (beside / "b").write_text("new")
     assert [path.name for path in folder.iterdir()] == ["b"] and [path.name for path in tmp_path.iterdir()] == [
         "results"
@@ -85,7 +85,7 @@ def test_two_processes_can_replace_a_folder_at_once(tmp_path, monkeypatch):
         replace(source, target)
 
     monkeypatch.setattr(runtime_files.os, "replace", replace_late)
-    with replacing_folder(folder) as beside:
+    with atomic_folder(folder) as beside:
         (beside / "ours").write_text("x")
     assert tried and [path.name for path in folder.iterdir()] == ["ours"]
     assert [path.name for path in tmp_path.iterdir()] == ["results"]
@@ -103,7 +103,7 @@ def test_a_folder_that_cannot_be_put_in_place_leaves_the_old_one(tmp_path, monke
         replace(source, target)
 
     monkeypatch.setattr(runtime_files.os, "replace", refuse)
-    with pytest.raises(PermissionError, match="refused"), replacing_folder(folder) as beside:
+    with pytest.raises(PermissionError, match="refused"), atomic_folder(folder) as beside:
         (beside / "new").write_text("x")
     assert [path.name for path in tmp_path.iterdir()] == (["results"] if is_there else [])
 
@@ -111,9 +111,9 @@ def test_a_folder_that_cannot_be_put_in_place_leaves_the_old_one(tmp_path, monke
 KILLED = """
 import os, signal, sys, pathlib
 sys.path.insert(0, sys.argv[1])
-from runtime.files import replacing, replacing_folder
+from runtime.files import atomic_write, atomic_folder
 folder = pathlib.Path(sys.argv[2])
-with replacing(folder / "a.pt") as beside, replacing_folder(folder / "r"):
+with atomic_write(folder / "a.pt") as beside, atomic_folder(folder / "r"):
     beside.write_bytes(b"half")
     print("writing", flush=True)
     sys.stdin.readline()
@@ -163,10 +163,10 @@ def test_background_work_is_bounded_by_bytes(monkeypatch):
 
 
 def test_owning_removes_a_folder_that_nothing_came_of(tmp_path):
-    with pytest.raises(UserError), owning(tmp_path / "run"):
+    with pytest.raises(UserError), run_lock(tmp_path / "run"):
         raise UserError("nothing")
     assert not (tmp_path / "run").exists()
-    with owning(tmp_path / "run"):
+    with run_lock(tmp_path / "run"):
         (tmp_path / "run/a").write_text("x")
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [".lock", "a"]
 
@@ -194,8 +194,8 @@ def test_few_batches_are_read_without_processes_on_a_cpu_only(monkeypatch):
 
 def test_a_mark_ends_with_its_process(tmp_path):
     (tmp_path / "a").write_text("x")
-    process = multiprocessing.get_context("fork").Process(target=lambda: [holding(tmp_path / "a"), time.sleep(60)])
-    with holding(tmp_path / "a"):
+    process = multiprocessing.get_context("fork").Process(target=lambda: [shared_lock(tmp_path / "a"), time.sleep(60)])
+    with shared_lock(tmp_path / "a"):
         assert not remove_unused(tmp_path / "a")
         process.start()
     process.kill()

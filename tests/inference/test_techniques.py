@@ -10,7 +10,7 @@ from conftest import checked, planted_detections, write
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from config import load_config
-from data.mvtec import TestImage, list_test
+from data.mvtec import TestSample, list_test
 from evaluation import metrics
 from inference import detect as inference
 from inference import masking, preprocessing
@@ -134,10 +134,10 @@ def shifted(tmp_path):
         image[100:130, 90:120], mask[100:130, 90:120] = 255, 255
         path = write(tmp_path / f"mvtec/cam/test/spot/{i}.png", image)
         mask_path = write(tmp_path / f"mvtec/cam/ground_truth/spot/{i}_mask.png", mask)
-        pictures.append(TestImage(path, True, f"test/spot/{i}.png", (mask_path,)))
+        pictures.append(TestSample(path, True, f"test/spot/{i}.png", (mask_path,)))
         homographies.append((dy, dx))
     good = write(tmp_path / "mvtec/cam/test/good/0.png", np.full((220, 260, 3), 90))
-    pictures.append(TestImage(good, False, "test/good/0.png"))
+    pictures.append(TestSample(good, False, "test/good/0.png"))
     (tmp_path / "c.yaml").write_text("{}")
     sets = [f"data.registration_reference={tmp_path}/reference.png", "data.img_size=[224, 256]"]
     return load_config(tmp_path / "c.yaml", sets), pictures, homographies, reference
@@ -180,9 +180,9 @@ def test_what_a_technique_leaves_out_is_zero_and_not_valid():
     valid = np.ones((4, 4), bool)
     valid[:, 0] = False
     found = inference.NetworkOutput(0, None, None, ones, region, valid, region)
-    assert (preprocessing.left_out(found, Technique("no", True)).anomaly_map == valid).all()
+    assert (preprocessing.apply_valid_mask(found, Technique("no", True)).anomaly_map == valid).all()
     for name in ("pre", "post"):
-        seen = preprocessing.left_out(found, Technique(name))
+        seen = preprocessing.apply_valid_mask(found, Technique(name))
         assert (seen.anomaly_map == (valid & ~region)).all() and (seen.valid == (valid & ~region)).all()
     everywhere = inference.NetworkOutput(0, None, None, ones, region, ~region | True, region)
-    assert preprocessing.left_out(everywhere, Technique()).valid is None
+    assert preprocessing.apply_valid_mask(everywhere, Technique()).valid is None

@@ -11,7 +11,7 @@ import torch
 from conftest import ROOT, SETTINGS, checked, make_dataset, rows_of, write
 
 from config import load_config
-from data.mvtec import TestImage
+from data.mvtec import TestSample
 from data_loader import DRAEMTestDataset, DRAEMTrainDataset
 from inference import tiles
 from inference.detect import Networks, detect
@@ -234,8 +234,8 @@ def test_every_mode_works_on_tiles(tiled):
 def test_no_more_pictures_are_held_than_fill_a_batch(tiled):
     for settings, pictures in ((("data.tile_size=32",), 64 // 12), (("data.tile_size=null",), 64)):
         network = Networks(seeded_model(), settings_of(tiled, "data.test_batch_size=64", *settings), 1)
-        assert network.pictures_at_once == pictures
-    assert Networks(seeded_model(), settings_of(tiled), 1).pictures_at_once == 1
+        assert network.images_at_once == pictures
+    assert Networks(seeded_model(), settings_of(tiled), 1).images_at_once == 1
 
 
 @pytest.mark.parametrize(
@@ -289,7 +289,7 @@ def test_a_state_that_lacks_a_setting_is_refused(two, cli):
 def test_detection_needs_memory_for_a_picture_and_a_batch(workplace, monkeypatch):
     """However many tiles a picture has, no more than one batch of them is made at once."""
     config = settings_of(workplace, "data.img_size=256", "data.tile_size=32", "data.test_batch_size=4")
-    picture = TestImage(write(workplace / "large.png", noise(256, 256, 3)), False, "large.png")
+    picture = TestSample(write(workplace / "large.png", noise(256, 256, 3)), False, "large.png")
     sizes, passes = [], Networks._pass
     monkeypatch.setattr(Networks, "_pass", lambda self, images: sizes.append(len(images)) or passes(self, images))
     found = list(detect(seeded_model(), DRAEMTestDataset([picture] * 2, config.data.img_size), config, ""))

@@ -9,7 +9,7 @@ from conftest import make_dataset, write
 import data_loader
 from data import folders, image_io
 from data.image_io import read_image
-from data.mvtec import TestImage, list_nominal, list_test, split_nominal
+from data.mvtec import TestSample, list_nominal, list_test, split_nominal
 from runtime.errors import UserError
 from synthesis import AnomalySynthesizer
 
@@ -72,7 +72,7 @@ def test_mask_rules(tmp_path):
     picture = write(tmp_path / "picture.png", np.zeros((64, 64), np.uint8))
 
     def anomalous(path, size):
-        [sample] = data_loader.DRAEMTestDataset([TestImage(picture, True, "picture.png", (path,))], size)
+        [sample] = data_loader.DRAEMTestDataset([TestSample(picture, True, "picture.png", (path,))], size)
         return sample["mask"][0].numpy() > 0
 
     mask = np.zeros((64, 64), np.uint8)

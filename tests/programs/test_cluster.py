@@ -18,7 +18,7 @@ from tensorboard.backend.event_processing.event_file_loader import EventFileLoad
 
 from engine import ray_jobs
 from inference import checkpoint
-from runtime.files import owning
+from runtime.files import run_lock
 
 pytest.importorskip("ray")
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals are other ones there")
@@ -149,7 +149,7 @@ def test_folders_that_a_node_does_not_see_are_told_with_its_name(tmp_path, monke
 
 
 def test_a_second_driver_is_refused(two, call):
-    with owning(two / "checkpoints/.batch_tiny"):
+    with run_lock(two / "checkpoints/.batch_tiny"):
         checked(call("train_all", "--ray", "local"), [".batch_tiny", "data.run_name"])
 
 

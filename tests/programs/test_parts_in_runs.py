@@ -9,7 +9,7 @@ import pytest
 from conftest import SETTINGS, checked, rows_of, write
 
 from config import load_config
-from data.cache import KeptArrays
+from data.cache import ArrayCache
 from data.image_io import read_image
 from data.mvtec import list_nominal, list_test
 from inference import checkpoint
@@ -62,7 +62,7 @@ def test_training_pictures_lie_as_the_reference_does(parts_place):
     config = load_config(parts_place / "config.yaml", REGISTERED)
     files = list_nominal(parts_place / "mvtec/bracket")
     images = RegisteredImages(parts_place / "kept", files, Registration(config))
-    assert isinstance(images, KeptArrays) and len(images) == 6
+    assert isinstance(images, ArrayCache) and len(images) == 6
     reference = read_image(files[0]).astype(int)
     for image, file in zip(images, files, strict=True):
         assert np.abs(image - reference).mean() < 4, file  # black corners would be 40 away
@@ -120,7 +120,7 @@ def test_processes_share_out_what_is_to_be_registered(parts_place, monkeypatch):
     register, count, meet, said = part_pose.register, [], Barrier(2), [None, None]
     monkeypatch.setattr(part_pose, "register", lambda *arguments: count.append(1) or register(*arguments))
 
-    class Ranks:
+    class ProcessGroup:
         count = 2
 
         def __init__(self, rank):
@@ -136,7 +136,7 @@ def test_processes_share_out_what_is_to_be_registered(parts_place, monkeypatch):
     alone.register(pictures)
     both = [Registration(config), Registration(config)]
     with ThreadPoolExecutor(2) as pool:
-        list(pool.map(lambda rank: both[rank].register(pictures, Ranks(rank)), range(2)))
+        list(pool.map(lambda rank: both[rank].register(pictures, ProcessGroup(rank)), range(2)))
     assert len(count) == 4 + 4 and [len(own) for own in said] == [2, 2]
     for one in both:
         for path in (picture.path for picture in pictures):

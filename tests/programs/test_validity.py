@@ -268,8 +268,8 @@ HOLDER = """
 import sys, time
 sys.path.insert(0, sys.argv[1])
 import pathlib
-from runtime.files import owning
-with owning(pathlib.Path(sys.argv[2])):
+from runtime.files import run_lock
+with run_lock(pathlib.Path(sys.argv[2])):
     print("held", flush=True)
     time.sleep(60)
 """

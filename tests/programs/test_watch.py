@@ -136,7 +136,7 @@ def test_what_is_judged_is_kept_on_the_disk(tmp_path):
     with contextlib.closing(watch.Done(tmp_path / "done.sqlite")) as done:
         assert ("a.png", watch.State(1, 3)) in done and ("a.png", watch.State(1, 2)) not in done
         assert ("b.png", watch.State(1, 3)) not in done
-    assert watch.is_picture("x/a.JPG") and not watch.is_picture("x/.a.png") and not watch.is_picture("x/a.txt")
+    assert watch.is_image("x/a.JPG") and not watch.is_image("x/.a.png") and not watch.is_image("x/a.txt")
 
 
 def test_what_a_month_has_left_there_does_not_make_a_new_picture_wait(tmp_path):

@@ -27,9 +27,9 @@ made, scaled, read, losses = state.TrainingState.__init__, loop.scaled, loop._re
 def double(self, *arguments):
     made(self, *arguments)
     self.model.double()
-def record(pending, progress, epoch, ranks):
+def record(pending, progress, epoch, group):
     before, count = dict(progress.losses), progress.count
-    read(pending, progress, epoch, ranks)
+    read(pending, progress, epoch, group)
     losses.append([(progress.losses[term] - before[term]) / (progress.count - count) for term in before])
 state.TrainingState.__init__, loop._read_losses, loop.READ_EVERY = double, record, 1
 loop.scaled = lambda images, device: scaled(images, device).double()
@@ -170,10 +170,10 @@ import os, sys
 sys.path.insert(0, {root!r})
 from training import distributed
 distributed.SILENT = 1.5
-with distributed.Ranks(False) as ranks:
-    if ranks.rank:
+with distributed.ProcessGroup(False) as group:
+    if group.rank:
         os._exit(9)
-    ranks.barrier()
+    group.barrier()
 """
 
 
@@ -192,8 +192,8 @@ import atexit, sys, threading
 sys.path.insert(0, {root!r})
 atexit.register(lambda: print(threading.enumerate()))  # called after all that is registered later
 from training import distributed
-with distributed.Ranks(False) as ranks:
-    ranks.barrier()
+with distributed.ProcessGroup(False) as group:
+    group.barrier()
 """
 
 

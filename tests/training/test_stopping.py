@@ -83,7 +83,7 @@ def test_stopped_at_random_steps_ends_with_the_same_weights(workplace, monkeypat
             try:
                 path = train.run(config, "")
                 break
-            except signals.Stopped as stopped:
+            except signals.Interrupted as stopped:
                 stops += 1
                 assert "the same command goes on from there" in str(stopped) and "last.pt" in str(stopped)
         assert done == 6 and same(weights(path), reference) and rows(config) == rows(whole)
@@ -104,7 +104,7 @@ def test_stopped_while_an_epoch_is_validated(workplace, monkeypatch):
 
     monkeypatch.setattr(loop, "synthetic_pixel_ap", signalled)
     monkeypatch.setattr(loop, "train_step", lambda *arguments: steps.append(1) or step(*arguments))
-    with pytest.raises(signals.Stopped, match="stopped after step 2 of epoch 1"):
+    with pytest.raises(signals.Interrupted, match="stopped after step 2 of epoch 1"):
         train.run(config, "")
     assert same(weights(train.run(config, "")), reference) and len(steps) == 4 and rows(config) == rows(whole)
 
@@ -115,22 +115,22 @@ def test_processes_stop_together_while_an_epoch_is_validated(workplace, rank):
     config = config_of(workplace, "data.test_batch_size=1")
     sample = {"image": torch.zeros(3, 32, 32), "mask": torch.zeros(1, 32, 32)}
     samples, exchanged, rounds = [sample | {"idx": idx} for idx in range(17)], [], 0
-    ranks = SimpleNamespace(rank=rank, count=3, barrier=lambda: None, send=exchanged.append)
-    ranks.receive = lambda other: exchanged.append(other) or []
+    group = SimpleNamespace(rank=rank, count=3, barrier=lambda: None, send=exchanged.append)
+    group.receive = lambda other: exchanged.append(other) or []
 
     def check():
         nonlocal rounds
         rounds += 1
         if rounds == 2:
-            raise signals.Stopped(signal.SIGTERM)
+            raise signals.Interrupted(signal.SIGTERM)
 
-    with pytest.raises(signals.Stopped):
-        list(detect.detect(DRAEM(2, 2), samples, config, "", ranks, check))
+    with pytest.raises(signals.Interrupted):
+        list(detect.detect(DRAEM(2, 2), samples, config, "", group, check))
     found = [one.idx for batch in exchanged for one in batch] if rank else exchanged
     assert found == ([1, 4] if rank else [1, 2, 1, 2])
     rounds = -1000
     exchanged.clear()
-    list(detect.detect(DRAEM(2, 2), samples, config, "", ranks, check))
+    list(detect.detect(DRAEM(2, 2), samples, config, "", group, check))
     assert rounds == -994 and len(exchanged) == (6 if rank else 11)  # the last round is one of two
 
 
@@ -184,16 +184,16 @@ def test_a_signal_that_a_library_makes_an_error_of_is_one(capsys):
 
 
 def test_a_signal_while_others_are_waited_for_is_not_lost():
-    """Ranks tell each other in one call; a signal in the middle of it is told by the next one."""
+    """ProcessGroup tell each other in one call; a signal in the middle of it is told by the next one."""
 
     def tell(number):
         if number is None:
             os.kill(os.getpid(), signal.SIGUSR1)
         return number
 
-    ranks = SimpleNamespace(ranks=SimpleNamespace(any=tell))
-    with pytest.raises(signals.Stopped) as stopped, signals.deferred() as stop:
-        assert [loop._told(stop, ranks), loop._told(stop, ranks)] == [None, signal.SIGUSR1]
+    group = SimpleNamespace(group=SimpleNamespace(any=tell))
+    with pytest.raises(signals.Interrupted) as stopped, signals.deferred() as stop:
+        assert [loop._told(stop, group), loop._told(stop, group)] == [None, signal.SIGUSR1]
     assert stopped.value.status == 143
 
 

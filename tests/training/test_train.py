@@ -17,7 +17,7 @@ from inference import checkpoint
 from inference.checkpoint import TrainingImages
 from loss import DRAEMLoss
 from runtime.device import select_device, select_precision
-from runtime.files import replacing, write_text
+from runtime.files import atomic_write, write_text
 from runtime.provenance import Provenance
 from training import state
 from training.state import TrainingState, learning_rate_factor
@@ -257,7 +257,7 @@ def test_non_finite_weights_reach_no_checkpoint(workplace, cli, monkeypatch):
 def test_a_failing_write_leaves_the_old_file(tmp_path):
     path = tmp_path / "a.txt"
     write_text(path, "old")
-    with pytest.raises(RuntimeError), replacing(path) as beside:
+    with pytest.raises(RuntimeError), atomic_write(path) as beside:
         beside.write_text("half")
         raise RuntimeError
     assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["a.txt"]

@@ -214,7 +214,7 @@ def test_loader(
 
 def _set_up_worker(_: int) -> None:
     setup()
-    signals.goes_on_in_loader()
+    signals.ignore_in_loader()
 
 
 def _workers(count: int, batch_size: int, ahead: int, pin_memory: bool) -> dict[str, Any]:

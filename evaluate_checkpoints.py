@@ -6,7 +6,7 @@ from runtime.cli import Parser, add_config_flags, add_ray_flags, boolean, run
 # Predefined parameters. Each can be given as a flag of the same name, e.g. --checkpoints 600 700
 CATEGORIES = None  # names of categories; None: every folder of data.data_path that has train/good
 CHECKPOINTS = None  # epochs, or last; None: every kept epoch of each category
-MASKINGS = None  # of no, pre, post; None: all, but pre and post only for categories that masking.regions names
+MASK_SIGNALS = None  # of no, pre, post; None: all, but pre and post only for categories that masking.regions names
 REGISTRATIONS = (False, True)  # without, with image registration
 THRESHOLDS = COMPARED_KINDS  # max, p_quantile, k_sigma, optimal; besides: conformal, manual
 FORCE = False  # True: evaluate again what is complete
@@ -24,7 +24,9 @@ def main() -> int:
     add_flag(
         "--checkpoints", nargs="+", default=CHECKPOINTS, metavar="EPOCH", help="epochs, or last (default: all kept)"
     )
-    add_flag("--maskings", nargs="+", choices=("no", "pre", "post"), default=MASKINGS, help="(default: all that apply)")
+    add_flag(
+        "--maskings", nargs="+", choices=("no", "pre", "post"), default=MASK_SIGNALS, help="(default: all that apply)"
+    )
     add_flag(
         "--registrations", nargs="+", type=boolean, default=REGISTRATIONS, metavar="True|False", help="(default: both)"
     )
@@ -33,7 +35,7 @@ def main() -> int:
         nargs="+",
         choices=KINDS,
         default=THRESHOLDS,
-        help=f"types to judge at (default: {' '.join(COMPARED_KINDS)})",
+        help=f"threshold kinds (default: {' '.join(COMPARED_KINDS)})",
     )
     add_flag("--force", type=boolean, nargs="?", const=True, default=FORCE, metavar="True|False", help="repeat all")
     add_ray_flags(parser)
@@ -49,16 +51,14 @@ def main() -> int:
 
     setup()
     config = load_config(arguments.config, arguments.set)
-    failures = evaluate_all.run(
-        config,
+    selection = evaluate_all.Selection(
         arguments.categories,
         arguments.checkpoints,
         arguments.maskings,
         arguments.registrations,
         arguments.thresholds,
-        arguments.force,
-        ray_jobs.options_of(arguments),
     )
+    failures = evaluate_all.run(config, selection, arguments.force, ray_jobs.options_of(arguments))
     return 1 if failures else 0
 
 

@@ -34,15 +34,8 @@ def main() -> int:
 
     setup()
     config = load_config(arguments.config, arguments.set)
-    failures = train_all.run(
-        config,
-        arguments.config,
-        arguments.categories,
-        arguments.update_config,
-        arguments.force,
-        arguments.seeds,
-        ray_jobs.options_of(arguments),
-    )
+    selection = train_all.Selection(arguments.categories, arguments.seeds, arguments.force, arguments.update_config)
+    failures = train_all.run(config, arguments.config, selection, ray_jobs.options_of(arguments))
     return 1 if failures else 0
 
 

@@ -27,7 +27,7 @@ class DecodedMask:
     """What a file marks.
 
     Attributes:
-        mask: bool (H, W). kind: how the file says it, in words. warning: what its owner should look at, None for nothing.
+        mask: bool (H, W). kind: how the file marks pixels, in words. warning: what to check; None for nothing.
     """
 
     mask: np.ndarray

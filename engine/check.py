@@ -24,7 +24,7 @@ from loss import DRAEMLoss
 from model import DRAEM
 from registration.register import Registration
 from runtime import provenance
-from runtime.device import core_count, memory_format, select_device, select_precision
+from runtime.device import Compute, core_count, memory_format, select_device, select_precision
 from runtime.errors import UserError
 from synthesis import AnomalySynthesizer
 from training import loop
@@ -219,7 +219,7 @@ def _kept_reference(config: Config) -> dict[str, dict[str, Any]]:
     if not config.data.registration_training or config.train.resume == "never" or not last.is_file():
         return {}
     with suppress(UserError):  # a damaged one is for training to tell
-        kept = checkpoint.read(last, only_facts=True)
+        kept = checkpoint.read(last, only_metadata=True)
         return {name: one for name, one in kept.get("embedded_assets", {}).items() if name == "reference"}
     return {}
 
@@ -304,7 +304,7 @@ def _print_time(config: Config, files: TrainingFiles, white_level: float | None)
     seconds = []
     for _ in tqdm(range(1 + STEPS), "measuring steps", leave=None):
         start = time.perf_counter()
-        terms, _ = loop.train_step(model, criterion, optimizer, batch, device, precision)
+        terms, _ = loop.train_step(model, criterion, optimizer, batch, Compute(device, precision))
         float(terms["focal"].detach())  # waits for the device
         seconds.append(time.perf_counter() - start)
     steps = -(-count // train.batch_size)

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from inference import checkpoint, threshold_file
 from inference.checkpoint import Checkpoint
 from inference.detect import detect
 from inference.preprocessing import Preprocessor, Technique, apply_valid_mask, configured
+from inference.threshold_file import NominalThresholds
 from reporting.result import Result
 from runtime import provenance
 from runtime.device import Together
@@ -24,36 +26,31 @@ from runtime.provenance import Content, Provenance
 def run(config: Config, group: Together | None = None) -> Path:
     """Detect on test/ with the configured checkpoint; the folder of results.
 
-    group: processes that share the pictures out, the first of which writes.
+    group: processes that share the images; the first writes.
     """
     technique, notes = configured(config), DatasetNotes()
     kind = config.metrics.threshold_type
-    manual = manual_thresholds(config) if config.metrics.threshold and kind == MANUAL else None
+    manual = threshold_file.manual(config) if config.metrics.threshold and kind == MANUAL else None
     category = category_folder(Path(config.data.data_path), config.data.category)
-    pictures = list_test(category, notes)
+    samples = list_test(category, notes)
     for line in notes.lines():
         print(line)
-    pictures, warnings = with_masks_read(pictures)
+    samples, warnings = with_masks_read(samples)
     ckpt = checkpoint.load(config)
     config = checkpoint.resolve_white_level(config, ckpt)
-    warnings += check_bit_depth(pictures, config.data.white_level)
+    warnings += check_bit_depth(samples, config.data.white_level)
     for line in warnings:
         print(line)
     preprocessor = Preprocessor(config, [technique], embedded=ckpt.assets_for(config))
     if group and group.rank:
-        for _ in detect(ckpt.model, preprocessor.dataset(pictures, [technique], group), config, "", group):
+        for _ in detect(ckpt.model, preprocessor.dataset(samples, [technique], group), config, "", group):
             pass
         return result_folder(config, ckpt.name, technique)
     nominal = manual
     if config.metrics.threshold and kind != MANUAL:
         nominal = load_thresholds(config, ckpt, preprocessor, technique)
-    print(evaluate_pass(config, ckpt, preprocessor, pictures, {technique: nominal}, (kind, OPTIMAL), warnings, group))
+    print(evaluate_pass(ckpt, preprocessor, TestSet(samples, warnings), {technique: nominal}, (kind, OPTIMAL), group))
     return result_folder(config, ckpt.name, technique)
-
-
-def manual_thresholds(config: Config) -> dict[str, Any]:
-    """Thresholds of the settings, as `load_thresholds` gives others. UserError where one is not set."""
-    return threshold_file.manual(config) | {"held_out": True, "nominal": None}
 
 
 def result_folder(config: Config, checkpoint_name: str, technique: Technique) -> Path:
@@ -63,22 +60,23 @@ def result_folder(config: Config, checkpoint_name: str, technique: Technique) ->
 
 
 def provenance_of(
-    config: Config,
     fingerprint: str,
     preprocessor: Preprocessor,
     technique: Technique,
-    pictures: Sequence[TestSample],
+    samples: Sequence[TestSample],
     nominal: Content | None,
     kinds: Sequence[str],
 ) -> Provenance:
-    """What results are made from.
+    """What results are computed from.
 
     Args:
-        nominal: of the pictures that thresholds come from, None where none does. kinds: types of thresholds.
+        fingerprint: of the weights. nominal: the images that thresholds come from; None for no such thresholds.
+        kinds: of thresholds.
     """
-    digests = provenance.file_digests([picture.path for picture in pictures])
-    named = [f"{one.name} {digest}" for one, digest in zip(pictures, digests, strict=True)]
-    masked = [(picture.name, mask) for picture in pictures for mask in picture.masks]
+    config = preprocessor.config
+    digests = provenance.file_digests([sample.path for sample in samples])
+    named = [f"{one.name} {digest}" for one, digest in zip(samples, digests, strict=True)]
+    masked = [(sample.name, mask) for sample in samples for mask in sample.masks]
     mask_digests = provenance.file_digests([mask for _, mask in masked])
     masks = [f"{name} {digest}" for (name, _), digest in zip(masked, mask_digests, strict=True)]
     settings = threshold_settings(config) if nominal else {}
@@ -91,74 +89,79 @@ def provenance_of(
         masks=Content(len(masks), provenance.digest(masks)),
         nominal=nominal,
         settings=settings | map_settings(config),
-        **preprocessor.facts(technique),
+        **preprocessor.provenance_fields(technique),
     )
 
 
+@dataclass(frozen=True)
+class TestSet:
+    """The test images of a category. warnings: about their masks and bit depth, shown with the results."""
+
+    samples: list[TestSample]
+    warnings: list[str] = field(default_factory=list)
+
+
 def evaluate_pass(
-    config: Config,
     ckpt: Checkpoint,
     preprocessor: Preprocessor,
-    pictures: list[TestSample],
-    nominal: dict[Technique, dict[str, Any] | None],
+    test_set: TestSet,
+    nominal: dict[Technique, NominalThresholds | None],
     kinds: Sequence[str],
-    warnings: Sequence[str] = (),
     group: Together | None = None,
 ) -> str:
     """Detect with one checkpoint under techniques that share an input variant, in one pass, and write their results.
 
-    Results that are there stay until all new ones are whole.
+    Earlier results stay until all new ones are complete.
 
     Args:
-        nominal: thresholds of nominal images of each technique, None where only `optimal` is asked for.
-        kinds: types of thresholds to judge at. warnings: about masks, to be told with the results.
-        group: see `detect`; this is the first of them.
+        nominal: technique -> thresholds, None where only `optimal` is asked for. kinds: of thresholds to evaluate.
+        group: see `detect`; this is its first process.
 
     Returns:
         tables of the metrics.
     """
-    dataset = preprocessor.dataset(pictures, list(nominal), group)
+    config, samples = preprocessor.config, test_set.samples
+    dataset = preprocessor.dataset(samples, list(nominal), group)
     with ExitStack() as stack:
         results = {}
         for technique, thresholds in nominal.items():
             made_from = provenance_of(
-                config, ckpt.fingerprint, preprocessor, technique, pictures, thresholds and thresholds["nominal"], kinds
+                ckpt.fingerprint, preprocessor, technique, samples, thresholds and thresholds.nominal, kinds
             )
             folder = result_folder(config, ckpt.name, technique)
-            result = Result(config, folder, pictures, thresholds, kinds, made_from, ckpt.path)
-            result.notes |= _notes(preprocessor, technique, pictures, thresholds)
+            result = Result(config, folder, samples, thresholds, kinds, made_from)
+            result.notes |= _notes(preprocessor, technique, samples, thresholds)
             if ckpt.is_of_registered and not technique.registered:
-                result.notes["registration"] = "trained on registered pictures; these are as they are"
-            if warnings:
-                result.notes["mask_files"] = "; ".join(warnings)
+                result.notes["registration"] = "trained on registered images; these are not registered"
+            if test_set.warnings:
+                result.notes["mask_files"] = "; ".join(test_set.warnings)
             results[technique] = stack.enter_context(result)
         seconds = 0.0
-        for found, taken in _timed(detect(ckpt.model, dataset, config, "test images", group)):
-            seconds += taken
+        for output, waited in _timed(detect(ckpt.model, dataset, config, "test images", group)):
+            seconds += waited
             for technique, result in results.items():
-                result.update(apply_valid_mask(found, technique))
-        return "\n".join(result.finish(seconds) for result in results.values())
+                result.update(apply_valid_mask(output, technique))
+        return "\n".join(result.finish(seconds, ckpt.path) for result in results.values())
 
 
 def _notes(
-    preprocessor: Preprocessor, technique: Technique, pictures: list[TestSample], thresholds: dict[str, Any] | None
+    preprocessor: Preprocessor, technique: Technique, samples: list[TestSample], thresholds: NominalThresholds | None
 ) -> dict[str, Any]:
-    """What readers of the metrics must know of how the pictures and thresholds came about."""
+    """What readers of the metrics must know about registration and thresholds."""
     notes: dict[str, Any] = {}
-    if technique.registered and (kept := preprocessor.registration.unregistered(pictures)):
-        notes["registration"] = (
-            f"{preprocessor.registration.registration_summary(pictures, 'pictures')}; they are kept as they are"
-        )
-        notes["unregistered"] = kept
-    if thresholds and thresholds["held_out"] is None:
+    registration = preprocessor.registration
+    if technique.registered and (unregistered := registration.unregistered(samples)):
+        notes["registration"] = f"{registration.registration_summary(samples, 'images')}; they stay unregistered"
+        notes["unregistered"] = unregistered
+    if thresholds and thresholds.held_out is None:
         notes["nominal"] = f"max, p_quantile and k_sigma: {NOT_KNOWN}"
-    elif thresholds and not thresholds["held_out"]:
+    elif thresholds and not thresholds.held_out:
         notes["nominal"] = "max, p_quantile and k_sigma come from TRAINING images: nothing was held out"
     return notes
 
 
 def _timed(items: Iterator[Any]) -> Iterator[tuple[Any, float]]:
-    """Items, each with the seconds that it was waited for."""
+    """Items, each with the seconds that waiting for it took."""
     while True:
         start = time.perf_counter()
         try:

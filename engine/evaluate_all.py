@@ -1,8 +1,8 @@
 """Evaluation of categories x checkpoints x techniques x thresholds: what to do, what is complete, and the passes."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,14 @@ from data import cache
 from data.folders import DatasetNotes, category_folder, chosen_categories
 from data.mvtec import TestSample, check_bit_depth, list_test, with_masks_read
 from engine import ray_jobs
-from engine.detection import evaluate_pass, manual_thresholds, provenance_of, result_folder
+from engine.detection import TestSet, evaluate_pass, provenance_of, result_folder
 from engine.ray_jobs import Options
 from engine.threshold import compute_thresholds, load_thresholds, nominal_images
 from evaluation.thresholds import KINDS, MANUAL, NOMINAL_KINDS
-from inference import checkpoint
+from inference import checkpoint, threshold_file
 from inference.checkpoint import Checkpoint
-from inference.preprocessing import MASKINGS, TECHNIQUES, Preprocessor, Technique
+from inference.preprocessing import MASK_SIGNALS, TECHNIQUES, Preprocessor, Technique
+from inference.threshold_file import NominalThresholds
 from registration.register import NoReferencePartError
 from reporting import summary
 from reporting.result import CURVES, Record, read_record
@@ -31,43 +32,52 @@ from runtime.files import remove_leftovers, run_lock
 Key = tuple[str, str, str]  # category, checkpoint, technique; empty where a failure concerns all
 
 
+@dataclass(frozen=True)
+class Selection:
+    """What to evaluate: all combinations.
+
+    Attributes:
+        categories: names; None for all of the dataset. checkpoints: epochs or `last`; None for all kept ones.
+        maskings: of MASK_SIGNALS; None for all, but only `no` where a category has no regions.
+        registrations: without, with. kinds: of thresholds.
+    """
+
+    categories: Sequence[str] | None
+    checkpoints: Sequence[str] | None
+    maskings: Sequence[str] | None
+    registrations: Sequence[bool]
+    kinds: Sequence[str]
+
+
 @dataclass
 class Item:
     """Techniques of one checkpoint that share an input variant: one pass over the images."""
 
-    config: Config
     path: Path
     epoch: int
-    pictures: list[TestSample]
-    warnings: list[str]
+    test_set: TestSet
     preprocessor: Preprocessor
     techniques: list[Technique]
 
+    @property
+    def config(self) -> Config:
+        """The settings, of its category."""
+        return self.preprocessor.config
 
-def run(
-    config: Config,
-    categories: Sequence[str] | None,
-    checkpoints: Sequence[str] | None,
-    maskings: Sequence[str] | None,
-    registrations: Sequence[bool],
-    kinds: Sequence[str],
-    is_forced: bool,
-    ray: Options | None = None,
-) -> int:
-    """Evaluate what is not complete, then write the summary of all that is there; the number of failures.
+
+def run(config: Config, selection: Selection, is_forced: bool, ray: Options | None = None) -> int:
+    """Evaluate what is not complete, then write the summary of all results; the number of failures.
 
     Args:
-        categories: names; None: all of the dataset. checkpoints: epochs or `last`; None: all kept ones.
-        maskings: of MASKINGS; None: all, but without regions only `no`. registrations: without and with.
-        kinds: types of thresholds. is_forced: evaluate again what is complete.
-        ray: where and how to run all at once, a category and checkpoint a job; None: here, one after the other.
+        is_forced: evaluate complete results again.
+        ray: where and how to run all at once, each category and checkpoint a job; None: here, one after the other.
 
     Raises:
-        UserError: what was asked for and is not there, before anything runs.
+        UserError: what was asked for does not exist; before anything runs.
     """
     results = Path(config.data.results_path) / config.data.run_name
-    kinds = [kind for kind in KINDS if kind in kinds]
-    items, failed = _plan(config, categories, checkpoints, maskings, registrations)
+    kinds = [kind for kind in KINDS if kind in selection.kinds]
+    items, failed = _plan(config, selection)
     todo = items if is_forced else [item for item in items if not _is_complete(item, kinds)]
     _announce(items, todo, failed, len(kinds))
 
@@ -97,7 +107,7 @@ def run(
 
 
 def _evaluate_items(items: Sequence[Item], kinds: list[str]) -> dict[Key, str]:
-    """Evaluate; what failed. One item's failure costs no other."""
+    """Evaluate; what failed. The failure of one item does not stop the others."""
     failed: dict[Key, str] = {}
     loaded = None
     for item in (bar := tqdm(items, "evaluation", unit="pass")):
@@ -113,7 +123,7 @@ def _evaluate_items(items: Sequence[Item], kinds: list[str]) -> dict[Key, str]:
 
 
 def _evaluate_on_ray(config: Config, todo: list[Item], kinds: list[str], options: Options) -> dict[Key, str]:
-    """The same on Ray; what failed."""
+    """Evaluate on Ray; what failed."""
     data, jobs, failed = config.data, {}, {}
     for item in todo:
         jobs.setdefault((item.config.data.category, str(item.epoch)), []).append(item)
@@ -132,31 +142,25 @@ def _evaluate_on_ray(config: Config, todo: list[Item], kinds: list[str], options
     return failed
 
 
-def _plan(
-    config: Config,
-    categories: Sequence[str] | None,
-    checkpoints: Sequence[str] | None,
-    maskings: Sequence[str] | None,
-    registrations: Sequence[bool],
-) -> tuple[list[Item], dict[Key, str]]:
-    """All passes, and what cannot be evaluated; UserError for what the user asked for and is not there."""
+def _plan(config: Config, selection: Selection) -> tuple[list[Item], dict[Key, str]]:
+    """All passes, and what cannot be evaluated; UserError where what was asked for does not exist."""
     items, failed = [], {}
-    for name in chosen_categories(Path(config.data.data_path), categories):
+    for name in chosen_categories(Path(config.data.data_path), selection.categories):
         own = with_category(config, name)
         epochs = checkpoint.saved_epochs(own.run_folder)
         if not epochs and not (own.run_folder / "last.pt").is_file():
             others = sorted(path.name for path in own.run_folder.parent.glob("*/") if checkpoint.saved_epochs(path))
-            mend = f"trained are {', '.join(others)} (data.run_name)" if others else "run train_all.py"
-            failed[name, "", ""] = f"never trained: no checkpoint in {own.run_folder}; {mend}"
+            fix = f"set data.run_name to one of {', '.join(others)}" if others else "run train_all.py"
+            failed[name, "", ""] = f"{own.run_folder}: no checkpoint, never trained; {fix}"
             continue
-        chosen = checkpoints or epochs or ["last"]
+        chosen = selection.checkpoints or epochs or ["last"]
         paths = [checkpoint.find(own, "last" if epoch == "last" else int(epoch)) for epoch in chosen]
-        techniques = _techniques(own, maskings, registrations)
+        techniques = _techniques(own, selection)
         kept_in = cache.cache_folder(own.data.checkpoint_path) if len(paths) > 1 else None
         try:
             (own, embedded), notes = _resolve_white_level(own, paths), DatasetNotes()
-            pictures, warnings = with_masks_read(list_test(Path(own.data.data_path) / name, notes))
-            warnings += check_bit_depth(pictures, own.data.white_level)
+            samples, warnings = with_masks_read(list_test(Path(own.data.data_path) / name, notes))
+            warnings += check_bit_depth(samples, own.data.white_level)
             for line in (*notes.lines(), *warnings):
                 print(f"{name}: {line}")
             # last.pt first: a kept checkpoint of the same epoch takes its place
@@ -166,58 +170,47 @@ def _plan(
         except (UserError, OSError) as error:
             failed[name, "", ""] = format_error(error)
             continue
-        preprocessor, techniques = _prepared(own, techniques, kept_in, embedded, by_epoch, failed)
-        preprocessor.check(pictures, techniques)
+        try:
+            preprocessor = Preprocessor(own, techniques, kept_in, embedded)
+        except NoReferencePartError as error:  # then no image of this category can be registered
+            without = [one.name for one in techniques if one.registered]
+            failed |= {
+                (name, str(epoch), technique): format_error(error) for epoch in by_epoch for technique in without
+            }
+            techniques = [one for one in techniques if not one.registered]
+            preprocessor = Preprocessor(own, techniques, kept_in, embedded)
+        preprocessor.check(samples, techniques)
         for epoch, path in sorted(by_epoch.items()):
             for variant in dict.fromkeys(technique.variant for technique in techniques):
-                group = [technique for technique in techniques if technique.variant == variant]
-                items.append(Item(own, path, epoch, pictures, warnings, preprocessor, group))
+                together = [technique for technique in techniques if technique.variant == variant]
+                items.append(Item(path, epoch, TestSet(samples, warnings), preprocessor, together))
     return items, failed
 
 
-def _prepared(
-    config: Config,
-    techniques: list[Technique],
-    kept_in: Path | None,
-    embedded: dict[str, dict[str, Any]],
-    epochs: Iterable[int],
-    failed: dict[Key, str],
-) -> tuple[Preprocessor, list[Technique]]:
-    """A category's preprocessor, and the techniques that are left: without a reference part none is registered."""
-    try:
-        return Preprocessor(config, techniques, kept_in, embedded), techniques
-    except NoReferencePartError as error:
-        text = format_error(error)
-        for one in techniques:
-            if one.registered:
-                failed |= {(config.data.category, str(epoch), one.name): text for epoch in epochs}
-    left = [one for one in techniques if not one.registered]
-    return Preprocessor(config, left, kept_in, embedded), left
-
-
 def _resolve_white_level(config: Config, paths: Sequence[Path]) -> tuple[Config, dict[str, dict[str, Any]]]:
-    """The settings with the white level that the run's first sound checkpoint was trained with, and the images that it
-    brings along for masking and registration."""
+    """The settings with the white level of the run's first undamaged checkpoint, and the images embedded in it for
+    masking and registration."""
     for path in paths:
-        facts = None
-        with suppress(UserError):  # a damaged one will fail by itself
-            facts = checkpoint.load_facts(path)
-        if facts:
-            return checkpoint.resolve_white_level(config, facts), facts.assets_for(config)
+        ckpt = None
+        with suppress(UserError):  # evaluating a damaged one will fail
+            ckpt = checkpoint.load_metadata(path)
+        if ckpt:
+            return checkpoint.resolve_white_level(config, ckpt), ckpt.assets_for(config)
     return config, {}
 
 
-def _techniques(config: Config, maskings: Sequence[str] | None, registrations: Sequence[bool]) -> list[Technique]:
+def _techniques(config: Config, selection: Selection) -> list[Technique]:
+    maskings = selection.maskings
     if maskings is None:
-        maskings = MASKINGS
+        maskings = MASK_SIGNALS
         if config.data.category not in config.masking.regions and not config.metrics.masking:
             maskings = ("no",)
-            print(f"{config.data.category}: masking left out, masking.regions names no region for it")
-    return [one for one in TECHNIQUES if one.masking in maskings and one.registered in registrations]
+            print(f"{config.data.category}: evaluated without masking, as masking.regions has no region for it")
+    return [one for one in TECHNIQUES if one.masking in maskings and one.registered in selection.registrations]
 
 
 def _is_complete(item: Item, kinds: list[str]) -> bool:
-    """Whether results are there for all techniques and thresholds, made from these weights, pictures and settings."""
+    """Whether there are results for all techniques and thresholds, computed from these weights, images and settings."""
     for technique in item.techniques:
         folder = result_folder(item.config, str(item.epoch), technique)
         record = read_record(folder)
@@ -228,73 +221,69 @@ def _is_complete(item: Item, kinds: list[str]) -> bool:
         if not set(kinds) <= set(summary.read_kinds(folder, record)) or not (folder / CURVES).is_file():
             return False
         try:
-            if differences(item.config, record, item.path, item.preprocessor, technique, item.pictures):
+            if differences(record, item.path, item.preprocessor, technique, item.test_set.samples):
                 return False
         except (UserError, OSError):
-            return False  # its pass will fail and say why
+            return False  # evaluating it will fail with a message
     return True
 
 
 def differences(
-    config: Config,
-    record: Record,
-    path: Path,
-    preprocessor: Preprocessor,
-    technique: Technique,
-    pictures: Sequence[TestSample],
+    record: Record, path: Path, preprocessor: Preprocessor, technique: Technique, samples: Sequence[TestSample]
 ) -> list[str]:
     """Why results are out of date, in words; empty where they are valid. Reads only checkpoints that have changed."""
+    config = preprocessor.config
     is_same = record.content.get("checkpoint_file") == path.as_posix()
     is_same = is_same and record.content.get("checkpoint_state") == list(provenance.file_state(path))
     weights = record.made_from.weights if is_same else checkpoint.load(config, path.as_posix()).fingerprint
     nominal = None
     if record.made_from.nominal:
-        nominal = provenance.content([one.path for one in nominal_images(config, checkpoint.load_facts(path))[0]])
-    now = provenance_of(config, weights, preprocessor, technique, pictures, nominal, record.thresholds)
+        nominal = provenance.content([one.path for one in nominal_images(config, checkpoint.load_metadata(path))[0]])
+    now = provenance_of(weights, preprocessor, technique, samples, nominal, record.thresholds)
     return record.made_from.differences(now)
 
 
 def _announce(items: list[Item], todo: list[Item], failed: dict, count: int) -> None:
-    """How much there is to do, and about how much storage it takes."""
+    """Print how many combinations there are, and about how much storage they take."""
     combinations = count * sum(len(item.techniques) for item in items)
     waiting = count * sum(len(item.techniques) for item in todo)
     size = 0.0
     for item in todo:
         wanted = item.config.metrics.visualisation
-        pictures = {"all": len(item.pictures), "errors": len(item.pictures) // 5, "none": 0}.get(wanted, wanted)
+        count_all = len(item.test_set.samples)
+        panels = {"all": count_all, "errors": count_all // 5, "none": 0}.get(wanted, wanted)
         height, width = (side * -(-192 // side) for side in item.config.data.img_size)  # of a tile in a panel
-        size += len(item.techniques) * (0.3e6 + min(pictures, len(item.pictures)) * 3 * height * width)
+        size += len(item.techniques) * (0.3e6 + min(panels, count_all) * 3 * height * width)
     print(
         f"{combinations} combinations of category, checkpoint, technique and threshold; "
-        f"{combinations - waiting} complete already, {waiting} to do in {len(todo)} passes, "
+        f"{combinations - waiting} already complete, {waiting} to evaluate in {len(todo)} passes, "
         f"about {size / 1e6:.0f} MB of results" + (f"; {len(failed)} cannot be evaluated" if failed else "")
     )
 
 
 def _evaluate(item: Item, ckpt: Checkpoint, kinds: list[str]) -> None:
     """One pass: results of its techniques at all thresholds."""
-    nominal = dict.fromkeys(item.techniques)
+    nominal: dict[Technique, NominalThresholds | None] = dict.fromkeys(item.techniques)
     if set(kinds) & set(NOMINAL_KINDS):
         missing = []
         for technique in item.techniques:
             try:
                 nominal[technique] = load_thresholds(item.config, ckpt, item.preprocessor, technique)
-            except UserError:  # none yet, or of other weights or settings
+            except UserError:  # there are none, or they are of other weights or settings
                 missing.append(technique)
         if missing:
             compute_thresholds(item.config, ckpt, item.preprocessor, missing)
         for technique in missing:
             nominal[technique] = load_thresholds(item.config, ckpt, item.preprocessor, technique)
     if MANUAL in kinds:
-        manual = manual_thresholds(item.config)
+        manual = threshold_file.manual(item.config)
         for technique, own in nominal.items():
-            both = {scope: (own[scope] if own else {}) | manual[scope] for scope in ("image", "pixel")}
-            nominal[technique] = (own or manual) | both
-    evaluate_pass(item.config, ckpt, item.preprocessor, item.pictures, nominal, kinds, item.warnings)
+            nominal[technique] = replace(own, by_kind=own.by_kind | manual.by_kind) if own else manual
+    evaluate_pass(ckpt, item.preprocessor, item.test_set, nominal, kinds)
 
 
 def current_results(results: Path, config: Config, failed: dict[Key, str]) -> tuple[list[Found], dict[Key, str]]:
-    """Results on disk that are valid now, in a natural order, and why the others are not; none of failed items."""
+    """Results on disk that are up to date, in a natural order, and why others are not; without failed items."""
     by_name = {technique.name: technique for technique in TECHNIQUES}
     found, stale = [], {}
     listed: dict[str, list[TestSample]] = {}
@@ -313,18 +302,18 @@ def current_results(results: Path, config: Config, failed: dict[Key, str]) -> tu
         path = Path(record.content.get("checkpoint_file", ""))
         try:
             if not path.is_file():
-                stale[key] = f"its checkpoint {path} is gone"
+                stale[key] = f"its checkpoint {path} no longer exists"
                 continue
             if name not in listed:
                 listed[name] = list_test(category_folder(Path(own.data.data_path), name))
-            facts = checkpoint.load_facts(path)
-            own = checkpoint.resolve_white_level(own, facts)
-            embedded = facts.assets_for(own)
+            ckpt = checkpoint.load_metadata(path)
+            own = checkpoint.resolve_white_level(own, ckpt)
+            embedded = ckpt.assets_for(own)
             digests = tuple(sorted((what, asset["digest"]) for what, asset in embedded.items()))
             key_of = (name, technique, own.data.white_level, digests)
             if key_of not in prepared:
                 prepared[key_of] = Preprocessor(own, [technique], embedded=embedded)
-            if changed := differences(own, record, path, prepared[key_of], technique, listed[name]):
+            if changed := differences(record, path, prepared[key_of], technique, listed[name]):
                 stale[key] = "; ".join(changed)
                 continue
         except (UserError, OSError) as error:
@@ -338,7 +327,7 @@ def current_results(results: Path, config: Config, failed: dict[Key, str]) -> tu
 
 
 def print_stale(stale: dict[Key, str]) -> None:
-    """Why results are out of date, and how to renew them."""
+    """Print why results are out of date, and how to renew them."""
     reasons: dict[str, list[Key]] = {}
     for key, reason in stale.items():
         reasons.setdefault(reason, []).append(key)

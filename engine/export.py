@@ -1,4 +1,4 @@
-"""The export mode: one ONNX file that takes pictures and gives anomaly maps and scores."""
+"""The export mode: an ONNX file that takes images and gives anomaly maps and scores."""
 
 import json
 import math
@@ -16,7 +16,7 @@ from config import Config
 from data import image_io
 from data.mvtec import list_nominal
 from evaluation.metrics import SCORE_WINDOW
-from inference import checkpoint, networks
+from inference import networks
 from inference.detector import Detector
 from inference.preprocessing import Technique
 from model import DRAEM
@@ -31,10 +31,10 @@ ROUNDING = 2e-6  # of scores
 
 
 class Graph(nn.Module):
-    """Pictures uint8 (N, H, W, 3), BGR -> anomaly maps (N, H, W) in [0, 1] and image scores (N,), float32.
+    """Images uint8 (N, H, W, 3), BGR -> anomaly maps (N, H, W) in [0, 1] and image scores (N,), float32.
 
-    H and W: multiples of 32; with data.tile_size those of a tile. A score is the maximum of its map after averaging;
-    zeros outside count, as for detection.
+    H and W are multiples of 32; with data.tile_size those of a tile. A score is the maximum of its map after average
+    pooling with zero padding, as in detection.
     """
 
     def __init__(self, model: DRAEM):
@@ -49,11 +49,11 @@ class Graph(nn.Module):
 
 
 def run(config: Config, kind: str) -> Path:
-    """Write `<run>/export/<category>_<checkpoint>.onnx` and a JSON with what a program beside it needs to know.
+    """Write `<run>/export/<category>_<checkpoint>.onnx`, and a JSON with the metadata that programs need.
 
     Raises:
-        UserError: no checkpoint, an unknown format, packages that are missing.
-        FloatingPointError: the file does not give the maps that the networks give; it is not kept.
+        UserError: no checkpoint, an unknown format, missing packages.
+        FloatingPointError: the maps of the file differ from those of the networks; the file is deleted.
     """
     if kind not in FORMATS:
         raise UserError(f"--export {kind}", "unknown format", f"choose one of: {', '.join(FORMATS)}")
@@ -61,28 +61,26 @@ def run(config: Config, kind: str) -> Path:
         raise UserError(
             f"--export {kind}", f"{', '.join(missing)} not installed", "run: pip install -r requirements-export.txt"
         )
-    config, weights = checkpoint.for_new_images(config)
-    config = config.with_values({"train.precision": "fp32"})  # as the file computes
-    detector = Detector.of(config, weights, device="cpu")
+    detector = Detector.for_new_images(config, {"train.precision": "fp32", "train.device": "cpu"})  # as in the file
     for line in detector.notes:
         print(line)
     if detector.technique != Technique():
-        print(f"{detector.technique.name} is not part of the file: it gives the maps of pictures as they are")
-    if config.data.tile_size:
-        print("the file takes tiles: deploy/ shows how their maps are put together")
+        print(f"{detector.technique.name} is not part of the file: it gives maps without masking and registration")
+    if detector.config.data.tile_size:
+        print("the file takes tiles: deploy/ shows how to blend their maps")
     graph = Graph(detector.ckpt.model).eval()
-    path = detector.run_folder / "export" / f"{config.data.category}_{detector.name}.onnx"
-    facts = _facts(detector)
+    path = detector.run_folder / "export" / f"{detector.config.data.category}_{detector.name}.onnx"
+    metadata = _metadata(detector)
     with atomic_write(path) as beside:
-        _write(graph, beside, facts)
-        print(f"largest difference of a map from the networks here: {_check(graph, beside, detector):.1e}")
-    write_text(path.with_suffix(".json"), json.dumps(facts, indent=2, allow_nan=False) + "\n")
+        _write(graph, beside, metadata)
+        print(f"largest difference between maps of the file and of the networks: {_check(graph, beside, detector):.1e}")
+    write_text(path.with_suffix(".json"), json.dumps(metadata, indent=2, allow_nan=False) + "\n")
     return path
 
 
-def _facts(detector: Detector) -> dict[str, Any]:
+def _metadata(detector: Detector) -> dict[str, Any]:
     """What a program that runs the file needs to know."""
-    data, limits = detector.config.data, detector.limits
+    data, thresholds = detector.config.data, detector.thresholds
     height, width = data.img_size
     own = {} if data.tile_size is None else {"tile_size": list(data.tile_size), "tile_overlap": data.tile_overlap}
     return {
@@ -96,28 +94,28 @@ def _facts(detector: Detector) -> dict[str, Any]:
         "resize": f"bilinear to {width} x {height} (width x height), without antialiasing, as cv2.resize does",
         "white_level": None if data.white_level == "auto" else data.white_level,
         "masking_and_registration": detector.technique.name,
-        "threshold_type": limits and limits.kind,
-        "image_threshold": limits and _finite(limits.image),
-        "pixel_threshold": limits and _finite(limits.pixel),
+        "threshold_type": thresholds and thresholds.kind,
+        "image_threshold": thresholds and _finite(thresholds.image),
+        "pixel_threshold": thresholds and _finite(thresholds.pixel),
         "thresholds": {
-            kind: {"image": _finite(image), "pixel": _finite(pixel)}
-            for kind, (image, pixel) in detector.thresholds.items()
+            kind: {"image": _finite(found.image), "pixel": _finite(found.pixel)}
+            for kind, found in detector.all_thresholds.items()
         },
     }
 
 
-def _finite(limit: float) -> float | None:
-    return limit if math.isfinite(limit) else None  # none that could alarm
+def _finite(threshold: float) -> float | None:
+    return threshold if math.isfinite(threshold) else None  # JSON has no infinity
 
 
-def _write(graph: Graph, path: Path, facts: dict[str, Any]) -> None:
+def _write(graph: Graph, path: Path, metadata: dict[str, Any]) -> None:
     import onnx
 
     count, height, width = (torch.export.Dim(name) for name in ("count", "height32", "width32"))
-    # Sizes of 1, of the batch or of the smallest planes inside, would be taken as fixed.
+    # A size of 1 in the example, of the batch or of the smallest feature maps, would become a fixed size.
     example = torch.zeros((2, 64, 96, 3), dtype=torch.uint8)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about the exporter's own insides
+        warnings.simplefilter("ignore")  # of the exporter about itself
         program = torch.onnx.export(
             graph,
             (example,),
@@ -130,13 +128,13 @@ def _write(graph: Graph, path: Path, facts: dict[str, Any]) -> None:
             verbose=False,
         )
     content = program.model_proto
-    for key, value in facts.items():
+    for key, value in metadata.items():
         content.metadata_props.add(key=key, value=value if isinstance(value, str) else json.dumps(value))
     onnx.save(content, path)
 
 
-def _pictures(detector: Detector) -> list[np.ndarray]:
-    """A few pictures that the model was made for; none where the dataset is not here."""
+def _example_images(detector: Detector) -> list[np.ndarray]:
+    """A few training images; none where the dataset is not available."""
     config = detector.config
     with suppress(UserError, OSError):
         files = list_nominal(Path(config.data.data_path) / config.data.category)[:3]
@@ -146,18 +144,20 @@ def _pictures(detector: Detector) -> list[np.ndarray]:
 
 
 def _check(graph: Graph, path: Path, detector: Detector) -> float:
-    """The largest difference of maps between the file and the networks: noise, structure, real pictures; two sizes,
-    three sizes of batches.
+    """The largest difference between the outputs of the file and of the networks.
 
-    FloatingPointError where maps or scores differ by more than TOLERANCE, or a verdict does.
+    Compared on noise, on smooth structure and on training images, in two sizes and three batch sizes.
+
+    Raises:
+        FloatingPointError: maps or scores differ by more than TOLERANCE, or a verdict differs.
     """
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     rng, largest = np.random.default_rng(0), 0.0
     height, width = detector.config.data.input_size
-    limit = detector.limits.image if detector.limits else np.inf
-    real = _pictures(detector)
+    threshold = detector.thresholds.image if detector.thresholds else np.inf
+    real = _example_images(detector)
     for count, size in ((1, (height, width)), (3, (height, width)), (2, (height + 32, width + 64))):
         noise = rng.integers(0, 256, (count, *size, 3), dtype=np.uint8)
         smooth = np.stack([image_io.resize(one[: size[0] // 8, : size[1] // 8], size) for one in noise])
@@ -167,9 +167,9 @@ def _check(graph: Graph, path: Path, detector: Detector) -> float:
                 maps, scores = (tensor.numpy() for tensor in graph(torch.from_numpy(images)))
             own_maps, own_scores = session.run(None, {"image": images})
             difference = max(float(np.abs(own_maps - maps).max()), float(np.abs(own_scores - scores).max()))
-            # A score of the very threshold, as of the picture that it is from, can fall to either side by rounding.
-            is_clear = np.abs(scores - limit) > ROUNDING
-            if difference > TOLERANCE or ((own_scores > limit) != (scores > limit))[is_clear].any():
-                raise FloatingPointError(f"--export: the file's maps differ by {difference:.1e}; it is not kept")
+            # A score equal to the threshold, as that of the image that set it, can round to either side.
+            is_clear = np.abs(scores - threshold) > ROUNDING
+            if difference > TOLERANCE or ((own_scores > threshold) != (scores > threshold))[is_clear].any():
+                raise FloatingPointError(f"--export: maps of the file differ by {difference:.1e}; the file is deleted")
             largest = max(largest, difference)
     return largest

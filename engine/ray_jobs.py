@@ -120,7 +120,7 @@ class Cluster:
                 text = "stopped; jobs have saved what they have done, and the same command goes on from there"
                 if left:
                     names = "; ".join(pending[ref] for ref in left)
-                    text = f"stopped; not ended after {TIMEOUT_SECONDS} s, so that they go on from an earlier state: {names}"
+                    text = f"interrupted; still running after {TIMEOUT_SECONDS} s, to be resumed from an earlier state: {names}"
                 raise signals.Interrupted(stopped.number, text) from None
 
     def _outcome(self, ref: Any) -> Outcome:

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from config import Config, map_settings, threshold_settings
 from data.folders import category_folder, images_below
-from data.mask_matching import name_in
+from data.mask_matching import and_n_more, name_in
 from data.mvtec import TestSample, list_nominal, list_validation, split_nominal
 from evaluation.metrics import image_score
 from evaluation.thresholds import NominalScores, NoScoresError, conformal, false_positive_estimate, images_needed
@@ -22,6 +22,7 @@ from inference.checkpoint import Checkpoint
 from inference.detect import NetworkOutput, detect
 from inference.detector import Detector
 from inference.preprocessing import Preprocessor, Technique, apply_valid_mask, configured
+from inference.threshold_file import NominalThresholds
 from reporting import tables
 from runtime import provenance
 from runtime.device import Together, core_count
@@ -29,13 +30,13 @@ from runtime.errors import UserError
 from runtime.files import write_text
 from runtime.provenance import Provenance
 
-NOT_KNOWN = "whether these weights were trained on the pictures that thresholds come from is not known"
+NOT_KNOWN = "whether these weights were trained on the images that thresholds come from is not known"
 
 
 def run(config: Config, group: Together | None = None) -> Path:
-    """Compute, save and print the thresholds of the configured checkpoint and technique; the file they are in.
+    """Compute, save and print the thresholds of the configured checkpoint and technique; their file.
 
-    group: processes that share the pictures out, the first of which writes.
+    group: processes that share the images; the first writes.
     """
     technique = configured(config)
     ckpt = checkpoint.load(config)
@@ -47,49 +48,48 @@ def run(config: Config, group: Together | None = None) -> Path:
 
 
 def run_on(config: Config, folder: Path) -> Path:
-    """Thresholds of a trained model from any folder of good pictures, kept beside the others; the file they are in.
+    """Thresholds of a trained model from any folder of nominal images, kept beside the others; their file.
 
     Like --predict it needs a checkpoint and nothing else.
 
     Raises:
-        UserError: no pictures there, one that cannot be read, none that was not trained on.
+        UserError: no images there, one that cannot be read, or all of them were trained on.
     """
     files = images_below(folder)
     if not files:
         raise UserError(f"--nominal {folder}", "no images there", "name a folder of nominal images")
-    config, weights = checkpoint.for_new_images(config)
-    config = config.with_values({"metrics.threshold": False})  # those there are not asked for
-    detector = Detector.of(config, weights)
+    config = config.with_values({"metrics.threshold": False})  # earlier thresholds are not needed
+    detector = Detector.for_new_images(config)
     trained = set(detector.ckpt.images.training.values()) if detector.ckpt.images else set()
     digests = provenance.file_digests(files)
     left = [file for file, digest in zip(files, digests, strict=True) if digest not in trained]
     if len(left) < len(files):
-        print(f"{folder}: {len(files) - len(left)} pictures were trained on; left out of thresholds")
+        print(f"{folder}: {len(files) - len(left)} images were trained on; left out of thresholds")
     if not left:
         raise UserError(f"--nominal {folder}", "all images there were trained on", "name a folder of others")
     config, (height, width) = detector.config, detector.config.data.img_size
     scores = Scores(config.metrics.p, config.metrics.k, len(left), height * width)
-    unregistered, size = [], detector.images_at_once
+    size = detector.images_at_once
     with ThreadPoolExecutor(core_count()) as pool:
         for first in tqdm(range(0, len(left), size), "nominal images", unit="pass", leave=None):
             batch = list(pool.map(detector.read, left[first : first + size]))
             for found in detector.run(batch):
-                scores.update(found.seen)
-            names = [file.name for file in left[first : first + size]]
-            unregistered += [name for name, one in zip(names, batch, strict=True) if one.homography is None]
+                scores.update(found.output)
+            if detector.technique.registered:
+                names = [file.name for file in left[first : first + size]]
+                scores.unregistered += [name for name, one in zip(names, batch, strict=True) if one.homography is None]
     settings = threshold_settings(config) | detector.made_from().settings
     made_from = replace(detector.made_from(), nominal=provenance.content(left), settings=settings)
     path = threshold_file.path_of(detector.run_folder, detector.name, detector.technique, folder.resolve().name)
     held_out = None if detector.ckpt.images is None else True
-    unregistered = unregistered if detector.technique.registered else []
-    print(_table(_save(path, config, detector.ckpt, scores, made_from, held_out, unregistered)))
+    print(_table(_save(path, config, detector.ckpt, scores, made_from, held_out)))
     return path
 
 
 def nominal_images(config: Config, ckpt: Checkpoint) -> tuple[list[TestSample], bool | None]:
-    """Nominal pictures to take thresholds from, and whether they are held out (False: trained on; None: not known).
+    """Nominal images to compute thresholds from, and whether they are held out (False: trained on; None: not known).
 
-    Pictures are told apart by content: renamed ones stay what they were.
+    Images are identified by content, so that renamed ones stay held out.
     """
     category = category_folder(Path(config.data.data_path), config.data.category)
     own, validation = list_nominal(category), list_validation(category)
@@ -104,23 +104,24 @@ def nominal_images(config: Config, ckpt: Checkpoint) -> tuple[list[TestSample], 
         if there.keys() & (trained | set(ckpt.images.held_out.values())):
             wanted = {name: digest for name, digest in ckpt.images.held_out.items() if digest not in trained}
             held_out = _found(there, wanted, ckpt)
-            if not held_out:  # nothing was, but images to hold out may have come since
+            if not held_out:  # nothing was held out, but validation images may have been added since
                 held_out = [file for file in validation if digests[file] not in trained]
-        else:  # weights of another dataset have seen none of these
+        else:  # weights of another dataset: trained on none of these
             held_out = files
-    pictures = [TestSample(file, False, name_in(file, category)) for file in sorted(held_out or own)]
-    return pictures, None if ckpt.images is None else bool(held_out)
+    samples = [TestSample(file, False, name_in(file, category)) for file in sorted(held_out or own)]
+    return samples, None if ckpt.images is None else bool(held_out)
 
 
 def _found(there: dict[str, Path], wanted: dict[str, str], ckpt: Checkpoint) -> list[Path]:
-    """Files by what tells them apart. wanted: names, for people, and the same."""
-    missing = [name for name, key in wanted.items() if key not in there]
+    """The wanted files. there: digest -> file. wanted: name -> digest."""
+    missing = [name for name, digest in wanted.items() if digest not in there]
     if missing:
-        more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
         raise UserError(
-            f"{missing[0]}{more}", f"held out when {ckpt.path} was trained, now missing", "restore it, or train anew"
+            f"{missing[0]}{and_n_more(missing)}",
+            f"held out when {ckpt.path} was trained, now missing",
+            "restore it, or train anew",
         )
-    return [there[key] for key in wanted.values()]
+    return [there[digest] for digest in wanted.values()]
 
 
 def provenance_of(
@@ -128,33 +129,40 @@ def provenance_of(
     ckpt_fingerprint: str,
     preprocessor: Preprocessor,
     technique: Technique,
-    pictures: Sequence[TestSample],
+    samples: Sequence[TestSample],
 ) -> Provenance:
-    """What thresholds are made from."""
+    """What thresholds are computed from."""
     settings = threshold_settings(config) | map_settings(config)
-    nominal = provenance.content([picture.path for picture in pictures])
-    return Provenance(weights=ckpt_fingerprint, nominal=nominal, settings=settings, **preprocessor.facts(technique))
+    nominal = provenance.content([sample.path for sample in samples])
+    return Provenance(
+        weights=ckpt_fingerprint, nominal=nominal, settings=settings, **preprocessor.provenance_fields(technique)
+    )
 
 
 class Scores:
-    """Scores of nominal pictures under a technique."""
+    """Scores of nominal images under a technique.
+
+    Attributes:
+        image_scores: of each image. unregistered: names of the images that could not be registered.
+    """
 
     def __init__(self, p: float, k: float, count: int, pixels: int):
         self._of_images, self.of_pixels = NominalScores(p, k, count), NominalScores(p, k, count * pixels)
         self.image_scores: list[float] = []
-        self._largest: list[float] = []  # of each picture's pixels
+        self.unregistered: list[str] = []
+        self._largest: list[float] = []  # pixel of each image
 
-    def update(self, seen: NetworkOutput) -> None:
-        """Take in one picture."""
-        score = image_score(seen.anomaly_map)
+    def update(self, output: NetworkOutput) -> None:
+        """Add an image."""
+        score = image_score(output.anomaly_map)
         self.image_scores.append(score)
         self._of_images.update(score)
-        counted = seen.anomaly_map if seen.valid is None else seen.anomaly_map[seen.valid]
+        counted = output.anomaly_map if output.valid is None else output.anomaly_map[output.valid]
         self.of_pixels.update(counted)
         self._largest.append(float(counted.max(initial=0)))
 
     def thresholds(self, max_false_alarms: float) -> dict[str, dict[str, float | None]]:
-        """`image` and `pixel`, each type -> threshold; None of conformal where pictures are too few."""
+        """`image` and `pixel`, each threshold kind -> value; conformal is None where there are too few images."""
         found = {"image": self._of_images.compute(), "pixel": self.of_pixels.compute()}
         for scope, scores in (("image", self.image_scores), ("pixel", self._largest)):
             limit = conformal(np.array(scores), max_false_alarms)
@@ -163,22 +171,21 @@ class Scores:
 
 
 def _false_positive_sentence(config: Config, kind: str, count: int, threshold: float | None) -> str:
-    """What an image threshold from held-out images promises, in a sentence."""
+    """The false-positive rate to expect of an image threshold, in a sentence."""
     limit = config.metrics.max_false_alarms
     if threshold is None:
         return (
-            f"never alarms: {count} pictures are too few to promise at most {limit:.3g} of false alarms, "
-            f"{images_needed(limit)} are needed"
+            f"no image is called anomalous: {count} images are too few for a false-positive rate of at most "
+            f"{limit:.3g}, {images_needed(limit)} are needed"
         )
     rate = false_positive_estimate(kind, count, config.metrics.p, config.metrics.k, limit)
-    words = (
-        f"about {_percent(rate.expected)} false alarms (90 % interval {_percent(rate.low)} to {_percent(rate.high)})"
-    )
+    words = f"false-positive rate about {_percent(rate.expected)} (90 % interval {_percent(rate.low)} to "
+    words += f"{_percent(rate.high)})"
     if kind == "k_sigma":
         words += " if scores were normally distributed"
     if kind == "conformal":
         words += f", on average at most {_percent(limit)} whatever the scores' distribution"
-    return words + ("; never alarms: no score is above 1" if threshold >= 1 else "")
+    return words + ("; no image is called anomalous: no score is above 1" if threshold >= 1 else "")
 
 
 def _percent(rate: float) -> str:
@@ -194,16 +201,16 @@ def compute_thresholds(
 ) -> list[dict[str, Any]]:
     """Compute and save the thresholds of techniques that share an input variant, in one pass; the files' content.
 
-    group: see `detect`; of others than the first there is none.
+    group: see `detect`; processes other than the first return nothing.
     """
-    pictures, is_held_out = nominal_images(config, ckpt)
+    samples, is_held_out = nominal_images(config, ckpt)
     if ckpt.images:
         copies = len(set(ckpt.images.held_out.values()) & set(ckpt.images.training.values()))
         if copies:
-            print(f"held-out pictures that are training pictures as well: {copies}; left out of thresholds")
-    dataset = preprocessor.dataset(pictures, techniques, group)
+            print(f"held-out images that are training images as well: {copies}; left out of thresholds")
+    dataset = preprocessor.dataset(samples, techniques, group)
     height, width = config.data.img_size
-    p, k, count = config.metrics.p, config.metrics.k, len(pictures)
+    p, k, count = config.metrics.p, config.metrics.k, len(samples)
     scores = [Scores(p, k, count, height * width) for _ in techniques]
     for result in detect(ckpt.model, dataset, config, "nominal images", group):
         for technique, own in zip(techniques, scores, strict=True):
@@ -212,10 +219,10 @@ def compute_thresholds(
         return []
     contents = []
     for technique, own in zip(techniques, scores, strict=True):
-        made_from = provenance_of(config, ckpt.fingerprint, preprocessor, technique, pictures)
-        unregistered = preprocessor.registration.unregistered(pictures) if technique.registered else []
+        made_from = provenance_of(config, ckpt.fingerprint, preprocessor, technique, samples)
+        own.unregistered = preprocessor.registration.unregistered(samples) if technique.registered else []
         path = threshold_file.path_of(config.run_folder, ckpt.name, technique)
-        contents.append(_save(path, config, ckpt, own, made_from, is_held_out, unregistered))
+        contents.append(_save(path, config, ckpt, own, made_from, is_held_out))
     return contents
 
 
@@ -226,31 +233,32 @@ def _save(
     scores: Scores,
     made_from: Provenance,
     is_held_out: bool | None,
-    unregistered: list[str],
 ) -> dict[str, Any]:
-    """Write a file of thresholds; its content."""
+    """Write a threshold file; its content."""
     count, settings, (height, width) = len(scores.image_scores), config.metrics, config.data.img_size
     try:
-        limits = scores.thresholds(settings.max_false_alarms)
+        thresholds = scores.thresholds(settings.max_false_alarms)
     except NoScoresError as error:
         key = f"masking.regions.{config.data.category}"
         raise UserError(key, error, "leave some of the image outside the regions") from error
-    promised = {kind: _false_positive_sentence(config, kind, count, value) for kind, value in limits["image"].items()}
+    sentences = {
+        kind: _false_positive_sentence(config, kind, count, value) for kind, value in thresholds["image"].items()
+    }
     content = {
         "provenance": made_from.to_json(),
         "checkpoint": ckpt.name,
         "checkpoint_file": ckpt.path.as_posix(),
         "pictures": count,
         "held_out": is_held_out,
-        "unregistered": unregistered,
+        "unregistered": scores.unregistered,
         "pixels_left_out": count * height * width - scores.of_pixels.count,
-        # Apart: None where there are too few pictures.
-        "conformal": {scope: found.pop("conformal") for scope, found in limits.items()},
-        **limits,
+        # Apart from the others: None where there are too few images.
+        "conformal": {scope: found.pop("conformal") for scope, found in thresholds.items()},
+        **thresholds,
         "p": settings.p,
         "k": settings.k,
         "max_false_alarms": settings.max_false_alarms,
-        "promises": promised,
+        "promises": sentences,
         "image_scores": scores.image_scores,
         "settings": config.model_dump(mode="json"),
     }
@@ -268,28 +276,25 @@ def _table(content: dict[str, Any]) -> str:
     names = {"max": "max", "p_quantile": f"p_quantile (p = {p:g})", "k_sigma": f"k_sigma (k = {k:g})"}
     rows = [("", "image", "pixel")]
     rows += [(name, content["image"][kind], content["pixel"][kind]) for kind, name in names.items()]
-    limits = [content["conformal"][scope] for scope in ("image", "pixel")]
+    values = [content["conformal"][scope] for scope in ("image", "pixel")]
     label = f"conformal ({content['max_false_alarms']:g})"
-    rows.append((label, *("none" if limit is None else limit for limit in limits)))
+    rows.append((label, *("none" if value is None else value for value in values)))
     head = [f"thresholds from {content['pictures']} {source}"]
     if content["unregistered"]:
-        head.append(f"{len(content['unregistered'])} of them could not be registered and are kept as they are")
+        head.append(f"{len(content['unregistered'])} of them could not be registered and stay unregistered")
     if content["pixels_left_out"]:
-        head.append(f"{content['pixels_left_out']:,} pixels are left out: masked, or without a source")
-    said = [f"{kind}: {words}" for kind, words in content["promises"].items()]
-    said.append(f"this holds for pictures taken like those held out; at least {images_needed(0.01)} are needed for 1 %")
+        head.append(f"{content['pixels_left_out']:,} pixels are left out: masked, or outside of the registered image")
+    lines = [f"{kind}: {sentence}" for kind, sentence in content["promises"].items()]
+    lines.append(f"valid for images taken like the held-out ones; 1 % needs at least {images_needed(0.01)} of them")
     if content["held_out"] is False:
-        said = ["thresholds from training images promise nothing"]
-    return "\n".join([*head, tables.number_table(rows, 22, 10), *said])
+        lines = ["the false-positive rates of thresholds from training images are not known"]
+    return "\n".join([*head, tables.number_table(rows, 22, 10), *lines])
 
 
 def load_thresholds(
     config: Config, ckpt: Checkpoint, preprocessor: Preprocessor, technique: Technique
-) -> dict[str, Any]:
+) -> NominalThresholds:
     """Thresholds that fit this checkpoint, image size and technique.
-
-    Returns:
-        as `threshold_file.read` gives them, and `nominal`, the content of the pictures that they come from.
 
     Raises:
         UserError: they are not computed yet, or belong to something else.
@@ -299,8 +304,8 @@ def load_thresholds(
         raise UserError(
             path, "no thresholds yet", f"{threshold_file.FIX_HINT}, or set metrics.threshold=false for `optimal` only"
         )
-    found, made_from = threshold_file.read(path)
+    found = threshold_file.read(path)
     now = provenance_of(config, ckpt.fingerprint, preprocessor, technique, nominal_images(config, ckpt)[0])
-    if changed := made_from.differences(now):
+    if changed := found.made_from.differences(now):
         raise UserError(path, f"out of date: {', '.join(changed)}", threshold_file.FIX_HINT)
-    return found | {"nominal": now.nominal}
+    return found

@@ -14,11 +14,12 @@ from runtime.device import worker_count, worker_errors
 from runtime.errors import UserError
 from runtime.files import remove_leftovers, run_lock
 from runtime.provenance import Provenance
-from training import loop
 from training.data import TrainingFiles, datasets, find_files, find_white_level, split
 from training.journal import Journal
+from training.loop import Trainer
 from training.state import (
     FOLDERS,
+    TrainingSource,
     TrainingState,
     changed_images,
     place_in,
@@ -38,7 +39,7 @@ def run(config: Config, settings_text: str, group: "ProcessGroup | None" = None)
     Args:
         config: the settings.
         settings_text: the same as YAML, kept in the run's folder.
-        group: the processes that train together, None for this one alone.
+        group: the processes that train together, None for one process.
 
     Returns:
         the last kept checkpoint.
@@ -46,7 +47,7 @@ def run(config: Config, settings_text: str, group: "ProcessGroup | None" = None)
     Raises:
         UserError: mistakes in settings or data, or another training in the run's folder.
         FloatingPointError: a loss or weight that is not finite.
-        Interrupted: told to stop.
+        Interrupted: by a signal.
     """
     if group and config.train.batch_size < group.count:
         raise UserError(
@@ -62,7 +63,9 @@ def run(config: Config, settings_text: str, group: "ProcessGroup | None" = None)
             state, files, place = _set_up(config, settings_text, group)
             samples = None
             if state.epoch < config.train.epochs:
-                samples = datasets(config, files, state.white_level, state.embedded_assets.get("reference"))
+                samples = datasets(
+                    config, files, state.source.white_level, state.source.embedded_assets.get("reference")
+                )
         if samples is None:
             return _trained_already(state)
         return _train(state, len(files.held_out), *samples, place)
@@ -71,7 +74,7 @@ def run(config: Config, settings_text: str, group: "ProcessGroup | None" = None)
 def _set_up(
     config: Config, settings_text: str, group: "ProcessGroup | None"
 ) -> tuple[TrainingState, TrainingFiles, str | None]:
-    """State to train from, what it is made of, and where a kept one was saved, in words."""
+    """The state to train from, its files, and the place where a kept state was saved, in words."""
     notes = DatasetNotes()
     found = find_files(config, notes)
     for line in notes.lines():
@@ -81,7 +84,8 @@ def _set_up(
     files = split(config, found, TrainingImages(**kept["images"]) if kept else None)
     white_level = find_white_level(config, files.nominal, kept)
     embedded = embed_assets(with_white_level(config, white_level), (kept or {}).get("embedded_assets"))
-    state = TrainingState(config, settings_text, made_from, files.digests(), white_level, embedded, group)
+    source = TrainingSource(made_from, files.digests(), white_level, embedded)
+    state = TrainingState(config, settings_text, source, group)
     if kept:
         state.resume(kept)
         _print_changes(config.run_folder / "last.pt", kept, state)
@@ -89,20 +93,20 @@ def _set_up(
 
 
 def _print_changes(path: Path, kept: dict[str, Any], state: TrainingState) -> None:
-    """Which pictures are others than those that a state was trained on: no reason against going on, but to be known."""
-    if changed := changed_images(TrainingImages(**kept["images"]), state.images):
-        print(f"pictures of train/good have changed since {path} was saved: {changed}")
-    there, now = provenance_of(path, kept), state.made_from
+    """Print which images have changed since a state was saved: training resumes, but the user should know."""
+    if changed := changed_images(TrainingImages(**kept["images"]), state.source.images):
+        print(f"images of train/good have changed since {path} was saved: {changed}")
+    there, now = provenance_of(path, kept), state.source.made_from
     for changed in Provenance(textures=there.textures).differences(Provenance(textures=now.textures)):
         print(f"since {path} was saved {changed}")
-    for key in FOLDERS:  # others are no way to go on, see `read_last`
+    for key in FOLDERS:  # other settings are refused by `read_last`
         if there.settings[key] != now.settings[key]:
-            print(f"{key} was {there.settings[key]}, is now {now.settings[key]}: the same pictures")
+            print(f"{key} was {there.settings[key]}, is now {now.settings[key]}: the same images")
 
 
 def _trained_already(state: TrainingState) -> Path:
     folder, done = state.config.run_folder, state.epoch
-    print(f"{folder}: already trained for {done} epochs; a larger train.epochs goes on, train.resume=never starts anew")
+    print(f"{folder}: already trained for {done} epochs; raise train.epochs to resume, or set train.resume=never")
     last = checkpoint.epoch_path(folder, state.config.train.epochs)
     return next(path for path in (last, checkpoint.epoch_path(folder, done), folder / "last.pt") if path.is_file())
 
@@ -114,7 +118,11 @@ def _train(
     validation: SyntheticSamples | None,
     place: str | None,
 ) -> Path:
-    """Train from the state on. held_out: number of images. place: where the state was saved, None for a new one."""
+    """Train from the state on.
+
+    Args:
+        held_out: number of images. place: where the state was saved, in words; None for a new one.
+    """
     config, done, group = state.config, state.epoch, state.group
     folder, total = config.run_folder, config.train.epochs
     state.find_earlier()
@@ -125,14 +133,14 @@ def _train(
         f"{state.precision}{together}"
     )
     if place:
-        print(f"going on after {place}, which {folder / 'last.pt'} was saved at")
+        print(f"resuming after {place}, where {folder / 'last.pt'} was saved")
     workers = worker_count(config.data.num_workers, state.device)
     share = {"share": group.share} if group else {}
     loader = train_loader(dataset, config.train.batch_size, workers, state.device.type == "cuda", **share)
     model = group.wrap_ddp(state.model) if group else state.model
-    # CUDA graphs cannot hold what processes exchange.
+    # CUDA graphs cannot contain the communication of processes.
     compiled = "off" if group and config.train.compile == "auto" else config.train.compile
     network = networks.for_training(model, compiled, state.device, (total - done) * len(loader))
     with worker_errors(), Journal(config, done) if state.writes else nullcontext() as journal:
-        loop.train(network, loader, validation, state, journal, config)
+        Trainer(network, loader, validation, state, journal).train()
     return checkpoint.epoch_path(folder, total)

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Thread
 from typing import BinaryIO, NamedTuple
@@ -27,14 +28,14 @@ from training.data import find_files, split
 from training.state import changed_images, changed_settings, provenance_of, training_provenance
 
 MAIN = Path(__file__).resolve().parent.parent / "main.py"
-STATUSES = {signals.INTERRUPTED: signal.SIGINT, signals.TERMINATED: signal.SIGTERM}  # of one told to stop
-POLL_SECONDS = 0.5  # seconds between two looks at a process
-TEMPLATE = "train_all.yaml"  # in a run's folder: what it was started from
+STATUSES = {signals.INTERRUPTED: signal.SIGINT, signals.TERMINATED: signal.SIGTERM}  # of an interrupted process
+POLL_SECONDS = 0.5  # between two checks of a process
+TEMPLATE = "train_all.yaml"  # in a run's folder: the settings that it was started with
 TIMES_HEAD = f"{'category':24}{'seconds':>10}{'h:m:s':>12}{'epochs':>8}  device\n"
 
 
 class Trained(NamedTuple):
-    """What came of a training. error: in a line, None where there was none."""
+    """The result of a training. error: in one line, None for none. epochs: that it has added."""
 
     error: str | None
     seconds: int
@@ -42,59 +43,82 @@ class Trained(NamedTuple):
     device: str
 
 
-def run(
-    config: Config,
-    settings: Path,
-    categories: Sequence[str] | None,
-    updates_settings: bool,
-    is_forced: bool,
-    seeds: Sequence[int] | None = None,
-    ray: Options | None = None,
-) -> int:
-    """Train what is not complete and say how long it took; the number of failures.
+@dataclass(frozen=True)
+class Selection:
+    """What to train.
+
+    Attributes:
+        categories: names; None for all of the dataset.
+        seeds: train each category with each of them, in runs of their own; None for the seed of the settings.
+        is_forced: train complete ones anew. updates_settings: set data.category in the settings file.
+    """
+
+    categories: Sequence[str] | None = None
+    seeds: Sequence[int] | None = None
+    is_forced: bool = False
+    updates_settings: bool = False
+
+
+@dataclass
+class Batch:
+    """Trainings, and what became of them.
+
+    Attributes:
+        settings: file that they come from. jobs: label -> settings of a training.
+        failed: label -> error, in one line. skipped: labels of those that are already complete.
+    """
+
+    settings: Path
+    selection: Selection
+    jobs: dict[str, Config]
+    failed: dict[str, str] = field(default_factory=dict)
+    skipped: list[str] = field(default_factory=list)
+
+    def is_anew(self, own: Config) -> bool:
+        """Whether a training starts from the first epoch, whatever its folder holds."""
+        return self.selection.is_forced or own.train.resume == "never"
+
+
+def run(config: Config, settings: Path, selection: Selection, ray: Options | None = None) -> int:
+    """Train what is not complete and write how long it took; the number of failures.
 
     Args:
-        settings: file that `config` comes from. categories: names; None: all of the dataset.
-        updates_settings: set data.category in that file. is_forced: train anew what is complete.
-        seeds: train each category with each of them, in runs of their own; None: as the settings say.
+        settings: file that `config` comes from.
         ray: where and how to run all at once; None: here, one after the other.
     """
-    names = chosen_categories(Path(config.data.data_path), categories)
+    names, seeds = chosen_categories(Path(config.data.data_path), selection.categories), selection.seeds
     for seed in seeds or ():
         if not 0 <= seed < 2**32:
             raise UserError(f"--seeds {seed}", "out of range", f"set numbers from 0 to {2**32 - 1}")
     if not ray:
-        select_device(config.train.device)  # a mistake there is told once
+        select_device(config.train.device)  # a wrong device is reported once, not by each training
     jobs = {}
     for name in names:
         for seed in seeds or [None]:
             label = name if seed is None else f"{name}, seed {seed}"
             jobs[label] = with_category(config if seed is None else with_seed(config, seed), name)
-    failed: dict[str, str] = {}
-    skipped: list[str] = []
+    batch = Batch(settings, selection, jobs)
     times = Path(config.data.checkpoint_path) / "training_times.txt"
-    run_jobs = _run_here(jobs, settings, updates_settings, is_forced, failed, skipped)
-    if ray:
-        run_jobs = _run_on_ray(config, jobs, settings, is_forced, failed, skipped, ray)
-    for label, (trained, node) in run_jobs:
+    for label, (trained, node) in _run_on_ray(batch, config, ray) if ray else _run_here(batch):
         if trained.error is not None:
-            failed[label] = trained.error
-        elif trained.epochs <= 0:  # main.py found nothing to do
-            skipped.append(label)
+            batch.failed[label] = trained.error
+        elif trained.epochs <= 0:  # main.py found it complete
+            batch.skipped.append(label)
         else:
             clock = f"{trained.seconds // 3600}:{trained.seconds // 60 % 60:02}:{trained.seconds % 60:02}"
             line = f"{label:24}{trained.seconds:>10}{clock:>12}{trained.epochs:>8}  {trained.device:8}  {node}"
             _append(times, line.rstrip() + "\n")
-    done = [label for label in jobs if label not in failed and label not in skipped]
-    print(f"trained: {', '.join(done) or '-'}" + (f"; complete already: {', '.join(skipped)}" if skipped else ""))
-    for label, error in failed.items():
+    done = [label for label in jobs if label not in batch.failed and label not in batch.skipped]
+    complete = f"; already complete: {', '.join(batch.skipped)}" if batch.skipped else ""
+    print(f"trained: {', '.join(done) or '-'}{complete}")
+    for label, error in batch.failed.items():
         print(f"failed: {label}: {error}")
     print(f"training times: {times}")
-    return len(failed)
+    return len(batch.failed)
 
 
 def _append(path: Path, line: str) -> None:
-    """To the table of times, which other batches may add to as well: an array job has one for each category."""
+    """Add a line to the table of times, under a lock: in an array job each category is a batch of its own."""
     with FileLock(path.with_name(f".{path.name}.lock")):
         kept = path.read_text(encoding="utf-8") if path.is_file() else TIMES_HEAD
         write_text(path, kept + line)
@@ -105,74 +129,54 @@ def with_seed(config: Config, seed: int) -> Config:
     return config.with_values({"data.run_name": f"{config.data.run_name}_seed{seed}", "train.seed": seed})
 
 
-def _prepare(
-    label: str, own: Config, settings: Path, is_forced: bool, failed: dict[str, str], skipped: list[str]
-) -> bool:
-    """Whether a training is to be done; then what it is started from is in its folder."""
+def _prepare(batch: Batch, label: str) -> bool:
+    """Whether a training is to be run; then its settings are in its folder."""
+    own = batch.jobs[label]
     try:
-        if not _is_anew(own, is_forced) and _is_complete(own):
-            skipped.append(label)
+        if not batch.is_anew(own) and _is_complete(own):
+            batch.skipped.append(label)
             return False
-        write_text(own.run_folder / TEMPLATE, settings_text(settings, own))
-    except Exception as problem:  # one category's failure is recorded and costs no other
-        failed[label] = format_error(problem)
-    return label not in failed
+        write_text(own.run_folder / TEMPLATE, settings_text(batch.settings, own))
+    except Exception as problem:  # the failure of one category does not stop the others
+        batch.failed[label] = format_error(problem)
+    return label not in batch.failed
 
 
-def _is_anew(own: Config, is_forced: bool) -> bool:
-    return is_forced or own.train.resume == "never"
-
-
-def _run_here(
-    jobs: dict[str, Config],
-    settings: Path,
-    updates_settings: bool,
-    is_forced: bool,
-    failed: dict[str, str],
-    skipped: list[str],
-) -> Iterator[tuple[str, tuple[Trained, str]]]:
-    for label in (bar := tqdm(jobs, "categories", unit="category")):
+def _run_here(batch: Batch) -> Iterator[tuple[str, tuple[Trained, str]]]:
+    for label in (bar := tqdm(batch.jobs, "categories", unit="category")):
         bar.set_postfix_str(label)
-        own = jobs[label]
-        if not _prepare(label, own, settings, is_forced, failed, skipped):
+        if not _prepare(batch, label):
             continue
+        own, settings = batch.jobs[label], batch.settings
         try:
-            if updates_settings:
+            if batch.selection.updates_settings:
                 write_text(settings, edit_config(settings, {"data.category": own.data.category}))
-            yield label, (train_job(own, _is_anew(own, is_forced)), "")
+            yield label, (train_job(own, batch.is_anew(own)), "")
         except Exception as problem:
-            failed[label] = format_error(problem)
+            batch.failed[label] = format_error(problem)
 
 
-def _run_on_ray(
-    config: Config,
-    jobs: dict[str, Config],
-    settings: Path,
-    is_forced: bool,
-    failed: dict[str, str],
-    skipped: list[str],
-    options: Options,
-) -> Iterator[tuple[str, tuple[Trained, str]]]:
+def _run_on_ray(batch: Batch, config: Config, options: Options) -> Iterator[tuple[str, tuple[Trained, str]]]:
     data = config.data
     with (
         run_lock(Path(data.checkpoint_path) / f".batch_{data.run_name}"),
         ray_jobs.connected(options) as ray,
     ):
         left = {
-            label: (own, _is_anew(own, is_forced), _epochs_done(own))
-            for label, own in jobs.items()
-            if _prepare(label, own, settings, is_forced, failed, skipped)
+            label: (own, batch.is_anew(own), _epochs_done(own))
+            for label, own in batch.jobs.items()
+            if _prepare(batch, label)
         }
         folders = [Path(folder) for folder in (data.data_path, data.checkpoint_path, data.anomaly_source_path)]
         for label, outcome in ray.run(_train_on_ray, left, folders):
             if outcome.error is not None:
-                failed[label] = outcome.error
+                batch.failed[label] = outcome.error
             else:
                 yield label, (outcome.value, outcome.node)
 
 
 def _train_on_ray(own: Config, is_anew: bool, before: int) -> Trained:
-    """before: epochs that were done when the batch began; of a job that runs again more are done by now."""
+    """before: epochs done when the batch began; by now a job that runs again has done more."""
     trained = train_job(own, is_anew, dies_with_parent=True)
     if trained.error is not None:
         raise UserError.from_text(trained.error)
@@ -180,12 +184,14 @@ def _train_on_ray(own: Config, is_anew: bool, before: int) -> Trained:
 
 
 def train_job(own: Config, is_anew: bool, dies_with_parent: bool = False) -> Trained:
-    """Train in a process of its own, from what `_prepare` has written. dies_with_parent: on Ray, whose processes end
-    with their node."""
+    """Train in a process of its own, with the settings that `_prepare` has written.
+
+    dies_with_parent: for Ray, whose processes must end with their node.
+    """
     template, last = own.run_folder / TEMPLATE, own.run_folder / "last.pt"
-    # A job that runs again, as its node has died, goes on from what it has saved.
-    goes_on = last.is_file() and last.stat().st_mtime_ns > template.stat().st_mtime_ns
-    resume = None if not is_anew else "auto" if goes_on else "never"
+    # A job that runs again because its node has died resumes.
+    resumes = last.is_file() and last.stat().st_mtime_ns > template.stat().st_mtime_ns
+    resume = None if not is_anew else "auto" if resumes else "never"
     start, before = time.perf_counter(), 0 if resume == "never" else _epochs_done(own)
     error = _train(template, resume, dies_with_parent)
     seconds, epochs = round(time.perf_counter() - start), _epochs_done(own) - before
@@ -193,11 +199,11 @@ def train_job(own: Config, is_anew: bool, dies_with_parent: bool = False) -> Tra
 
 
 def _is_complete(config: Config) -> bool:
-    """Whether all epochs are done; UserError where they were done with settings that give other weights."""
+    """Whether all epochs are done; UserError where the weights are of other settings."""
     run, last = config.run_folder, epoch_path(config.run_folder, config.train.epochs)
     if not last.is_file():
         return False
-    content = checkpoint.read(last, only_facts=True)
+    content = checkpoint.read(last, only_metadata=True)
     found = find_files(config)
     now = training_provenance(config, found.nominal + found.validation, found.textures)
     if changed := changed_settings(provenance_of(last, content), now):
@@ -208,7 +214,7 @@ def _is_complete(config: Config) -> bool:
         )
     images = TrainingImages(**content["images"])
     if changed := changed_images(images, split(config, found, images).digests()):
-        print(f"{config.data.category}: complete, but pictures of train/good have changed since: {changed}")
+        print(f"{config.data.category}: complete, but images of train/good have changed since: {changed}")
     return True
 
 
@@ -221,9 +227,9 @@ def _epochs_done(config: Config) -> int:
 
 
 def _train(settings: Path, resume: str | None, dies_with_parent: bool) -> str | None:
-    """Train in a process of its own; what went wrong, or None. Its messages are passed on.
+    """Train in a process of its own; its error message, or None. Its standard error is passed on.
 
-    resume: in place of the settings' train.resume, None for that.
+    resume: replaces train.resume of the settings; None to keep it.
     """
     command = [sys.executable, str(MAIN), "--train", "True", "--config", str(settings)]
     if resume:
@@ -235,31 +241,29 @@ def _train(settings: Path, resume: str | None, dies_with_parent: bool) -> str | 
         stopped = None
         while process.poll() is None:
             try:
-                process.wait(POLL_SECONDS)  # not for long: Ray's way to cancel a task interrupts no call
+                process.wait(POLL_SECONDS)  # a short wait: Ray cancels a task between calls only
             except subprocess.TimeoutExpired:
                 pass
-            except KeyboardInterrupt as error:  # it saves its state and ends
-                stopped = (
-                    error if isinstance(error, Interrupted) else Interrupted(signal.SIGINT)
-                )  # that of a task on Ray
-                signals.ask(process)
+            except KeyboardInterrupt as error:  # on Ray a plain one
+                stopped = error if isinstance(error, Interrupted) else Interrupted(signal.SIGINT)
+                signals.ask(process)  # it saves its state and ends
         passing.join()
     if stopped or process.returncode in STATUSES:
         number = stopped.number if stopped else STATUSES[process.returncode]
         how = "the same command without --force and train.resume=never" if resume else "the same command"
-        raise Interrupted(number, f"stopped; what is trained stays, and {how} goes on from there")
+        raise Interrupted(number, f"interrupted; the finished epochs are saved, and {how} resumes")
     if process.returncode == 0:
         return None
-    said = tail.decode("utf-8", "replace").splitlines()
-    lines = [line.strip() for line in said if line.strip() and "|" not in line]
+    output = tail.decode("utf-8", "replace").splitlines()
+    lines = [line.strip() for line in output if line.strip() and "|" not in line]
     first = next((i for i, line in enumerate(lines) if line.startswith("error: ")), len(lines) - 1)
     if process.returncode < 0:
-        return f"its process was ended by signal {-process.returncode}, often for want of memory"
+        return f"its process was killed by signal {-process.returncode}, often for lack of memory"
     return " ".join(lines[first:]).removeprefix("error: ") or f"exit status {process.returncode}"
 
 
 def _pass_on(stream: BinaryIO, tail: bytearray) -> None:
-    """What a process says, to this one's own standard error; the end of it is kept."""
+    """Pass on the standard error of a process; the end of it is kept in `tail`."""
     while chunk := stream.read1(65536):
         sys.stderr.buffer.write(chunk)
         sys.stderr.buffer.flush()

@@ -1,4 +1,4 @@
-"""The watch mode: judges pictures as they come into a folder."""
+"""The watch mode: inference on images as they come into a folder."""
 
 import os
 import sqlite3
@@ -18,31 +18,33 @@ from watchdog.observers.api import BaseObserver
 
 from config import Config
 from data.folders import IMAGE_SUFFIXES, NOT_UTF8, RENAME, as_utf8, entries_below, is_visible_folder
-from engine.predict import made_with, notes_of, title_of, usual_folder
-from inference import checkpoint
+from engine.predict import default_folder, made_with, notes_of, title_of
 from inference.detector import Detector
 from reporting.predictions import Predictions, row, row_of_error
 from runtime.errors import UserError, format_error
 from runtime.signals import Interrupted
 
-SETTLE_SECONDS = 0.15  # seconds that a picture must not have changed for: then it is written completely
-RETRY_SECONDS = 5.0  # seconds that one which cannot be read is tried again for: its writer may have paused
-POLL_SECONDS = 0.03  # seconds between two looks at what is about to come
-LISTING_SHARE = 0.05  # of the time that listing the folder may take
-LISTING_CHUNK = 500  # entries listed in one go: 300,000 pictures of a month must not make a new one wait
-MOST_WAITING = 1000  # pictures found by listing that wait to be judged
+SETTLE_SECONDS = 0.15  # a file that has not changed for this long counts as completely written
+RETRY_SECONDS = 5.0  # a file that cannot be read is tried again for this long: its writer may have paused
+POLL_SECONDS = 0.03  # between two checks of the files that wait
+LISTING_SHARE = 0.05  # largest share of the time spent on listing the folder
+LISTING_CHUNK = 500  # entries listed at a time, so that a new image does not wait for a listing of 300,000 old ones
+MOST_WAITING = 1000  # waiting images at which listing pauses
 DONE_FILE = "done.sqlite"
 
 
 class State(NamedTuple):
-    """What tells one version of a file from another."""
+    """The state of a file, which changes when it is written."""
 
     size: int
     time: int  # nanoseconds
 
 
 class Done:
-    """What has been judged, on the disk: memory does not grow with it."""
+    """The record of processed files, on disk, so that memory does not grow.
+
+    Apart from predictions.csv, which users may rotate or delete.
+    """
 
     def __init__(self, path: Path):
         self._base = sqlite3.connect(path)
@@ -54,7 +56,7 @@ class Done:
         return found == item[1]
 
     def knows(self, path: str) -> bool:
-        """Whether any version of a file has been judged."""
+        """Whether any state of a file has been processed."""
         return self._base.execute("SELECT 1 FROM done WHERE path = ?", (path,)).fetchone() is not None
 
     def add(self, path: str, state: State) -> None:
@@ -66,20 +68,23 @@ class Done:
 
 
 class Arrivals(FileSystemEventHandler):
-    """Paths of pictures that the system has told about."""
+    """Paths of files that the file system has reported as changed."""
 
     def __init__(self):
         self.queue: SimpleQueue[str] = SimpleQueue()
 
     def on_any_event(self, event: FileSystemEvent) -> None:
-        """Note where something was written, or moved to; opening and reading are of no interest."""
+        """Note a path that was written or moved to; opening and reading do not matter."""
         if event.event_type in ("created", "modified", "moved", "closed") and not event.is_directory:
             self.queue.put(os.fsdecode(event.dest_path or event.src_path))
 
 
 class Folder:
-    """Pictures of a folder, at any depth, as they come: told by the system, and found by listing now and then, since
-    what others write to a network drive is not told."""
+    """The images of a folder, at any depth, as they come.
+
+    They are reported by the file system, and found by listing the folder from time to time, since changes by other
+    machines on a network drive are not reported.
+    """
 
     def __init__(self, folder: Path):
         self.folder, self._arrivals, self._observer = folder, Arrivals(), None
@@ -87,19 +92,18 @@ class Folder:
         self._next_listing, self._taken, self._is_listed, self._is_gone = 0.0, 0.0, False, False
 
     def new(self, lists: bool = True) -> Iterator[str]:
-        """Paths that may be new; those that were there before come first. A folder that has vanished is waited for, and
-        said once.
+        """Paths that may be new; existing files come first. A missing folder is reported once, and waited for.
 
-        lists: go on with listing the folder, besides what the system has told.
+        lists: also continue the listing of the folder.
         """
         if not self.folder.is_dir():
             if not self._is_gone:
-                print(f"{self.folder}: gone; waiting for it to come back", flush=True)
+                print(f"{self.folder}: no longer exists; waiting for it", flush=True)
             self._is_gone = True
             self.stop()
             return
         if self._is_gone:
-            print(f"{self.folder}: back", flush=True)
+            print(f"{self.folder}: exists again", flush=True)
             self._is_gone, self._listing, self._next_listing = False, None, 0.0
         self._observer = self._observer or self._start()
         if self._is_listed:
@@ -112,13 +116,13 @@ class Folder:
             yield from self._list_some()
 
     def _list_some(self) -> Iterator[str]:
-        """The next entries of the listing."""
+        """The next chunk of the listing."""
         start = time.monotonic()
         self._listing = self._listing or (entry.path for entry in entries_below(self.folder, skips_errors=True))
         found = list(islice(self._listing, LISTING_CHUNK))
         yield from (path for path in found if is_image(os.path.basename(path)))
         self._taken += time.monotonic() - start
-        if len(found) < LISTING_CHUNK:  # its end
+        if len(found) < LISTING_CHUNK:  # the end of the listing
             self._next_listing = time.monotonic() + max(self._taken / LISTING_SHARE, POLL_SECONDS)
             self._listing, self._taken, self._is_listed = None, 0.0, True
 
@@ -127,46 +131,46 @@ class Folder:
         try:
             observer.schedule(self._arrivals, str(self.folder), recursive=True)
             observer.start()
-        except OSError:  # too many watches, or a file system that has none: listing finds all as well
+        except OSError:  # too many watches, or a file system without them: listing alone finds all files
             return None
         return observer
 
     def stop(self) -> None:
-        """End what the system tells."""
+        """Stop the reports of the file system."""
         if self._observer:
             self._observer.stop()
         self._observer = None
 
 
 def is_image(path: str) -> bool:
-    """Whether a path within the folder is that of a visible picture."""
+    """Whether a path within the folder is that of a visible image."""
     *folders, name = path.split(os.sep)
     is_visible = not name.startswith(".") and all(map(is_visible_folder, folders))
     return is_visible and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
 
 
 def run(config: Config, folder: Path, output: Path | None = None) -> Path:
-    """Judge the pictures of a folder and those that come, until interrupted or told to stop.
+    """Run inference on the images of a folder, and on new ones, until interrupted.
 
     Args:
-        output: folder to write to, None for the usual one.
+        output: folder to write to, None for the default one.
 
     Returns:
         the folder of predictions.
 
     Raises:
-        UserError: no folder, no checkpoint, settings that contradict it, predictions of another one.
+        UserError: no folder, no checkpoint, settings that contradict it, or predictions of another checkpoint.
     """
     if not folder.is_dir():
         raise UserError(f"--watch {folder}", "not a folder", "name the folder that images are written to")
-    config, weights = checkpoint.for_new_images(config)
-    detector = Detector.of(config, weights)
+    detector = Detector.for_new_images(config)
     for line in notes_of(detector):
         print(line)
-    written = output or usual_folder(detector, folder)
+    written = output or default_folder(detector, folder)
     if written.resolve().is_relative_to(folder.resolve()):
         raise UserError(written, "lies in the folder that is watched", "name another with --output")
-    predictions = Predictions(written, detector.limits, made_with(detector), config.metrics.visualisation, keep=True)
+    wanted = detector.config.metrics.visualisation
+    predictions = Predictions(written, detector.thresholds, made_with(detector), wanted, keep=True)
     counts: Counter[str] = Counter()
     source = Folder(folder)
     try:
@@ -175,27 +179,27 @@ def run(config: Config, folder: Path, output: Path | None = None) -> Path:
             print(f"watching {folder}, writing to {written}; Ctrl-C ends it", flush=True)
             _watch(source, detector, predictions, done, counts)
     except Interrupted:
-        print(", ".join(f"{count} {verdict}" for verdict, count in sorted(counts.items())) or "no picture came")
-        predictions.write_report(title_of(detector, folder), partial(_label, folder), detector.thresholds)
+        print(", ".join(f"{count} {verdict}" for verdict, count in sorted(counts.items())) or "no image came")
+        predictions.write_report(title_of(detector, folder), partial(_label, folder), detector.all_thresholds)
     finally:
         source.stop()
     return written
 
 
 def _catch_up(predictions: Predictions, done: Done) -> None:
-    """A kill can come between a row and the note that it is done."""
+    """Note the last rows as done: a kill can come between a row and its note."""
     for path in predictions.last_paths():
         if not done.knows(path) and (state := state_of(path)):
             done.add(path, state)
 
 
 def _label(folder: Path, path: str) -> str:
-    """A picture's path within the folder, as its map and panel have it."""
+    """An image's path within the folder, which its map and panel have too."""
     return Path(os.path.relpath(path, folder)).as_posix()
 
 
 def state_of(path: str) -> State | None:
-    """Of a file, None where there is none."""
+    """The state of a file, None where there is no file."""
     try:
         found = os.stat(path)
     except OSError:
@@ -204,7 +208,7 @@ def state_of(path: str) -> State | None:
 
 
 def _watch(source: Folder, detector: Detector, predictions: Predictions, done: Done, counts: Counter[str]) -> None:
-    waiting: dict[str, tuple[State, float, float]] = {}  # state, since when it is so, since when it is waited for
+    waiting: dict[str, tuple[State, float, float]] = {}  # path -> state, time of its last change, time of the first
     while True:
         now = time.monotonic()
         for path in source.new(lists=len(waiting) < MOST_WAITING):
@@ -229,7 +233,7 @@ def _watch(source: Folder, detector: Detector, predictions: Predictions, done: D
 
 
 def _infer(path: str, folder: Path, detector: Detector, predictions: Predictions, is_last: bool) -> str | None:
-    """Judge a picture and write what is found; the line about it, None where it cannot be read and may be yet."""
+    """Run inference on an image and write its results; the line to print, None where it has to be tried again."""
     start = time.perf_counter()
     if as_utf8(path) != path:
         error = str(UserError(as_utf8(path), NOT_UTF8, RENAME))
@@ -244,5 +248,5 @@ def _infer(path: str, folder: Path, detector: Detector, predictions: Predictions
         return f"failed {format_error(error)}"
     predictions.draw(_label(folder, path), found, predictions.wants_panel(found))
     seconds = time.perf_counter() - start
-    predictions.write([row(path, found, detector.limits, seconds)])
+    predictions.write([row(path, found, detector.thresholds, seconds)])
     return f"{found.verdict or 'scored'} {found.score:.4f} {path} {1000 * seconds:.0f} ms"

@@ -13,8 +13,22 @@ COMPARED_KINDS = ("max", "p_quantile", "k_sigma", "optimal")  # that evaluate_ch
 SIGNIFICANCE = 0.01  # probability below which two sets of scores count as different
 
 
+class Thresholds(NamedTuple):
+    """Thresholds of one kind: what lies above them is anomalous.
+
+    Attributes:
+        kind: one of KINDS.
+        image: of image scores. pixel: of anomaly maps. Infinite where nothing is to be called anomalous, None where
+            undefined.
+    """
+
+    kind: str
+    image: float | None
+    pixel: float | None
+
+
 class NoScoresError(ValueError):
-    """Thresholds were asked for, but no score came."""
+    """Thresholds were asked for, but there is no score."""
 
 
 class NominalScores:

@@ -53,7 +53,7 @@ class Checkpoint:
     """A trained model and where it comes from.
 
     Attributes:
-        model: None where only the rest was read, see `load_facts`.
+        model: None where only the rest was read, see `load_metadata`.
         name: what results call it: the epoch, or the stem of a file of other programs; with the fingerprint behind it
             where the weights are not this run's.
         fingerprint: of the weights; empty without them.
@@ -101,13 +101,13 @@ class Checkpoint:
         return found
 
 
-def read(path: Path, only_facts: bool = False) -> dict[str, Any]:
+def read(path: Path, only_metadata: bool = False) -> dict[str, Any]:
     """Content of a checkpoint file, on the CPU; only tensors and plain values are unpickled.
 
-    only_facts: weights are not read; they must not be used, as the file can be replaced meanwhile.
+    only_metadata: weights are not read; they must not be used, as the file can be replaced meanwhile.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=only_facts)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=only_metadata)
     except pickle.UnpicklingError as error:
         raise UserError(
             path, "refused: damaged, or with pickled code in it", "use a checkpoint that holds tensors only"
@@ -150,7 +150,7 @@ def saved_epochs(run: Path) -> list[int]:
 def epoch_of(path: Path) -> int:
     """Epoch of a checkpoint of this program; of epoch_*.pt by name alone."""
     named = re.fullmatch(r"epoch_(\d+)", path.stem)
-    return int(named[1]) if named else read(path, only_facts=True)["epoch"]
+    return int(named[1]) if named else read(path, only_metadata=True)["epoch"]
 
 
 def find(config: Config, load_epoch: int | str) -> Path:
@@ -192,9 +192,9 @@ def load(config: Config, load_epoch: int | str | None = None) -> Checkpoint:
     else:
         weights = content["model"]
     model = DRAEM(config.model.base_width, config.model.base_channels)
-    facts = _facts(path, content)
+    metadata = _metadata(path, content)
     check_widths(path, weights, config)
-    _check_fit(path, facts["settings"], config)
+    _check_fit(path, metadata["settings"], config)
     try:
         model.load_state_dict(weights)
         own = fingerprint(weights)
@@ -203,7 +203,7 @@ def load(config: Config, load_epoch: int | str | None = None) -> Checkpoint:
             path, "its weights are not those of a DRAEM model", "set data.load_epoch to another checkpoint"
         ) from error
     name = _name(config, path, content["epoch"], own) if content else path.stem
-    return Checkpoint(model, name, path, own, **facts)
+    return Checkpoint(model, name, path, own, **metadata)
 
 
 def check_widths(path: Path, weights: dict[str, Tensor], config: Config) -> None:
@@ -250,21 +250,21 @@ def _second_of_pair(path: Path) -> Path:
     return path.with_name(re.sub(first, second, path.stem) + path.suffix)
 
 
-def load_facts(path: Path) -> Checkpoint:
+def load_metadata(path: Path) -> Checkpoint:
     """A checkpoint without its weights, which stay on the disk: model None, fingerprint empty."""
     if path.suffix in PAIRS:
         return Checkpoint(None, path.stem, path, "")
-    return _facts_of(path, file_state(path))
+    return _metadata_of(path, file_state(path))
 
 
 @cache
-def _facts_of(path: Path, _: tuple) -> Checkpoint:
+def _metadata_of(path: Path, _: tuple) -> Checkpoint:
     """Read once for each state of the file: a batch asks for them with every result."""
-    content = read(path, only_facts=True)
-    return Checkpoint(None, str(content["epoch"]), path, "", **_facts(path, content))
+    content = read(path, only_metadata=True)
+    return Checkpoint(None, str(content["epoch"]), path, "", **_metadata(path, content))
 
 
-def _facts(path: Path, content: dict[str, Any]) -> dict[str, Any]:
+def _metadata(path: Path, content: dict[str, Any]) -> dict[str, Any]:
     """The fields of a Checkpoint besides its weights; empty `content`: of another program."""
     if not content:
         return {"settings": None}
@@ -302,7 +302,7 @@ def for_new_images(config: Config) -> tuple[Config, Path]:
     """The settings for inference on images from anywhere, and the checkpoint that they name: what it was trained with
     counts, but for what the user has set."""
     path = find(config, config.data.load_epoch)
-    trained = load_facts(path).settings
+    trained = load_metadata(path).settings
     return (with_checkpoint_settings(config, trained, path) if trained else config), path
 
 

@@ -1,9 +1,9 @@
-"""The Python entrance: pictures in; scores, verdicts, anomaly maps and outlined regions out."""
+"""The Python entrance: images in; scores, verdicts, anomaly maps and outlined regions out."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ import torch
 from config import Config, map_settings, with_white_level
 from data.image_io import resize
 from evaluation.metrics import Region, image_score, regions
-from evaluation.thresholds import MANUAL, relative
+from evaluation.thresholds import MANUAL, Thresholds, relative
 from inference import checkpoint, threshold_file
 from inference.checkpoint import Checkpoint
 from inference.detect import NetworkOutput, Networks
@@ -20,26 +20,18 @@ from runtime.errors import UserError
 from runtime.provenance import Provenance
 
 
-class Limits(NamedTuple):
-    """What a picture is judged by: scores, and pixels of the map, above these are anomalous."""
-
-    kind: str
-    image: float
-    pixel: float
-
-
 @dataclass(frozen=True)
 class Detection:
-    """What was found in one picture.
+    """What was found in one image.
 
     Attributes:
         score: image score, in [0, 1].
         relative: the score with 0.5 at the threshold, see `evaluation.thresholds.relative`; None without thresholds.
         verdict: anomalous or nominal; None without thresholds.
-        anomaly_map: float32 (H, W) in [0, 1], of the picture's own size.
-        mask: bool (H, W), the map above the pixel threshold; None without thresholds.
-        regions: connected parts of the mask, the largest first.
-        seen: picture, reconstruction and map as the networks had them.
+        anomaly_map: float32 (H, W) in [0, 1], at the image's own size.
+        mask: bool (H, W), True where the map is above the pixel threshold; None without thresholds.
+        regions: connected regions of the mask, the largest first.
+        output: image, reconstruction and anomaly map at the networks' size.
     """
 
     score: float
@@ -48,29 +40,29 @@ class Detection:
     anomaly_map: np.ndarray
     mask: np.ndarray | None
     regions: list[Region]
-    seen: NetworkOutput
+    output: NetworkOutput
 
 
 class Detector:
-    """A trained model, ready for pictures.
+    """A trained model, ready for images.
 
     Args:
         ckpt: with its model. config: the settings, see `checkpoint.for_new_images`.
 
     Attributes:
-        limits: None without thresholds. thresholds: all that are known, type -> of images and of pixels.
-        nominal_scores: of the pictures that they are from, where known.
+        thresholds: those that verdicts come from; None for none. all_thresholds: threshold kind -> thresholds.
+        nominal_scores: image scores of the nominal images that the thresholds come from, where known.
         notes: what the user should know, a sentence each.
-        run_folder: with all that belongs to the checkpoint. name: of the checkpoint among those of its run.
-        thresholds_path: the file that the limits are from, or would be.
+        run_folder: of the checkpoint. name: of the checkpoint within its run.
+        thresholds_path: the file that the thresholds come from, whether or not it exists.
 
     Raises:
-        UserError: thresholds of something else; regions or a reference picture that cannot be read.
+        UserError: thresholds of another model or other settings; a region or reference image that cannot be read.
     """
 
     def __init__(self, ckpt: Checkpoint, config: Config):
         if config.is_explicit("data.white_level"):
-            config = checkpoint.resolve_white_level(config, ckpt)  # which refuses another than the checkpoint's
+            config = checkpoint.resolve_white_level(config, ckpt)  # refuses another one than the checkpoint's
         elif ckpt.images is not None:
             config = with_white_level(config, ckpt.white_level)
         self.ckpt, self.config, self.technique = ckpt, config, configured(config)
@@ -78,24 +70,25 @@ class Detector:
         self._networks = Networks(ckpt.model, config, 0)
         self.notes: list[str] = []
         self.nominal_scores: list[float] = []
-        self.thresholds: dict[str, tuple[float, float]] = {}
+        self.all_thresholds: dict[str, Thresholds] = {}
         self.run_folder, self.name = config.run_folder, ckpt.name
-        if ckpt.images is not None:  # of this program: what lies beside it is its own
+        if ckpt.images is not None:  # a checkpoint of this program has its run's files beside it
             self.run_folder, self.name = ckpt.path.parent, str(checkpoint.epoch_of(ckpt.path))
-        self.limits = self._read_limits()
+        self.thresholds = self._read_thresholds()
 
     @property
     def images_at_once(self) -> int:
-        """How many pictures to prepare and run together."""
+        """How many images to prepare and run together."""
         return self._networks.images_at_once
 
     @classmethod
     def load(cls, path: Path | str, device: str = "auto", nominal: str | None = None) -> "Detector":
-        """Of a checkpoint, or of a run's folder: its last epoch.
+        """A detector from a checkpoint, or from a run's folder: its last epoch.
 
         Args:
-            device: auto, cuda, cuda:N, mps or cpu. nominal: take the thresholds from the folder of this name, see
-                `engine.threshold.run_on`; None: those from held-out images.
+            device: auto, cuda, cuda:N, mps or cpu.
+            nominal: name of the folder of nominal images whose thresholds to use, see `engine.threshold.run_on`; None
+                for the thresholds from held-out images.
 
         Raises:
             UserError: no checkpoint there, or one that cannot be used.
@@ -106,97 +99,106 @@ class Detector:
             path = checkpoint.epoch_path(path, epochs[-1]) if epochs else path / "last.pt"
         if not path.is_file():
             raise UserError(path, "no checkpoint there", "name a run's folder or a file epoch_*.pt")
-        config = checkpoint.load_facts(path).settings or Config()
-        return cls.of(config.with_values({"metrics.nominal": nominal}), path, device=device)
+        config = checkpoint.load_metadata(path).settings or Config()
+        return cls._of(config.with_values({"metrics.nominal": nominal}), path, device)
 
     @classmethod
-    def of(cls, config: Config, path: Path, device: str | None = None) -> "Detector":
-        """Of a checkpoint, with settings that name its widths."""
-        changes = {"data.load_epoch": path.as_posix(), "train.device": device or config.train.device}
-        config = config.with_values(changes)
+    def for_new_images(cls, config: Config, changes: dict[str, Any] | None = None) -> "Detector":
+        """A detector from the configured checkpoint, with the settings that it brings along.
+
+        changes: settings, `section.key` -> value, that replace both.
+
+        Raises:
+            UserError: no checkpoint, or settings that contradict it.
+        """
+        config, path = checkpoint.for_new_images(config)
+        config = config.with_values(changes or {})
+        return cls._of(config, path, config.train.device)
+
+    @classmethod
+    def _of(cls, config: Config, path: Path, device: str) -> "Detector":
+        config = config.with_values({"data.load_epoch": path.as_posix(), "train.device": device})
         return cls(checkpoint.load(config), config)
 
-    def _read_limits(self) -> Limits | None:
+    def _read_thresholds(self) -> Thresholds | None:
         settings = self.config.metrics
         self.thresholds_path = threshold_file.path_of(self.run_folder, self.name, self.technique, settings.nominal)
         if not settings.threshold:
             return None
         if settings.threshold_type == MANUAL:
-            return self._limits_of(threshold_file.manual(self.config))
+            self.all_thresholds = threshold_file.manual(self.config).by_kind
+            return self.all_thresholds[MANUAL]
         if not self.thresholds_path.is_file():
             return None
-        found, made_from = threshold_file.read(self.thresholds_path)
-        now = replace(self.made_from(), nominal=made_from.nominal)
+        found = threshold_file.read(self.thresholds_path)
+        made_from, now = found.made_from, replace(self.made_from(), nominal=found.nominal)
         if changed := made_from.differences(replace(now, precision=made_from.precision)):
             raise UserError(self.thresholds_path, f"out of date: {', '.join(changed)}", threshold_file.FIX_HINT)
         if now.precision != made_from.precision:
             self.notes.append(
-                f"thresholds were computed in {made_from.precision}, these scores are in {now.precision}: "
-                "scores close to the threshold can be judged otherwise"
+                f"thresholds were computed in {made_from.precision}, these scores are in {now.precision}: the verdict "
+                "of a score close to the threshold can differ"
             )
-        self.nominal_scores = found["image_scores"]
-        return self._limits_of(found)
-
-    def _limits_of(self, found: dict[str, Any]) -> Limits:
-        self.thresholds = {kind: (limit, found["pixel"][kind]) for kind, limit in found["image"].items()}
-        kind = self.config.metrics.threshold_type
-        return Limits(kind, *self.thresholds[kind])
+        self.nominal_scores, self.all_thresholds = found.image_scores, found.by_kind
+        return self.all_thresholds[settings.threshold_type]
 
     def made_from(self) -> Provenance:
-        """What scores depend on besides the pictures."""
+        """What scores depend on besides the images."""
         data = self.config.data
         settings = map_settings(self.config)
         settings["white_level"] = None if data.white_level == "auto" else data.white_level
-        facts = self._preprocessor.facts(self.technique)
-        return Provenance(weights=self.ckpt.fingerprint, settings=settings, **facts)
+        fields = self._preprocessor.provenance_fields(self.technique)
+        return Provenance(weights=self.ckpt.fingerprint, settings=settings, **fields)
 
     def __call__(self, images: np.ndarray | Sequence[np.ndarray]) -> "Detection | list[Detection]":
-        """What is found in one picture, BGR uint8 (H, W, 3) of any size, or in each of a list.
+        """What is found in one image, BGR uint8 (H, W, 3) of any size, or in each of a list.
 
         Raises:
-            ValueError: another type or shape. UserError: a region does not fit the picture.
+            ValueError: another type or shape. UserError: a region does not fit the image.
         """
         if isinstance(images, np.ndarray):
             return self.run([self.prepare(images)])[0]
         return self.run([self.prepare(image) for image in images])
 
     def read(self, path: Path) -> ModelInput:
-        """A picture file, ready for `run`; UserError where it cannot be read or used."""
+        """An image file, ready for `run`; UserError where it cannot be read or used."""
         return self.prepare(self._preprocessor.read(path), path.as_posix())
 
-    def prepare(self, image: np.ndarray, name: str = "picture") -> ModelInput:
-        """One picture as the networks are to see it. May be called from several threads."""
+    def prepare(self, image: np.ndarray, name: str = "image") -> ModelInput:
+        """One image as the networks need it. May be called from several threads. name: for messages."""
         if not (isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3):
-            what = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
-            raise ValueError(f"a picture must be BGR, uint8 (H, W, 3), not {what}")
+            given = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
+            raise ValueError(f"an image must be BGR, uint8 (H, W, 3), not {given}")
         homography = self._preprocessor.registration.homography(image) if self.technique.registered else None
-        found = self._preprocessor.align(image, homography)
+        model_input = self._preprocessor.align(image, homography)
         if self.technique.masking != "no":
-            found = self._preprocessor.apply_region(found, self.technique.variant, Path(name))
-        return found
+            model_input = self._preprocessor.apply_region(model_input, self.technique.variant, Path(name))
+        return model_input
 
     def run(self, prepared: Sequence[ModelInput]) -> list[Detection]:
-        """What is found in prepared pictures; `images_at_once` fill a pass of the networks."""
+        """What is found in prepared images; `images_at_once` of them fill a pass of the networks."""
         images = (torch.from_numpy(np.ascontiguousarray(one.image.transpose(2, 0, 1))) for one in prepared)
         return [
-            self._detection_of(picture, reconstruction.permute(1, 2, 0).cpu().numpy(), anomaly_map.cpu().numpy())
-            for picture, (reconstruction, anomaly_map) in zip(prepared, self._networks(images), strict=True)
+            self._detection_of(model_input, reconstruction.permute(1, 2, 0).cpu().numpy(), anomaly_map.cpu().numpy())
+            for model_input, (reconstruction, anomaly_map) in zip(prepared, self._networks(images), strict=True)
         ]
 
-    def _detection_of(self, picture: ModelInput, reconstruction: np.ndarray, anomaly_map: np.ndarray) -> Detection:
+    def _detection_of(self, model_input: ModelInput, reconstruction: np.ndarray, anomaly_map: np.ndarray) -> Detection:
         if not np.isfinite(anomaly_map).all():
             raise UserError("image", "its anomaly map is not finite", "use another checkpoint, or train.precision=fp32")
-        nothing = np.zeros(anomaly_map.shape, bool)
-        seen = NetworkOutput(0, picture.image, reconstruction, anomaly_map, nothing, picture.valid, picture.region)
-        seen = apply_valid_mask(seen, self.technique)
-        score, own = float(image_score(seen.anomaly_map)), self._in_own_pixels(seen.anomaly_map, picture)
-        if self.limits is None:
-            return Detection(score, None, None, own, None, [], seen)
-        mask = own > self.limits.pixel
-        verdict = "anomalous" if score > self.limits.image else "nominal"
-        return Detection(score, relative(score, self.limits.image), verdict, own, mask, regions(mask), seen)
+        no_mask = np.zeros(anomaly_map.shape, bool)
+        output = NetworkOutput(
+            0, model_input.image, reconstruction, anomaly_map, no_mask, model_input.valid, model_input.region
+        )
+        output = apply_valid_mask(output, self.technique)
+        score, own = image_score(output.anomaly_map), self._in_own_pixels(output.anomaly_map, model_input)
+        if self.thresholds is None:
+            return Detection(score, None, None, own, None, [], output)
+        mask = own > self.thresholds.pixel
+        verdict = "anomalous" if score > self.thresholds.image else "nominal"
+        return Detection(score, relative(score, self.thresholds.image), verdict, own, mask, regions(mask), output)
 
-    def _in_own_pixels(self, anomaly_map: np.ndarray, picture: ModelInput) -> np.ndarray:
-        if picture.homography is None:
-            return resize(anomaly_map, picture.shape)
-        return self._preprocessor.registration.to_own_pixels(anomaly_map, picture.homography, picture.shape)
+    def _in_own_pixels(self, anomaly_map: np.ndarray, model_input: ModelInput) -> np.ndarray:
+        if model_input.homography is None:
+            return resize(anomaly_map, model_input.shape)
+        return self._preprocessor.registration.to_own_pixels(anomaly_map, model_input.homography, model_input.shape)

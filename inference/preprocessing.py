@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from inference.detect import NetworkOutput
     from runtime.device import Together
 
-MASKINGS = ("no", "pre", "post")
+MASK_SIGNALS = ("no", "pre", "post")
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Technique:
         return Variant(self.registered, self.masking == "pre")
 
 
-TECHNIQUES = [Technique(masking, registered) for registered in (False, True) for masking in MASKINGS]
+TECHNIQUES = [Technique(masking, registered) for registered in (False, True) for masking in MASK_SIGNALS]
 
 
 def configured(config: Config) -> Technique:
@@ -154,14 +154,14 @@ class Preprocessor:
         for shape, path in shapes.items():
             self.region(shape, path)
 
-    def facts(self, technique: Technique) -> dict[str, Any]:
+    def provenance_fields(self, technique: Technique) -> dict[str, Any]:
         """What maps and metrics depend on besides weights and pictures, as a Provenance names it."""
         device = select_device(self.config.train.device)
         precision = select_precision(self.config.train.precision, device)
         return {
             "technique": technique.name,
             "region": self._region_source if technique.masking != "no" else None,
-            "reference": self.registration.facts if technique.registered else None,
+            "reference": self.registration.digest if technique.registered else None,
             "precision": str(precision).removeprefix("torch."),
         }
 
@@ -317,7 +317,7 @@ class RegisteredImages(ArrayCache):
         parts = [
             provenance.VERSION,
             preprocessor.registration.white_level,
-            preprocessor.registration.facts,
+            preprocessor.registration.digest,
         ]
         parts += [*(len(picture.masks) for picture in pictures), *provenance.file_digests(files)]
         name = f"registered_{size[0]}x{size[1]}_{provenance.digest(parts)}"

@@ -30,11 +30,11 @@ FLAT = 4.0  # gray levels of deviation inside below which there is nothing to co
 
 
 class NoPartError(ValueError):
-    """No part is found in a picture. seen: what was taken for the part, bool (H, W), for people to look at."""
+    """No part is found in an image. silhouette: what was found instead, bool (h, w)."""
 
-    def __init__(self, text: str, seen: np.ndarray):
+    def __init__(self, text: str, silhouette: np.ndarray):
         super().__init__(text)
-        self.seen = seen
+        self.silhouette = silhouette
 
 
 @dataclass(frozen=True)

@@ -84,7 +84,7 @@ class Registration:
         except part_pose.NoPartError as error:
             shown, hint = self.config.run_folder / "registration_reference.png", ""
             if shown.parent.is_dir():  # a check before any training writes nothing
-                write_image(shown, _in_red(self.reference, error.seen))
+                write_image(shown, _in_red(self.reference, error.silhouette))
                 hint = f"; {shown} shows it"
             raise NoReferencePartError(
                 "data.registration_method = part",
@@ -93,7 +93,7 @@ class Registration:
             ) from error
 
     @cached_property
-    def facts(self) -> str:
+    def digest(self) -> str:
         """Tells all that registered pictures depend on besides themselves."""
         digest = self._embedded["digest"] if self._embedded else provenance.file_digest(self.reference_path)
         if self._is_of_parts:
@@ -157,7 +157,7 @@ class Registration:
         return f"{len(left)} of {len(pictures)} {what} could not be registered: {shown}" if left else ""
 
     def register_to_train(self, files: Sequence[Path]) -> str:
-        """Register pictures to train on; `registration_summary` them. UserError where more than half cannot be registered."""
+        """Register training images; their `registration_summary`. UserError where more than half cannot be registered."""
         pictures = [TestSample(file, False, file.name) for file in files]
         self.register(pictures)
         said = self.registration_summary(pictures, "nominal pictures")
@@ -184,7 +184,7 @@ class RegisteredImages(ArrayCache):
     def __init__(self, folder: Path, files: Sequence[Path], registering: Registration):
         self._registering, self._files, size = registering, list(files), registering.config.data.img_size
         digests = provenance.file_digests(self._files)
-        parts_of_name = [provenance.VERSION, registering.white_level, registering.facts, *digests]
+        parts_of_name = [provenance.VERSION, registering.white_level, registering.digest, *digests]
         name = f"registered_images_{size[0]}x{size[1]}_{provenance.digest(parts_of_name)}"
         self._left = folder / f"{name}.txt"  # what could not be registered, for runs that find the file there
         super().__init__(folder, name, "registered pictures", len(self._files), (*size, 3), half_of_disk(folder))

@@ -67,14 +67,14 @@ CURVE_TITLES = {
     "pro": ("Per-region overlap (PRO)", "false positive rate of pixels", "mean overlap with anomalous regions"),
     "iou": ("Intersection over union of all pixels", "threshold on the anomaly map", "IoU"),
 }
+CURVE_KEYS = {"roc": ("fpr", "tpr"), "precision_recall": ("tpr", "precision"), "pro": ("fpr", "pro")}
+CURVE_KEYS["iou"] = ("threshold", "iou")  # of the values on both axes
 
 
 def curves(
     path: Path,
     name: str,
     title: str,
-    x: str,
-    y: str,
     levels: dict[str, dict[str, np.ndarray]],
     values: dict[str, float | None],
     operating_points: dict[str, tuple[float, str]],
@@ -82,12 +82,13 @@ def curves(
     """Write a figure with a curve for each level, its value in the legend, and the line of chance, as PNG.
 
     Args:
-        name: one of CURVE_TITLES. title: what was measured. x, y: keys of the curves to draw against each other.
+        name: one of CURVE_TITLES. title: what was measured.
         levels: `image` or `pixel` -> curves of evaluation's metrics, each with `threshold` falling.
         values: level -> the metric that the curve stands for: an area, of `iou` the largest value.
         operating_points: level -> threshold and its name.
     """
     heading, x_label, y_label = CURVE_TITLES[name]
+    x, y = CURVE_KEYS[name]
     axes = _axes(6.4, 5.2)
     for level, curve in levels.items():
         label = level if values[level] is None else f"{level}, {VALUE_NAMES[name]} {values[level]:.3f}"

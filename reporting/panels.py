@@ -1,6 +1,7 @@
-"""Pictures composed of arrays: panels of results, grids of training samples, contact sheets. Each returns an array."""
+"""Images composed of others: panels of results, grids of training samples, contact sheets. Each returns an array."""
 
 from functools import lru_cache
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -9,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from reporting.colors import ANOMALOUS, NOMINAL, PREDICTION, TRUTH
 
 TILE = 192  # pixels a small image is enlarged to
-LARGEST = 1024  # pixels of the longer side that a large one is reduced to: six stand side by side
+LARGEST = 1024  # pixels of the longer side that a large image is reduced to
 GAP, BACKGROUND = 6, 255
 
 
@@ -19,7 +20,7 @@ def _bgr(color: str) -> tuple[int, int, int]:
 
 @lru_cache(maxsize=256)
 def _text(text: str, width: int, size: int = 14, color: str = "#000000") -> np.ndarray:
-    """A strip with a line of text, uint8 (size + 8, width, 3) BGR; a text too long is cut at its start."""
+    """A strip with a line of text, uint8 (size + 8, width, 3) BGR; the start of a text too long is cut."""
     font = ImageFont.load_default(size)
     while font.getlength(text) > width - 4 and len(text) > 4:
         text = "…" + text.lstrip("…")[1:]
@@ -29,7 +30,7 @@ def _text(text: str, width: int, size: int = 14, color: str = "#000000") -> np.n
 
 
 def eight_bit(array: np.ndarray) -> np.ndarray:
-    """Float in [0, 1] or bool -> uint8, as it is drawn; uint8 as it is, but in one piece."""
+    """Float in [0, 1] or bool -> uint8; uint8 stays. Contiguous."""
     if array.dtype == np.uint8:
         return np.ascontiguousarray(array)
     return (np.clip(array.astype(np.float32), 0, 1) * 255 + 0.5).astype(np.uint8, order="C")  # OpenCV draws on it
@@ -47,7 +48,7 @@ def _tile(array: np.ndarray) -> np.ndarray:
 
 
 def _reduced(array: np.ndarray) -> np.ndarray:
-    """At most LARGEST pixels; of a mask, what has any marked pixel in it stays marked."""
+    """Reduced to LARGEST pixels; a mask keeps every pixel that covers a marked one."""
     factor = LARGEST / max(array.shape[:2])
     size = [max(round(side * factor), 1) for side in array.shape[1::-1]]
     if array.dtype == bool:
@@ -55,9 +56,9 @@ def _reduced(array: np.ndarray) -> np.ndarray:
     return cv2.resize(array, size, interpolation=cv2.INTER_AREA)
 
 
-def _pad(picture: np.ndarray, below: int, right: int) -> np.ndarray:
-    """With so many rows and columns of background added."""
-    return cv2.copyMakeBorder(picture, 0, below, 0, right, cv2.BORDER_CONSTANT, value=(BACKGROUND,) * 3)
+def _pad(image: np.ndarray, below: int, right: int) -> np.ndarray:
+    """Add rows and columns of background."""
+    return cv2.copyMakeBorder(image, 0, below, 0, right, cv2.BORDER_CONSTANT, value=(BACKGROUND,) * 3)
 
 
 def _row(tiles: list[np.ndarray]) -> np.ndarray:
@@ -79,13 +80,13 @@ def sample_grid(
     prediction: np.ndarray,
     rows: int = 4,
 ) -> np.ndarray:
-    """Training samples and what the networks make of them.
+    """Training samples and the networks' outputs.
 
     Args:
         image, augmented, reconstruction: float (N, 3, H, W) in [0, 1], BGR. mask, prediction: float (N, 1, H, W).
 
     Returns:
-        uint8 picture (h, w, 3), BGR; samples with an anomaly first.
+        uint8 (h, w, 3), BGR; samples with an anomaly first.
     """
     order = np.argsort(-mask.reshape(len(mask), -1).max(axis=1), kind="stable")[:rows]
     columns = {
@@ -104,28 +105,30 @@ def sample_grid(
     return np.vstack([np.hstack([_text(name, width) for name in columns]), *lines])
 
 
-def panel(
-    title: str,
-    verdict: str,
-    is_correct: bool | None,
-    image: np.ndarray,
-    reconstruction: np.ndarray,
-    anomaly_map: np.ndarray,
-    truth: np.ndarray | None,
-    prediction: np.ndarray,
-    shows_truth: bool = True,
-) -> np.ndarray:
-    """All that belongs to one result, side by side.
+class PanelContent(NamedTuple):
+    """What a panel shows of one image.
 
-    Args:
-        title: what the picture is. verdict: what was decided, and why. is_correct: None where it cannot be told.
-        image, reconstruction: (H, W, 3), BGR, and anomaly_map (H, W): float in [0, 1], or their eight bits.
-        truth: bool (H, W), None where there is no ground-truth mask. prediction: bool (H, W).
-        shows_truth: False where no picture can have a mask: there is no place for it then.
-
-    Returns:
-        uint8 picture (h, w, 3), BGR.
+    Attributes:
+        title: the image's name. verdict: a sentence. is_correct: whether the verdict is; None where that is unknown.
+        image, reconstruction: (H, W, 3), BGR, and anomaly_map (H, W): float in [0, 1], or uint8.
+        truth: ground-truth mask, bool (H, W); None for none. prediction: map above the threshold, bool (H, W).
+        shows_truth: False where images have no masks at all: the panel has no tile for them.
     """
+
+    title: str
+    verdict: str
+    is_correct: bool | None
+    image: np.ndarray
+    reconstruction: np.ndarray
+    anomaly_map: np.ndarray
+    truth: np.ndarray | None
+    prediction: np.ndarray
+    shows_truth: bool = True
+
+
+def panel(content: PanelContent) -> np.ndarray:
+    """One result, its images side by side: uint8 (h, w, 3), BGR."""
+    title, verdict, is_correct, image, reconstruction, anomaly_map, truth, prediction, shows_truth = content
     overlay = _tile(image).copy()
     outline(overlay, prediction, PREDICTION)
     if truth is not None:
@@ -147,33 +150,33 @@ def panel(
     names = np.hstack([_text(name, width) for name in tiles])
     color = "#000000" if is_correct is None else NOMINAL if is_correct else ANOMALOUS
     head = np.hstack([_text(title, row.shape[1] // 2, 16), _text(verdict, row.shape[1] - row.shape[1] // 2, 16, color)])
-    said = "orange: predicted" + (", light blue: ground truth" if shows_truth else "")
-    key = _text(said, width + GAP + 64, 12)  # as wide as the text needs
+    legend = "orange: predicted" + (", light blue: ground truth" if shows_truth else "")
+    key = _text(legend, width + GAP + 64, 12)  # as wide as the text needs
     foot = np.full((key.shape[0], row.shape[1], 3), BACKGROUND, np.uint8)
     foot[:, -key.shape[1] :] = key
     return np.vstack([head, names, row, foot])
 
 
-def outline(picture: np.ndarray, mask: np.ndarray, color: str) -> None:
-    """Draw the outline of a mask (H, W) onto a uint8 picture a whole number of times as large, or `_reduced`."""
-    size = (picture.shape[1], picture.shape[0])
+def outline(image: np.ndarray, mask: np.ndarray, color: str) -> None:
+    """Draw the outline of a mask (H, W) onto a uint8 image a whole number of times as large, or `_reduced`."""
+    size = (image.shape[1], image.shape[0])
     if size < mask.shape[::-1]:
         mask = _reduced(mask > 0)
     enlarged = cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
     contours, _ = cv2.findContours(enlarged, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
-    cv2.drawContours(picture, contours, -1, _bgr(color), 2 if min(size) >= TILE else 1)
+    cv2.drawContours(image, contours, -1, _bgr(color), 2 if min(size) >= TILE else 1)
 
 
 def contact_sheet(
     title: str, sections: dict[str, list[tuple[str, np.ndarray, np.ndarray, np.ndarray]]], columns: int = 4
 ) -> np.ndarray:
-    """Pictures with their outlines, small, under headings.
+    """Small images with outlines, under headings.
 
     Args:
         sections: heading -> captions, images uint8 (H, W, 3) BGR, ground truth and prediction bool (H, W).
 
     Returns:
-        uint8 picture (h, w, 3), BGR.
+        uint8 (h, w, 3), BGR.
     """
     rows = []
     for heading, items in sections.items():

@@ -1,4 +1,4 @@
-"""The folder of predictions: a row, a map and a panel for each picture, written as they come."""
+"""The folder of predictions: a row, an anomaly map and a panel for each image, written as they come."""
 
 import csv
 import json
@@ -16,7 +16,8 @@ from runtime.errors import UserError
 from runtime.files import atomic_write, write_csv, write_text
 
 if TYPE_CHECKING:
-    from inference.detector import Detection, Limits
+    from evaluation.thresholds import Thresholds
+    from inference.detector import Detection
 
 ROWS, MADE_WITH, SUMMARY = "predictions.csv", "made_with.json", "summary.txt"
 OURS = (ROWS, MADE_WITH, SUMMARY, "maps", "panels", report.VIEW, report.PAGE)
@@ -33,24 +34,26 @@ COLUMNS = (
     "error",
 )
 LONGEST_ROW = 65536  # bytes
-MOST_SHOWN = 20_000  # pictures on the page
+MOST_SHOWN = 20_000  # images on the page
 
 
 class Predictions:
-    """Fed picture by picture, it writes the folder.
+    """Writes the folder image by image.
 
     Args:
-        limits: that the verdicts are from, None for none.
+        thresholds: that the verdicts come from, None for none.
         made_with: what the predictions depend on, plain values that JSON can hold.
-        wanted: panels, as metrics.visualisation has it; `errors` means those called anomalous.
-        keep: go on with what is there; a row that a kill has left unfinished goes.
+        wanted: panels, see metrics.visualisation; `errors` means images called anomalous.
+        keep: continue earlier predictions; an unfinished last row is removed.
 
     Raises:
-        UserError: the folder holds something else, or, with `keep`, predictions made with something else.
+        UserError: the folder holds other files, or, with `keep`, predictions of other weights, settings or thresholds.
     """
 
-    def __init__(self, folder: Path, limits: "Limits | None", made_with: dict[str, Any], wanted: int | str, keep: bool):
-        self.folder, self._limits, self._wanted, self._panels = folder, limits, wanted, 0
+    def __init__(
+        self, folder: Path, thresholds: "Thresholds | None", made_with: dict[str, Any], wanted: int | str, keep: bool
+    ):
+        self.folder, self._thresholds, self._wanted, self._panels = folder, thresholds, wanted, 0
         self._check_folder(made_with, keep)
         if not keep:
             self._clear()
@@ -88,7 +91,7 @@ class Predictions:
                 path.unlink(missing_ok=True)
 
     def _cut_unfinished(self) -> None:
-        """Cut off what follows the last end of a line."""
+        """Remove an unfinished last row."""
         with (self.folder / ROWS).open("r+b") as stream:
             end = stream.seek(0, os.SEEK_END)
             tail = min(end, LONGEST_ROW)
@@ -104,12 +107,12 @@ class Predictions:
         return [row[0] for row in csv.reader(lines) if len(row) == len(COLUMNS)]
 
     def scores(self) -> list[float]:
-        """Of all pictures that have been judged."""
+        """Image scores of all rows."""
         with (self.folder / ROWS).open(newline="", encoding="utf-8") as stream:
             return [float(row["score"]) for row in csv.DictReader(stream) if row["score"]]
 
     def done(self) -> set[str]:
-        """Paths of the pictures that have been judged; rows of those that failed go, so that they are done again."""
+        """Paths of the images with a result; rows of failed images are removed, so that these are run again."""
         with (self.folder / ROWS).open(newline="", encoding="utf-8") as stream:
             rows = [row for row in csv.DictReader(stream) if not row["error"]]
         write_csv(self.folder / ROWS, [COLUMNS, *([row[column] for column in COLUMNS] for row in rows)])
@@ -117,14 +120,14 @@ class Predictions:
         return {row["path"] for row in rows}
 
     def write(self, rows: Sequence[Sequence[Any]]) -> None:
-        """Append rows: from then on their pictures are done."""
+        """Append rows; then their images count as done."""
         with (self.folder / ROWS).open("a", newline="", encoding="utf-8") as stream:
             csv.writer(stream).writerows(rows)
 
     def draw(self, label: str, found: "Detection", has_panel: bool) -> None:
-        """Write a picture's map, and its panel. May be called from several threads.
+        """Write an image's anomaly map and panel. May be called from several threads.
 
-        label: its path within the folder.
+        label: path of its files within the folder.
         """
         name = label if label.lower().endswith(".png") else f"{label}.png"
         levels = np.rint(found.anomaly_map * 65535).astype(np.uint16)
@@ -134,18 +137,18 @@ class Predictions:
             with atomic_write(self.folder / "panels" / name) as beside:
                 image_io.write_image(beside, self._panel(label, found))
         if self._wanted != "none":
-            seen, files = found.seen, report.view_files(label, has_truth=False)
-            report.write_view(self.folder, files, seen.image, seen.reconstruction, seen.anomaly_map, None)
+            output, files = found.output, report.view_files(label, has_truth=False)
+            report.write_view(self.folder, files, output.image, output.reconstruction, output.anomaly_map, None)
 
     def write_report(
-        self, title: str, label_of: Callable[[str], str | None], thresholds: dict[str, tuple[float, float]]
+        self, title: str, label_of: Callable[[str], str | None], thresholds: "dict[str, Thresholds]"
     ) -> None:
-        """Write the page to look through the pictures; of very many the newest.
+        """Write the page to look through the images; the newest MOST_SHOWN of them.
 
         Args:
-            label_of: path -> that of `draw`; None leaves a picture out. thresholds: type -> of images and of pixels.
+            label_of: image path -> label of `draw`; None leaves the image out. thresholds: by kind.
         """
-        rows: dict[str, dict[str, str]] = {}  # of a path the newest
+        rows: dict[str, dict[str, str]] = {}  # the newest of each path
         count = 0
         with (self.folder / ROWS).open(newline="", encoding="utf-8") as stream:
             for row in csv.DictReader(stream):
@@ -155,10 +158,11 @@ class Predictions:
                 if len(rows) > MOST_SHOWN:
                     del rows[next(iter(rows))]
         shown = [self._shown(row, label_of(path) or "") for path, row in rows.items()]
-        about = f"{len(shown)} pictures" if count == len(shown) else f"The newest {len(shown)} of {count} pictures"
+        about = f"{len(shown)} images" if count == len(shown) else f"The newest {len(shown)} of {count} images"
         if failed := sum(one.score is None for one in shown):
             about += f", {failed} of them failed"
-        report.write_page(self.folder, title, f"{about}.", shown, thresholds, self._limits and self._limits.kind)
+        opens_with = self._thresholds and self._thresholds.kind
+        report.write_page(self.folder, report.Page(title, f"{about}.", shown, thresholds, opens_with))
 
     def _shown(self, row: dict[str, str], label: str) -> report.Shown:
         if row["error"]:
@@ -168,33 +172,33 @@ class Predictions:
         return report.Shown(label, label.rpartition("/")[0], None, float(row["score"]), area, **files)
 
     def wants_panel(self, found: "Detection") -> bool:
-        """Whether a picture gets a panel; to be asked once for each."""
+        """Whether an image gets a panel; to be called once for each."""
         if isinstance(self._wanted, int):
             self._panels += 1
             return self._panels <= self._wanted
         return self._wanted == "all" or (self._wanted == "errors" and found.verdict == "anomalous")
 
     def _panel(self, label: str, found: "Detection") -> np.ndarray:
-        verdict, limit = f"score {found.score:.3f}", np.inf
-        if self._limits:
-            sign, limit = ">" if found.verdict == "anomalous" else "<=", self._limits.pixel
-            verdict = f"{found.verdict}: {verdict} {sign} {self._limits.image:.3f} ({self._limits.kind})"
-        seen = found.seen
-        arrays = (seen.image, seen.reconstruction, seen.anomaly_map, None, seen.anomaly_map > limit)
-        return panels.panel(label, verdict, None, *arrays, shows_truth=False)
+        verdict, threshold = f"score {found.score:.3f}", np.inf
+        if self._thresholds:
+            sign, threshold = ">" if found.verdict == "anomalous" else "<=", self._thresholds.pixel
+            verdict = f"{found.verdict}: {verdict} {sign} {self._thresholds.image:.3f} ({self._thresholds.kind})"
+        output = found.output
+        arrays = (output.image, output.reconstruction, output.anomaly_map, None, output.anomaly_map > threshold)
+        return panels.panel(panels.PanelContent(label, verdict, None, *arrays, shows_truth=False))
 
 
-def row(path: str, found: "Detection", limits: "Limits | None", seconds: float) -> list[Any]:
-    """The row of a picture that was judged."""
-    judged = ["", "", "", "", "", ""]
-    if limits:
+def row(path: str, found: "Detection", thresholds: "Thresholds | None", seconds: float) -> list[Any]:
+    """The row of an image with a result."""
+    verdict = ["", "", "", "", "", ""]
+    if thresholds:
         largest = found.regions[0] if found.regions else None
         box = f"{largest.x0} {largest.y0} {largest.x1} {largest.y1}" if largest else ""
         area = repr(round(float(found.mask.mean()), 6))
-        judged = [f"{found.relative:.4f}", repr(limits.image), found.verdict, area, len(found.regions), box]
-    return [path, repr(found.score), *judged, f"{seconds:.4f}", ""]
+        verdict = [f"{found.relative:.4f}", repr(thresholds.image), found.verdict, area, len(found.regions), box]
+    return [path, repr(found.score), *verdict, f"{seconds:.4f}", ""]
 
 
 def row_of_error(path: str, error: str) -> list[Any]:
-    """The row of a picture that could not be judged."""
+    """The row of an image that failed."""
     return [path, *[""] * (len(COLUMNS) - 2), error]

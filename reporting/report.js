@@ -1,21 +1,21 @@
 "use strict";
-// Draws the report from its data. A picture: name, folder, label (1 defective, 0 good, null not known), score, area, error,
-// and the files image, reconstruction, map and truth, relative to this page, null where there is none.
+// Draws the report from its data. Each image has: name, folder, label (1 anomalous, 0 nominal, null unknown), score, area,
+// error, and the files image, reconstruction, map and truth, relative to this page, null where there is none.
 const data = JSON.parse(document.getElementById("data").textContent);
 const $ = (id) => document.getElementById(id);
-const pictures = data.pictures.map((picture, number) => ({ ...picture, number }));
-const judged = pictures.filter((picture) => picture.score !== null);
-const hasLabels = judged.some((picture) => picture.label !== null);
-const CHUNK = 120; // tiles that are built at a time
+const images = data.images.map((image, number) => ({ ...image, number }));
+const scored = images.filter((image) => image.score !== null);
+const hasLabels = scored.some((image) => image.label !== null);
+const CHUNK = 120; // tiles built at a time
 const nearEnd = new IntersectionObserver((seen) => { if (seen[0].isIntersecting) build(); }, { rootMargin: "800px" });
 const state = { threshold: data.start, pixel: data.pixel, sort: "worst", filter: "all", folder: "", text: "", open: null };
 
-// ---- the address keeps the state, so that it can be sent to others
+// ---- the address holds the state, so that a link can be shared
 
 function readAddress() {
   for (const [key, value] of new URLSearchParams(location.hash.slice(1))) {
     if (key === "threshold" || key === "pixel") state[key] = Number(value);
-    else if (key === "open") state.open = pictures.findIndex((picture) => picture.name === value);
+    else if (key === "open") state.open = images.findIndex((image) => image.name === value);
     else if (key in state) state[key] = value;
   }
   if (state.open === -1) state.open = null;
@@ -24,26 +24,26 @@ function readAddress() {
 function writeAddress() {
   const kept = new URLSearchParams();
   for (const [key, value] of Object.entries(state)) {
-    if (value !== null && value !== "") kept.set(key, key === "open" ? pictures[value].name : value);
+    if (value !== null && value !== "") kept.set(key, key === "open" ? images[value].name : value);
   }
   history.replaceState(null, "", "#" + kept);
 }
 
-// ---- judgement
+// ---- verdicts
 
-const isAnomalous = (picture) => picture.score !== null && picture.score > state.threshold;
+const isAnomalous = (image) => image.score !== null && image.score > state.threshold;
 
-function outcome(picture) {
-  if (picture.score === null) return "failed";
-  if (picture.label === null) return isAnomalous(picture) ? "anomalous" : "nominal";
-  if (isAnomalous(picture)) return picture.label ? "detected" : "false alarm";
-  return picture.label ? "missed" : "correctly nominal";
+function outcome(image) {
+  if (image.score === null) return "failed";
+  if (image.label === null) return isAnomalous(image) ? "anomalous" : "nominal";
+  if (isAnomalous(image)) return image.label ? "true positive" : "false positive";
+  return image.label ? "false negative" : "true negative";
 }
 
 function countsNow() {
   const counts = { tp: 0, fp: 0, tn: 0, fn: 0 };
-  for (const picture of judged) {
-    counts[isAnomalous(picture) ? (picture.label ? "tp" : "fp") : picture.label ? "fn" : "tn"] += 1;
+  for (const image of scored) {
+    counts[isAnomalous(image) ? (image.label ? "tp" : "fp") : image.label ? "fn" : "tn"] += 1;
   }
   return counts;
 }
@@ -52,7 +52,7 @@ function showCounts() {
   const { tp, fp, tn, fn } = countsNow();
   const share = (part, whole) => (whole ? (part / whole).toFixed(4) : "–");
   const values = hasLabels
-    ? { detected: tp, missed: fn, "false alarms": fp, "correctly nominal": tn, accuracy: share(tp + tn, judged.length),
+    ? { "true positives": tp, "false positives": fp, "true negatives": tn, "false negatives": fn, accuracy: share(tp + tn, scored.length),
         precision: share(tp, tp + fp), recall: share(tp, tp + fn), F1: share(2 * tp, 2 * tp + fp + fn) }
     : { anomalous: tp + fp, nominal: tn + fn };
   $("counts").replaceChildren(...Object.entries(values).map(([name, value]) => {
@@ -74,12 +74,12 @@ function svg(tag, attributes, text) {
 }
 
 // Scores fill the width of the histogram, whatever part of 0 to 1 they take.
-const ends = [...judged.map((picture) => picture.score), ...Object.values(data.thresholds).map((one) => one.image)]
+const ends = [...scored.map((image) => image.score), ...Object.values(data.thresholds).map((one) => one.image)]
   .filter((value) => value !== null);
 const span = ends.length ? [Math.min(...ends), Math.max(...ends)] : [0, 1];
 const margin = (span[1] - span[0]) * 0.04 || 0.01;
 const low = Math.max(0, span[0] - margin), high = Math.min(1, span[1] + margin);
-let wide = 1000; // of the histogram, in pixels of the screen, so that its text is readable on a phone
+let wide = 1000; // width of the histogram in screen pixels: its text stays readable on a phone
 const place = (score) => 10 + ((wide - 20) * (Math.min(high, Math.max(low, score)) - low)) / (high - low);
 
 function drawHistogram() {
@@ -87,9 +87,9 @@ function drawHistogram() {
   $("histogram").setAttribute("viewBox", `0 0 ${wide} 290`);
   const bins = 70, step = (wide - 20) / bins, groups = hasLabels ? [0, 1] : [null];
   const counts = groups.map(() => new Array(bins).fill(0));
-  for (const picture of judged) {
-    const bin = Math.min(bins - 1, Math.floor(((picture.score - low) / (high - low)) * bins));
-    counts[hasLabels ? picture.label : 0][bin] += 1;
+  for (const image of scored) {
+    const bin = Math.min(bins - 1, Math.floor(((image.score - low) / (high - low)) * bins));
+    counts[hasLabels ? image.label : 0][bin] += 1;
   }
   const tallest = Math.max(1, ...counts.flat());
   const parts = counts.flatMap((own, group) => own.map((count, bin) => svg("rect", {
@@ -100,8 +100,8 @@ function drawHistogram() {
     parts.push(svg("text", { x: place(score), y: 280, "text-anchor": i === 0 ? "start" : i === 5 ? "end" : "middle" }, score.toFixed(3)));
   }
   if (hasLabels) {
-    parts.push(svg("text", { x: 14, y: 12, style: "fill: var(--nominal)" }, "good pictures"));
-    parts.push(svg("text", { x: 110, y: 12, style: "fill: var(--anomalous)" }, "defective pictures"));
+    parts.push(svg("text", { x: 14, y: 12, style: "fill: var(--nominal)" }, "nominal images"));
+    parts.push(svg("text", { x: 130, y: 12, style: "fill: var(--anomalous)" }, "anomalous images"));
   }
   Object.entries(data.thresholds).filter(([, one]) => one.image !== null).forEach(([name, one], row) => {
     const x = place(one.image), y = 28 + 14 * row, isRight = x > 0.85 * wide;
@@ -117,23 +117,23 @@ const shownCurves = [];
 function drawCurves() {
   for (const { title, x, y, lines } of data.curves) {
     const figure = document.createElement("figure"), caption = document.createElement("figcaption");
-    const picture = svg("svg", { viewBox: "0 0 300 300", role: "img", "aria-label": title });
-    picture.append(svg("rect", { x: 30, y: 10, width: 260, height: 260, fill: "none", stroke: "var(--line)" }));
+    const drawing = svg("svg", { viewBox: "0 0 300 300", role: "img", "aria-label": title });
+    drawing.append(svg("rect", { x: 30, y: 10, width: 260, height: 260, fill: "none", stroke: "var(--line)" }));
     for (const line of lines) {
       const points = line.points.map(([a, b]) => `${(30 + 260 * a).toFixed(1)},${(270 - 260 * b).toFixed(1)}`);
-      picture.append(svg("polyline", { points: points.join(" "), fill: "none", "stroke-width": 2, stroke: `var(--${line.level})` }));
+      drawing.append(svg("polyline", { points: points.join(" "), fill: "none", "stroke-width": 2, stroke: `var(--${line.level})` }));
       const point = svg("circle", { r: 5, fill: `var(--${line.level})`, stroke: "var(--front)" });
-      picture.append(point);
+      drawing.append(point);
       shownCurves.push({ line, point });
     }
     for (const [text, at] of [["0", { x: 20, y: 274 }], ["1", { x: 20, y: 18 }], ["1", { x: 284, y: 286 }]]) {
-      picture.append(svg("text", at, text));
+      drawing.append(svg("text", at, text));
     }
-    picture.append(svg("text", { x: 160, y: 292, "text-anchor": "middle" }, x));
-    picture.append(svg("text", { x: -140, y: 18, transform: "rotate(-90)", "text-anchor": "middle" }, y));
+    drawing.append(svg("text", { x: 160, y: 292, "text-anchor": "middle" }, x));
+    drawing.append(svg("text", { x: -140, y: 18, transform: "rotate(-90)", "text-anchor": "middle" }, y));
     caption.textContent = `${title}: ${lines.map((line) => line.level + "s").join(" (pink), ")}`
       + (lines.length > 1 ? " (green)" : "");
-    figure.append(picture, caption);
+    figure.append(drawing, caption);
     $("curves").append(figure);
   }
   $("curve-part").hidden = data.curves.length === 0;
@@ -142,7 +142,7 @@ function drawCurves() {
 function moveCurvePoints() {
   for (const { line, point } of shownCurves) {
     const limit = line.level === "image" ? state.threshold : state.pixel;
-    // The point of the lowest threshold that is not below the chosen one: points lie by falling threshold.
+    // Points are sorted by falling threshold: the last one whose threshold is not below the chosen one.
     const last = line.points.filter((one) => one[2] >= limit).pop() ?? line.points[0];
     point.setAttribute("cx", 30 + 260 * last[0]);
     point.setAttribute("cy", 270 - 260 * last[1]);
@@ -154,9 +154,9 @@ function moveCurvePoints() {
 const address = (file) => file.split("/").map(encodeURIComponent).join("/");
 let order = [], built = 0;
 
-const wrongness = (picture) => {
-  const distance = picture.score === null ? 1e9 : picture.score - state.threshold;
-  return picture.label === 1 ? -distance : distance; // a good picture is the worse the higher, a defective one the lower
+const wrongness = (image) => {
+  const distance = image.score === null ? 1e9 : image.score - state.threshold;
+  return image.label === 1 ? -distance : distance; // the worst nominal image has the highest score
 };
 const ORDERS = {
   worst: (a, b) => wrongness(b) - wrongness(a),
@@ -168,74 +168,74 @@ const ORDERS = {
 
 function arrange() {
   const text = state.text.toLowerCase();
-  order = pictures.filter((picture) =>
-    (state.filter === "all" || outcome(picture) === state.filter)
-    && (!state.folder || picture.folder === state.folder)
-    && (!text || picture.name.toLowerCase().includes(text)));
+  order = images.filter((image) =>
+    (state.filter === "all" || outcome(image) === state.filter)
+    && (!state.folder || image.folder === state.folder)
+    && (!text || image.name.toLowerCase().includes(text)));
   order.sort((a, b) => ORDERS[state.sort](a, b) || a.number - b.number);
   $("gallery").replaceChildren();
   built = 0;
   build();
-  $("shown").textContent = `${order.length} of ${pictures.length} pictures`;
+  $("shown").textContent = `${order.length} of ${images.length} images`;
 }
 
 function build() {
   const next = order.slice(built, built + CHUNK);
   built += next.length;
-  $("gallery").append(...next.map((picture) => {
+  $("gallery").append(...next.map((image) => {
     const tile = document.createElement("button"), name = document.createElement("span");
-    tile.dataset.number = picture.number;
-    if (picture.image) {
-      const image = document.createElement("img");
-      image.loading = "lazy";
-      image.alt = "";
-      image.src = address(picture.image);
-      tile.append(image);
+    tile.dataset.number = image.number;
+    if (image.image) {
+      const thumbnail = document.createElement("img");
+      thumbnail.loading = "lazy";
+      thumbnail.alt = "";
+      thumbnail.src = address(image.image);
+      tile.append(thumbnail);
     }
-    name.textContent = picture.name;
+    name.textContent = image.name;
     tile.append(name, document.createElement("span"));
-    tile.addEventListener("click", () => open(picture.number));
+    tile.addEventListener("click", () => open(image.number));
     return tile;
   }));
-  judgeTiles();
+  labelTiles();
   nearEnd.disconnect();
-  if (built < order.length) nearEnd.observe($("end")); // anew: it tells of changes only, and the end can still be in view
+  if (built < order.length) nearEnd.observe($("end")); // again: an observer reports changes only, and the end can still be in view
 }
 
-function judgeTiles() {
+function labelTiles() {
   for (const tile of $("gallery").children) {
-    const picture = pictures[tile.dataset.number], said = outcome(picture);
-    tile.className = `tile ${picture.score === null ? "" : isAnomalous(picture) ? "anomalous" : "nominal"}`;
+    const image = images[tile.dataset.number], verdict = outcome(image);
+    tile.className = `tile ${image.score === null ? "" : isAnomalous(image) ? "anomalous" : "nominal"}`;
     const line = tile.lastChild;
-    line.textContent = picture.score === null ? `failed: ${picture.error}` : `${picture.score.toFixed(4)}  ${said}`;
-    line.className = said === "missed" || said === "false alarm" ? "wrong" : "";
+    line.textContent = image.score === null ? `failed: ${image.error}` : `${image.score.toFixed(4)}  ${verdict}`;
+    line.className = verdict.startsWith("false") ? "wrong" : "";
   }
 }
 
-// ---- one picture, large
+// ---- one image, enlarged
 
 function layer(source, name) {
-  const image = document.createElement("img");
-  image.src = address(source);
-  image.alt = name;
-  return image;
+  const element = document.createElement("img");
+  element.src = address(source);
+  element.alt = name;
+  return element;
 }
 
 function open(number) {
   state.open = number;
-  const picture = pictures[number];
-  $("name").textContent = picture.name;
-  $("verdict").textContent = picture.score === null ? `failed: ${picture.error}`
-    : `${outcome(picture)}: score ${picture.score.toFixed(4)}, threshold ${state.threshold.toFixed(4)}`;
+  const image = images[number];
+  $("name").textContent = image.name;
+  $("verdict").textContent = image.score === null ? `failed: ${image.error}`
+    : `${outcome(image)}: score ${image.score.toFixed(4)}, threshold ${state.threshold.toFixed(4)}`;
   $("stack").replaceChildren();
-  $("truth-line").hidden = !picture.truth;
-  $("stack").hidden = !picture.image;
-  if (picture.image) {
-    const map = layer(picture.map, "anomaly map");
+  $("truth-line").hidden = !image.truth;
+  $("stack").hidden = !image.image;
+  if (image.image) {
+    const map = layer(image.map, "anomaly map");
     map.style.filter = "url(#above)";
     map.style.opacity = $("opacity").value;
-    $("stack").append(layer($("reconstruction").checked ? picture.reconstruction : picture.image, picture.name), map);
-    if (picture.truth && $("truth").checked) $("stack").append(layer(picture.truth, "outline of the true defect"));
+    $("stack").append(layer($("reconstruction").checked ? image.reconstruction : image.image, image.name), map);
+    if (image.truth && $("truth").checked) $("stack").append(layer(image.truth, "outline of the ground-truth mask"));
   }
   $("pixel").value = state.pixel;
   $("pixel-value").textContent = state.pixel.toFixed(3);
@@ -245,7 +245,7 @@ function open(number) {
 }
 
 function step(by) {
-  const at = order.findIndex((picture) => picture.number === state.open) + by;
+  const at = order.findIndex((image) => image.number === state.open) + by;
   if (at >= 0 && at < order.length) open(order[at].number);
 }
 
@@ -260,7 +260,7 @@ function setThreshold(value, isLast = true) {
   $("line").setAttribute("x2", x);
   showCounts();
   moveCurvePoints();
-  judgeTiles();
+  labelTiles();
   if (isLast) {
     if (state.filter !== "all" || state.sort === "worst") arrange();
     writeAddress();
@@ -276,15 +276,15 @@ function dragged(event) {
 function start() {
   readAddress();
   document.getElementById("about").textContent = data.about;
-  const outcomes = ["all", ...new Set([...(hasLabels ? ["false alarm", "missed", "detected", "correctly nominal"]
-    : ["anomalous", "nominal"]), ...(pictures.length > judged.length ? ["failed"] : [])])];
+  const outcomes = ["all", ...new Set([...(hasLabels ? ["false positive", "false negative", "true positive", "true negative"]
+    : ["anomalous", "nominal"]), ...(images.length > scored.length ? ["failed"] : [])])];
   $("filter").append(...outcomes.map((name) => new Option(name, name)));
-  $("folder").append(...[...new Set(pictures.map((picture) => picture.folder))].sort().filter(Boolean)
+  $("folder").append(...[...new Set(images.map((image) => image.folder))].sort().filter(Boolean)
     .map((name) => new Option(name, name)));
   for (const [name, one] of Object.entries(data.thresholds)) {
     if (one.image === null) continue;
     const button = document.createElement("button");
-    button.textContent = name + (name === "optimal" ? " (taken from the test set)" : "");
+    button.textContent = name + (name === "optimal" ? " (chosen on the test set)" : "");
     button.dataset.threshold = name;
     button.addEventListener("click", () => {
       if (one.pixel !== null) state.pixel = one.pixel;
@@ -305,7 +305,7 @@ function start() {
   $("slider").step = (high - low) / 1000;
   $("slider").addEventListener("input", () => setThreshold(Number($("slider").value)));
   $("histogram").addEventListener("pointerdown", (event) => {
-    event.preventDefault(); // no text is selected, and none dragged away
+    event.preventDefault(); // neither select nor drag text
     $("histogram").setPointerCapture(event.pointerId);
     setThreshold(dragged(event), false);
   });

@@ -1,8 +1,9 @@
-"""The report: a page to look through results, and the small pictures that it shows."""
+"""The report: a page to look through results, and the small images that it shows."""
 
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,11 +13,12 @@ import jinja2
 import numpy as np
 
 from data.image_io import to_png
+from evaluation.thresholds import Thresholds
 from reporting import colors, panels
 from runtime.files import naming, write_text
 
 PAGE, INDEX = "report.html", "index.html"
-VIEW = "view"  # folder of the small pictures
+VIEW = "view"  # folder of the small images
 JPEG = [cv2.IMWRITE_JPEG_QUALITY, 90]
 MOST_POINTS = 400  # of a curve
 OUTLINED = 256  # pixels
@@ -24,7 +26,7 @@ HERE = Path(__file__).parent
 
 
 class Shown(NamedTuple):
-    """A picture on the page. label: 1 defective, 0 good, None not known. Files are relative to the page."""
+    """An image on the page. label: 1 anomalous, 0 nominal, None unknown. Files are relative to the page."""
 
     name: str
     folder: str
@@ -38,8 +40,25 @@ class Shown(NamedTuple):
     truth: str | None = None
 
 
+@dataclass(frozen=True)
+class Page:
+    """The content of a report page.
+
+    Attributes:
+        about: a sentence on what is shown. thresholds: by kind. curves: see `curve`.
+        opens_with: threshold kind that the page opens with; None for 0.5.
+    """
+
+    title: str
+    about: str
+    images: Sequence[Shown]
+    thresholds: dict[str, Thresholds]
+    opens_with: str | None = None
+    curves: Sequence[dict[str, Any]] = ()
+
+
 def view_files(label: str, has_truth: bool) -> dict[str, str | None]:
-    """Names of a picture's files, relative to the page. label: its path among the others."""
+    """Names of an image's files, relative to the page. label: the image's path without the dataset's folder."""
     names = {"image": f"images/{label}.jpg", "reconstruction": f"reconstructions/{label}.jpg"}
     names |= {"map": f"maps/{label}.png", "truth": f"truth/{label}.png"}
     found: dict[str, str | None] = {kind: f"{VIEW}/{name}" for kind, name in names.items()}
@@ -54,16 +73,16 @@ def write_view(
     anomaly_map: np.ndarray,
     truth: np.ndarray | None,
 ) -> None:
-    """Write a picture's files.
+    """Write an image's files.
 
     Args:
         files: as `view_files` names them. image, reconstruction: (H, W, 3), BGR, and anomaly_map (H, W): float in
             [0, 1], or their eight bits. truth: bool (H, W).
     """
-    for kind, picture in (("image", image), ("reconstruction", reconstruction)):
-        done, data = cv2.imencode(".jpg", panels.eight_bit(picture), JPEG)
+    for kind, plane in (("image", image), ("reconstruction", reconstruction)):
+        done, data = cv2.imencode(".jpg", panels.eight_bit(plane), JPEG)
         if not done:
-            raise OSError("a picture could not be encoded")
+            raise OSError("an image could not be encoded")
         _write(folder / files[kind], data)
     _write(folder / files["map"], to_png(panels.eight_bit(anomaly_map)))
     if truth is not None and files["truth"]:
@@ -75,41 +94,31 @@ def write_view(
 
 
 def _write(path: Path, data: np.ndarray) -> None:
-    # In place: nothing reads these before the results' folder, or the picture's row, is there.
+    # Not atomic: nothing reads these before the folder of results, or the image's row, is complete.
     path.parent.mkdir(parents=True, exist_ok=True)
     with naming(path):
         path.write_bytes(data)
 
 
-def write_page(
-    folder: Path,
-    title: str,
-    about: str,
-    pictures: Sequence[Shown],
-    thresholds: dict[str, tuple[float | None, float | None]],
-    start: str | None,
-    curves: Sequence[dict[str, Any]] = (),
-) -> None:
-    """Write the page.
-
-    Args:
-        thresholds: name -> of images and of pixels. start: name of those that it opens with, None for 0.5.
-        curves: as `curve` gives them.
-    """
-    named = {name: {"image": _finite(image), "pixel": _finite(pixel)} for name, (image, pixel) in thresholds.items()}
-    first = named.get(start or "", {})
+def write_page(folder: Path, page: Page) -> None:
+    """Write report.html."""
+    named = {
+        kind: {"image": _finite(found.image), "pixel": _finite(found.pixel)} for kind, found in page.thresholds.items()
+    }
+    first = named.get(page.opens_with or "", {})
     image, pixel = (0.5 if first.get(scope) is None else first[scope] for scope in ("image", "pixel"))
     data = {
-        "about": about,
-        "pictures": [one._asdict() for one in pictures],
+        "about": page.about,
+        "images": [one._asdict() for one in page.images],
         "thresholds": named,
         "start": image,
         "pixel": pixel,
-        "curves": list(curves),
+        "curves": list(page.curves),
     }
     script = (HERE / "report.js").read_text(encoding="utf-8")
-    page = _template("report.html.jinja").render(title=title, data=_json(data), script=script, colors=vars(colors))
-    write_text(folder / PAGE, page)
+    template = _template("report.html.jinja")
+    text = template.render(title=page.title, data=_json(data), script=script, colors=vars(colors))
+    write_text(folder / PAGE, text)
 
 
 def curve(

@@ -16,7 +16,8 @@ from config import Config
 from data import image_io
 from data.mvtec import TestSample
 from evaluation import image_metrics
-from evaluation.thresholds import OPTIMAL
+from evaluation.thresholds import OPTIMAL, Thresholds
+from inference.threshold_file import NominalThresholds
 from reporting import curves, panels, report, tables
 from reporting.measurements import Measurements
 from runtime import provenance
@@ -32,11 +33,15 @@ CURVES = "curves.npz"
 
 
 class Record(NamedTuple):
-    """What complete results in a folder say of themselves."""
+    """The record of complete results: made_with.json.
+
+    Attributes:
+        thresholds: the kinds that metrics were computed at. content: all of the file.
+    """
 
     made_from: Provenance
-    thresholds: list[str]  # types that they were judged at
-    content: dict[str, Any]  # all of made_with.json
+    thresholds: list[str]
+    content: dict[str, Any]
 
 
 def read_record(folder: Path) -> Record | None:
@@ -50,43 +55,40 @@ def read_record(folder: Path) -> Record | None:
 
 
 class Result:
-    """Fed picture by picture, it writes the folder of its results.
+    """Writes the folder of results of one technique, image by image.
 
-    To be used in a `with`: what it writes lies beside and takes the folder's place when the block ends well; where it
-    does not, what was there before stays.
+    To be used in a `with`: the files are written to a folder beside, which replaces the earlier one when the block ends
+    without an error; otherwise the earlier results stay.
 
     Args:
-        folder: where to write. pictures: in the dataset's order.
-        nominal: thresholds of nominal images, `image` and `pixel` each by type, and what is known of these images;
-            None: `optimal` only.
-        kinds: types of thresholds to judge at.
+        folder: where to write. samples: in the dataset's order.
+        nominal: thresholds of nominal images; None for `optimal` only. kinds: of thresholds to evaluate.
         made_from: what the results depend on, kept with them.
-        weights_file: the checkpoint, which is told with them.
 
     Attributes:
-        notes: to be told with the metrics; lists only in the JSON.
+        thresholds: kind -> thresholds. main_kind: the kind that lists, panels and figures use.
+        notes: shown with the metrics; lists stand in the JSON only.
     """
 
     def __init__(
         self,
         config: Config,
         folder: Path,
-        pictures: Sequence[TestSample],
-        nominal: dict[str, Any] | None,
+        samples: Sequence[TestSample],
+        nominal: NominalThresholds | None,
         kinds: Sequence[str],
         made_from: Provenance,
-        weights_file: Path,
     ):
         self.config, self._final = config, folder
-        self.measured = Measurements(pictures, config.metrics.optimal)
-        self._nominal = nominal or {}
+        self.measured = Measurements(samples, config.metrics.optimal)
+        self._nominal = nominal or NominalThresholds({})
         nominal_kinds = [kind for kind in kinds if kind != OPTIMAL] if nominal else []
-        self.thresholds = {kind: (nominal["image"][kind], nominal["pixel"][kind]) for kind in nominal_kinds}
+        self.thresholds = {kind: self._nominal.by_kind[kind] for kind in nominal_kinds}
         preferred = [config.metrics.threshold_type, *nominal_kinds]
         self.main_kind = next((kind for kind in preferred if kind in self.thresholds), OPTIMAL)
-        self.kinds, self.made_from, self.weights_file = list(kinds), made_from, weights_file
+        self.kinds, self.made_from = list(kinds), made_from
         self.notes: dict[str, Any] = {}
-        self._areas: dict[int, float] = {}  # shares of pixels above the pixel threshold, where that is known
+        self._areas: dict[int, float] = {}  # of each image the share of pixels above the pixel threshold, where known
         self.title = f"{config.data.category}, {folder.parent.name}, {folder.name}"
         self._background = Background()  # panels
 
@@ -94,9 +96,9 @@ class Result:
         remove_leftovers(self._final.parent)
         self._beside = atomic_folder(self._final)
         self.folder = self._beside.__enter__()
-        # Thresholds of the test set are known only after its last picture; till then what is drawn waits on the disk.
-        can_judge = self.main_kind != OPTIMAL or self.config.metrics.visualisation == "none"
-        self._waiting = None if can_judge else tempfile.TemporaryFile(dir=self.folder)
+        # Thresholds of the test set are known after its last image only; until then panels wait on the disk.
+        can_draw = self.main_kind != OPTIMAL or self.config.metrics.visualisation == "none"
+        self._waiting = None if can_draw else tempfile.TemporaryFile(dir=self.folder)
         return self
 
     def __exit__(self, *error: Any) -> None:
@@ -107,13 +109,13 @@ class Result:
         self._beside.__exit__(*error)
 
     def update(self, found: "NetworkOutput") -> None:
-        """Take in one picture."""
+        """Add an image."""
         self.measured.update(found)
         self._view(found)
-        could_be_wanted = self._waiting and self.config.metrics.visualisation == "errors"  # known only at the end
+        could_be_wanted = self._waiting and self.config.metrics.visualisation == "errors"  # known at the end only
         if not could_be_wanted and not self._wants_panel(found.idx):
             return
-        # What is drawn has 8 bits; the map keeps its own, since a threshold is still to be laid through it.
+        # Images need 8 bits to be drawn; the map keeps its precision, as it is still to be compared with a threshold.
         arrays = (panels.eight_bit(found.image), panels.eight_bit(found.reconstruction), found.anomaly_map, found.mask)
         if self._waiting:
             with naming(self.folder):
@@ -123,10 +125,10 @@ class Result:
             self._write_panel(found.idx, *arrays)
 
     def _view(self, found: "NetworkOutput") -> None:
-        """Have the small pictures written that the report shows."""
-        limit = self.thresholds[self.main_kind][1] if self.main_kind in self.thresholds else None
-        if limit is not None:
-            self._areas[found.idx] = float((found.anomaly_map > limit).mean())
+        """Write the small images that the report shows, in the background."""
+        threshold = self.thresholds[self.main_kind].pixel if self.main_kind in self.thresholds else None
+        if threshold is not None:
+            self._areas[found.idx] = float((found.anomaly_map > threshold).mean())
         if not self._has_view(found.idx):
             return
         arrays = (panels.eight_bit(found.image), panels.eight_bit(found.reconstruction))
@@ -134,30 +136,31 @@ class Result:
         self._background.do(report.write_view, self.folder, self._files(found.idx), *arrays)
 
     def _has_view(self, idx: int) -> bool:
-        wanted = self.config.metrics.visualisation  # which ones are errors depends on the report's threshold
+        wanted = self.config.metrics.visualisation  # which ones are errors depends on the threshold set in the report
         return wanted in ("all", "errors") or self._wants_panel(idx)
 
     def _files(self, idx: int) -> dict[str, str | None]:
-        picture = self.measured.pictures[idx]
-        return report.view_files(picture.name.partition("/")[2], bool(picture.masks))
+        sample = self.measured.samples[idx]
+        return report.view_files(sample.name.partition("/")[2], bool(sample.masks))
 
-    def finish(self, seconds: float) -> str:
-        """Write metrics, lists, curves and the panels still to come; the metrics as a table for people.
+    def finish(self, seconds: float, weights_file: Path) -> str:
+        """Write metrics, lists, curves and the remaining panels; the metrics as a table.
 
-        seconds: that inference took.
+        Args:
+            seconds: that inference took. weights_file: the checkpoint.
         """
         measured = self.measured
         self.thresholds[OPTIMAL] = measured.optimal_thresholds()
         self.notes |= measured.notes()
-        columns = {kind: measured.metrics_at(*self.thresholds[kind]) for kind in self.thresholds if kind in self.kinds}
-        if apart := measured.compared_with(self._nominal.get("image_scores", ())):
-            self.notes["nominal_test"] = apart
+        columns = {kind: measured.metrics_at(found) for kind, found in self.thresholds.items() if kind in self.kinds}
+        if difference := measured.compared_with(self._nominal.image_scores):
+            self.notes["nominal_test"] = difference
         for values in columns.values():
             if warning := measured.warning(values):
                 self.notes["masks_not_found"] = warning
         columns = measured.with_intervals(columns)
         for kind, values in columns.items():
-            reasons = measured.reasons(kind, values) | self._of_thresholds(kind, values)
+            reasons = measured.reasons(kind, values) | self._threshold_notes(kind, values)
             content = values | {"notes": self.notes | reasons}
             text = json.dumps(content, indent=2, allow_nan=False) + "\n"
             write_text(self.folder / kind / "metrics.json", text)
@@ -167,25 +170,25 @@ class Result:
         self._draw_scores()
         self._draw_mistakes()
         self._write_waiting_panels()
-        self._write_report()
+        self._write_report(weights_file)
         self._background.wait()
-        self._write_record(seconds)
+        self._write_record(seconds, weights_file)
         return self._table(columns)
 
-    def _of_thresholds(self, kind: str, values: dict[str, Any]) -> dict[str, str]:
-        """What a type of threshold promises; infinite ones become None, and why."""
-        said = {}
-        promise = self._nominal.get("promises", {}).get(kind)
-        if promise and self._nominal["held_out"] is not False:
-            said["promise"] = promise
+    def _threshold_notes(self, kind: str, values: dict[str, Any]) -> dict[str, str]:
+        """The false-positive rate to expect of a threshold; an infinite one becomes None, with the reason."""
+        notes = {}
+        rate = self._nominal.false_positive_rates.get(kind)
+        if rate and self._nominal.held_out is not False:
+            notes["promise"] = rate
         for key in ("image_threshold", "pixel_threshold"):
             if values[key] is not None and math.isinf(values[key]):
                 values[key] = None
-                said[key] = "infinite: too few held-out images for max_false_alarms, nothing is called anomalous"
-        return said
+                notes[key] = "infinite: too few held-out images for max_false_alarms, nothing is called anomalous"
+        return notes
 
-    def _write_record(self, seconds: float) -> None:
-        """With metrics at other thresholds that were there, made from the same."""
+    def _write_record(self, seconds: float, weights_file: Path) -> None:
+        """Write the record, and keep earlier metrics at other thresholds that were computed from the same."""
         earlier, kinds, made_from = read_record(self._final), list(self.kinds), self.made_from
         if earlier and not earlier.made_from.differences(made_from):
             for kind in earlier.thresholds:
@@ -194,9 +197,9 @@ class Result:
                     kinds.append(kind)
             if made_from.nominal is None:
                 made_from = replace(made_from, nominal=earlier.made_from.nominal, settings=earlier.made_from.settings)
-        content = {"provenance": made_from.to_json(), "thresholds": kinds, "images": len(self.measured.pictures)}
-        content |= {"seconds": round(seconds, 3), "checkpoint_file": self.weights_file.as_posix()}
-        content |= {"checkpoint_state": provenance.file_state(self.weights_file)}
+        content = {"provenance": made_from.to_json(), "thresholds": kinds, "images": len(self.measured.samples)}
+        content |= {"seconds": round(seconds, 3), "checkpoint_file": weights_file.as_posix()}
+        content |= {"checkpoint_state": provenance.file_state(weights_file)}
         content |= {"node": socket.gethostname(), "device": str(select_device(self.config.train.device))}
         content |= {"settings": self.config.model_dump(mode="json")}
         write_text(self.folder / MADE_WITH, json.dumps(content, indent=2, allow_nan=False) + "\n")
@@ -208,15 +211,16 @@ class Result:
         return table
 
     def _predicted(self, idx: int) -> bool | None:
-        threshold = self.thresholds[self.main_kind][0]
+        threshold = self.thresholds[self.main_kind].image
         return None if threshold is None else bool(self.measured.scores[idx] > threshold)
 
     def _write_lists(self) -> None:
         measured, rows = self.measured, []
         for idx, (label, score) in enumerate(zip(measured.labels, measured.scores, strict=True)):
             predicted = self._predicted(idx)
-            said = "" if predicted is None else int(predicted)
-            rows.append([measured.name(idx), int(label), repr(float(score)), said])
+            rows.append(
+                [measured.name(idx), int(label), repr(float(score)), "" if predicted is None else int(predicted)]
+            )
         wrong = [row for row in rows if row[3] not in ("", row[1])]
         lists = {"scores.csv": rows, "misclassified.csv": wrong if self.config.metrics.misclassifications else None}
         for name, content in lists.items():
@@ -224,31 +228,33 @@ class Result:
                 write_csv(self.folder / name, [["path", "label", "score", "prediction"], *content])
 
     def _wants_panel(self, idx: int) -> bool:
-        wanted, count = self.config.metrics.visualisation, len(self.measured.pictures)
+        wanted, count = self.config.metrics.visualisation, len(self.measured.samples)
         if wanted == "errors":
             return self._predicted(idx) not in (None, bool(self.measured.labels[idx]))
-        if isinstance(wanted, int):  # spread over nominal and defective ones alike
+        if isinstance(wanted, int):  # evenly over all folders
             return idx in np.linspace(0, count - 1, min(wanted, count)).astype(int)
         return wanted == "all"
 
     def _write_panel(
         self, idx: int, image: np.ndarray, reconstruction: np.ndarray, anomaly_map: np.ndarray, mask: np.ndarray
     ) -> None:
-        picture = self.measured.pictures[idx]
-        predicted, (image_threshold, pixel_threshold) = self._predicted(idx), self.thresholds[self.main_kind]
-        is_correct = None if predicted is None else predicted == picture.has_anomaly
+        sample = self.measured.samples[idx]
+        predicted, thresholds = self._predicted(idx), self.thresholds[self.main_kind]
+        is_correct = None if predicted is None else predicted == sample.has_anomaly
         verdict = f"score {self.measured.scores[idx]:.3f}"
         if predicted is not None:
-            said, sign = ("anomalous", ">") if predicted else ("nominal", "<=")
+            word, sign = ("anomalous", ">") if predicted else ("nominal", "<=")
             right = "correct" if is_correct else "WRONG"
-            verdict = f"{said}: {verdict} {sign} {image_threshold:.3f} ({self.main_kind}), {right}"
-        name = picture.name.partition("/")[2]  # within test/
-        path = self.folder / "panels" / (name if picture.path.suffix == ".png" else f"{name}.png")
-        above = anomaly_map > (np.inf if pixel_threshold is None else pixel_threshold)
-        truth = mask if picture.masks or not picture.has_anomaly else None
-        arrays = (image, reconstruction, panels.eight_bit(anomaly_map), truth, above)
+            verdict = f"{word}: {verdict} {sign} {thresholds.image:.3f} ({self.main_kind}), {right}"
+        name = sample.name.partition("/")[2]  # within test/
+        path = self.folder / "panels" / (name if sample.path.suffix == ".png" else f"{name}.png")
+        above = anomaly_map > (np.inf if thresholds.pixel is None else thresholds.pixel)
+        truth = mask if sample.masks or not sample.has_anomaly else None
         title = f"{self.config.data.category}/{self.measured.name(idx)}"
-        self._background.do(_write_panel, path, title, verdict, is_correct, *arrays)
+        content = panels.PanelContent(
+            title, verdict, is_correct, image, reconstruction, panels.eight_bit(anomaly_map), truth, above
+        )
+        self._background.do(_write_panel, path, content)
 
     def _write_waiting_panels(self) -> None:
         if not self._waiting:
@@ -260,38 +266,39 @@ class Result:
             if self._wants_panel(int(idx)):
                 self._write_panel(int(idx), *arrays)
 
-    def _write_report(self) -> None:
+    def _write_report(self, weights_file: Path) -> None:
         measured = self.measured
         shown = [
             report.Shown(
                 name=measured.name(idx),
-                folder=picture.name.split("/")[1],
-                label=int(picture.has_anomaly),
+                folder=sample.name.split("/")[1],
+                label=int(sample.has_anomaly),
                 score=float(measured.scores[idx]),
                 area=self._areas.get(idx),
                 **(self._files(idx) if self._has_view(idx) else {}),
             )
-            for idx, picture in enumerate(measured.pictures)
+            for idx, sample in enumerate(measured.samples)
         ]
-        drawn = report.curves_of(self._levels())
-        named = {kind: (limit, self._nominal["pixel"][kind]) for kind, limit in self._nominal.get("image", {}).items()}
-        about = f"{len(shown)} test pictures; judged at {self.main_kind} at first. Weights: {self.weights_file.name}."
-        report.write_page(self.folder, self.title, about, shown, named | self.thresholds, self.main_kind, drawn)
+        thresholds = self._nominal.by_kind | self.thresholds
+        about = f"{len(shown)} test images; the page opens with {self.main_kind}. Weights: {weights_file.name}."
+        curves = report.curves_of(self._levels())
+        report.write_page(self.folder, report.Page(self.title, about, shown, thresholds, self.main_kind, curves))
 
     def _draw_scores(self) -> None:
         """The histogram of image scores with all thresholds."""
         measured = self.measured
-        lines = {kind: pair[0] for kind, pair in self.thresholds.items() if pair[0] is not None and pair[0] < math.inf}
+        values = {kind: found.image for kind, found in self.thresholds.items()}
+        lines = {kind: value for kind, value in values.items() if value is not None and value < math.inf}
         nominal, anomalous = (measured.scores[measured.labels == label] for label in (0, 1))
         with atomic_write(self.folder / "scores.png") as beside:
             curves.score_histogram(beside, self.title, nominal, anomalous, lines)
 
     def _draw_mistakes(self) -> None:
         """The contact sheet of the worst mistakes, where there are any."""
-        image_threshold, pixel_threshold = self.thresholds[self.main_kind]
-        limit = np.inf if pixel_threshold is None else pixel_threshold
+        thresholds = self.thresholds[self.main_kind]
+        limit = np.inf if thresholds.pixel is None else thresholds.pixel
         sections = {}
-        for label, what in ((0, "false alarms, highest score first"), (1, "missed defects, lowest score first")):
+        for label, what in ((0, "false positives, highest score first"), (1, "false negatives, lowest score first")):
             tiles = [
                 (
                     f"{self.measured.scores[one.idx]:.3f} {self.measured.name(one.idx)}",
@@ -306,8 +313,8 @@ class Result:
                 sections[what] = tiles
         if sections and self.config.metrics.misclassifications:
             with atomic_write(self.folder / "mistakes.png") as beside:
-                judged = f"{self.title}: worst mistakes at {self.main_kind}, image threshold {image_threshold:.3f}"
-                image_io.write_image(beside, panels.contact_sheet(judged, sections))
+                title = f"{self.title}: worst mistakes at {self.main_kind}, image threshold {thresholds.image:.3f}"
+                image_io.write_image(beside, panels.contact_sheet(title, sections))
 
     def _levels(self) -> dict[str, dict[str, np.ndarray]]:
         """Curves of images and of pixels, as far as they are defined."""
@@ -319,18 +326,18 @@ class Result:
 
     def _draw_curves(self) -> None:
         """ROC, precision-recall, PRO and IoU figures, as far as they are asked for and defined; their points."""
-        thresholds = dict(zip(("image", "pixel"), self.thresholds[self.main_kind], strict=True))
+        thresholds = self.thresholds[self.main_kind]._asdict()
         measured, wanted = self.measured, self.config.metrics
         levels = self._levels()
         points = {f"{level}_{key}": values for level, curve in levels.items() for key, values in curve.items()}
         with atomic_write(self.folder / CURVES) as beside:
             np.savez_compressed(beside, **{key: values.astype(np.float32) for key, values in points.items()})
-        values = measured.metrics_at(None, None)
-        for name, is_wanted, x, y, drawn in (
-            ("roc", wanted.auroc, "fpr", "tpr", {"image": "image_auroc", "pixel": "pixel_auroc"}),
-            ("precision_recall", wanted.pr, "tpr", "precision", {"image": "image_ap", "pixel": "pixel_ap"}),
-            ("pro", wanted.pro, "fpr", "pro", {"pixel": "pro"}),
-            ("iou", wanted.iou, "threshold", "iou", {"pixel": "iou_max"}),
+        values = measured.metrics_at(Thresholds("none", None, None))
+        for name, is_wanted, drawn in (
+            ("roc", wanted.auroc, {"image": "image_auroc", "pixel": "pixel_auroc"}),
+            ("precision_recall", wanted.pr, {"image": "image_ap", "pixel": "pixel_ap"}),
+            ("pro", wanted.pro, {"pixel": "pro"}),
+            ("iou", wanted.iou, {"pixel": "iou_max"}),
         ):
             lines = {level: levels[level] for level in drawn if level in levels}
             if not is_wanted or not lines:
@@ -339,9 +346,9 @@ class Result:
             marked = {level: (thresholds[level], self.main_kind) for level in shown}
             with atomic_write(self.folder / f"{name}.png") as beside:
                 shown = {level: values[key] for level, key in drawn.items()}
-                curves.curves(beside, name, self.title, x, y, lines, shown, marked)
+                curves.curves(beside, name, self.title, lines, shown, marked)
 
 
-def _write_panel(path: Path, *content: Any) -> None:
+def _write_panel(path: Path, content: panels.PanelContent) -> None:
     with atomic_write(path) as beside:
-        image_io.write_image(beside, panels.panel(*content))
+        image_io.write_image(beside, panels.panel(content))

@@ -6,13 +6,20 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import cv2
 import numpy as np
 import torch
 
 from runtime.errors import FIX_STORAGE, UserError
+
+
+class Compute(NamedTuple):
+    """Where the networks run, and in which precision."""
+
+    device: torch.device
+    precision: torch.dtype
 
 
 def setup() -> None:

@@ -1,4 +1,4 @@
-"""Told to stop: what Ctrl-C, SIGTERM and SIGUSR1 do. Schedulers send both, SLURM the latter minutes before the end."""
+"""What Ctrl-C, SIGTERM and SIGUSR1 do. Schedulers send the last two; SLURM can send SIGUSR1 minutes before the end."""
 
 import ctypes
 import os
@@ -10,50 +10,54 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
-ASKING = getattr(signal, "SIGUSR1", signal.SIGTERM)
+ASK_SIGNAL = getattr(signal, "SIGUSR1", signal.SIGTERM)
 INTERRUPTED, TERMINATED = 130, 143  # exit statuses
 
 
 class Interrupted(KeyboardInterrupt):
-    """The program was told to stop. number: of the signal. The message says how to go on."""
+    """The program was interrupted by a signal.
+
+    Attributes:
+        number: of the signal. status: the exit status that belongs to it.
+    """
 
     def __init__(self, number: int, message: str = ""):
-        default = "interrupted" if number == signal.SIGINT else "told to stop"
-        super().__init__(message or f"{default}; what was written stays")
+        default = f"interrupted ({signal.Signals(number).name})"
+        super().__init__(message or f"{default}; what is written stays")
         self.number, self.status = number, INTERRUPTED if number == signal.SIGINT else TERMINATED
 
 
 class Stop:
-    """Whether the program has been told to stop. asked: the signal's number, None while there was none."""
+    """Whether a signal has arrived. asked: its number, None for no signal."""
 
     def __init__(self):
         self.asked: int | None = None
 
     def check(self) -> None:
-        """Raises Interrupted where the program has been told to stop."""
+        """Raise Interrupted if a signal has arrived."""
         if self.asked is not None:
             raise Interrupted(self.asked)
 
 
 def _handle(what: Callable[[int], None]) -> dict[int, object]:
-    """Have the first signal do this; a second one ends the process at once. The handlers that were there before.
+    """Call `what` at the first signal; a second one ends the process at once. Returns the previous handlers.
 
-    Not so SIGUSR1, which `ask` sends besides what a terminal or a scheduler has sent already, and none where a launcher
-    (torchrun) has started the process and hands on what all of them have been sent.
+    Two exceptions never end the process as a second signal: SIGUSR1, which `ask` sends in addition to the signal of a
+    terminal or scheduler, and any signal under a launcher (torchrun), which repeats signals that all have received.
     """
     if threading.current_thread() is not threading.main_thread():
-        return {}  # which alone can have handlers
+        return {}  # only the main thread can have handlers
 
     def first(number: int, _: object) -> None:
         for one in SIGNALS:
-            signal.signal(one, signal.SIG_IGN if one == ASKING or "RANK" in os.environ else signal.SIG_DFL)
+            signal.signal(one, signal.SIG_IGN if one == ASK_SIGNAL or "RANK" in os.environ else signal.SIG_DFL)
         what(number)
 
     return {number: signal.signal(number, first) for number in SIGNALS}
 
 
 def interrupts() -> None:
-    """From now on a signal raises Interrupted, wherever the program is."""
+    """From now on a signal raises Interrupted at once."""
 
     def stop(number: int) -> None:
         raise Interrupted(number)
@@ -63,7 +67,7 @@ def interrupts() -> None:
 
 @contextmanager
 def deferred() -> Iterator[Stop]:
-    """Within the block a signal is noted, for `Stop.check` at places where stopping loses nothing."""
+    """Within the block a signal is only noted; `Stop.check` raises it where nothing is lost."""
     stop = Stop()
 
     def note(number: int) -> None:
@@ -80,14 +84,14 @@ def deferred() -> Iterator[Stop]:
 
 
 def ask(process: subprocess.Popen) -> None:
-    """Tell a program of this project that runs in another process to stop."""
-    process.send_signal(ASKING)
+    """Interrupt a program of this project that runs in another process."""
+    process.send_signal(ASK_SIGNAL)
 
 
-def goes_on_in_loader() -> None:
-    """In a loader process: go on when a terminal or a scheduler signals all processes at once.
+def ignore_in_loader() -> None:
+    """In a loader process: ignore the signals that a terminal or scheduler sends to all processes.
 
-    The training still needs samples to finish its step. What it sends itself ends the process.
+    The training still needs samples to finish its step. A SIGTERM from the training itself ends the process.
     """
     for number in SIGNALS:
         if number != signal.SIGTERM:
@@ -106,6 +110,6 @@ def goes_on_in_loader() -> None:
 
 
 def dies_with_parent() -> None:
-    """In a process just started: end it when the one that has started it is gone, however that ended. On Linux."""
+    """In a new process: end it when its parent has ended, for whatever reason. On Linux only."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG

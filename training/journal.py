@@ -1,9 +1,9 @@
-"""What a training tells of itself: train_log.csv, TensorBoard, grids of samples."""
+"""The log of a training: train_log.csv, TensorBoard events, grids of samples."""
 
 import csv
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
@@ -21,10 +21,28 @@ from training.state import TERMS
 LOG_COLUMNS = ("epoch", *TERMS, "loss", "learning_rate", "samples_per_second", "seconds", "val_ap", "val_ap_se")
 
 
-class Journal:
-    """The log of a run, with the rows of the epochs that were done before, and its pictures and events.
+class EpochResult(NamedTuple):
+    """An epoch of a training.
 
-    Raises UserError where the log that is there is damaged.
+    Attributes:
+        losses: mean of each of TERMS. seconds: that the epoch took.
+        val_ap: pixel AP on synthetic anomalies, val_ap_se its standard error; None where not measured.
+    """
+
+    epoch: int
+    losses: dict[str, float]
+    learning_rate: float
+    samples_per_second: float
+    seconds: float
+    val_ap: float | None
+    val_ap_se: float | None
+
+
+class Journal:
+    """The log of a run, including the epochs before a resume, its sample grids and its TensorBoard events.
+
+    Raises:
+        UserError: the existing log is damaged.
     """
 
     def __init__(self, config: Config, done: int):
@@ -32,26 +50,12 @@ class Journal:
         self._rows = read_log(self._run / "train_log.csv", done)
         self._board = _Board(self._run / "logs", done + 1)
 
-    def add(
-        self,
-        epoch: int,
-        losses: dict[str, float],
-        learning_rate: float,
-        samples_per_second: float,
-        seconds: float,
-        val_ap: tuple[float | None, float | None],
-        sample: dict[str, np.ndarray],
-    ) -> None:
-        """Add an epoch.
-
-        Args:
-            losses: mean of each of TERMS.
-            val_ap: pixel AP on synthetic anomalies and its standard error; None where they were not measured.
-            sample: arguments of `panels.sample_grid`.
-        """
-        row = {"epoch": epoch, **losses, "loss": sum(losses.values()), "learning_rate": learning_rate}
-        row |= {"samples_per_second": round(samples_per_second, 2), "seconds": round(seconds, 3)}
-        row |= {"val_ap": val_ap[0], "val_ap_se": val_ap[1]}
+    def add(self, result: EpochResult, sample: dict[str, np.ndarray]) -> None:
+        """Add an epoch. sample: arguments of `panels.sample_grid`."""
+        epoch, losses = result.epoch, result.losses
+        row = {"epoch": epoch, **losses, "loss": sum(losses.values()), "learning_rate": result.learning_rate}
+        row |= {"samples_per_second": round(result.samples_per_second, 2), "seconds": round(result.seconds, 3)}
+        row |= {"val_ap": result.val_ap, "val_ap_se": result.val_ap_se}
         self._rows.append(row)
         self._board.add(epoch, *(summary.scalar(key, row[key]) for key in LOG_COLUMNS[1:] if row[key] is not None))
         is_drawn = epoch % self._settings.visualize_every == 0 or epoch == self._total
@@ -88,9 +92,9 @@ def read_log(path: Path, done: int) -> list[dict[str, Any]]:
 
 
 class _Board:
-    """TensorBoard's events, written at once: its own writer hangs for good when its disk is full.
+    """TensorBoard's events, written without its own writer, which hangs for ever when the disk is full.
 
-    Events of `first_epoch` and later that an interrupted run left in the folder are made invalid.
+    Events of `first_epoch` and later that an interrupted run has left in the folder become invalid.
     """
 
     def __init__(self, folder: Path, first_epoch: int):

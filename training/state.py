@@ -77,9 +77,11 @@ def changed_images(before: TrainingImages, after: TrainingImages) -> str:
 
 @dataclass
 class Progress:
-    """How far an epoch has come. step: of its batches. seconds: that it has taken.
+    """Progress within an epoch.
 
-    losses: sums over `count` samples. sample: of the first batch, for the sample grid.
+    Attributes:
+        step: batches done. seconds: time spent. losses: sums over `count` samples.
+        sample: the first batch and its outputs, for the sample grid.
     """
 
     step: int = 0
@@ -89,32 +91,36 @@ class Progress:
     sample: dict[str, np.ndarray] | None = None
 
 
-class TrainingState:
-    """Model, optimizer and schedule of a run, and its folder; new, or taken up from last.pt by `resume`.
-
-    Args:
-        made_from: kept with all that is saved. images: that are trained on and held out.
-        white_level: of the images, see `image_io.read_image`.
-        embedded_assets: see `inference.preprocessing.embed_assets`.
-        group: the processes that train together, the first of which writes; None for one alone.
+@dataclass(frozen=True)
+class TrainingSource:
+    """What a training is made from; kept in all of its checkpoints.
 
     Attributes:
-        epoch: epochs done. progress: within the one after, None where it is not begun.
+        made_from: provenance. images: that are trained on and held out.
+        white_level: of the images, see `image_io.read_image`.
+        embedded_assets: see `inference.preprocessing.embed_assets`.
     """
 
-    def __init__(
-        self,
-        config: Config,
-        settings_text: str,
-        made_from: Provenance,
-        images: TrainingImages,
-        white_level: float | None = None,
-        embedded_assets: dict[str, dict[str, Any]] | None = None,
-        group: "ProcessGroup | None" = None,
-    ):
+    made_from: Provenance
+    images: TrainingImages
+    white_level: float | None = None
+    embedded_assets: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+class TrainingState:
+    """Model, optimizer and schedule of a run, and its folder; new, or taken from last.pt by `resume`.
+
+    Args:
+        settings_text: the settings as YAML, kept in the run's folder.
+        group: the processes that train together, of which the first writes; None for one process.
+
+    Attributes:
+        epoch: epochs done. progress: within the epoch after them, None where that has not begun.
+    """
+
+    def __init__(self, config: Config, settings_text: str, source: TrainingSource, group: "ProcessGroup | None" = None):
         self.group, self.writes = group, group is None or group.is_first
-        self.white_level, self.embedded_assets = white_level, embedded_assets or {}
-        self.config, self.settings_text, self.made_from, self.images = config, settings_text, made_from, images
+        self.config, self.settings_text, self.source = config, settings_text, source
         self.device = select_device(config.train.device)
         self.precision = select_precision(config.train.precision, self.device)
         torch.manual_seed(config.train.seed)
@@ -150,11 +156,11 @@ class TrainingState:
 
     def _content(self) -> dict[str, Any]:
         content = {"model": self.model.state_dict(), "epoch": self.epoch}
-        content |= {"settings": self.config.model_dump(mode="json"), "provenance": self.made_from.to_json()}
+        content |= {"settings": self.config.model_dump(mode="json"), "provenance": self.source.made_from.to_json()}
         return content | {
-            "images": asdict(self.images),
-            "white_level": self.white_level,
-            "embedded_assets": self.embedded_assets,
+            "images": asdict(self.source.images),
+            "white_level": self.source.white_level,
+            "embedded_assets": self.source.embedded_assets,
         }
 
     def save_checkpoint(self) -> None:

@@ -195,7 +195,7 @@ def test_a_round_part_is_only_moved():
 def test_a_reference_without_a_part_is_told():
     with pytest.raises(part_pose.NoPartError, match=r"covers 0\.0 % of the picture") as caught:
         part_pose.reference_of(np.full((60, 80, 3), 90, np.uint8))
-    assert caught.value.seen.shape == (60, 80) and not caught.value.seen.any()
+    assert caught.value.silhouette.shape == (60, 80) and not caught.value.silhouette.any()
 
 
 def test_the_backgrounds_color_is_the_rims():

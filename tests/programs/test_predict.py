@@ -183,7 +183,7 @@ def test_masking_and_registration_travel_with_the_checkpoint(workplace, cli):
     shutil.move(workplace / "mvtec", workplace / "photos")
     (workplace / "region.png").unlink()
     detector = Detector.load(workplace / "checkpoints/tile/tiny")
-    assert detector.technique.name == "post_masking_registered" and detector.limits
+    assert detector.technique.name == "post_masking_registered" and detector.thresholds
     for row in expected:
         found = detector(cv2.imread(str(workplace / "photos/tile" / row["path"])))
         assert found.score == pytest.approx(float(row["score"]), abs=1e-6)
@@ -260,7 +260,7 @@ def test_thresholds_from_other_good_pictures_stand_beside_the_old_ones(judged, c
     assert "Kolmogorov-Smirnov distance" in summary and "alike, as if" in summary
     chosen = ("--output", judged / "again", "--set", "metrics.nominal=station 2")
     assert "alike, as if" in predict(cli, station, *chosen)
-    assert Detector.load(judged / "checkpoints/tile/tiny", nominal="station 2").limits.image == rows_limit(rows)
+    assert Detector.load(judged / "checkpoints/tile/tiny", nominal="station 2").thresholds.image == rows_limit(rows)
     missing = ("--predict", str(station), "--set", "metrics.nominal=other")
     assert "no_masking_from_other.json is missing" in cli(*missing)[1]
 

@@ -41,7 +41,7 @@ def test_legends_show_areas_and_chance(workplace, cli, legends):
 
 def test_an_undefined_value_is_not_shown(tmp_path, legends):
     curve = {"fpr": np.array([0.0, 1]), "tpr": np.array([0.0, 1]), "threshold": np.array([np.inf, 0.1])}
-    curves.curves(tmp_path / "a.png", "roc", "title", "fpr", "tpr", {"image": curve}, {"image": None}, {})
+    curves.curves(tmp_path / "a.png", "roc", "title", {"image": curve}, {"image": None}, {})
     assert legends == [["image", "chance"]] and (tmp_path / "a.png").stat().st_size > 1000
 
 
@@ -50,13 +50,13 @@ def test_panels_of_large_pictures_are_reduced_and_lose_no_defect():
     image, truth = np.full((1500, 3000, 3), 90, np.uint8), np.zeros((1500, 3000), bool)
     truth[700:703, 1500:1503] = True
     scores = np.zeros((1500, 3000), np.float32)
-    sheet = panels.panel("one", "nominal", True, image, image, scores, truth, ~truth & False)
+    sheet = panels.panel(panels.PanelContent("one", "nominal", True, image, image, scores, truth, ~truth & False))
     assert sheet.shape[0] < 620 and sheet.shape[1] < 6 * 1032
     blue = (sheet[..., 0] > sheet[..., 2].astype(int) + 60).sum()
     assert 4 <= blue < 3000  # the outline and its word
     assert (sheet[100:560, 3 * 1030 : 4 * 1030] == 255).all(axis=2).any()  # the ground truth's plane
     for k in range(8):
         truth[60 + 97 * k, 200 + 331 * k] = True  # single pixels: nearest neighbours would lose most of them
-    sheet = panels.panel("one", "nominal", True, image, image, scores, truth, ~truth & False)
+    sheet = panels.panel(panels.PanelContent("one", "nominal", True, image, image, scores, truth, ~truth & False))
     plane = (sheet[55:550, 3 * 1030 + 2 : 4 * 1030 - 10] == 255).all(axis=2)
     assert cv2.connectedComponents(plane.astype(np.uint8))[0] - 1 == 9

@@ -90,7 +90,7 @@ def test_a_run_can_go_on_in_another_precision(workplace, monkeypatch, before, af
     train.run(config_of(workplace, "train.epochs=1", f"train.precision={before}", "train.visualize=false"), "")
     config = config_of(workplace, "train.epochs=2", f"train.precision={after}")
     content = checkpoint.read(config.run_folder / "last.pt")
-    state = TrainingState(config, "", Provenance(), TrainingImages(**content["images"]))
+    state = TrainingState(config, "", TrainingSource(Provenance(), TrainingImages(**content["images"])))
     state.resume(content)
     model, optimizer = state.model, state.optimizer
     layout = torch.channels_last if after == "bf16" else torch.contiguous_format

@@ -103,7 +103,7 @@ def _white_level(value: Any) -> Any:
 
 def _training_registration(value: bool, info: ValidationInfo) -> bool:
     if value and not info.data.get("image_registration"):
-        raise ValueError("must be true or false; true needs data.image_registration=true, for test pictures too")
+        raise ValueError("must be true or false; true needs data.image_registration=true, for test images too")
     return value
 
 

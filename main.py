@@ -1,4 +1,4 @@
-"""DRAEM from the command line: check the data, train, compute thresholds, detect, judge new pictures."""
+"""DRAEM from the command line: check the data, train, compute thresholds, detect, run on new images."""
 
 import argparse
 import os
@@ -27,8 +27,8 @@ def main() -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     for mode, what, example in (
-        ("check", "look at pictures, masks and folders, and say what is odd and what training takes", "--check True"),
-        ("train", "train with synthetic anomalies; goes on where an interrupted run stood", "--train True"),
+        ("check", "check images, masks, folders and settings, and estimate the training time", "--check True"),
+        ("train", "train with synthetic anomalies; resumes an interrupted run", "--train True"),
         ("threshold", "compute thresholds from held-out nominal images", "--threshold True --set data.load_epoch=700"),
         ("detection", "detect on test/: metrics, curves, panels", "--detection True --set metrics.threshold_type=max"),
     ):
@@ -46,7 +46,7 @@ def main() -> int:
         type=Path,
         nargs="+",
         metavar="PATH",
-        help="judge pictures, or all in a folder, with a trained model (e.g. python main.py --predict photos/)",
+        help="run inference on images, or on all in a folder (e.g. python main.py --predict photos/)",
     )
     parser.add_argument(
         "--export",
@@ -57,17 +57,17 @@ def main() -> int:
         "--watch",
         type=Path,
         metavar="FOLDER",
-        help="judge pictures as they come into a folder, until interrupted (e.g. python main.py --watch camera/)",
+        help="run inference on images as they come into a folder (e.g. python main.py --watch camera/)",
     )
     parser.add_argument(
         "--nominal",
         type=Path,
         metavar="FOLDER",
-        help="with --threshold: thresholds from these good pictures, for --predict, --watch and --export "
+        help="with --threshold: thresholds from these nominal images, for --predict, --watch and --export "
         "(e.g. python main.py --threshold True --nominal station2/)",
     )
     parser.add_argument("--output", type=Path, metavar="DIR", help="with --predict or --watch: folder to write to")
-    parser.add_argument("--resume", action="store_true", help="with --predict: do only what is not done yet")
+    parser.add_argument("--resume", action="store_true", help="with --predict: continue an earlier call")
     add_config_flags(parser)
     arguments = parser.parse_args()
     modes = ("check", "train", "threshold", "detection", "predict", "export", "watch")
@@ -92,7 +92,7 @@ def main() -> int:
 
 
 def _run(arguments: argparse.Namespace, config: "Config", group: "ProcessGroup | None") -> int:
-    """The modes, each after the other; of processes that run together all train and detect, the first does the rest."""
+    """Run the modes in order. Of several processes all train and detect; the first runs the other modes."""
     is_first = group is None or group.is_first
     if arguments.check and is_first:
         from engine import check
@@ -141,7 +141,7 @@ def _run(arguments: argparse.Namespace, config: "Config", group: "ProcessGroup |
 
 @contextmanager
 def together(config: "Config") -> Iterator["ProcessGroup | None"]:
-    """The processes that were started together; None where this is one alone, which needs nothing of that."""
+    """The group of processes that were started together; None for a single process."""
     if not is_launched():
         yield None
         return
@@ -152,7 +152,7 @@ def together(config: "Config") -> Iterator["ProcessGroup | None"]:
     with (
         ProcessGroup(uses_cuda) as group,
         open(os.devnull, "w") as nowhere,
-        redirect_stdout(sys.stdout if group.is_first else nowhere),  # the first speaks for all
+        redirect_stdout(sys.stdout if group.is_first else nowhere),  # only the first prints
     ):
         yield group
 

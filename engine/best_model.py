@@ -1,4 +1,4 @@
-"""The choice of the best checkpoint and technique, from what the evaluation of a batch has left."""
+"""The choice of the best checkpoint and technique, from the results of evaluate_checkpoints.py."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,13 +13,13 @@ from runtime.errors import UserError
 
 
 def run(config: Config, categories: Sequence[str] | None) -> Path:
-    """Compare what summary.csv holds, write and print the report; its path. Of several seeds mean and deviation.
+    """Compare the rows of summary.csv, write and print the report; its path. Of several seeds mean and deviation.
 
     Args:
         categories: names to compare; None: all in summary.csv.
 
     Raises:
-        UserError: no summary, a damaged one, or one that lacks valid results that are on disk.
+        UserError: no summary, a damaged one, or one without results that exist on disk.
     """
     results = Path(config.data.results_path) / config.data.run_name
     folders = seeds.folders_of(results.parent, config.data.run_name)
@@ -49,7 +49,7 @@ def run(config: Config, categories: Sequence[str] | None) -> Path:
 
 
 def _is_mixed(results: Path, rows: Sequence[dict[str, Any]]) -> bool:
-    """Whether rows of a category were measured on different pictures, or in different ways."""
+    """Whether rows of a category come from different images or settings."""
     conditions: dict[str, set[str]] = {}
     for category, name, technique in {(row["category"], row["checkpoint"], row["technique"]) for row in rows}:
         if record := read_record(results / category / f"checkpoint_{name}" / technique):

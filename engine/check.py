@@ -1,4 +1,4 @@
-"""The check mode: what is there, what is odd, how it is understood, what it will take. Nothing is written."""
+"""The check mode: looks at dataset, masks and settings, and estimates the time. Nothing is written."""
 
 import time
 from collections import Counter
@@ -30,12 +30,12 @@ from synthesis import AnomalySynthesizer
 from training import loop
 from training.data import DatasetFiles, TrainingFiles, find_white_level, split
 
-STEPS = 3  # that are measured, after one that is not
-SHOWN = 5  # names of a kind
+STEPS = 3  # measured, after one for warm-up
+SHOWN = 5  # names listed of each kind
 
 
 class Look(NamedTuple):
-    """What one picture turned out to be: its size, whether it has more than 8 bits, and its decoded content."""
+    """An image after decoding: size (height, width), whether it has more than 8 bits, digest of its content."""
 
     size: tuple[int, int]
     has_high_bit_depth: bool
@@ -49,7 +49,7 @@ class Findings:
         self.problems: list[UserError | OSError] = []
 
     def attempt(self, what: Callable[[], Any]) -> Any:
-        """What `what` gives; None where it meets a mistake, which is noted."""
+        """The result of `what`; None where it raises an error, which is kept."""
         try:
             return what()
         except (UserError, OSError) as error:
@@ -58,7 +58,7 @@ class Findings:
             return None
 
     def by_reason(self) -> dict[str, list[Path]]:
-        """What is wrong -> the files that have it; no file where the problem does not begin with one."""
+        """Problem -> the files that have it; no file for problems of settings."""
         found: dict[str, list[Path]] = {}
         for problem in sorted(self.problems):
             name, separator, reason = problem.partition(": ")
@@ -70,7 +70,7 @@ class Findings:
 
 
 def run(config: Config) -> None:
-    """Print what is found. UserError where training or detection would stop; all reasons are printed."""
+    """Print what is found. UserError where training or detection would stop, after all reasons are printed."""
     findings, notes = Findings(), DatasetNotes()
     category = category_folder(Path(config.data.data_path), config.data.category)
     nominal = findings.attempt(lambda: list_nominal(category, notes)) or []
@@ -116,7 +116,7 @@ def run(config: Config) -> None:
         if rest:
             print(f"{rest} more problems are listed above")
         raise first
-    print("nothing found that would stop training or detection")
+    print("no problem found that would stop training or detection")
 
 
 def _print_counts(
@@ -128,23 +128,23 @@ def _print_counts(
 ) -> None:
     if files:
         source = "validation/good" if has_validation else "of train/good"
-        print(f"{category}: {len(files.training)} pictures to train on, {len(files.held_out)} held out ({source})")
+        print(f"{category}: {len(files.training)} training images, {len(files.held_out)} held out ({source})")
     print(f"textures: {len(textures)}" + (", a fifth of them held out" if files and files.held_out else ""))
     kinds = Counter(one.name.split("/")[1] for one in test)
     unmasked = Counter(one.name.split("/")[1] for one in test if one.has_anomaly and not one.masks)
-    said = [
+    counts = [
         f"{count} {kind}" + (f" ({unmasked[kind]} without a mask)" if unmasked[kind] else "")
         for kind, count in kinds.items()
     ]
-    print(f"test pictures: {', '.join(said) or 'none'}")
+    print(f"test images: {', '.join(counts) or 'none'}")
     if test and not any(one.has_anomaly for one in test):
-        print("test/ has no defective picture: image and pixel metrics will be undefined")
+        print("test/ has no anomalous image: image and pixel metrics will be undefined")
     if test and all(one.has_anomaly for one in test):
-        print("test/ has no good picture: image metrics will be undefined")
+        print("test/ has no nominal image: image metrics will be undefined")
 
 
 def _look_at(groups: dict[str, Sequence[Path]], white_level: float | None, findings: Findings) -> dict[Path, Look]:
-    """Decode every picture once."""
+    """Decode every image once."""
     paths = [path for files in groups.values() for path in files]
     textures = set(groups["textures"])
 
@@ -159,12 +159,12 @@ def _look_at(groups: dict[str, Sequence[Path]], white_level: float | None, findi
 
     with ThreadPoolExecutor(core_count()) as pool:
         found = pool.map(look, paths)
-        bar = tqdm(found, "reading pictures", len(paths), unit="picture", leave=None)
+        bar = tqdm(found, "reading images", len(paths), unit="image", leave=None)
         return {path: one for path, one in zip(paths, bar, strict=True) if one}
 
 
 def _print_looks(groups: dict[str, Sequence[Path]], looks: dict[Path, Look]) -> None:
-    """Sizes, depths, and pictures that are there twice."""
+    """Print sizes, bit depths and copies."""
     for group, files in groups.items():
         seen = [looks[file] for file in files if file in looks]
         sizes = Counter(f"{one.size[1]} x {one.size[0]}" for one in seen).most_common()
@@ -179,12 +179,12 @@ def _print_looks(groups: dict[str, Sequence[Path]], looks: dict[Path, Look]) -> 
             trained.setdefault(looks[file].content, file)
     copies = [file for file in groups["training"] if file in looks and trained[looks[file].content] != file]
     if copies:
-        print(f"training pictures that are copies of others: {_some(copies)}")
+        print(f"training images that are copies of others: {_some(copies)}")
     for group in ("held out", "test"):
         known = [file for file in groups[group] if file in looks and looks[file].content in trained]
         if known:
-            what = "left out of thresholds" if group == "held out" else "metrics will look better than they are"
-            print(f"{group} pictures that are training pictures as well ({what}): {_some(known)}")
+            what = "left out of thresholds" if group == "held out" else "metrics are too optimistic"
+            print(f"{group} images that are training images as well ({what}): {_some(known)}")
 
 
 def _some(paths: Sequence[Path]) -> str:
@@ -193,20 +193,20 @@ def _some(paths: Sequence[Path]) -> str:
 
 
 def _print_masks(test: Sequence[TestSample], looks: dict[Path, Look], findings: Findings) -> None:
-    """How masks are understood, and what is to be looked at."""
-    pairs = [(picture, mask) for picture in test for mask in picture.masks]
+    """Print how masks are decoded, and warnings."""
+    pairs = [(sample, mask) for sample in test for mask in sample.masks]
     kinds, warnings = Counter(), {}
     with ThreadPoolExecutor(core_count()) as pool:
         found = pool.map(lambda pair: findings.attempt(lambda: image_io.decode_mask_file(pair[1])), pairs)
         bar = tqdm(found, "reading masks", len(pairs), unit="mask", leave=None, disable=None if pairs else True)
-        for (picture, mask), marked in zip(pairs, bar, strict=True):
-            if marked is None:
+        for (sample, mask), decoded in zip(pairs, bar, strict=True):
+            if decoded is None:
                 continue
-            kinds[marked.kind] += 1
-            if marked.warning:
-                warnings.setdefault(marked.warning, []).append(mask)
-            if picture.path in looks and marked.mask.shape != looks[picture.path].size:
-                findings.attempt(lambda mask=mask, size=looks[picture.path].size: image_io.read_mask(mask, size))
+            kinds[decoded.kind] += 1
+            if decoded.warning:
+                warnings.setdefault(decoded.warning, []).append(mask)
+            if sample.path in looks and decoded.mask.shape != looks[sample.path].size:
+                findings.attempt(lambda mask=mask, size=looks[sample.path].size: image_io.read_mask(mask, size))
     if kinds:
         print("masks: " + ", ".join(f"{count} of {kind}" for kind, count in kinds.most_common()))
     for warning, masks in warnings.items():
@@ -218,7 +218,7 @@ def _kept_reference(config: Config) -> dict[str, dict[str, Any]]:
     last = config.run_folder / "last.pt"
     if not config.data.registration_training or config.train.resume == "never" or not last.is_file():
         return {}
-    with suppress(UserError):  # a damaged one is for training to tell
+    with suppress(UserError):  # training reports a damaged one
         kept = checkpoint.read(last, only_metadata=True)
         return {name: one for name, one in kept.get("embedded_assets", {}).items() if name == "reference"}
     return {}
@@ -227,26 +227,28 @@ def _kept_reference(config: Config) -> dict[str, dict[str, Any]]:
 def _print_registration(
     config: Config, files: TrainingFiles, test: Sequence[TestSample], kept: dict[str, dict[str, Any]]
 ) -> None:
-    """How many pictures can be laid over the reference, `kept` or that of now. UserError where training would stop."""
+    """Print how many images can be registered. kept: the reference of a training to resume.
+
+    UserError where training would stop.
+    """
     registering = Registration(config, kept.get("reference"))
     registering.check()
     held_out = [TestSample(file, False, f"{file.parent.name}/{file.name}") for file in files.held_out]
-    for what, pictures in (("held-out pictures", held_out), ("test pictures", test)):
-        registering.register(pictures)
-        if pictures:
-            print(
-                f"registration: {registering.registration_summary(pictures, what) or f'all {len(pictures)} {what} registered'}"
-            )
-        if len(registering.unregistered(pictures)) > len(pictures) / 2:
+    for what, samples in (("held-out images", held_out), ("test images", test)):
+        registering.register(samples)
+        summary = registering.registration_summary(samples, what)
+        if samples:
+            print(f"registration: {summary or f'all {len(samples)} {what} registered'}")
+        if len(registering.unregistered(samples)) > len(samples) / 2:
             other = "part (one part on a plain background)" if config.data.registration_method == "scene" else "scene"
             print(f"registration does little here; try data.registration_method={other}, or do without it")
     if config.data.registration_training:
-        said = registering.register_to_train(files.nominal)
-        print(f"registration: {said or f'all {len(files.nominal)} nominal pictures registered'}")
+        summary = registering.register_to_train(files.nominal)
+        print(f"registration: {summary or f'all {len(files.nominal)} nominal images registered'}")
 
 
 def _print_sizes(config: Config, looks: Sequence[Look]) -> None:
-    """What pictures are brought to, where that changes their shape much."""
+    """Print the size that images are resized to, and how many change their aspect ratio more than twofold."""
     height, width = config.data.img_size
     changes = [(width / look.size[1]) / (height / look.size[0]) for look in looks]
     changed = sum(not 0.5 < change < 2 for change in changes)
@@ -255,40 +257,44 @@ def _print_sizes(config: Config, looks: Sequence[Look]) -> None:
     )
     print(f"resized to {width} x {height} (width x height; data.img_size is [height, width]){tiled}")
     if changed:
-        print(f"of {changed} pictures that changes the ratio of width to height by more than 2: is it what you want?")
+        print(f"the aspect ratio of {changed} images changes more than twofold; data.img_size can be [height, width]")
 
 
 def _without_effect(config: Config) -> list[str]:
-    """Settings that say something which another one keeps from counting."""
+    """Settings that have no effect because of another one."""
     data, found = config.data, []
     if data.registration_method == "part" and not data.image_registration:
         found.append("data.registration_method = part: main.py registers with data.image_registration=true only")
     if data.registration_mirror and data.registration_method != "part":
-        found.append("data.registration_mirror: counts with data.registration_method=part only")
+        found.append("data.registration_mirror: has an effect with data.registration_method=part only")
     if config.train.tiles_per_image != "auto" and not data.tile_size:
-        found.append("train.tiles_per_image: counts with data.tile_size only")
+        found.append("train.tiles_per_image: has an effect with data.tile_size only")
     return found
 
 
 def _print_false_positive_estimate(config: Config, count: int) -> None:
-    """What thresholds from so many held-out images can promise."""
+    """Print the false-positive rates to expect of thresholds from `count` held-out images."""
     if not count:
-        print("nothing is held out: thresholds come from training images and promise nothing (data.val_split)")
+        print(
+            "no image is held out: thresholds come from training images, with unknown false-positive rates (data.val_split)"
+        )
         return
     settings = config.metrics
     for kind in ("p_quantile", "conformal"):
-        said = false_positive_estimate(kind, count, settings.p, settings.k, settings.max_false_alarms)
+        estimate = false_positive_estimate(kind, count, settings.p, settings.k, settings.max_false_alarms)
         if kind == "conformal" and count < images_needed(settings.max_false_alarms):
-            print(f"conformal: never alarms, {images_needed(settings.max_false_alarms)} held-out pictures are needed")
+            needed = images_needed(settings.max_false_alarms)
+            print(f"conformal: calls no image anomalous, as {needed} held-out images are needed")
             continue
-        expected, low, high = (f"{100 * rate:.2g} %" for rate in said)
-        print(f"{kind} from {count} held-out pictures: about {expected} false alarms (90 % interval {low} to {high})")
+        expected, low, high = (f"{100 * rate:.2g} %" for rate in estimate)
+        interval = f"90 % interval {low} to {high}"
+        print(f"{kind} from {count} held-out images: false-positive rate about {expected} ({interval})")
     if count < images_needed(0.01):
-        print(f"at least {images_needed(0.01)} held-out pictures are needed for 1 % false alarms")
+        print(f"a false-positive rate of 1 % needs at least {images_needed(0.01)} held-out images")
 
 
 def _print_time(config: Config, files: TrainingFiles, white_level: float | None) -> None:
-    """How many steps, and about how long they take here: a few are measured."""
+    """Print the number of training steps, and an estimate of their time from a few measured ones."""
     train, device = config.train, select_device(config.train.device)
     precision = select_precision(train.precision, device)
     count = len(files.training) * tiles.per_image(config.data, train.tiles_per_image)

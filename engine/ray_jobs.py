@@ -17,13 +17,18 @@ from runtime.errors import UserError, format_error
 from runtime.files import BATCH
 
 ROOT = Path(__file__).resolve().parent.parent
-POLL_SECONDS = 0.5  # seconds between two looks at the tasks
-REACHED = 5  # seconds for an address to answer
-TIMEOUT_SECONDS = 60  # seconds that cancelled tasks have to save their state
+POLL_SECONDS = 0.5  # between two checks of the tasks
+CONNECT_SECONDS = 5  # for an address to answer
+TIMEOUT_SECONDS = 60  # for interrupted tasks to save their state
 
 
 class Options(NamedTuple):
-    """address: `local`, `auto` or that of a cluster. gpus, cpus: of each job, None: one GPU where there are any."""
+    """Options of a batch on Ray.
+
+    Attributes:
+        address: `local`, `auto`, or the address of a cluster.
+        gpus, cpus: of each job; gpus None for one where there are any. retries: after a node has died.
+    """
 
     address: str
     gpus: float | None = None
@@ -32,7 +37,7 @@ class Options(NamedTuple):
 
 
 def options_of(flags: Any) -> Options | None:
-    """What a command line asks for (`cli.add_ray_flags`); None without --ray."""
+    """The options of a command line (`cli.add_ray_flags`); None without --ray."""
     if not flags.ray:
         return None
     gpus = flags.gpus_per_job
@@ -50,7 +55,7 @@ def options_of(flags: Any) -> Options | None:
 
 
 class Outcome(NamedTuple):
-    """What came of a job. error: in a line, None where there was none. value: what its function has returned."""
+    """The result of a job. error: in one line, None for none. value: of its function. node: its host name."""
 
     error: str | None
     value: Any
@@ -77,17 +82,18 @@ class Cluster:
     def run(
         self, function: Callable[..., Any], jobs: dict[str, tuple], folders: Sequence[Path]
     ) -> Iterator[tuple[str, Outcome]]:
-        """Run function(*arguments) for every job; each with what came of it, as they end.
+        """Run function(*arguments) for every job; labels and outcomes in the order in which jobs end.
 
         Args:
             jobs: label -> arguments. folders: on storage that all nodes must see.
 
-        Raises Interrupted when told to stop, after the tasks have had time to save what they have done.
+        Raises:
+            Interrupted: by a signal, after the tasks have had time to save their state.
         """
         from ray.util.queue import Queue
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        # On the driver's own node, which outlives the others; not by its address, which several can share.
+        # The queue lives on the driver's node, given by its id: several nodes can have the same address.
         here = NodeAffinitySchedulingStrategy(self._ray.get_runtime_context().get_node_id(), soft=False)
         events = Queue(actor_options={"scheduling_strategy": here, "num_cpus": 0})
         task = self._ray.remote(_task).options(
@@ -96,7 +102,7 @@ class Cluster:
         paths = [str(folder.resolve()) for folder in (Path.cwd(), *folders)]
         pending = {task.remote(events, label, paths, function, jobs[label]): label for label in jobs}
         started: set[str] = set()
-        # Deferred, as an interrupted call of Ray does not tell by which signal.
+        # Deferred, since an interrupted call of Ray does not say which signal it was.
         with tqdm(total=len(jobs), desc="jobs", unit="job") as bar, signals.deferred() as stop:
             try:
                 while pending:
@@ -113,31 +119,31 @@ class Cluster:
                         bar.update()
                         yield label, outcome
                     stop.check()
-            except signals.Interrupted as stopped:
+            except signals.Interrupted as error:
                 for ref in pending:
                     self._ray.cancel(ref, force=False)
                 _, left = self._ray.wait(list(pending), num_returns=len(pending), timeout=TIMEOUT_SECONDS)
-                text = "stopped; jobs have saved what they have done, and the same command goes on from there"
+                text = "interrupted; jobs have saved their state, and the same command resumes"
                 if left:
                     names = "; ".join(pending[ref] for ref in left)
-                    text = f"interrupted; still running after {TIMEOUT_SECONDS} s, to be resumed from an earlier state: {names}"
-                raise signals.Interrupted(stopped.number, text) from None
+                    text = f"interrupted; after {TIMEOUT_SECONDS} s these had not saved their state: {names}"
+                raise signals.Interrupted(error.number, text) from None
 
     def _outcome(self, ref: Any) -> Outcome:
         try:
             return self._ray.get(ref)
-        except self._ray.exceptions.RayError as error:  # its node died more often than it is tried again
+        except self._ray.exceptions.RayError as error:  # its node died more often than `retries`
             return Outcome(" ".join(str(error).split())[:200], None, "")
 
 
 def _task(events: Any, label: str, folders: Sequence[str], function: Callable[..., Any], arguments: tuple) -> Outcome:
-    """In a process of a node: a job, with what it fails for told in a line. Ray tries only what has died again."""
+    """Run a job in a process of a node. An error becomes part of the outcome, so that Ray retries lost nodes only."""
     setup()
     node = socket.gethostname()
     events.put((label, node))
-    for folder in folders:  # the first is the driver's own, which paths can be relative to
+    for folder in folders:  # the first is the driver's working directory
         if not Path(folder).is_dir():
-            return Outcome(f"{folder}: not there on node {node}; put it on storage that all nodes see", None, node)
+            return Outcome(f"{folder}: does not exist on node {node}; put it on storage that all nodes see", None, node)
     os.chdir(folders[0])
     try:
         return Outcome(None, function(*arguments), node)
@@ -147,10 +153,10 @@ def _task(events: Any, label: str, folders: Sequence[str], function: Callable[..
 
 @contextmanager
 def connected(options: Options) -> Iterator[Cluster]:
-    """Ray, for the length of the block.
+    """A connection to Ray within the block.
 
     Raises:
-        UserError: Ray is not installed, not at the address, or has no node large enough.
+        UserError: Ray is not installed, does not answer, or has no node that is large enough.
     """
     try:
         import ray
@@ -159,10 +165,10 @@ def connected(options: Options) -> Iterator[Cluster]:
     except ImportError as error:
         raise UserError("--ray", "Ray is not installed", "run: pip install -r requirements-cluster.txt") from error
     environment = {"PYTHONPATH": str(ROOT), BATCH: secrets.token_hex(8)}
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a Ray that is started here tells nobody
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no usage reports from here
     try:
-        if host := re.fullmatch(r"([^/:]+):(\d+)", options.address):  # Ray would try for minutes
-            socket.create_connection((host[1], int(host[2])), timeout=REACHED).close()
+        if host := re.fullmatch(r"([^/:]+):(\d+)", options.address):  # Ray itself would try for minutes
+            socket.create_connection((host[1], int(host[2])), timeout=CONNECT_SECONDS).close()
         ray.init(
             address=options.address,
             runtime_env={"env_vars": environment},
@@ -175,7 +181,7 @@ def connected(options: Options) -> Iterator[Cluster]:
         raise UserError(
             f"--ray {options.address}", f"no Ray there ({text})", "start one, or use --ray local"
         ) from error
-    signals.interrupts()  # Ray puts a handler of its own
+    signals.interrupts()  # Ray has replaced the handlers
     try:
         yield Cluster(ray, options)
     finally:

@@ -157,7 +157,7 @@ class Registration:
         return f"{len(left)} of {len(pictures)} {what} could not be registered: {shown}" if left else ""
 
     def register_to_train(self, files: Sequence[Path]) -> str:
-        """Register training images; their `registration_summary`. UserError where more than half cannot be registered."""
+        """Register training images; their `registration_summary`. UserError where more than half cannot be."""
         pictures = [TestSample(file, False, file.name) for file in files]
         self.register(pictures)
         said = self.registration_summary(pictures, "nominal pictures")

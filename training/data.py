@@ -1,4 +1,4 @@
-"""The data of a training: which files, which of them are held out, and the datasets made of them."""
+"""The data of a training: its files, the split into training and held-out images, and the datasets."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ SMALL_ROTATION = 5  # degrees, of nominal images that are registered
 
 @dataclass(frozen=True)
 class DatasetFiles:
-    """What a category offers a training: images of train/good and of validation/good, textures."""
+    """The files of a category before the split: images of train/good and of validation/good, textures."""
 
     category: Path
     nominal: list[Path]
@@ -33,7 +33,7 @@ class DatasetFiles:
 
 @dataclass(frozen=True)
 class TrainingFiles:
-    """What a training is made of: nominal images to train on, others that are held out, textures."""
+    """The files of a training: training images, held-out nominal images, textures."""
 
     category: Path
     training: list[Path]
@@ -58,18 +58,20 @@ class TrainingFiles:
 
 
 def find_files(config: Config, notes: DatasetNotes | None = None) -> DatasetFiles:
-    """The files of the configured category. Nothing is read yet."""
+    """The files of the configured category. No file is read."""
     category = category_folder(Path(config.data.data_path), config.data.category)
     nominal, validation = list_nominal(category, notes), list_validation(category, notes)
     return DatasetFiles(category, nominal, validation, list_textures(Path(config.data.anomaly_source_path), notes))
 
 
 def split(config: Config, files: DatasetFiles, kept: TrainingImages | None = None) -> TrainingFiles:
-    """Training and held-out images: those of validation/good are held out, else some are chosen by seed; with the
-    images of an earlier state (`kept`) those that it held out, by content.
+    """Split into training and held-out images.
+
+    Held out are the images of validation/good, or else a share that the seed chooses. With the images of an earlier
+    state (`kept`), those that it held out, identified by content.
 
     Raises:
-        UserError: none is left to train on or to hold out, or a batch would have one sample only.
+        UserError: no training or no held-out image is left, or a batch would have a single sample.
     """
     nominal = files.nominal + files.validation
     if kept is not None:
@@ -100,23 +102,24 @@ def split(config: Config, files: DatasetFiles, kept: TrainingImages | None = Non
 
 
 def find_white_level(config: Config, nominal: list[Path], kept: dict[str, Any] | None) -> float | None:
-    """The value of white in images of more than 8 bits: the setting's, that of the state that is kept, or found."""
+    """The value of white in images of more than 8 bits: of the settings, of the kept state, or found in the images."""
     if config.data.white_level != "auto":
         return config.data.white_level
     if kept is not None:
         return kept.get("white_level")
     white_level = image_io.find_white_level(nominal)
     if white_level is not None:
-        print(f"pictures have more than 8 bits: {white_level:g} is taken for white (data.white_level)")
+        print(f"images have more than 8 bits: {white_level:g} counts as white (data.white_level)")
     return white_level
 
 
 def datasets(
     config: Config, files: TrainingFiles, white_level: float | None = None, reference: dict[str, Any] | None = None
 ) -> tuple[DRAEMTrainDataset, SyntheticSamples | None]:
-    """Samples to train on, and those on held-out images where there are any. Decodes all images and textures.
+    """Training samples, and synthetic samples on held-out images (None without these). Decodes all files.
 
-    reference: that images are registered to, see `inference.preprocessing.embed_assets`; None: as the settings say.
+    reference: embedded image that others are registered to, see `inference.preprocessing.embed_assets`; None for that of
+        the settings.
     """
     size, seed, folder = config.data.input_size, config.train.seed, cache_folder(config.data.checkpoint_path)
     if config.data.registration_training:
@@ -126,7 +129,9 @@ def datasets(
         limit = half_of_disk(folder)
         nominal = DecodedImages(folder, "nominal images", files.nominal, config.data.img_size, white_level, limit)
         rotation = MAX_ROTATION
-    textures = DecodedImages(folder, "textures", files.textures, size)  # which may push out what nobody has open
+    textures = DecodedImages(
+        folder, "textures", files.textures, size
+    )  # can remove cached files that no program has open
     per_image, held_out = tiles.per_image(config.data, config.train.tiles_per_image), set(files.held_out)
     places = [place for place, file in enumerate(files.nominal) if file not in held_out]
     own, others = split_textures(files.textures, seed) if files.held_out else (range(len(textures)), [])

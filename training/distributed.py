@@ -1,7 +1,7 @@
-"""Several processes that train one model together, as torchrun and other launchers start them.
+"""Training on several processes, as torchrun and other launchers start them.
 
-Each has its share of every batch. What a single process would compute of a whole batch is computed of the whole batch
-here as well: the statistics of batch norm, the losses, the dynamic range of SSIM, the gradients.
+Each process has a share of every batch. Statistics of batch norm, losses, the dynamic range of SSIM and gradients are
+those of the whole batch, as with a single process.
 """
 
 import atexit
@@ -24,21 +24,22 @@ from torch.nn.parallel import DistributedDataParallel
 from runtime.errors import RankLostError, UserError
 from runtime.signals import Interrupted, deferred
 
-POLL_SECONDS = 0.05  # seconds between two looks at the store
-BEAT = 1.0  # seconds between two signs of life
-SILENT = 20.0  # seconds without one after which a process is taken for lost
-LOST = 5.0  # seconds that the others are waited for to say that they live
-TIMEOUT = timedelta(minutes=30)  # decoding and drawing of one, which the others wait for
+POLL_SECONDS = 0.05  # between two checks of the store
+HEARTBEAT_SECONDS = 1.0  # between two heartbeats of a process
+SILENT_SECONDS = 20.0  # without a heartbeat a process counts as lost
+ALIVE_SECONDS = 5.0  # for the others to report after a failed exchange
+TIMEOUT = timedelta(minutes=30)  # for one process to decode and draw while the others wait
 
 
 class ProcessGroup:
-    """This process among those that were started together.
+    """This process within the group that was started together.
 
     Attributes:
-        rank: from 0. count: how many there are. local_rank: on this machine. is_first: of all, the one that writes.
+        rank: from 0. count: of processes. local_rank: on this machine. is_first: whether it has rank 0, which writes.
+        statistics: torch's process group for batch norm and losses.
 
     Raises:
-        UserError: more processes on a machine than GPUs; a launcher that says too little.
+        UserError: more processes on a machine than GPUs, or an incomplete environment.
     """
 
     def __init__(self, uses_cuda: bool):
@@ -58,30 +59,34 @@ class ProcessGroup:
             torch.cuda.set_device(self.local_rank)
         dist.init_process_group("cpu:gloo,cuda:nccl" if uses_cuda else "gloo", timeout=TIMEOUT)
         self._store = dist.distributed_c10d._get_default_store()
-        self._control = dist.new_group(backend="gloo", timeout=TIMEOUT)  # never waits for a GPU
-        self.statistics = dist.new_group(timeout=TIMEOUT)  # does not queue behind gradients
+        self._control = dist.new_group(
+            backend="gloo", timeout=TIMEOUT
+        )  # for signals and objects, never waits for a GPU
+        self.statistics = dist.new_group(timeout=TIMEOUT)  # apart, so that they do not queue behind gradients
         self._ends = threading.Event()
         self._heart = threading.Thread(target=self._beat, args=(self._store.clone(),), daemon=True)
         self._heart.start()
         atexit.register(self._stop_beating)
 
     def _beat(self, store: dist.Store) -> None:
-        """Tell the others that this process lives, however long its work takes."""
-        with suppress(RuntimeError):  # the store goes with the first process
+        """Write heartbeats to the store, however long the work takes."""
+        with suppress(RuntimeError):  # the store ends with the first process
             while True:
                 store.add(f"beat/{self.rank}", 1)
-                if self._ends.wait(BEAT):
+                if self._ends.wait(HEARTBEAT_SECONDS):
                     return
 
     def _stop_beating(self) -> None:
-        """Before Python ends: a thread that is in the store then takes the process down, whatever it has reached."""
+        """End the heartbeats before Python ends: a thread within the store would then abort the process."""
         self._ends.set()
-        self._heart.join(LOST)
+        self._heart.join(ALIVE_SECONDS)
 
     @contextmanager
     def rank_ordered(self) -> Iterator[None]:
-        """First enters rank 0, then the first process of every other machine, then the rest: what one has decoded the
-        next ones find there, and a mistake is told once."""
+        """Enter the block in turn: rank 0, then the first process of every other machine, then the rest.
+
+        So files are decoded once on each machine, and a user's mistake is reported once.
+        """
         self._turns += 1
         own = 0 if self.is_first else 1 if self.local_rank == 0 else 2
         self._store.set(f"turn/{self._turns}/{self.rank}", str(own))
@@ -93,20 +98,20 @@ class ProcessGroup:
         self._store.set(f"left/{self._turns}/{self.rank}", "")
 
     def _wait(self, key: str, rank: int) -> bytes:
-        """What a rank says under a key, once it has. RankLostError where it shows no sign of life."""
+        """Wait for the value of a rank under a key. RankLostError where its heartbeats stop."""
         beats, since = None, time.monotonic()
-        while not self._store.check([f"{key}/{rank}"]):  # not in one call, which no signal could end
+        while not self._store.check([f"{key}/{rank}"]):  # polled, since a blocking call cannot be interrupted
             time.sleep(POLL_SECONDS)
-            if time.monotonic() - since > SILENT:
+            if time.monotonic() - since > SILENT_SECONDS:
                 now = self._store.add(f"beat/{rank}", 0)
                 if now == beats:
                     raise self._lost([rank])
                 beats, since = now, time.monotonic()
         return self._store.get(f"{key}/{rank}")
 
-    def _lost(self, group: Sequence[int]) -> RankLostError:
-        names = ", ".join(f"rank {rank}" for rank in group)
-        text = f"{names} of {self.count} has ended; start all again: a training goes on from its last state"
+    def _lost(self, ranks: Sequence[int]) -> RankLostError:
+        names = ", ".join(f"rank {rank}" for rank in ranks)
+        text = f"{names} of {self.count} has ended; start all again: a training resumes from its last state"
         return RankLostError(text)
 
     def barrier(self) -> None:
@@ -117,18 +122,18 @@ class ProcessGroup:
             self._wait(f"left/{self._turns}", rank)
 
     def any(self, number: int | None) -> int | None:
-        """The largest of all group' numbers; None where none has one."""
+        """The largest number of all processes; None where none has one."""
         largest = torch.tensor(number or 0)
         dist.all_reduce(largest, dist.ReduceOp.MAX, group=self._control)
         return largest.item() or None
 
     def sum(self, values: Tensor) -> Tensor:
-        """Sum over all group, in place."""
+        """Sum over all processes, in place."""
         dist.all_reduce(values, group=self.statistics)
         return values
 
     def extremes(self, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Minimum and maximum over all group, as torch.aminmax gives them of one."""
+        """Minimum and maximum over all processes, as torch.aminmax returns them."""
         infinity = values.new_tensor(float("inf"))
         low, high = torch.aminmax(values) if values.numel() else (infinity, -infinity)
         both = torch.stack((-low, high))
@@ -136,46 +141,46 @@ class ProcessGroup:
         return -both[0], both[1]
 
     def share(self, keys: Sequence[Any]) -> Sequence[Any]:
-        """This rank's part of a batch; none where there are fewer than group."""
+        """The share of a batch of this process; can be empty."""
         size, rest = divmod(len(keys), self.count)
         start = self.rank * size + min(self.rank, rest)
         return keys[start : start + size + (self.rank < rest)]
 
     def wrap_ddp(self, model: nn.Module) -> DistributedDataParallel:
-        """The model for training together: its batch norms are synchronized in place, and gradients are added up."""
+        """The model wrapped for training: batch norms are synchronized (in place), gradients are summed."""
         synchronize(model, self.statistics)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about the name of this option in later versions
+            warnings.simplefilter("ignore")  # about a new name of this option
             together = DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
         together.register_comm_hook(None, _add_up)
         return together
 
     def send(self, content: Any) -> None:
-        """To rank 0."""
+        """Send to rank 0."""
         dist.send_object_list([content], dst=0, group=self._control)
 
     def receive(self, rank: int) -> Any:
-        """What a rank sends."""
+        """Receive from a rank."""
         content = [None]
         dist.recv_object_list(content, src=rank, group=self._control)
         return content[0]
 
     def gather(self, content: Any) -> list[Any]:
-        """What all group have, by rank, for all of them."""
+        """The contents of all processes, by rank, for all of them."""
         found = [None] * self.count
         dist.all_gather_object(found, content, group=self._control)
         return found
 
     def lost(self) -> list[int]:
-        """After a failed exchange: the group that are no more, as far as can be told."""
+        """After a failed exchange: the ranks that do not answer."""
         missing = [rank for rank in range(self.count) if rank != self.rank]
         try:
             self._store.set(f"alive/{self.rank}", "")
-            end = time.monotonic() + LOST
+            end = time.monotonic() + ALIVE_SECONDS
             while missing and time.monotonic() < end:
                 missing = [rank for rank in missing if not self._store.check([f"alive/{rank}"])]
                 time.sleep(POLL_SECONDS)
-        except RuntimeError:  # the store has gone with the process that kept it
+        except RuntimeError:  # the store has ended with rank 0
             return [0]
         return missing
 
@@ -183,10 +188,10 @@ class ProcessGroup:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, _: object) -> None:
-        """Leave the others. Where an exchange with them has failed, RankLostError names those that are no more."""
+        """Leave the group. Where an exchange has failed, RankLostError names the ranks that have ended."""
         if isinstance(error, UserError) and not self.is_first:
-            time.sleep(LOST)  # the first most likely tells the same, and the launcher then ends this process
-        # A launcher that sees one end tells the others to stop, perhaps while these fail for want of that one.
+            time.sleep(ALIVE_SECONDS)  # rank 0 most likely reports the same, and the launcher then ends this process
+        # A launcher interrupts all others when one has ended, perhaps while their exchange with it fails.
         first = error.__context__ if isinstance(error, Interrupted) and error.__context__ else error
         if isinstance(first, RuntimeError) and (isinstance(first, dist.DistError) or "gloo" in str(first)):
             lost = []
@@ -201,31 +206,31 @@ class ProcessGroup:
 
 
 def _environment(name: str, default: str | None = None) -> str:
-    """What a launcher says in the environment."""
-    if (said := os.environ.get(name, default)) is None:
+    """A variable that a launcher sets."""
+    if (value := os.environ.get(name, default)) is None:
         raise UserError(
             name,
             "is not set, although RANK and WORLD_SIZE are",
             "start with torchrun, or set RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT for each process",
         )
-    return said
+    return value
 
 
 def _number(name: str, default: str | None = None) -> int:
-    said = _environment(name, default)
-    if not said.isdecimal():
-        raise UserError(f"{name} = {said}", "must be a whole number", "set it as torchrun does")
-    return int(said)
+    value = _environment(name, default)
+    if not value.isdecimal():
+        raise UserError(f"{name} = {value}", "must be a whole number", "set it as torchrun does")
+    return int(value)
 
 
 def _add_up(_: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
-    """Gradients are added up over group; the usual way also divides them by their number, in a pass of its own."""
+    """Sum gradients over all processes. Torch's default would also divide them, in a pass of its own."""
     added = dist.all_reduce(bucket.buffer(), async_op=True).get_future()
     return added.then(lambda done: done.value()[0])
 
 
 def synchronize(model: nn.Module, group: dist.ProcessGroup) -> None:
-    """Have the batch norms of a model take their statistics from all group of a group; names and weights stay."""
+    """Synchronize the batch norms of a model, in place; names and weights stay."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.__class__ = SynchronizedBatchNorm
@@ -233,8 +238,10 @@ def synchronize(model: nn.Module, group: dist.ProcessGroup) -> None:
 
 
 class SynchronizedBatchNorm(nn.BatchNorm2d):
-    """Batch norm over the batches of all group together, which may differ in size. On CPUs and GPUs alike, where
-    torch's own refuses the former. The group belongs to the class, so that models can be copied."""
+    """Batch norm over the batches of all processes, which may differ in size; on CPUs too, unlike torch's own.
+
+    The group belongs to the class, so that models can be copied.
+    """
 
     group: dist.ProcessGroup | None = None
 
@@ -256,7 +263,7 @@ class _Normalize(torch.autograd.Function):
         channels = x.shape[1]
         all_ranks = torch.zeros(dist.get_world_size(group), 2 * channels + 1, dtype=weight.dtype, device=x.device)
         if len(x):
-            # Running statistics of full width, unused, or those of bfloat16 would have its digits.
+            # Unused float32 running statistics: without them the statistics of bfloat16 would be rounded to it.
             unused = weight.new_zeros(channels), weight.new_ones(channels)
             mean, var = torch.ops.aten.batch_norm_update_stats(x, *unused, 0.0)
             own = torch.cat((mean, var, weight.new_tensor([x.numel() / channels])))
@@ -281,7 +288,7 @@ class _Normalize(torch.autograd.Function):
             )
         else:
             dx, of_weight, of_bias = torch.zeros_like(x), torch.zeros_like(weight), torch.zeros_like(weight)
-        # What flows back through mean and variance, those of all group: w / s (mean of dy + x^ mean of dy x^).
+        # The gradient through mean and variance of the whole batch: w / s (mean of dy + x^ mean of dy x^).
         total = torch.stack((of_bias, of_weight))
         dist.all_reduce(total, group=ctx.group)
         through_mean, through_deviation = total * (-weight * torch.rsqrt(var + ctx.eps) / count)

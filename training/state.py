@@ -1,4 +1,4 @@
-"""What a run keeps to go on from: its checkpoints and the state in last.pt."""
+"""The files that a run resumes from: its checkpoints, and the state in last.pt."""
 
 import os
 import shutil
@@ -25,9 +25,9 @@ from runtime.provenance import Provenance
 if TYPE_CHECKING:
     from training.distributed import ProcessGroup
 
-SAVE_EVERY = 30  # seconds between states to resume from: for large networks a state takes longer than a short epoch
-BEFORE_LAST = "last_before.pt"  # beside last.pt: the one before
-# Files of an earlier run in a folder.
+SAVE_EVERY = 30  # seconds between saved states: of large networks, saving takes longer than a short epoch
+BEFORE_LAST = "last_before.pt"  # the previous last.pt
+# Files of an earlier run in the same folder.
 EARLIER = (
     "epoch_*.pt",
     "last.pt",
@@ -43,13 +43,13 @@ START_ANEW = "set train.resume=never to start anew"
 
 
 def learning_rate_factor(config: Config) -> Callable[[int], float]:
-    """Epochs done -> what the learning rate is multiplied by."""
+    """Epochs done -> factor of the learning rate."""
     milestones = [round(share * config.train.epochs) for share in config.train.lr_milestones]
     return lambda epochs_done: config.train.lr_gamma ** sum(epochs_done >= milestone for milestone in milestones)
 
 
 def provenance_of(path: Path, content: dict[str, Any]) -> Provenance:
-    """What a checkpoint of this program was trained from."""
+    """What a checkpoint of this program was trained on."""
     known = Provenance.from_json(content.get("provenance"))
     if known is None:
         raise UserError(path, "damaged, or of an earlier version", START_ANEW)
@@ -57,7 +57,7 @@ def provenance_of(path: Path, content: dict[str, Any]) -> Provenance:
 
 
 def changed_settings(there: Provenance, now: Provenance, ignoring: Iterable[str] = ()) -> list[str]:
-    """Settings that the weights depend on and that have changed; not folders that have moved with the same content."""
+    """Settings that affect the weights and have changed; folders with the same content elsewhere have not."""
     is_same = (there.pictures == now.pictures, there.textures == now.textures)
     moved = [key for key, same in zip(FOLDERS, is_same, strict=True) if same]
     old, new = (replace(one, pictures=None, textures=None) for one in (there, now))
@@ -135,18 +135,20 @@ class TrainingState:
 
     @property
     def learning_rate(self) -> float:
-        """Of the epoch that is being trained."""
+        """Of the current epoch."""
         return self.optimizer.param_groups[0]["lr"]
 
     def is_kept(self, epoch: int) -> bool:
-        """Whether the checkpoint of an epoch stays."""
+        """Whether the checkpoint of an epoch is kept."""
         train = self.config.train
         return epoch == train.epochs or (epoch >= train.save_from and epoch % train.save_every == 0)
 
     def step(self, epoch: int) -> None:
-        """An epoch is done."""
+        """Finish an epoch."""
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a run that was stopped after an epoch's last step goes on with this one
+            warnings.simplefilter(
+                "ignore"
+            )  # a run interrupted after the last step of an epoch resumes here, without an optimizer step
             self.scheduler.step()
         self.epoch, self.progress = epoch, None
 
@@ -170,7 +172,7 @@ class TrainingState:
         write_checkpoint(checkpoint.epoch_path(self.config.run_folder, self.epoch), self._content())
 
     def save_last(self) -> Path:
-        """Write last.pt; the one before is kept beside it."""
+        """Write last.pt; the previous one is kept beside it."""
         path = self.config.run_folder / "last.pt"
         if not self.writes:
             return path
@@ -184,7 +186,7 @@ class TrainingState:
         return path
 
     def take_folder(self) -> None:
-        """From here on the folder is this run's: what an earlier one left goes. Till then a failure costs nothing."""
+        """Remove the files of an earlier run; called after the first epoch, so that an early failure keeps them."""
         run = self.config.run_folder
         if self._has_folder or not self.writes:
             return
@@ -195,24 +197,24 @@ class TrainingState:
         write_text(run / "config.yaml", self.settings_text)
 
     def find_earlier(self) -> None:
-        """Note the files of an earlier run in this folder, which must not be taken for those of one that starts."""
+        """Note the files of an earlier run in this folder, for `take_folder`."""
         run = self.config.run_folder
         self._earlier = [path for pattern in EARLIER for path in run.glob(pattern)]
 
     def resume(self, content: dict[str, Any]) -> None:
-        """Take up a state that `read_last` has found to fit."""
+        """Continue from a state that `read_last` has checked."""
         config, path = self.config, self.config.run_folder / "last.pt"
         try:
             self.model.load_state_dict(content["model"])
             self.optimizer.load_state_dict(content["optimizer"])
         except (RuntimeError, ValueError) as error:
             raise UserError(path, "does not fit this model", START_ANEW) from error
-        # Moments keep the memory format that they were saved in; the fused step takes them as lying like the weights.
+        # The fused optimizer step needs moments in the memory format of the weights, not in that they were saved in.
         for parameter, state in self.optimizer.state.items():
             for key, value in state.items():
                 if value.shape == parameter.shape:
                     state[key] = torch.empty_like(parameter).copy_(value)
-        # Epochs, rate and milestones are the settings' of now, so that a run can be extended.
+        # Epochs, rate and milestones are those of the current settings, so that a run can be extended.
         self.scheduler.load_state_dict(content["scheduler"] | {"base_lrs": [config.train.learning_rate]})
         for group in self.optimizer.param_groups:
             group["lr"] = config.train.learning_rate * learning_rate_factor(config)(content["epoch"])
@@ -223,10 +225,13 @@ class TrainingState:
 
 
 def read_last(config: Config, now: Provenance) -> dict[str, Any] | None:
-    """Content of last.pt where there is one and it is wanted; UserError where it belongs to other settings.
+    """Content of last.pt, None where there is none or train.resume is never.
 
     Args:
-        now: what would be trained from. Pictures that have changed are no reason against going on.
+        now: what would be trained on. Changed images do not prevent resuming.
+
+    Raises:
+        UserError: it belongs to other settings, or cannot be used.
     """
     path = config.run_folder / "last.pt"
     saved = checkpoint.saved_epochs(config.run_folder)
@@ -259,7 +264,7 @@ def read_last(config: Config, now: Provenance) -> dict[str, Any] | None:
 
 
 def _read_sound(path: Path) -> dict[str, Any]:
-    """Content of last.pt, or, where that is damaged, of the one before, which is said."""
+    """Content of last.pt, or, where that is damaged, of the previous one, with a message."""
     before = path.with_name(BEFORE_LAST)
     try:
         content = _checked(path)
@@ -269,8 +274,8 @@ def _read_sound(path: Path) -> dict[str, Any]:
         except (UserError, FileNotFoundError):
             raise error from None
         what = f"{path}: {error.problem if isinstance(error, UserError) else 'missing'}"
-        lost = f"what was trained after {place_in(content)} is lost, and trained again"
-        print(f"{what}; going on from {before.name}: {lost}")
+        lost = f"what was trained after {place_in(content)} is trained again"
+        print(f"{what}; resuming from {before.name}: {lost}")
     return content
 
 
@@ -282,32 +287,32 @@ def _checked(path: Path) -> dict[str, Any]:
 
 
 def place_of(step: int | None, epochs_done: int) -> str:
-    """Where in a training a state was saved, in words. step: of the epoch after those done, None between epochs."""
+    """The place in a training, in words. step: of the epoch after those done, None between epochs."""
     return f"step {step} of epoch {epochs_done + 1}" if step else f"epoch {epochs_done}"
 
 
 def place_in(content: dict[str, Any]) -> str:
-    """Where the training stood that a file was saved in."""
+    """The place in the training where a file was saved, in words."""
     return place_of((content.get("progress") or {}).get("step"), content["epoch"])
 
 
 def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
-    """Write a checkpoint beside, then replace; of last.pt the one before is kept."""
+    """Write a checkpoint atomically; the previous last.pt is kept."""
     with atomic_write(path) as beside, beside.open("wb") as stream:
         try:
             torch.save(content, stream)
-        except RuntimeError as error:  # torch closes its archive over a failed write and hides what failed
+        except RuntimeError as error:  # torch hides a failed write behind the failed end of its archive
             raise error.__context__ if isinstance(error.__context__, OSError) else error from None
         if path.name == "last.pt" and path.is_file():
             before = path.with_name(BEFORE_LAST)
             before.unlink(missing_ok=True)
             try:
                 os.link(path, before)
-            except OSError:  # a drive that knows no links
+            except OSError:  # a drive without links
                 shutil.copyfile(path, before)
 
 
 def training_provenance(config: Config, files: list[Path], textures: list[Path]) -> Provenance:
-    """What a training would be made from now."""
+    """What a training would be made from with the current settings and files."""
     settings = weight_settings(config) | {key: Path(config[key]).resolve().as_posix() for key in FOLDERS}
     return Provenance(pictures=provenance.content(files), textures=provenance.content(textures), settings=settings)

@@ -1,4 +1,4 @@
-"""Validation without any defective picture: pixel AP on synthetic anomalies put on held-out nominal images."""
+"""Validation without anomalous images: pixel AP on synthetic anomalies put on held-out nominal images."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,7 +21,7 @@ SAMPLES = 200  # at least
 
 
 def split_textures(files: Sequence[Path], seed: int) -> tuple[list[int], list[int]]:
-    """Places of the textures to train with, and of the fifth that is held out for val_ap; chosen by seed and content.
+    """Indices of the training textures, and of the fifth that is held out for val_ap; chosen by seed and content.
 
     A single texture is in both.
     """
@@ -35,21 +35,21 @@ def split_textures(files: Sequence[Path], seed: int) -> tuple[list[int], list[in
 
 
 class SyntheticSamples(Dataset):
-    """Synthetic anomalies on nominal images as samples to detect on, the same ones each time.
+    """Nominal images with synthetic anomalies, as test samples; always the same ones.
 
     Args:
-        nominal: training samples of the images to put them on. files: those images'.
+        nominal: synthesizes the samples. files: of its images.
     """
 
     def __init__(self, nominal: data_loader.DRAEMTrainDataset, files: Sequence[Path]):
         self.nominal, self.files = nominal, list(files)
-        self.count = -(-SAMPLES // len(nominal)) * len(nominal)  # each image gets as many
+        self.count = -(-SAMPLES // len(nominal)) * len(nominal)  # the same number for each image
 
     def __len__(self) -> int:
         return self.count
 
     def name(self, idx: int) -> str:
-        """What errors call a sample."""
+        """Name of a sample, for messages."""
         return str(self.files[idx % len(self.files)])
 
     def __getitem__(self, idx: int) -> dict[str, torch.Tensor | int]:
@@ -64,10 +64,14 @@ def synthetic_pixel_ap(
     group: Together | None = None,
     check: Callable[[], None] = lambda: None,
 ) -> tuple[float | None, float | None]:
-    """Pixel AP on synthetic anomalies: tells checkpoints apart without any test image. None without a masked pixel.
+    """Pixel AP on synthetic anomalies, which compares checkpoints without any test image, and its standard error.
 
-    Second its standard error, by bootstrap over the held-out images, each with all of its samples. Of group that share
-    the samples the first knows the value. check: called by all of them after each batch; what it raises ends this.
+    The standard error is from a bootstrap over the held-out images, each with all of its samples. None without an
+    anomalous pixel.
+
+    Args:
+        group: processes that share the samples; the result is valid in the first.
+        check: called in all processes after each batch; what it raises ends the validation.
     """
     pixels = PixelMetrics(keeps_images=True)
     data = config.data.model_copy(update={"img_size": config.data.input_size, "tile_size": None})  # samples are tiles

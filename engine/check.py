@@ -275,9 +275,7 @@ def _without_effect(config: Config) -> list[str]:
 def _print_false_positive_estimate(config: Config, count: int) -> None:
     """Print the false-positive rates to expect of thresholds from `count` held-out images."""
     if not count:
-        print(
-            "no image is held out: thresholds come from training images, with unknown false-positive rates (data.val_split)"
-        )
+        print("no image is held out (data.val_split): the false-positive rates of thresholds will be unknown")
         return
     settings = config.metrics
     for kind in ("p_quantile", "conformal"):

@@ -118,8 +118,8 @@ def datasets(
 ) -> tuple[DRAEMTrainDataset, SyntheticSamples | None]:
     """Training samples, and synthetic samples on held-out images (None without these). Decodes all files.
 
-    reference: embedded image that others are registered to, see `inference.preprocessing.embed_assets`; None for that of
-        the settings.
+    reference: embedded image that others are registered to, see `inference.preprocessing.embed_assets`; None for
+        that of the settings.
     """
     size, seed, folder = config.data.input_size, config.train.seed, cache_folder(config.data.checkpoint_path)
     if config.data.registration_training:

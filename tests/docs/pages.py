@@ -22,7 +22,7 @@ class Block(NamedTuple):
 
 
 def fenced(page: Path, language: str) -> list[str]:
-    """Texts of the fenced blocks of a language; an empty one where none is given."""
+    """Texts of the fenced blocks of a language. Those of commands name none; scripts are bash, anything else text."""
     return [text for name, text in FENCED.findall(page.read_text(encoding="utf-8")) if name == language]
 
 
@@ -40,8 +40,6 @@ def is_command(text: str) -> bool:
 def _commands(block: str, is_script: bool) -> tuple[str, ...]:
     lines = [re.sub(r"(^|\s+)#.*", "", line).strip() for line in re.sub(r"\\\n\s*", "", block).splitlines()]
     lines = [line for line in lines if line]
-    if not lines or not (is_script or is_command(lines[0])):
-        return ()
     if is_script:  # what is called in a script, not how
         lines = [line for line in lines if is_command(line)]
     return tuple(part for line in lines for part in line.split(" && "))

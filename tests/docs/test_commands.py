@@ -14,8 +14,8 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -23,6 +23,8 @@ from conftest import make_dataset
 from pages import DOCS, PAGES, ROOT, Block, blocks, fenced
 
 from runtime import cli
+
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="commands are those of Linux and macOS")
 
 # What cannot run here: pattern -> why. Patterns are searched for in order, at the command's beginning.
 EXCEPTIONS = {
@@ -128,25 +130,31 @@ def call(patch: pytest.MonkeyPatch, command: str) -> None:
     assert exit_.value.code == 0, command
 
 
+@contextmanager
 def interrupted(place: Path) -> Iterator[None]:
     """Interrupts --watch when it has processed what is there."""
+    expected, is_over = len(list((place / "camera").iterdir())), threading.Event()
 
     def interrupt() -> None:
-        end, expected = time.monotonic() + 60, len(list((place / "camera").iterdir()))
-        while time.monotonic() < end:
+        for _ in range(1200):
             tables = place.glob("results/*/*/*/predictions/camera/predictions.csv")
-            if any(len(table.read_text().splitlines()) > expected for table in tables):
+            if any(len(table.read_text(encoding="utf-8").splitlines()) > expected for table in tables):
                 break
-            time.sleep(0.05)
+            if is_over.wait(0.05):
+                return
         os.kill(os.getpid(), signal.SIGTERM)
 
     thread = threading.Thread(target=interrupt)
     thread.start()
-    yield
-    thread.join()
+    try:
+        yield
+    finally:
+        is_over.set()  # a command that has failed is not there to be interrupted
+        thread.join()
 
 
-def prepare(command: str, place: Path, patch: pytest.MonkeyPatch, exported: list[Path]) -> Iterator[None]:
+@contextmanager
+def prepared(command: str, place: Path, patch: pytest.MonkeyPatch, exported: list[Path]) -> Iterator[None]:
     """What a command finds in its folder, and what happens while it runs."""
     if command == "python make_sample.py":
         shutil.rmtree(place / "sample")
@@ -155,10 +163,8 @@ def prepare(command: str, place: Path, patch: pytest.MonkeyPatch, exported: list
             call(patch, "python main.py --export onnx")
             exported += place.glob("checkpoints/*/*/export/*.onnx")
         shutil.copyfile(exported[0], place / "bottle_700.onnx")
-    elif "--watch" in command:
-        yield from interrupted(place)
-        return
-    yield
+    with interrupted(place) if "--watch" in command else nullcontext():
+        yield
     exported += place.glob("checkpoints/*/*/export/*.onnx")
 
 
@@ -216,7 +222,7 @@ def test_commands(block: Block, untrained, trained, exported, tmp_path, monkeypa
     shutil.copytree(untrained if trains else trained, place)
     monkeypatch.chdir(place)
     for command in block.commands:
-        for _ in prepare(command, place, monkeypatch, exported):
+        with prepared(command, place, monkeypatch, exported):
             check(command, place, monkeypatch, capsys)
 
 

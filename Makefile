@@ -16,9 +16,14 @@ test: $(VENV)/.installed-dev lint
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 
 bench: $(VENV)/.installed-dev
-	for name in help metrics synthesis train_small detection evaluate; do $(RUN) -m benchmarks.$$name || exit 1; done
-	$(RUN) -m benchmarks.inference --width 32 --channels 16 --size 128
-	$(RUN) -m benchmarks.epoch --images 64
+	$(RUN) -m benchmarks.evaluation startup
+	$(RUN) -m benchmarks.evaluation metrics
+	$(RUN) -m benchmarks.training synthesis
+	$(RUN) -m benchmarks.training step --width 32 --channels 16 --size 128 --batch 8 --runs 9
+	$(RUN) -m benchmarks.evaluation detection
+	$(RUN) -m benchmarks.evaluation batch
+	$(RUN) -m benchmarks.inference networks --width 32 --channels 16 --size 128
+	$(RUN) -m benchmarks.training epoch --images 64
 
 lint: $(VENV)/.installed-dev
 	$(RUN) -m ruff check .

@@ -1,4 +1,4 @@
-"""What the benchmarks share: timing in turn, the machine's description, a made-up dataset."""
+"""Shared by the benchmarks: command line, timing in turn, description of the machine, a made-up dataset."""
 
 import argparse
 import os
@@ -16,6 +16,8 @@ import torch
 from make_sample import load_grey, write_png
 from runtime.device import core_count, setup
 
+_description: str | None = None  # of the benchmark that runs
+
 
 def machine() -> str:
     """Cores, instruction sets, device and versions: what a figure depends on besides the code."""
@@ -26,12 +28,33 @@ def machine() -> str:
     return f"{core_count()} cores ({', '.join(sets)}), {torch.get_num_threads()} threads{gpu}; {versions}"
 
 
-def arguments(description: str, **defaults: int) -> argparse.Namespace:
+def run(benchmarks: dict[str, Callable[[], None]]) -> None:
+    """Run the benchmark that the first word of the command line names."""
+    global _description
+    names = argparse.ArgumentParser(
+        description="\n".join(f"{name}: {work.__doc__.splitlines()[0]}" for name, work in benchmarks.items()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="NAME --help lists the flags of a benchmark",
+        add_help=len(sys.argv) < 3,
+    )
+    names.add_argument("name", choices=benchmarks, metavar="NAME", help=", ".join(benchmarks))
+    chosen, sys.argv[1:] = names.parse_known_args()
+    sys.argv[0] += f" {chosen.name}"
+    _description = benchmarks[chosen.name].__doc__
+    benchmarks[chosen.name]()
+
+
+def parser() -> argparse.ArgumentParser:
+    """A parser for the flags of the benchmark that runs."""
+    return argparse.ArgumentParser(description=_description)
+
+
+def arguments(**defaults: int) -> argparse.Namespace:
     """Flags of a benchmark: whole numbers, each with its default."""
-    parser = argparse.ArgumentParser(description=description)
+    flags = parser()
     for name, value in defaults.items():
-        parser.add_argument(f"--{name}", type=int, default=value, help="default: %(default)s")
-    return parser.parse_args()
+        flags.add_argument(f"--{name}", type=int, default=value, help="default: %(default)s")
+    return flags.parse_args()
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -81,28 +104,28 @@ def header(title: str) -> None:
 
 
 def make_dataset(root: Path, size: int, train: int, good: int, bad: int, textures: int, spread: int = 512) -> list[str]:
-    """Write a category `made_up` in MVTec AD form of crops of a photograph, and textures; settings that name them.
+    """Write a category `made_up` in MVTec AD form of crops of one image, and textures; the settings for it.
 
     Args:
-        size: side of the pictures, up to 512. train, good, bad: numbers of pictures. A defect is a gray disc.
-        spread: pixels that the crops begin within: few of them, and the pictures can be registered.
+        size: side of the images, up to 512. train, good, bad: numbers of images. A defect is a gray disc.
+        spread: range of the crops' origins, pixels; a small one makes images that can be registered.
     """
     rng = np.random.default_rng(0)
     photo = load_grey("brick.png")
     folder = root / "mvtec" / "made_up"
 
-    def picture() -> np.ndarray:
+    def nominal() -> np.ndarray:
         y, x = rng.integers(0, min(spread, 513 - size), 2)
         return photo[y : y + size, x : x + size] + rng.normal(0, 4, (size, size))
 
     for i in range(train):
-        write_png(folder / f"train/good/{i:05}.png", picture())
+        write_png(folder / f"train/good/{i:05}.png", nominal())
     for i in range(good):
-        write_png(folder / f"test/good/{i:05}.png", picture())
+        write_png(folder / f"test/good/{i:05}.png", nominal())
     for i in range(bad):
         mask = np.zeros((size, size), np.uint8)
         cv2.circle(mask, tuple(rng.integers(size // 4, 3 * size // 4, 2).tolist()), size // 10, 255, -1)
-        write_png(folder / f"test/disc/{i:05}.png", np.where(mask > 0, 128, picture()))
+        write_png(folder / f"test/disc/{i:05}.png", np.where(mask > 0, 128, nominal()))
         write_png(folder / f"ground_truth/disc/{i:05}_mask.png", mask)
     for i in range(textures):
         source = load_grey(("gravel.png", "grass.png", "camera.png")[i % 3])
@@ -117,6 +140,16 @@ def make_dataset(root: Path, size: int, train: int, good: int, bad: int, texture
         "data.run_name": "bench",
     }
     return [f"{key}={value}" for key, value in names.items()]
+
+
+def made_up_maps(count: int, size: int, seed: int = 0):
+    """Anomaly maps, float32 in [0, 1], and masks of a disc on half of them."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:size, :size]
+    for i in range(count):
+        cy, cx = rng.integers(size // 4, 3 * size // 4, 2)
+        mask = ((y - cy) ** 2 + (x - cx) ** 2 < (size // 10) ** 2) & (i % 2 == 0)
+        yield np.clip(rng.normal(0.2 + 0.3 * mask, 0.15), 0, 1).astype(np.float32), mask
 
 
 def python(*words: object) -> list[str]:

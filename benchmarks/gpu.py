@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 import data_loader
-from benchmarks import common, plain
+from benchmarks import baselines, common
 from benchmarks.training import Trainer
 from data import folders
 from data.mvtec import list_nominal
@@ -28,7 +28,7 @@ def endless(dataset: data_loader.DRAEMTrainDataset, batch: int, workers: int) ->
 
 def main() -> None:
     """Time both against float32 eager contiguous without TF32. Bars: 3.33 and 1 ms an image, and 4 x."""
-    flags = common.arguments(__doc__, runs=5, steps=200, size=256, batch=8, inference_batch=16, width=128, channels=64)
+    flags = common.arguments(runs=5, steps=200, size=256, batch=8, inference_batch=16, width=128, channels=64)
     if not torch.cuda.is_available():
         print("no CUDA GPU here: nothing is measured")
         return
@@ -60,9 +60,9 @@ def main() -> None:
         loaders = [endless(dataset, flags.batch, worker_count("auto", device)) for _ in range(3)]
         trainer, eager = Trainer(flags.width, flags.channels), Trainer(flags.width, flags.channels, compile_="off")
         model = DRAEM(flags.width, flags.channels).to(device).train()
-        optimizer = plain.optimizer(model)
+        optimizer = baselines.optimizer(model)
         works = {
-            "plain fp32": lambda: plain.train_step(model, optimizer, next(loaders[0]), device),
+            "plain fp32": lambda: baselines.train_step(model, optimizer, next(loaders[0]), device),
             "project, compile off": lambda: eager.step(next(loaders[1])),
             "project": lambda: trainer.step(next(loaders[2])),
         }

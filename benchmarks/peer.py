@@ -13,12 +13,11 @@ from anomalib.models.image.draem.loss import DraemLoss
 from anomalib.models.image.draem.torch_model import DraemModel
 
 from benchmarks import common
-from benchmarks.metrics import made_up_maps
 
 
 def main() -> None:
     """Time each job; compare with the project's lines of the other benchmarks on the same machine."""
-    flags = common.arguments(__doc__.splitlines()[0], runs=5, size=256, batch=2, samples=100, images=80)
+    flags = common.arguments(runs=5, size=256, batch=2, samples=100, images=80)
     common.header("anomalib 2.7.0")
     with tempfile.TemporaryDirectory() as folder:
         common.make_dataset(Path(folder), flags.size, 1, 1, 1, textures=120)
@@ -32,7 +31,7 @@ def main() -> None:
 
     maps, masks = (
         torch.stack([torch.from_numpy(a) for a in arrays])
-        for arrays in zip(*made_up_maps(flags.images, flags.size), strict=True)
+        for arrays in zip(*common.made_up_maps(flags.images, flags.size), strict=True)
     )
 
     def pro() -> None:

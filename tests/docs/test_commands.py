@@ -172,15 +172,19 @@ def prepared(command: str, place: Path, patch: pytest.MonkeyPatch, exported: lis
 
 
 def check_benchmark(command: str) -> None:
-    """A measurement of minutes to hours: its module must be there and know the flags."""
+    """A measurement of minutes to hours: its module and its name must exist, and the module must know the flags."""
     words = shlex.split(command)
     folder = ROOT / "benchmarks"
     module = folder / f"{words[words.index('-m') + 1].removeprefix('benchmarks.')}.py"
     assert module.is_file(), command
-    known = module.read_text(encoding="utf-8") + (folder / "common.py").read_text(encoding="utf-8")
+    source = module.read_text(encoding="utf-8")
+    if "common.run(" in source:
+        name = words[words.index("-m") + 2]
+        assert f'"{name}": bench_{name}' in source, command
+    known = source + (folder / "common.py").read_text(encoding="utf-8")
     known += (ROOT / "runtime/cli.py").read_text(encoding="utf-8")
     for flag in (word.partition("=")[0] for word in words if word.startswith("--")):
-        assert f'"{flag}"' in known, command
+        assert f'"{flag}"' in known or f"{flag.removeprefix('--')}=" in known, command
 
 
 def check_detect(command: str) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from data.image_io import read_image, rotate
+from data_loader import scaled
 from model import DRAEM
 from synthesis import AnomalySynthesizer
 
@@ -81,7 +82,8 @@ def focal_loss(logits: Tensor, mask: Tensor) -> Tensor:
 
 def train_step(model: DRAEM, optimizer: torch.optim.Optimizer, batch: dict[str, Tensor], device: str = "cpu") -> float:
     """One step; returns the loss, which waits for it."""
-    image, augmented, mask = (batch[key].to(device) for key in ("image", "augmented_image", "anomaly_mask"))
+    image, augmented = (scaled(batch[key], torch.device(device)) for key in ("image", "augmented_image"))
+    mask = batch["anomaly_mask"].to(device)
     reconstruction, logits = model(augmented)
     loss = F.mse_loss(reconstruction, image) + ssim_loss(reconstruction, image) + focal_loss(logits, mask)
     optimizer.zero_grad()

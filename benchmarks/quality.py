@@ -1,4 +1,4 @@
-"""What registration of parts gives: the same training with and without, on drawn parts that lie in any pose."""
+"""Quality of trainings: the sample, and registered parts."""
 
 import argparse
 import contextlib
@@ -11,20 +11,78 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+import data_loader
 from benchmarks import common
 from config import Config, load_config
+from data.mvtec import list_test
 from engine import detection, threshold, train
 from images.draw_parts import lever
-from make_sample import make_sample, write_png
+from inference import checkpoint
+from inference.detect import detect
+from make_sample import CATEGORIES, SIZE, make_sample, trivial_auroc, write_png
 
-SIZE, N_TRAIN, N_GOOD, N_BAD = 176, 64, 20, 20
+SHOWN_OF_SAMPLE = ("image_auroc", "pixel_ap", "accuracy")
+
+
+def reconstruction_error(config: Config) -> float:
+    """Mean squared error of reconstructing nominal test images, divided by that of their mean colors."""
+    samples = [one for one in list_test(Path(config.data.data_path) / config.data.category) if not one.has_anomaly]
+    dataset = data_loader.DRAEMTestDataset(samples, config.data.img_size)
+    errors = []
+    for seen in detect(checkpoint.load(config).model, dataset, config, ""):
+        image = seen.image.astype(np.float32) / (255 if seen.image.dtype == np.uint8 else 1)
+        errors.append((((seen.reconstruction - image) ** 2).mean(), ((image - image.mean((0, 1))) ** 2).mean()))
+    error, of_mean = np.mean(errors, axis=0)
+    return float(error / of_mean)
+
+
+def bench_sample() -> None:
+    """What the demo's settings reach on the sample: seeds 0 to 2, each category, float32.
+
+    Print a line for each training.
+    """
+    flags = common.arguments(seeds=3)
+    common.header("sample, settings of configs/sample.yaml, float32")
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        with contextlib.redirect_stdout(io.StringIO()):
+            make_sample(root / "sample")
+        for category in CATEGORIES:
+            trivial = trivial_auroc(root / "sample/mvtec" / category, SIZE)
+            print(f"{category}: a trivial detector has image AUROC {trivial:.3f}")
+            for seed in range(flags.seeds):
+                settings = [f"data.category={category}", f"train.seed={seed}", f"data.run_name=seed{seed}"]
+                settings += [f"data.data_path={root}/sample/mvtec", f"data.anomaly_source_path={root}/sample/textures"]
+                settings += [f"data.checkpoint_path={root}/checkpoints", f"data.results_path={root}/results"]
+                config = load_config(common.ROOT / "configs/sample.yaml", [*settings, "train.precision=fp32"])
+
+                def run(config: Config = config) -> Path:
+                    train.run(config, "")
+                    threshold.run(config)
+                    return detection.run(config)
+
+                with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+                    results: list[Path] = []
+                    taken = common.seconds(lambda run=run, results=results: results.append(run()))
+                metrics = json.loads((results[0] / "p_quantile/metrics.json").read_text(encoding="utf-8"))
+                figures = "   ".join(f"{key} {metrics[key]:.3f}" for key in SHOWN_OF_SAMPLE)
+                print(
+                    f"{category:8} seed {seed}   {figures}   reconstruction error {reconstruction_error(config):.3f} "
+                    f"of the mean color's   {taken:.0f} s",
+                    flush=True,
+                )
+
+
+SIDE, N_TRAIN, N_GOOD, N_BAD = 176, 64, 20, 20
+
+
 SHOWN = ("image_auroc", "pixel_ap", "pixel_auroc", "pro")
 
 
 def cap() -> tuple[np.ndarray, np.ndarray]:
-    """A turned cap, nearly round: a flat on one side, three bores. Float (SIZE, SIZE, 3), its silhouette (.., 1)."""
+    """A turned cap, nearly round: a flat on one side, three bores. Float (SIDE, SIDE, 3), and its silhouette."""
     rng, scale = np.random.default_rng(11), 4  # drawn large, for smooth edges
-    big, center = SIZE * scale, SIZE * scale / 2
+    big, center = SIDE * scale, SIDE * scale / 2
     y, x = np.mgrid[:big, :big] - center
     radius, angle = np.hypot(x, y), np.arctan2(y, x)
     silhouette = ((radius < 0.33 * big) & (x < 0.3 * big)).astype(np.float64)
@@ -33,15 +91,15 @@ def cap() -> tuple[np.ndarray, np.ndarray]:
     for turn, distance, size in ((0.4, 0.21, 0.045), (2.1, 0.21, 0.045), (4.4, 0.2, 0.03)):
         bore = np.hypot(x - distance * big * np.cos(turn), y - distance * big * np.sin(turn)) < size * big
         surface[bore] = 50
-    small = (cv2.resize(one, (SIZE, SIZE), interpolation=cv2.INTER_AREA)[..., None] for one in (surface, silhouette))
+    small = (cv2.resize(one, (SIDE, SIDE), interpolation=cv2.INTER_AREA)[..., None] for one in (surface, silhouette))
     surface, silhouette = small
     return surface * (0.96, 0.99, 1.0), silhouette
 
 
 def defect(silhouette: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, float]:
-    """A dent or a scratch on a part: its outline, float (SIZE, SIZE), and its gray levels. About 0.3 % of the area."""
+    """A dent or a scratch on a part: its outline, float (SIDE, SIDE), and its gray levels. About 0.3 % of the area."""
     inside = np.argwhere(cv2.erode(silhouette[..., 0], np.ones((13, 13))) > 0.99)[:, ::-1]
-    place, drawn = rng.choice(inside), np.zeros((SIZE, SIZE))
+    place, drawn = rng.choice(inside), np.zeros((SIDE, SIDE))
     if rng.random() < 0.5:
         axes, turn = (int(rng.integers(3, 6)), int(rng.integers(2, 5))), float(rng.uniform(0, 180))
         cv2.ellipse(drawn, place.tolist(), axes, turn, 0, 360, 1.0, -1)
@@ -53,24 +111,24 @@ def defect(silhouette: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray
 
 
 def draw(root: Path, category: str, seed: int) -> None:
-    """Write pictures of a part: turned by any angle, moved, scaled and brightened by a little, on a gray table."""
+    """Write images of a part: turned by any angle, moved, scaled and brightened by a little, on a gray table."""
     rng = np.random.default_rng(seed)
     surface, silhouette = {"lever": lambda: lever(False), "cap": cap}[category]()
-    table = 60 + 12 * np.linspace(-1, 1, SIZE)[None, :, None]
+    table = 60 + 12 * np.linspace(-1, 1, SIDE)[None, :, None]
     for kind, count in (("train/good", N_TRAIN), ("test/good", N_GOOD), ("test/damaged", N_BAD)):
         for number in range(count):
-            pose = cv2.getRotationMatrix2D((SIZE / 2, SIZE / 2), rng.uniform(0, 360), rng.uniform(0.92, 1.05))
+            pose = cv2.getRotationMatrix2D((SIDE / 2, SIDE / 2), rng.uniform(0, 360), rng.uniform(0.92, 1.05))
             pose[:, 2] += rng.uniform(-8, 8, 2)
-            own, mask = surface, np.zeros((SIZE, SIZE))
+            own, mask = surface, np.zeros((SIDE, SIDE))
             if kind == "test/damaged":
                 mask, levels = defect(silhouette, rng)
                 own = own + levels * cv2.GaussianBlur(mask, (0, 0), 0.6)[..., None]
-            part = cv2.warpAffine(silhouette, pose, (SIZE, SIZE))[..., None]
-            own = cv2.warpAffine(own, pose, (SIZE, SIZE), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
-            image = (part * own + (1 - part) * table) * rng.uniform(0.85, 1.15) + rng.normal(0, 2, (SIZE, SIZE, 3))
+            part = cv2.warpAffine(silhouette, pose, (SIDE, SIDE))[..., None]
+            own = cv2.warpAffine(own, pose, (SIDE, SIDE), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
+            image = (part * own + (1 - part) * table) * rng.uniform(0.85, 1.15) + rng.normal(0, 2, (SIDE, SIDE, 3))
             write_png(root / category / kind / f"{number:03}.png", image)
             if kind == "test/damaged":
-                turned = cv2.warpAffine(mask, pose, (SIZE, SIZE)) > 0.5
+                turned = cv2.warpAffine(mask, pose, (SIDE, SIDE)) > 0.5
                 write_png(root / category / f"ground_truth/damaged/{number:03}_mask.png", turned * 255.0)
 
 
@@ -88,15 +146,18 @@ def settings(flags: argparse.Namespace, root: Path, category: str, seed: int, re
     return load_config(common.ROOT / "config.yaml", sets)
 
 
-def main() -> None:
-    """Print a line for each training, then the means."""
-    parser = argparse.ArgumentParser(description=__doc__)
+def bench_parts() -> None:
+    """Registration of parts: the same training with and without it, on drawn parts in any pose.
+
+    Print a line for each training, then the means.
+    """
+    parser = common.parser()
     parser.add_argument("--data", type=Path, help="dataset in MVTec AD form (default: parts that are drawn)")
     parser.add_argument("--categories", nargs="+", default=["lever", "cap"], help="of it (default: %(default)s)")
     parser.add_argument("--textures", type=Path, help="folder of textures (default: those of the sample)")
     parser.add_argument("--seeds", type=int, default=3, help="default: %(default)s")
     parser.add_argument("--epochs", type=int, default=30, help="default: %(default)s")
-    parser.add_argument("--keep", type=Path, help="folder for pictures, checkpoints and results (default: a new one)")
+    parser.add_argument("--keep", type=Path, help="folder for images, checkpoints and results (default: a new one)")
     flags = parser.parse_args()
     common.header(f"registration of parts, {flags.epochs} epochs, 128 x 128, networks 16/8, float32")
     with tempfile.TemporaryDirectory() as folder:
@@ -134,4 +195,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    common.run({"sample": bench_sample, "parts": bench_parts})

@@ -22,6 +22,7 @@ from inference.preprocessing import Technique
 from model import DRAEM
 from runtime.errors import UserError
 from runtime.files import atomic_write, write_text
+from runtime.version import program_version
 
 FORMATS = ("onnx",)
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
@@ -88,6 +89,7 @@ def _metadata(detector: Detector) -> dict[str, Any]:
         "checkpoint": detector.name,
         "epoch": int(detector.name) if detector.name.isdecimal() else None,
         "fingerprint": detector.ckpt.fingerprint,
+        "program_version": program_version(),
         "img_size": [height, width],
         **own,
         "channels": "BGR",

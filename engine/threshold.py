@@ -29,6 +29,7 @@ from runtime.device import Together, core_count
 from runtime.errors import UserError
 from runtime.files import write_text
 from runtime.provenance import Provenance
+from runtime.version import program_version
 
 NOT_KNOWN = "whether these weights were trained on the images that thresholds come from is not known"
 
@@ -261,6 +262,7 @@ def _save(
         "promises": sentences,
         "image_scores": scores.image_scores,
         "settings": config.model_dump(mode="json"),
+        "program_version": program_version(),
     }
     write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
     return content

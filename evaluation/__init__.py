@@ -1,0 +1,1 @@
+"""Metrics, bootstrap, thresholds and comparisons: functions of arrays."""

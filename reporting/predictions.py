@@ -14,6 +14,7 @@ from data import image_io
 from reporting import panels, report
 from runtime.errors import UserError
 from runtime.files import atomic_write, write_csv, write_text
+from runtime.version import program_version
 
 if TYPE_CHECKING:
     from evaluation.thresholds import Thresholds
@@ -57,7 +58,8 @@ class Predictions:
         self._check_folder(made_with, keep)
         if not keep:
             self._clear()
-        write_text(folder / MADE_WITH, json.dumps(made_with, indent=2, allow_nan=False) + "\n")
+        content = made_with | {"program_version": program_version()}
+        write_text(folder / MADE_WITH, json.dumps(content, indent=2, allow_nan=False) + "\n")
         if (folder / ROWS).is_file():
             self._cut_unfinished()
         else:
@@ -71,9 +73,10 @@ class Predictions:
             return
         try:
             there = json.loads((folder / MADE_WITH).read_text(encoding="utf-8"))
+            there.pop("program_version", None)
         except FileNotFoundError as error:
             raise UserError(folder, "holds other files", "name a new folder with --output") from error
-        except ValueError:
+        except (ValueError, AttributeError):
             there = None
         if keep and there != json.loads(json.dumps(made_with)):
             raise UserError(

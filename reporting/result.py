@@ -24,6 +24,7 @@ from runtime import provenance
 from runtime.device import select_device
 from runtime.files import Background, atomic_folder, atomic_write, naming, remove_leftovers, write_csv, write_text
 from runtime.provenance import Provenance
+from runtime.version import program_version
 
 if TYPE_CHECKING:
     from inference.detect import NetworkOutput
@@ -201,7 +202,7 @@ class Result:
         content |= {"seconds": round(seconds, 3), "checkpoint_file": weights_file.as_posix()}
         content |= {"checkpoint_state": provenance.file_state(weights_file)}
         content |= {"node": socket.gethostname(), "device": str(select_device(self.config.train.device))}
-        content |= {"settings": self.config.model_dump(mode="json")}
+        content |= {"settings": self.config.model_dump(mode="json"), "program_version": program_version()}
         write_text(self.folder / MADE_WITH, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
     def _table(self, columns: dict[str, dict[str, Any]]) -> str:

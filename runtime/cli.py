@@ -8,9 +8,11 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from runtime import signals
 from runtime.errors import FIX_STORAGE, RankLostError, UserError
+from runtime.version import program_version
 
 CONFIG = Path(__file__).resolve().parent.parent / "config.yaml"
 DONE, FAULT, MISTAKE = 0, 1, 2  # exit statuses, besides those in signals.py
@@ -21,7 +23,11 @@ LESS_MEMORY = (
 
 
 class Parser(argparse.ArgumentParser):
-    """Prints what is wrong in two lines instead of the whole usage."""
+    """A parser with --version, which prints errors in two lines instead of the whole usage."""
+
+    def __init__(self, **options: Any):
+        super().__init__(**options)
+        self.add_argument("--version", action="version", version=f"DRAEM {program_version()}")
 
     def error(self, message: str):
         self.exit(MISTAKE, f"error: {message}\nsee: python {self.prog} --help\n")

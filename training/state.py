@@ -21,6 +21,7 @@ from runtime.device import memory_format, select_device, select_precision
 from runtime.errors import UserError
 from runtime.files import atomic_write, write_text
 from runtime.provenance import Provenance
+from runtime.version import program_version
 
 if TYPE_CHECKING:
     from training.distributed import ProcessGroup
@@ -157,7 +158,7 @@ class TrainingState:
         return self.is_kept(self.epoch) or self._saved is None or time.monotonic() - self._saved >= SAVE_EVERY
 
     def _content(self) -> dict[str, Any]:
-        content = {"model": self.model.state_dict(), "epoch": self.epoch}
+        content = {"model": self.model.state_dict(), "epoch": self.epoch, "program_version": program_version()}
         content |= {"settings": self.config.model_dump(mode="json"), "provenance": self.source.made_from.to_json()}
         return content | {
             "images": asdict(self.source.images),

@@ -6,42 +6,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
+from pydantic.fields import FieldInfo
 
-from config_types import (
-    DISPLAY,
-    EXTENDS,
-    INPUT,
-    MANUAL_THRESHOLDS,
-    NETWORKS,
-    NOMINAL_THRESHOLDS,
-    NOTHING,
-    REFERENCE,
-    TECHNIQUE,
-    WEIGHTS,
-    Affects,
-    Compile,
-    Device,
-    Epoch,
-    Flag,
-    Grouping,
-    ImageSize,
-    Milestones,
-    NameText,
-    OptionalName,
-    OptionalPathText,
-    OptionalScore,
-    PathText,
-    PositiveRate,
-    Regions,
-    ThresholdType,
-    TileSize,
-    TrainingRegistration,
-    Visualisation,
-    WhiteLevel,
-    allowed_values,
-    auto_or,
-    whole,
-)
+import config_types as kinds
+from config_types import Affects, allowed_values
 from evaluation.thresholds import OPTIMAL
 from runtime import yaml_file
 from runtime.cli import CONFIG
@@ -57,86 +25,93 @@ class _Section(BaseModel):
 
 
 class Data(_Section):
-    data_path: Annotated[PathText, WEIGHTS] = "./datasets/mvtec"
-    category: Annotated[NameText, INPUT] = "bottle"
-    anomaly_source_path: Annotated[PathText, WEIGHTS] = "dtd/images"
-    checkpoint_path: Annotated[PathText, NOTHING] = "./checkpoints"
-    results_path: Annotated[PathText, NOTHING] = "./results"
-    run_name: Annotated[NameText, Affects(from_checkpoint="unless set")] = "draem"
-    img_size: Annotated[ImageSize, INPUT] = (256, 256)
-    tile_size: Annotated[TileSize, INPUT] = None
+    data_path: Annotated[kinds.PathText, kinds.WEIGHTS] = "./datasets/mvtec"
+    category: Annotated[kinds.NameText, kinds.INPUT] = "bottle"
+    anomaly_source_path: Annotated[kinds.PathText, kinds.WEIGHTS] = "dtd/images"
+    checkpoint_path: Annotated[kinds.PathText, kinds.NOTHING] = "./checkpoints"
+    results_path: Annotated[kinds.PathText, kinds.NOTHING] = "./results"
+    run_name: Annotated[kinds.NameText, Affects(from_checkpoint="unless set")] = "draem"
+    img_size: Annotated[kinds.ImageSize, kinds.INPUT] = (256, 256)
+    tile_size: Annotated[kinds.TileSize, kinds.INPUT] = None
     tile_overlap: Annotated[
         float,
         Field(strict=True, ge=0, le=0.75),
         Affects(("maps",), from_checkpoint="unless set", only_with="data.tile_size"),
     ] = 0.25
-    load_epoch: Annotated[Epoch, NOTHING] = "last"
-    test_batch_size: Annotated[whole(1, 4096), NOTHING] = 8
-    val_split: Annotated[float, Field(strict=True, ge=0, lt=1), WEIGHTS] = 0.2
-    split_by: Annotated[Grouping, WEIGHTS] = None
-    white_level: Annotated[WhiteLevel, Affects(("weights", "maps"))] = "auto"
-    num_workers: Annotated[int | str, auto_or(0, 1024), NOTHING] = "auto"
-    image_registration: Annotated[Flag, TECHNIQUE] = False
-    registration_method: Annotated[Literal["scene", "part"], REFERENCE] = "scene"
-    registration_mirror: Annotated[Flag, REFERENCE] = False
-    registration_training: Annotated[TrainingRegistration, NETWORKS] = False
-    registration_reference: Annotated[OptionalPathText, REFERENCE] = None
-    pre_masking: Annotated[Flag, TECHNIQUE] = False
+    load_epoch: Annotated[kinds.Epoch, kinds.NOTHING] = "last"
+    test_batch_size: Annotated[int, kinds.whole(1, 4096), kinds.NOTHING] = 8
+    val_split: Annotated[float, Field(strict=True, ge=0, lt=1), kinds.WEIGHTS] = 0.2
+    split_by: Annotated[kinds.Grouping, kinds.WEIGHTS] = None
+    white_level: Annotated[kinds.WhiteLevel, Affects(("weights", "maps"))] = "auto"
+    num_workers: Annotated[int | str, kinds.auto_or(0, 1024), kinds.NOTHING] = "auto"
+    image_registration: Annotated[kinds.Flag, kinds.TECHNIQUE] = False
+    registration_method: Annotated[Literal["scene", "part"], kinds.REFERENCE] = "scene"
+    registration_mirror: Annotated[kinds.Flag, kinds.REFERENCE] = False
+    registration_training: Annotated[kinds.TrainingRegistration, kinds.NETWORKS] = False
+    registration_reference: Annotated[kinds.OptionalPathText, kinds.REFERENCE] = None
+    pre_masking: Annotated[kinds.Flag, kinds.TECHNIQUE] = False
 
     @property
     def input_size(self) -> tuple[int, int]:
         """Height and width of what the networks see: a tile, or the whole image."""
         return self.tile_size or self.img_size
 
+    @property
+    def known_white_level(self) -> float | None:
+        """The value of white; None for that of the files' type, and before `auto` is resolved."""
+        return None if isinstance(self.white_level, str) else self.white_level
+
 
 class Model(_Section):
-    base_width: Annotated[whole(1, 4096), NETWORKS] = 128
-    base_channels: Annotated[whole(1, 4096), NETWORKS] = 64
+    base_width: Annotated[int, kinds.whole(1, 4096), kinds.NETWORKS] = 128
+    base_channels: Annotated[int, kinds.whole(1, 4096), kinds.NETWORKS] = 64
 
 
 class Train(_Section):
-    epochs: Annotated[whole(1, 1_000_000), EXTENDS] = 700
-    batch_size: Annotated[whole(1, 4096), WEIGHTS] = 8
-    tiles_per_image: Annotated[int | str, auto_or(1, 2**16), Affects(("weights",), only_with="data.tile_size")] = "auto"
-    learning_rate: Annotated[PositiveRate, EXTENDS] = 1e-4
-    lr_milestones: Annotated[Milestones, EXTENDS] = [0.8, 0.9]
-    lr_gamma: Annotated[PositiveRate, EXTENDS] = 0.2
-    cut: Annotated[Flag, WEIGHTS] = True
-    seed: Annotated[whole(0, 2**32 - 1), WEIGHTS] = 0
-    device: Annotated[Device, NOTHING] = "auto"
+    epochs: Annotated[int, kinds.whole(1, 1_000_000), kinds.EXTENDS] = 700
+    batch_size: Annotated[int, kinds.whole(1, 4096), kinds.WEIGHTS] = 8
+    tiles_per_image: Annotated[
+        int | str, kinds.auto_or(1, 2**16), Affects(("weights",), only_with="data.tile_size")
+    ] = "auto"
+    learning_rate: Annotated[kinds.PositiveRate, kinds.EXTENDS] = 1e-4
+    lr_milestones: Annotated[kinds.Milestones, kinds.EXTENDS] = [0.8, 0.9]
+    lr_gamma: Annotated[kinds.PositiveRate, kinds.EXTENDS] = 0.2
+    cut: Annotated[kinds.Flag, kinds.WEIGHTS] = True
+    seed: Annotated[int, kinds.whole(0, 2**32 - 1), kinds.WEIGHTS] = 0
+    device: Annotated[kinds.Device, kinds.NOTHING] = "auto"
     precision: Annotated[
         Literal["auto", "fp32", "bf16"], Affects(("maps",), from_checkpoint="unless set", recorded_as="precision")
     ] = "auto"
-    compile: Annotated[Compile, NOTHING] = "auto"
-    resume: Annotated[Literal["auto", "never", "must"], NOTHING] = "auto"
-    save_from: Annotated[whole(1, 1_000_000), NOTHING] = 500
-    save_every: Annotated[whole(1, 1_000_000), NOTHING] = 50
-    visualize: Annotated[Flag, DISPLAY] = True
-    visualize_every: Annotated[whole(1, 1_000_000), DISPLAY] = 10
+    compile: Annotated[kinds.Compile, kinds.NOTHING] = "auto"
+    resume: Annotated[Literal["auto", "never", "must"], kinds.NOTHING] = "auto"
+    save_from: Annotated[int, kinds.whole(1, 1_000_000), kinds.NOTHING] = 500
+    save_every: Annotated[int, kinds.whole(1, 1_000_000), kinds.NOTHING] = 50
+    visualize: Annotated[kinds.Flag, kinds.DISPLAY] = True
+    visualize_every: Annotated[int, kinds.whole(1, 1_000_000), kinds.DISPLAY] = 10
 
 
 class Metrics(_Section):
-    masking: Annotated[Flag, TECHNIQUE] = False
-    threshold: Annotated[Flag, DISPLAY] = True
-    threshold_type: Annotated[ThresholdType, DISPLAY] = "p_quantile"
-    p: Annotated[float, Field(strict=True, ge=0, le=100), NOMINAL_THRESHOLDS] = 99.0
-    k: Annotated[float, Field(strict=True, ge=0, le=100), NOMINAL_THRESHOLDS] = 3.0
-    max_false_alarms: Annotated[float, Field(strict=True, gt=0, lt=1), NOMINAL_THRESHOLDS] = 0.05
-    image_threshold: Annotated[OptionalScore, MANUAL_THRESHOLDS] = None
-    pixel_threshold: Annotated[OptionalScore, MANUAL_THRESHOLDS] = None
-    nominal: Annotated[OptionalName, DISPLAY] = None
+    masking: Annotated[kinds.Flag, kinds.TECHNIQUE] = False
+    threshold: Annotated[kinds.Flag, kinds.DISPLAY] = True
+    threshold_type: Annotated[kinds.ThresholdType, kinds.DISPLAY] = "p_quantile"
+    p: Annotated[float, Field(strict=True, ge=0, le=100), kinds.NOMINAL_THRESHOLDS] = 99.0
+    k: Annotated[float, Field(strict=True, ge=0, le=100), kinds.NOMINAL_THRESHOLDS] = 3.0
+    max_false_alarms: Annotated[float, Field(strict=True, gt=0, lt=1), kinds.NOMINAL_THRESHOLDS] = 0.05
+    image_threshold: Annotated[kinds.OptionalScore, kinds.MANUAL_THRESHOLDS] = None
+    pixel_threshold: Annotated[kinds.OptionalScore, kinds.MANUAL_THRESHOLDS] = None
+    nominal: Annotated[kinds.OptionalName, kinds.DISPLAY] = None
     optimal: Annotated[Literal["f1", "youden"], Affects(("thresholds",), recorded_as=OPTIMAL)] = "f1"
-    auroc: Annotated[Flag, DISPLAY] = True
-    pr: Annotated[Flag, DISPLAY] = True
-    pro: Annotated[Flag, DISPLAY] = True
-    iou: Annotated[Flag, DISPLAY] = True
-    misclassifications: Annotated[Flag, DISPLAY] = True
-    visualisation: Annotated[Visualisation, DISPLAY] = "all"
+    auroc: Annotated[kinds.Flag, kinds.DISPLAY] = True
+    pr: Annotated[kinds.Flag, kinds.DISPLAY] = True
+    pro: Annotated[kinds.Flag, kinds.DISPLAY] = True
+    iou: Annotated[kinds.Flag, kinds.DISPLAY] = True
+    misclassifications: Annotated[kinds.Flag, kinds.DISPLAY] = True
+    visualisation: Annotated[kinds.Visualisation, kinds.DISPLAY] = "all"
 
 
 class Masking(_Section):
     regions: Annotated[
-        dict[NameText, Regions], Affects(("maps",), from_checkpoint="unless set", recorded_as="region")
+        dict[kinds.NameText, kinds.Regions], Affects(("maps",), from_checkpoint="unless set", recorded_as="region")
     ] = {}
 
 
@@ -157,7 +132,7 @@ class Config(_Section):
         """Whether all values are the same, wherever they are from."""
         return isinstance(other, Config) and self.model_dump() == other.model_dump()
 
-    __hash__ = None
+    __hash__ = None  # type: ignore[assignment]  # values can be lists
 
     @property
     def run_folder(self) -> Path:
@@ -190,12 +165,17 @@ class Config(_Section):
         return copy
 
 
+def _fields(section: str) -> dict[str, FieldInfo]:
+    model: Any = Config.model_fields[section].annotation
+    return model.model_fields
+
+
 def effects() -> dict[str, Affects]:
     """`section.key` -> what it affects, of every setting."""
     return {
         f"{section}.{name}": next(one for one in field.metadata if isinstance(one, Affects))
-        for section, keys in Config.model_fields.items()
-        for name, field in keys.annotation.model_fields.items()
+        for section in Config.model_fields
+        for name, field in _fields(section).items()
     }
 
 
@@ -277,7 +257,7 @@ def _unknown_key(source: str, key: str) -> UserError:
 
 def _is_text(key: str) -> bool:
     section, _, name = key.partition(".")
-    field = Config.model_fields[section].annotation.model_fields[name]
+    field = _fields(section)[name]
     return field.annotation in (str, str | None) or key == "data.load_epoch"
 
 
@@ -286,7 +266,7 @@ def _wrong_value(source: str, error: dict[str, Any], text: str) -> UserError:
     path = error["loc"]
     if error["type"] in ("extra_forbidden", "invalid_key"):
         return _unknown_key(source, ".".join(map(str, path[:2])))
-    field = Config.model_fields[path[0]].annotation.model_fields.get(path[1]) if len(path) > 1 else None
+    field = _fields(path[0]).get(path[1]) if len(path) > 1 else None
     value = repr(error["input"]) if isinstance(error["input"], str) else error["input"]
     allowed = allowed_values(error, field, yaml_file.as_written(text, *path))
     return UserError(f"{source} {'.'.join(map(str, path))} = {value}", "not an allowed value", f"it {allowed}")
@@ -315,13 +295,13 @@ def load_config(path: Path | str, overrides: Iterable[str] = ()) -> Config:
     in_file = {section: list(keys) for section, keys in values.items() if isinstance(keys, dict)}
     problems, overridden = [], set()
     for override in overrides:
-        key, equals, value = override.partition("=")
-        key = key.strip()
+        key, equals, written = override.partition("=")
+        key, region = key.strip(), {}
         if not equals:
             raise UserError(f"--set {override}", "is not section.key=value", "write e.g. --set data.category=bottle")
         if key.startswith(f"{REGIONS}."):  # of one category
             category, key = key[len(REGIONS) + 1 :], REGIONS
-            value = {category: yaml_file.parse(value, f"--set {REGIONS}.{category}")}
+            region = {category: yaml_file.parse(written, f"--set {REGIONS}.{category}")}
         if key not in effects():
             problems.append(_unknown_key("--set", key))
             continue
@@ -329,16 +309,16 @@ def load_config(path: Path | str, overrides: Iterable[str] = ()) -> Config:
         section, name = key.split(".")
         if isinstance(values.setdefault(section, {}), dict):
             there = values[section].get(name)
-            if isinstance(value, dict):
-                values[section][name] = (there if isinstance(there, dict) else {}) | value
+            if region:
+                values[section][name] = (there if isinstance(there, dict) else {}) | region
             else:
-                values[section][name] = value if _is_text(key) else yaml_file.parse(value, f"--set {key}")
+                values[section][name] = written if _is_text(key) else yaml_file.parse(written, f"--set {key}")
     try:
         config = Config.model_validate(values)
     except ValidationError as error:
         for item in error.errors():
             source = "--set" if ".".join(map(str, item["loc"][:2])) in overridden else f"{path}:"
-            problems.append(_wrong_value(source, item, text))
+            problems.append(_wrong_value(source, {**item}, text))
     if problems:
         raise UserErrors(problems) if len(problems) > 1 else problems[0]
     if path != CONFIG:

@@ -146,10 +146,11 @@ def _compile(value: Any) -> Any:
 def _regions(values: Any) -> Any:
     if isinstance(values, str):
         return _path(values)
-    is_list = isinstance(values, (list, tuple)) and len(values) > 0
-    rectangles = [values] if is_list and type(values[0]) is int else values
+    rectangles: list[Any] = list(values) if isinstance(values, (list, tuple)) and len(values) else [None]
+    if type(rectangles[0]) is int:
+        rectangles = [values]
     allowed = "rectangles [[y0, y1, x0, x1], ...] in pixels, y0 < y1 and x0 < x1, or a mask's path"
-    for one in rectangles if is_list else [None]:
+    for one in rectangles:
         is_four = isinstance(one, (list, tuple)) and len(one) == 4 and all(type(side) is int for side in one)
         _must(allowed, values, is_four and 0 <= one[0] < one[1] and 0 <= one[2] < one[3])
     return [list(rectangle) for rectangle in rectangles]
@@ -162,7 +163,7 @@ def _milestones(values: Any) -> Any:
 
 
 def whole(low: int, high: int) -> Any:
-    return Annotated[int, Field(strict=True, ge=low, le=high)]
+    return Field(strict=True, ge=low, le=high)
 
 
 PathText = Annotated[str, AfterValidator(_path)]
@@ -179,7 +180,9 @@ WhiteLevel = Annotated[float | str, BeforeValidator(_white_level)]
 Device = Annotated[str, BeforeValidator(_device)]
 Milestones = Annotated[list[float], BeforeValidator(_milestones)]
 Compile = Annotated[Literal["auto", "on", "off"], BeforeValidator(_compile)]
-ThresholdType = Annotated[Literal[(*NOMINAL_KINDS, MANUAL)], BeforeValidator(_threshold_type)]
+ThresholdType = Annotated[
+    Literal["max", "p_quantile", "k_sigma", "conformal", "manual"], BeforeValidator(_threshold_type)
+]
 OptionalScore = Annotated[float | None, BeforeValidator(_score)]
 OptionalName = Annotated[str | None, AfterValidator(lambda value: value if value is None else _name(value))]
 Visualisation = Annotated[int | str, BeforeValidator(_visualisation)]

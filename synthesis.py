@@ -76,7 +76,7 @@ class AnomalySynthesizer:
         return texture
 
     def perlin_mask(self, rng: np.random.Generator) -> np.ndarray:
-        """bool (H, W): rotated Perlin noise above the threshold; may be empty."""
+        """Bool (H, W): rotated Perlin noise above the threshold; may be empty."""
         res = tuple(2 ** rng.integers(0, MAX_LATTICE_EXPONENT + 1, size=2))
         noise = perlin_noise(self.image_size, res, rng=rng)
         return rotate(noise, rng.uniform(-MAX_ROTATION, MAX_ROTATION)) > NOISE_THRESHOLD

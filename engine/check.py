@@ -60,7 +60,7 @@ class Findings:
     def by_reason(self) -> dict[str, list[Path]]:
         """Problem -> the files that have it; no file for problems of settings."""
         found: dict[str, list[Path]] = {}
-        for problem in sorted(self.problems):
+        for problem in sorted(map(str, self.problems)):
             name, separator, reason = problem.partition(": ")
             if separator and Path(name).exists():
                 found.setdefault(reason, []).append(Path(name))
@@ -195,7 +195,8 @@ def _some(paths: Sequence[Path]) -> str:
 def _print_masks(test: Sequence[TestSample], looks: dict[Path, Look], findings: Findings) -> None:
     """Print how masks are decoded, and warnings."""
     pairs = [(sample, mask) for sample in test for mask in sample.masks]
-    kinds, warnings = Counter(), {}
+    kinds: Counter[str] = Counter()
+    warnings: dict[str, list[Path]] = {}
     with ThreadPoolExecutor(core_count()) as pool:
         found = pool.map(lambda pair: findings.attempt(lambda: image_io.decode_mask_file(pair[1])), pairs)
         bar = tqdm(found, "reading masks", len(pairs), unit="mask", leave=None, disable=None if pairs else True)
@@ -206,7 +207,7 @@ def _print_masks(test: Sequence[TestSample], looks: dict[Path, Look], findings: 
             if decoded.warning:
                 warnings.setdefault(decoded.warning, []).append(mask)
             if sample.path in looks and decoded.mask.shape != looks[sample.path].size:
-                findings.attempt(lambda mask=mask, size=looks[sample.path].size: image_io.read_mask(mask, size))
+                findings.attempt(partial(image_io.read_mask, mask, looks[sample.path].size))
     if kinds:
         print("masks: " + ", ".join(f"{count} of {kind}" for kind, count in kinds.most_common()))
     for warning, masks in warnings.items():
@@ -300,9 +301,8 @@ def _print_time(config: Config, files: TrainingFiles, white_level: float | None)
     images = [image_io.read_image(file, config.data.input_size, white_level) for file in files.training[:size]]
     dataset = data_loader.DRAEMTrainDataset(images, AnomalySynthesizer(files.textures[:4], config.data.input_size), 0)
     batch = torch.utils.data.default_collate([dataset[place] for place in range(size)])
-    model = DRAEM(config.model.base_width, config.model.base_channels).to(
-        device, memory_format=memory_format(device, precision)
-    )
+    model, layout = DRAEM(config.model.base_width, config.model.base_channels), memory_format(device, precision)
+    model.to(device, memory_format=layout)  # type: ignore[call-overload]  # torch's stubs lack it
     optimizer = torch.optim.Adam(model.train().parameters(), fused=True)
     criterion = DRAEMLoss().to(device)
     seconds = []

@@ -38,7 +38,7 @@ def run(config: Config, group: Together | None = None) -> Path:
     samples, warnings = with_masks_read(samples)
     ckpt = checkpoint.load(config)
     config = checkpoint.resolve_white_level(config, ckpt)
-    warnings += check_bit_depth(samples, config.data.white_level)
+    warnings += check_bit_depth(samples, config.data.known_white_level)
     for line in warnings:
         print(line)
     preprocessor = Preprocessor(config, [technique], embedded=ckpt.assets_for(config))
@@ -126,7 +126,7 @@ def evaluate_pass(
         results = {}
         for technique, thresholds in nominal.items():
             made_from = provenance_of(
-                ckpt.fingerprint, preprocessor, technique, samples, thresholds and thresholds.nominal, kinds
+                ckpt.fingerprint, preprocessor, technique, samples, thresholds.nominal if thresholds else None, kinds
             )
             folder = result_folder(config, ckpt.name, technique)
             result = Result(config, folder, samples, thresholds, kinds, made_from)

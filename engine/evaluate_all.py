@@ -124,7 +124,9 @@ def _evaluate_items(items: Sequence[Item], kinds: list[str]) -> dict[Key, str]:
 
 def _evaluate_on_ray(config: Config, todo: list[Item], kinds: list[str], options: Options) -> dict[Key, str]:
     """Evaluate on Ray; what failed."""
-    data, jobs, failed = config.data, {}, {}
+    data = config.data
+    jobs: dict[tuple[str, str], list[Item]] = {}
+    failed: dict[Key, str] = {}
     for item in todo:
         jobs.setdefault((item.config.data.category, str(item.epoch)), []).append(item)
     labels = {f"{category}, checkpoint {name}": (category, name) for category, name in jobs}
@@ -137,8 +139,9 @@ def _evaluate_on_ray(config: Config, todo: list[Item], kinds: list[str], options
             if outcome.error is None:
                 failed |= outcome.value
                 continue
-            for technique in (one for item in jobs[labels[label]] for one in item.techniques):
-                failed[(*labels[label], technique.name)] = outcome.error
+            category, name = labels[label]
+            for technique in (one for item in jobs[category, name] for one in item.techniques):
+                failed[category, name, technique.name] = outcome.error
     return failed
 
 
@@ -160,7 +163,7 @@ def _plan(config: Config, selection: Selection) -> tuple[list[Item], dict[Key, s
         try:
             (own, embedded), notes = _resolve_white_level(own, paths), DatasetNotes()
             samples, warnings = with_masks_read(list_test(Path(own.data.data_path) / name, notes))
-            warnings += check_bit_depth(samples, own.data.white_level)
+            warnings += check_bit_depth(samples, own.data.known_white_level)
             for line in (*notes.lines(), *warnings):
                 print(f"{name}: {line}")
             # last.pt first: a kept checkpoint of the same epoch takes its place
@@ -235,7 +238,8 @@ def differences(
     config = preprocessor.config
     is_same = record.content.get("checkpoint_file") == path.as_posix()
     is_same = is_same and record.content.get("checkpoint_state") == list(provenance.file_state(path))
-    weights = record.made_from.weights if is_same else checkpoint.load(config, path.as_posix()).fingerprint
+    weights = record.made_from.weights if is_same else None
+    weights = weights or checkpoint.load(config, path.as_posix()).fingerprint
     nominal = None
     if record.made_from.nominal:
         nominal = provenance.content([one.path for one in nominal_images(config, checkpoint.load_metadata(path))[0]])
@@ -251,7 +255,7 @@ def _announce(items: list[Item], todo: list[Item], failed: dict, count: int) -> 
     for item in todo:
         wanted = item.config.metrics.visualisation
         count_all = len(item.test_set.samples)
-        panels = {"all": count_all, "errors": count_all // 5, "none": 0}.get(wanted, wanted)
+        panels = wanted if isinstance(wanted, int) else {"all": count_all, "errors": count_all // 5, "none": 0}[wanted]
         height, width = (side * -(-192 // side) for side in item.config.data.img_size)  # of a tile in a panel
         size += len(item.techniques) * (0.3e6 + min(panels, count_all) * 3 * height * width)
     print(

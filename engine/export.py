@@ -94,7 +94,7 @@ def _metadata(detector: Detector) -> dict[str, Any]:
         **own,
         "channels": "BGR",
         "resize": f"bilinear to {width} x {height} (width x height), without antialiasing, as cv2.resize does",
-        "white_level": None if data.white_level == "auto" else data.white_level,
+        "white_level": data.known_white_level,
         "masking_and_registration": detector.technique.name,
         "threshold_type": thresholds and thresholds.kind,
         "image_threshold": thresholds and _finite(thresholds.image),
@@ -106,8 +106,8 @@ def _metadata(detector: Detector) -> dict[str, Any]:
     }
 
 
-def _finite(threshold: float) -> float | None:
-    return threshold if math.isfinite(threshold) else None  # JSON has no infinity
+def _finite(threshold: float | None) -> float | None:
+    return threshold if threshold is not None and math.isfinite(threshold) else None  # JSON has no infinity
 
 
 def _write(graph: Graph, path: Path, metadata: dict[str, Any]) -> None:
@@ -129,6 +129,7 @@ def _write(graph: Graph, path: Path, metadata: dict[str, Any]) -> None:
             external_data=False,
             verbose=False,
         )
+    assert program is not None  # dynamo=True
     content = program.model_proto
     for key, value in metadata.items():
         content.metadata_props.add(key=key, value=value if isinstance(value, str) else json.dumps(value))
@@ -140,7 +141,7 @@ def _example_images(detector: Detector) -> list[np.ndarray]:
     config = detector.config
     with suppress(UserError, OSError):
         files = list_nominal(Path(config.data.data_path) / config.data.category)[:3]
-        white_level = None if config.data.white_level == "auto" else config.data.white_level
+        white_level = config.data.known_white_level
         return [image_io.read_image(file, white_level=white_level) for file in files]
     return []
 

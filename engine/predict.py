@@ -91,7 +91,8 @@ def _compared(scores: Sequence[float], nominal: Sequence[float]) -> list[str]:
 
 def find(paths: Sequence[Path]) -> list[InputImage]:
     """The images of files and folders; UserError where one does not exist, or a folder has no image."""
-    found, names = [], Counter()
+    found: list[InputImage] = []
+    names: Counter[str] = Counter()
     for path in paths:
         if not path.exists():
             raise UserError(path, "no such file or folder", "name images or folders of images")
@@ -191,7 +192,7 @@ def _detections(
     ready = [one for one in read if not isinstance(one, str)]
     start = time.perf_counter()
     try:
-        found = iter(detector.run(ready))
+        found: Iterator[Detection | str] = iter(detector.run(ready))
     except UserError:  # one of them failed: run each by itself
         found = iter([_detection_alone(detector, one) for one in ready])
     seconds = (time.perf_counter() - start) / max(len(ready), 1)

@@ -1,5 +1,6 @@
 """Jobs on Ray: one task each, on this machine or a cluster; tasks whose node dies run again elsewhere."""
 
+import logging
 import os
 import re
 import secrets
@@ -76,8 +77,8 @@ class Cluster:
                     f"{flag} {wanted:g}", f"no node of the cluster has more than {most[kind]:g}", "lower it"
                 )
         if not any(node.get("GPU", 0) >= self.gpus and node.get("CPU", 0) >= options.cpus for node in nodes):
-            wanted = f"--gpus_per_job {self.gpus:g} --cpus_per_job {options.cpus:g}"
-            raise UserError(wanted, "no node of the cluster has both", "lower one of them")
+            flags = f"--gpus_per_job {self.gpus:g} --cpus_per_job {options.cpus:g}"
+            raise UserError(flags, "no node of the cluster has both", "lower one of them")
 
     def run(
         self, function: Callable[..., Any], jobs: dict[str, tuple], folders: Sequence[Path]
@@ -172,7 +173,7 @@ def connected(options: Options) -> Iterator[Cluster]:
         ray.init(
             address=options.address,
             runtime_env={"env_vars": environment},
-            logging_level="ERROR",
+            logging_level=logging.ERROR,
             log_to_driver=False,
             include_dashboard=False if options.address == "local" else None,
         )

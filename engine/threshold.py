@@ -157,14 +157,17 @@ class Scores:
         """Add an image."""
         score = image_score(output.anomaly_map)
         self.image_scores.append(score)
-        self._of_images.update(score)
+        self._of_images.update(np.array(score))
         counted = output.anomaly_map if output.valid is None else output.anomaly_map[output.valid]
         self.of_pixels.update(counted)
         self._largest.append(float(counted.max(initial=0)))
 
     def thresholds(self, max_false_alarms: float) -> dict[str, dict[str, float | None]]:
         """`image` and `pixel`, each threshold kind -> value; conformal is None where there are too few images."""
-        found = {"image": self._of_images.compute(), "pixel": self.of_pixels.compute()}
+        found: dict[str, dict[str, float | None]] = {
+            "image": {**self._of_images.compute()},
+            "pixel": {**self.of_pixels.compute()},
+        }
         for scope, scores in (("image", self.image_scores), ("pixel", self._largest)):
             limit = conformal(np.array(scores), max_false_alarms)
             found[scope]["conformal"] = limit if math.isfinite(limit) else None
@@ -276,7 +279,7 @@ def _table(content: dict[str, Any]) -> str:
     }[content["held_out"]]
     p, k = content["p"], content["k"]
     names = {"max": "max", "p_quantile": f"p_quantile (p = {p:g})", "k_sigma": f"k_sigma (k = {k:g})"}
-    rows = [("", "image", "pixel")]
+    rows: list[tuple[Any, ...]] = [("", "image", "pixel")]
     rows += [(name, content["image"][kind], content["pixel"][kind]) for kind, name in names.items()]
     values = [content["conformal"][scope] for scope in ("image", "pixel")]
     label = f"conformal ({content['max_false_alarms']:g})"
@@ -308,6 +311,7 @@ def load_thresholds(
         )
     found = threshold_file.read(path)
     now = provenance_of(config, ckpt.fingerprint, preprocessor, technique, nominal_images(config, ckpt)[0])
+    assert found.made_from is not None  # `read` refuses files without
     if changed := found.made_from.differences(now):
         raise UserError(path, f"out of date: {', '.join(changed)}", threshold_file.FIX_HINT)
     return found

@@ -135,8 +135,8 @@ def _train(
     if place:
         print(f"resuming after {place}, where {folder / 'last.pt'} was saved")
     workers = worker_count(config.data.num_workers, state.device)
-    share = {"share": group.share} if group else {}
-    loader = train_loader(dataset, config.train.batch_size, workers, state.device.type == "cuda", **share)
+    pins = state.device.type == "cuda"
+    loader = train_loader(dataset, config.train.batch_size, workers, pins, group.share if group else list)
     model = group.wrap_ddp(state.model) if group else state.model
     # CUDA graphs cannot contain the communication of processes.
     compiled = "off" if group and config.train.compile == "auto" else config.train.compile

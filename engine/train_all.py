@@ -1,5 +1,6 @@
 """Training of every category of a dataset, one after the other, each in a process of its own."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -8,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Thread
-from typing import BinaryIO, NamedTuple
+from typing import IO, NamedTuple
 
 from filelock import FileLock
 from tqdm import tqdm
@@ -94,9 +95,10 @@ def run(config: Config, settings: Path, selection: Selection, ray: Options | Non
         select_device(config.train.device)  # a wrong device is reported once, not by each training
     jobs = {}
     for name in names:
-        for seed in seeds or [None]:
-            label = name if seed is None else f"{name}, seed {seed}"
-            jobs[label] = with_category(config if seed is None else with_seed(config, seed), name)
+        if not seeds:
+            jobs[name] = with_category(config, name)
+        for seed in seeds or ():
+            jobs[f"{name}, seed {seed}"] = with_category(with_seed(config, seed), name)
     batch = Batch(settings, selection, jobs)
     times = Path(config.data.checkpoint_path) / "training_times.txt"
     for label, (trained, node) in _run_on_ray(batch, config, ray) if ray else _run_here(batch):
@@ -213,8 +215,8 @@ def _is_complete(config: Config) -> bool:
             "set it back, set another data.run_name, or give --force",
         )
     images = TrainingImages(**content["images"])
-    if changed := changed_images(images, split(config, found, images).digests()):
-        print(f"{config.data.category}: complete, but images of train/good have changed since: {changed}")
+    if differences := changed_images(images, split(config, found, images).digests()):
+        print(f"{config.data.category}: complete, but images of train/good have changed since: {differences}")
     return True
 
 
@@ -262,9 +264,9 @@ def _train(settings: Path, resume: str | None, dies_with_parent: bool) -> str | 
     return " ".join(lines[first:]).removeprefix("error: ") or f"exit status {process.returncode}"
 
 
-def _pass_on(stream: BinaryIO, tail: bytearray) -> None:
+def _pass_on(stream: IO[bytes], tail: bytearray) -> None:
     """Pass on the standard error of a process; the end of it is kept in `tail`."""
-    while chunk := stream.read1(65536):
+    while chunk := os.read(stream.fileno(), 65536):
         sys.stderr.buffer.write(chunk)
         sys.stderr.buffer.flush()
         tail += chunk

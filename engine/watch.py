@@ -87,7 +87,8 @@ class Folder:
     """
 
     def __init__(self, folder: Path):
-        self.folder, self._arrivals, self._observer = folder, Arrivals(), None
+        self.folder, self._arrivals = folder, Arrivals()
+        self._observer: BaseObserver | None = None
         self._listing: Iterator[str] | None = None
         self._next_listing, self._taken, self._is_listed, self._is_gone = 0.0, 0.0, False, False
 

@@ -59,6 +59,7 @@ def mean_ranks(table: dict[str, dict[str, float]]) -> dict[str, float]:
 
 
 def mean(table: dict[str, dict[str, float]], checkpoint: str) -> float | None:
+    """Mean value of a checkpoint over the categories that have it; None where none has."""
     values = [values[checkpoint] for values in table.values() if checkpoint in values]
     return sum(values) / len(values) if values else None
 
@@ -66,9 +67,9 @@ def mean(table: dict[str, dict[str, float]], checkpoint: str) -> float | None:
 def overall(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """The checkpoint with the best mean rank over categories: of each metric, and of the headline."""
     tie = mean_ranks(plain_results(rows, TIE))
-    best = {}
+    best: dict[str, dict[str, Any]] = {}
     kinds = dict.fromkeys(row["threshold"] for row in rows)
-    cases = [(metric, None) for metric in METRICS]
+    cases: list[tuple[str, str | None]] = [(metric, None) for metric in METRICS]
     cases += [(metric, kind) for metric in METRICS_AT_THRESHOLD for kind in kinds]
     for metric, kind in cases:
         table = plain_results(rows, metric, kind)
@@ -102,7 +103,7 @@ def overall(rows: list[dict[str, Any]]) -> dict[str, Any]:
 def difference(pairs: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> dict[str, float]:
     """Image AUROC of one result less that of another, averaged over categories; 95 % interval by paired bootstrap.
 
-    Both are judged on the same draws of images.
+    Both are computed on the same draws of images.
 
     Args:
         pairs: of each category the labels (N,), 0 or 1, and both results' scores (N,) of the same images.
@@ -163,10 +164,11 @@ def label_free(
             "best_val_ap_checkpoint": best,
             HEADLINE: there.get(chosen),
             "best_checkpoint": top,
-            f"best_{HEADLINE}": there.get(top),
-            "difference": there[top] - there[chosen] if chosen in there else None,
+            f"best_{HEADLINE}": None if top is None else there[top],
+            "difference": None if top is None or chosen not in there else there[top] - there[chosen],
         }
-    overall, ranks = None, mean_ranks(table)
+    ranks = mean_ranks(table)
+    overall: dict[str, Any] | None = None
     if ranks:
         everywhere = [name for name in ranks if all(name in names for names in near.values())]
         best = min(ranks, key=lambda name: (ranks[name], training_order(name)))
@@ -182,7 +184,7 @@ def label_free(
             both = {c: v for c, v in measured.items() if c in table and {chosen, headline["checkpoint"]} <= v.keys()}
             if both:
                 overall[HEADLINE] = mean(both, chosen)
-                overall["difference"] = mean(both, headline["checkpoint"]) - overall[HEADLINE]
+                overall["difference"] = (mean(both, headline["checkpoint"]) or 0.0) - (mean(both, chosen) or 0.0)
     reason = None if ranks else "no checkpoint compared has a val_ap in every category"
     if not table:
         reason = "no val_ap in the training logs of the checkpoints compared (data.val_split was 0, or no log is there)"

@@ -101,8 +101,8 @@ def _threshold_bin(threshold: float) -> int:
 
 def _bin_scores() -> np.ndarray:
     """Score in the middle of each bin, float64 (_BINS,)."""
-    edges = [np.arange(begin, end, 1 << drop, np.uint32) for begin, end, drop, _ in _tier_bins()[:-1]]
-    edges = np.append(np.concatenate(edges).view(np.float32).astype(np.float64), 0.5)
+    bits = np.concatenate([np.arange(begin, end, 1 << drop, np.uint32) for begin, end, drop, _ in _tier_bins()[:-1]])
+    edges = np.append(bits.view(np.float32).astype(np.float64), 0.5)
     middle = (edges[:-1] + edges[1:]) / 2
     return np.concatenate((middle, [0.5], 1 - middle[::-1]))
 
@@ -143,11 +143,11 @@ class PixelMetrics:
     CVPR 2020.
 
     Args:
-        keeps_images: keep a small histogram of each image besides, in `images`, for intervals.
+        keeps_images: also keep a small histogram of each image in `images`, for intervals; else it stays empty.
     """
 
     def __init__(self, keeps_images: bool = False):
-        self.images = ImageHistograms() if keeps_images else None
+        self.images, self._keeps_images = ImageHistograms(), keeps_images
         self._nominal = np.zeros(_BINS, np.int64)
         self._anomalous = np.zeros(_BINS, np.int64)
         self._overlap = np.zeros(_BINS, np.float64)
@@ -188,7 +188,7 @@ class PixelMetrics:
             index = index[~mask if valid is None else ~mask & valid]
         elif valid is not None:
             index = index[valid]
-        if self.images is not None:
+        if self._keeps_images:
             self.images.add(_coarse()[index.ravel()], _coarse()[anomalous], overlap, count)
         self._pending.append(index.ravel())
         self._pending_pixels += index.size

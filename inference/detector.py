@@ -132,6 +132,7 @@ class Detector:
             return None
         found = threshold_file.read(self.thresholds_path)
         made_from, now = found.made_from, replace(self.made_from(), nominal=found.nominal)
+        assert made_from is not None  # `read` refuses files without
         if changed := made_from.differences(replace(now, precision=made_from.precision)):
             raise UserError(self.thresholds_path, f"out of date: {', '.join(changed)}", threshold_file.FIX_HINT)
         if now.precision != made_from.precision:
@@ -146,7 +147,7 @@ class Detector:
         """What scores depend on besides the images."""
         data = self.config.data
         settings = map_settings(self.config)
-        settings["white_level"] = None if data.white_level == "auto" else data.white_level
+        settings["white_level"] = data.known_white_level
         fields = self._preprocessor.provenance_fields(self.technique)
         return Provenance(weights=self.ckpt.fingerprint, settings=settings, **fields)
 
@@ -194,11 +195,14 @@ class Detector:
         score, own = image_score(output.anomaly_map), self._in_own_pixels(output.anomaly_map, model_input)
         if self.thresholds is None:
             return Detection(score, None, None, own, None, [], output)
-        mask = own > self.thresholds.pixel
-        verdict = "anomalous" if score > self.thresholds.image else "nominal"
-        return Detection(score, relative(score, self.thresholds.image), verdict, own, mask, regions(mask), output)
+        _, image_threshold, pixel_threshold = self.thresholds
+        assert image_threshold is not None and pixel_threshold is not None  # only `optimal` ones can be undefined
+        mask = own > pixel_threshold
+        verdict = "anomalous" if score > image_threshold else "nominal"
+        return Detection(score, relative(score, image_threshold), verdict, own, mask, regions(mask), output)
 
     def _in_own_pixels(self, anomaly_map: np.ndarray, model_input: ModelInput) -> np.ndarray:
+        assert model_input.shape is not None  # `prepare` knows it
         if model_input.homography is None:
             return resize(anomaly_map, model_input.shape)
         return self._preprocessor.registration.to_own_pixels(anomaly_map, model_input.homography, model_input.shape)

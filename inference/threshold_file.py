@@ -35,7 +35,7 @@ class NominalThresholds:
     @property
     def nominal(self) -> Content | None:
         """The nominal images that they come from."""
-        return self.made_from and self.made_from.nominal
+        return self.made_from.nominal if self.made_from else None
 
 
 def path_of(run: Path, checkpoint_name: str, technique: Technique, nominal: str | None = None) -> Path:

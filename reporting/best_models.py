@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,11 +72,11 @@ def _draw(path: Path, rows: list[dict[str, Any]], best: dict[str, Any]) -> None:
     if best["label_free"]["overall"]:
         marks["chosen without labels"] = best["label_free"]["overall"]["checkpoint"]
     with atomic_write(path) as beside:
-        names = sorted(names, key=comparison.training_order)
-        curves.metric_over_checkpoints(beside, f"Run {best['run']}, no masking", lines, names, marks)
+        order = sorted(names, key=comparison.training_order)
+        curves.metric_over_checkpoints(beside, f"Run {best['run']}, no masking", lines, order, marks)
 
 
-def read_summary(results: Path, categories: list[str] | None) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
+def read_summary(results: Path, categories: Sequence[str] | None) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
     """Rows of summary.csv with numbers or None for metrics, and its failures; UserError where it is damaged."""
     path = results / "summary.csv"
     if not path.is_file():

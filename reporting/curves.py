@@ -120,8 +120,8 @@ def _draw_chance(axes: Axes, name: str, level: str, curve: dict[str, np.ndarray]
             axes.plot([0, 1], [0, 1], color=CHANCE, linestyle="--", linewidth=1, label="chance", zorder=1)
     elif name == "precision_recall":  # the share of the anomalous, which is the precision where all are called so
         share = float(curve["precision"][-1])
-        style = {"color": LEVELS[level], "linestyle": "--", "linewidth": 1, "zorder": 1}
-        axes.axhline(share, label=f"{level}, chance {share:.3f}", **style)
+        label = f"{level}, chance {share:.3f}"
+        axes.axhline(share, label=label, color=LEVELS[level], linestyle="--", linewidth=1, zorder=1)
 
 
 # What a batch's figure shows: level, name of CURVE_TITLES, keys of the curves.

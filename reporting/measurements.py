@@ -118,7 +118,7 @@ class Measurements:
         for kind, values in columns.items():
             values = dict(values)
             for key in metrics.MEASURED_KEYS:
-                ends = (None, None)
+                ends: tuple[float | None, float | None] = (None, None)
                 if values[key] is not None:
                     drawn = np.concatenate([chunk[kind][key] for chunk in chunks])
                     highest = len(self.samples) if isinstance(values[key], int) else 1.0

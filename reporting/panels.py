@@ -15,7 +15,8 @@ GAP, BACKGROUND = 6, 255
 
 
 def _bgr(color: str) -> tuple[int, int, int]:
-    return tuple(int(color[i : i + 2], 16) for i in (5, 3, 1))
+    red, green, blue = (int(color[i : i + 2], 16) for i in (1, 3, 5))
+    return blue, green, red
 
 
 @lru_cache(maxsize=256)

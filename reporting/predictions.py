@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Sequence
@@ -182,7 +183,8 @@ class Predictions:
         return self._wanted == "all" or (self._wanted == "errors" and found.verdict == "anomalous")
 
     def _panel(self, label: str, found: "Detection") -> np.ndarray:
-        verdict, threshold = f"score {found.score:.3f}", np.inf
+        verdict = f"score {found.score:.3f}"
+        threshold: float | None = math.inf
         if self._thresholds:
             sign, threshold = ">" if found.verdict == "anomalous" else "<=", self._thresholds.pixel
             verdict = f"{found.verdict}: {verdict} {sign} {self._thresholds.image:.3f} ({self._thresholds.kind})"
@@ -193,8 +195,8 @@ class Predictions:
 
 def row(path: str, found: "Detection", thresholds: "Thresholds | None", seconds: float) -> list[Any]:
     """The row of an image with a result."""
-    verdict = ["", "", "", "", "", ""]
-    if thresholds:
+    verdict: list[Any] = ["", "", "", "", "", ""]
+    if thresholds and found.mask is not None:
         largest = found.regions[0] if found.regions else None
         box = f"{largest.x0} {largest.y0} {largest.x1} {largest.y1}" if largest else ""
         area = repr(round(float(found.mask.mean()), 6))

@@ -83,8 +83,8 @@ def write_view(
         done, data = cv2.imencode(".jpg", panels.eight_bit(plane), JPEG)
         if not done:
             raise OSError("an image could not be encoded")
-        _write(folder / files[kind], data)
-    _write(folder / files["map"], to_png(panels.eight_bit(anomaly_map)))
+        _write(folder / str(files[kind]), data)
+    _write(folder / str(files["map"]), to_png(panels.eight_bit(anomaly_map)))
     if truth is not None and files["truth"]:
         factor = max(1, OUTLINED // max(truth.shape))  # enlarged where it is small, so that the outline is thin
         outlined = np.zeros((*(factor * side for side in truth.shape), 3), np.uint8)
@@ -97,7 +97,7 @@ def _write(path: Path, data: np.ndarray) -> None:
     # Not atomic: nothing reads these before the folder of results, or the image's row, is complete.
     path.parent.mkdir(parents=True, exist_ok=True)
     with naming(path):
-        path.write_bytes(data)
+        path.write_bytes(data.tobytes())
 
 
 def write_page(folder: Path, page: Page) -> None:

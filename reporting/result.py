@@ -132,9 +132,8 @@ class Result:
             self._areas[found.idx] = float((found.anomaly_map > threshold).mean())
         if not self._has_view(found.idx):
             return
-        arrays = (panels.eight_bit(found.image), panels.eight_bit(found.reconstruction))
-        arrays = (*arrays, panels.eight_bit(found.anomaly_map), found.mask)
-        self._background.do(report.write_view, self.folder, self._files(found.idx), *arrays)
+        planes = (panels.eight_bit(one) for one in (found.image, found.reconstruction, found.anomaly_map))
+        self._background.do(report.write_view, self.folder, self._files(found.idx), *planes, found.mask)
 
     def _has_view(self, idx: int) -> bool:
         wanted = self.config.metrics.visualisation  # which ones are errors depends on the threshold set in the report
@@ -200,9 +199,9 @@ class Result:
                 made_from = replace(made_from, nominal=earlier.made_from.nominal, settings=earlier.made_from.settings)
         content = {"provenance": made_from.to_json(), "thresholds": kinds, "images": len(self.measured.samples)}
         content |= {"seconds": round(seconds, 3), "checkpoint_file": weights_file.as_posix()}
-        content |= {"checkpoint_state": provenance.file_state(weights_file)}
+        content |= {"checkpoint_state": provenance.file_state(weights_file), "program_version": program_version()}
         content |= {"node": socket.gethostname(), "device": str(select_device(self.config.train.device))}
-        content |= {"settings": self.config.model_dump(mode="json"), "program_version": program_version()}
+        content |= {"settings": self.config.model_dump(mode="json")}
         write_text(self.folder / MADE_WITH, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
     def _table(self, columns: dict[str, dict[str, Any]]) -> str:
@@ -300,18 +299,14 @@ class Result:
         limit = np.inf if thresholds.pixel is None else thresholds.pixel
         sections = {}
         for label, what in ((0, "false positives, highest score first"), (1, "false negatives, lowest score first")):
-            tiles = [
-                (
-                    f"{self.measured.scores[one.idx]:.3f} {self.measured.name(one.idx)}",
-                    one.image,
-                    one.mask,
-                    one.anomaly_map > limit,
-                )
-                for one in self.measured.most_wrong(label)
-                if self._predicted(one.idx) not in (None, bool(label))
-            ]
-            if tiles:
-                sections[what] = tiles
+            wrong = self.measured.most_wrong(label)
+            wrong = [one for one in wrong if self._predicted(one.idx) not in (None, bool(label))]
+            captions = [f"{self.measured.scores[one.idx]:.3f} {self.measured.name(one.idx)}" for one in wrong]
+            if wrong:
+                sections[what] = [
+                    (caption, one.image, one.mask, one.anomaly_map > limit)
+                    for caption, one in zip(captions, wrong, strict=True)
+                ]
         if sections and self.config.metrics.misclassifications:
             with atomic_write(self.folder / "mistakes.png") as beside:
                 title = f"{self.title}: worst mistakes at {self.main_kind}, image threshold {thresholds.image:.3f}"
@@ -332,7 +327,7 @@ class Result:
         levels = self._levels()
         points = {f"{level}_{key}": values for level, curve in levels.items() for key, values in curve.items()}
         with atomic_write(self.folder / CURVES) as beside:
-            np.savez_compressed(beside, **{key: values.astype(np.float32) for key, values in points.items()})
+            np.savez_compressed(beside, **{key: one.astype(np.float32) for key, one in points.items()})  # type: ignore[arg-type]
         values = measured.metrics_at(Thresholds("none", None, None))
         for name, is_wanted, drawn in (
             ("roc", wanted.auroc, {"image": "image_auroc", "pixel": "pixel_auroc"}),
@@ -343,8 +338,8 @@ class Result:
             lines = {level: levels[level] for level in drawn if level in levels}
             if not is_wanted or not lines:
                 continue
-            shown = [level for level in lines if thresholds[level] is not None and thresholds[level] < math.inf]
-            marked = {level: (thresholds[level], self.main_kind) for level in shown}
+            finite = [level for level in lines if thresholds[level] is not None and thresholds[level] < math.inf]
+            marked = {level: (thresholds[level], self.main_kind) for level in finite}
             with atomic_write(self.folder / f"{name}.png") as beside:
                 shown = {level: values[key] for level, key in drawn.items()}
                 curves.curves(beside, name, self.title, lines, shown, marked)

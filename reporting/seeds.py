@@ -1,6 +1,7 @@
 """Several seeds of a run: mean and standard deviation over them."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ def over_seeds(rows_of: dict[int, list[dict[str, Any]]]) -> list[dict[str, Any]]
     return found
 
 
-def write_report(path: Path, run_name: str, folders: dict[int, Path], categories: list[str] | None) -> str:
+def write_report(path: Path, run_name: str, folders: dict[int, Path], categories: Sequence[str] | None) -> str:
     """Write the table; its text."""
     found = over_seeds({seed: read_summary(folder, categories)[0] for seed, folder in folders.items()})
     heads = ["category", "checkpoint", "technique", "threshold", "seeds"]

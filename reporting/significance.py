@@ -44,9 +44,10 @@ def next_overall(results: Path, best: dict[str, Any]) -> dict[str, Any] | None:
         _paired(*(folder / f"checkpoint_{name}" / comparison.PLAIN for name in (chosen, follower)))
         for folder in folders
     ]
-    if None in pairs:
+    known = [pair for pair in pairs if pair is not None]
+    if len(known) < len(pairs):
         return None
-    return {"checkpoint": follower, **comparison.difference(pairs)}
+    return {"checkpoint": follower, **comparison.difference(known)}
 
 
 def next_of_category(results: Path, rows: list[dict[str, Any]], category: str) -> dict[str, Any] | None:
@@ -70,8 +71,10 @@ def next_of_category(results: Path, rows: list[dict[str, Any]], category: str) -
 
 def warnings_of(results: Path, headline: dict[str, Any] | None) -> dict[str, str]:
     """Category -> the warning in its results at the best checkpoint."""
-    warnings = {}
-    for category in headline["categories"] if headline else ():
+    warnings: dict[str, str] = {}
+    if not headline:
+        return warnings
+    for category in headline["categories"]:
         folder = results / category / f"checkpoint_{headline['checkpoint']}" / comparison.PLAIN
         for path in sorted(folder.glob("*/metrics.json")):
             with suppress(OSError, ValueError, KeyError, TypeError):

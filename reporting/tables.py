@@ -64,7 +64,7 @@ def _with_interval(column: dict[str, Any], key: str) -> str | float | int | None
 
 def metrics_table(columns: dict[str, dict[str, Any]], notes: dict[str, Any]) -> str:
     """Metrics as text, a column for each threshold type; values over all thresholds stand once. Notes below."""
-    rows = [["", *columns]]
+    rows: list[list[Any]] = [["", *columns]]
     for key, label in LABELS.items():
         values = [_with_interval(column, key) for column in columns.values()]
         if key in (*metrics.IMAGE_KEYS, *metrics.PIXEL_KEYS):

@@ -103,12 +103,11 @@ def run(program: Callable[[], int], is_shared: bool = False) -> None:
             _print_error(UserError(error.filename or "file system", error.strerror or error, FIX_STORAGE), MISTAKE)
         )
     except Exception as error:  # pydantic wraps Interrupted in errors of its own
-        both = (signals.Interrupted(number) for number in (signal.SIGINT, signal.SIGTERM))
-        stopped = next((one for one in both if str(one) in str(error)), None)
-        if stopped is None:
-            raise
-        print(stopped, file=sys.stderr)
-        sys.exit(stopped.status)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if str(interrupted := signals.Interrupted(number)) in str(error):
+                print(interrupted, file=sys.stderr)
+                sys.exit(interrupted.status)
+        raise
 
 
 def _print_error(message: object, status: int) -> int:

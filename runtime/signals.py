@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
 ASK_SIGNAL = getattr(signal, "SIGUSR1", signal.SIGTERM)
@@ -39,7 +40,7 @@ class Stop:
             raise Interrupted(self.asked)
 
 
-def _handle(what: Callable[[int], None]) -> dict[int, object]:
+def _handle(what: Callable[[int], None]) -> dict[int, Any]:
     """Call `what` at the first signal; a second one ends the process at once. Returns the previous handlers.
 
     Two exceptions never end the process as a second signal: SIGUSR1, which `ask` sends in addition to the signal of a

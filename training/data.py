@@ -6,7 +6,7 @@ from typing import Any
 
 from config import Config, with_white_level
 from data import image_io
-from data.cache import DecodedImages, Subset, cache_folder, half_of_disk
+from data.cache import ArrayCache, DecodedImages, Subset, cache_folder, half_of_disk
 from data.folders import DatasetNotes, category_folder, list_textures
 from data.mvtec import list_nominal, list_validation, nominal_name, split_nominal
 from data_loader import DRAEMTrainDataset
@@ -103,7 +103,7 @@ def split(config: Config, files: DatasetFiles, kept: TrainingImages | None = Non
 
 def find_white_level(config: Config, nominal: list[Path], kept: dict[str, Any] | None) -> float | None:
     """The value of white in images of more than 8 bits: of the settings, of the kept state, or found in the images."""
-    if config.data.white_level != "auto":
+    if not isinstance(config.data.white_level, str):
         return config.data.white_level
     if kept is not None:
         return kept.get("white_level")
@@ -121,6 +121,7 @@ def datasets(
     reference: embedded image that others are registered to, see `inference.preprocessing.embed_assets`; None for
         that of the settings.
     """
+    nominal: ArrayCache
     size, seed, folder = config.data.input_size, config.train.seed, cache_folder(config.data.checkpoint_path)
     if config.data.registration_training:
         registration = Registration(with_white_level(config, white_level), reference)

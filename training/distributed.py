@@ -58,17 +58,16 @@ class ProcessGroup:
                 )
             torch.cuda.set_device(self.local_rank)
         dist.init_process_group("cpu:gloo,cuda:nccl" if uses_cuda else "gloo", timeout=TIMEOUT)
-        self._store = dist.distributed_c10d._get_default_store()
-        self._control = dist.new_group(
-            backend="gloo", timeout=TIMEOUT
-        )  # for signals and objects, never waits for a GPU
-        self.statistics = dist.new_group(timeout=TIMEOUT)  # apart, so that they do not queue behind gradients
+        self._store: Any = dist.distributed_c10d._get_default_store()
+        # Apart: signals and objects never wait for a GPU, statistics never queue behind gradients.
+        self._control = dist.new_group(backend="gloo", timeout=TIMEOUT)
+        self.statistics = dist.new_group(timeout=TIMEOUT)
         self._ends = threading.Event()
         self._heart = threading.Thread(target=self._beat, args=(self._store.clone(),), daemon=True)
         self._heart.start()
         atexit.register(self._stop_beating)
 
-    def _beat(self, store: dist.Store) -> None:
+    def _beat(self, store: Any) -> None:
         """Write heartbeats to the store, however long the work takes."""
         with suppress(RuntimeError):  # the store ends with the first process
             while True:
@@ -125,7 +124,7 @@ class ProcessGroup:
         """The largest number of all processes; None where none has one."""
         largest = torch.tensor(number or 0)
         dist.all_reduce(largest, dist.ReduceOp.MAX, group=self._control)
-        return largest.item() or None
+        return int(largest.item()) or None
 
     def sum(self, values: Tensor) -> Tensor:
         """Sum over all processes, in place."""
@@ -140,7 +139,7 @@ class ProcessGroup:
         dist.all_reduce(both, dist.ReduceOp.MAX, group=self.statistics)
         return -both[0], both[1]
 
-    def share(self, keys: Sequence[Any]) -> Sequence[Any]:
+    def share(self, keys: list[Any]) -> list[Any]:
         """The share of a batch of this process; can be empty."""
         size, rest = divmod(len(keys), self.count)
         start = self.rank * size + min(self.rank, rest)
@@ -251,9 +250,12 @@ class SynchronizedBatchNorm(nn.BatchNorm2d):
             return super().forward(x)
         y, mean, var, count = _Normalize.apply(x, self.weight, self.bias, self.eps, self.group)
         with torch.no_grad():
+            running_mean, running_var, momentum = self.running_mean, self.running_var, self.momentum
+            assert running_mean is not None and running_var is not None and momentum is not None  # as DRAEM has them
+            assert self.num_batches_tracked is not None
             self.num_batches_tracked.add_(1)
-            self.running_mean.lerp_(mean.to(self.running_mean), self.momentum)
-            self.running_var.lerp_((var * (count / (count - 1))).to(self.running_var), self.momentum)
+            running_mean.lerp_(mean.to(running_mean), momentum)
+            running_var.lerp_((var * (count / (count - 1))).to(running_var), momentum)
         return y
 
 

@@ -53,14 +53,19 @@ class Journal:
     def add(self, result: EpochResult, sample: dict[str, np.ndarray]) -> None:
         """Add an epoch. sample: arguments of `panels.sample_grid`."""
         epoch, losses = result.epoch, result.losses
-        row = {"epoch": epoch, **losses, "loss": sum(losses.values()), "learning_rate": result.learning_rate}
+        row: dict[str, Any] = {
+            "epoch": epoch,
+            **losses,
+            "loss": sum(losses.values()),
+            "learning_rate": result.learning_rate,
+        }
         row |= {"samples_per_second": round(result.samples_per_second, 2), "seconds": round(result.seconds, 3)}
         row |= {"val_ap": result.val_ap, "val_ap_se": result.val_ap_se}
         self._rows.append(row)
         self._board.add(epoch, *(summary.scalar(key, row[key]) for key in LOG_COLUMNS[1:] if row[key] is not None))
         is_drawn = epoch % self._settings.visualize_every == 0 or epoch == self._total
         if self._settings.visualize and is_drawn:
-            grid = panels.sample_grid(**sample)
+            grid = panels.sample_grid(**sample)  # type: ignore[arg-type]  # `rows` keeps its default
             with atomic_write(self._run / "images" / f"epoch_{epoch:04d}.png") as beside:
                 image_io.write_image(beside, grid)
             self._board.add(epoch, summary.image("samples", grid[..., ::-1], dataformats="HWC"))

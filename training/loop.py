@@ -2,9 +2,9 @@
 
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -38,7 +38,7 @@ class Trainer:
         state: model, optimizer and progress. journal: the log; None for a process that does not write.
     """
 
-    network: Callable[[Tensor], tuple[Tensor, Tensor]]
+    network: Callable[[Tensor], Sequence[Tensor]]
     loader: DataLoader
     validation: SyntheticSamples | None
     state: TrainingState
@@ -65,7 +65,7 @@ class Trainer:
                 if self.journal:
                     self.journal.save()
                 path = state.save_last()
-                place = place_of(state.progress and state.progress.step, state.epoch)
+                place = place_of(state.progress.step if state.progress else None, state.epoch)
                 if state.group:
                     state.group.barrier()  # a launcher ends the first process when others end while it still writes
                 how = "the same command with train.resume=auto" if train.resume == "never" else "the same command"
@@ -75,18 +75,17 @@ class Trainer:
     def _epoch(self, epoch: int, stop: signals.Stop) -> dict[str, float]:
         """Train an epoch, or the rest of it, and save its checkpoint where it is to be kept; its losses."""
         state, journal = self.state, self.journal
-        state.progress = state.progress or Progress()
-        losses = self.train_epoch(epoch, stop)
+        losses, progress = self.train_epoch(epoch, stop)
         check_weights(state.model, epoch)
         state.take_folder()
-        seconds, is_kept = state.progress.seconds, state.is_kept(epoch)
-        val_ap = (None, None)
+        seconds, is_kept = progress.seconds, state.is_kept(epoch)
+        val_ap: tuple[float | None, float | None] = (None, None)
         if is_kept and self.validation:
             check = functools.partial(_check, stop, state)
             val_ap = synthetic_pixel_ap(state.model, self.validation, state.config, state.group, check)
-        rate = len(self.loader.dataset) / seconds
-        if journal:
-            journal.add(EpochResult(epoch, losses, state.learning_rate, rate, seconds, *val_ap), state.progress.sample)
+        rate = len(self.loader.dataset) / seconds  # type: ignore[arg-type]  # data_loader's has a length
+        if journal and progress.sample:
+            journal.add(EpochResult(epoch, losses, state.learning_rate, rate, seconds, *val_ap), progress.sample)
         state.step(epoch)
         if is_kept:
             state.save_checkpoint()
@@ -96,15 +95,16 @@ class Trainer:
         _check(stop, state)
         return losses
 
-    def train_epoch(self, epoch: int, stop: signals.Stop) -> dict[str, float]:
-        """One pass, from the state's progress on; the mean of each loss term.
+    def train_epoch(self, epoch: int, stop: signals.Stop) -> tuple[dict[str, float], Progress]:
+        """One pass, from the state's progress on; the mean of each loss term, and the progress.
 
         Raises:
             Interrupted: after a step, when `stop` has a signal.
         """
         state, loader = self.state, self.loader
-        progress, begun, group = state.progress, time.perf_counter() - state.progress.seconds, state.group
-        batches = loader.batch_sampler
+        progress, group = state.progress or Progress(), state.group
+        state.progress, begun = progress, time.perf_counter() - progress.seconds
+        batches: Any = loader.batch_sampler  # data_loader's
         size, count = batches.batch_size, batches.sampler.count
         batches.sampler.epoch, batches.sampler.start = epoch, progress.step * size
         criterion, pending = DRAEMLoss(*([group.extremes] if group else [])).to(state.device), []
@@ -133,7 +133,7 @@ class Trainer:
                 speed = {"lr": f"{state.learning_rate:.1e}", "samples/s": f"{progress.count / progress.seconds:.1f}"}
                 bar.set_postfix({term: f"{progress.losses[term] / progress.count:.4f}" for term in TERMS} | speed)
                 _interrupt(requested)
-        return {term: progress.losses[term] / progress.count for term in TERMS}
+        return {term: progress.losses[term] / progress.count for term in TERMS}, progress
 
 
 def _requested_signal(stop: signals.Stop, state: TrainingState) -> int | None:
@@ -189,7 +189,7 @@ def train_step(
         terms = dict.fromkeys(TERMS, (outputs[0].sum() + outputs[1].sum()) * 0)
     else:
         terms = criterion(*outputs, image, mask)
-    loss = sum(terms.values())
+    loss: Tensor = sum(terms.values())  # type: ignore[assignment]  # begins with the int 0
     optimizer.zero_grad(set_to_none=True)
     (loss if weight is None else loss * weight).backward()
     optimizer.step()

@@ -125,12 +125,13 @@ class TrainingState:
         self.device = select_device(config.train.device)
         self.precision = select_precision(config.train.precision, self.device)
         torch.manual_seed(config.train.seed)
-        model = DRAEM(config.model.base_width, config.model.base_channels)
+        self.model = DRAEM(config.model.base_width, config.model.base_channels).train()
         layout = memory_format(self.device, self.precision)
-        self.model = model.to(self.device, memory_format=layout).train()
+        self.model.to(self.device, memory_format=layout)  # type: ignore[call-overload]  # torch's stubs lack it
         self.optimizer = torch.optim.Adam(self.model.parameters(), config.train.learning_rate, fused=True)
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, learning_rate_factor(config))
-        self.epoch, self.progress = 0, None
+        self.epoch = 0
+        self.progress: Progress | None = None
         self._has_folder = self._is_resumed = False
         self._saved: float | None = None  # when
 
@@ -180,7 +181,9 @@ class TrainingState:
         content = self._content() | {"optimizer": self.optimizer.state_dict(), "scheduler": self.scheduler.state_dict()}
         if self.progress:
             content["progress"] = asdict(self.progress)
-            content["progress"]["sample"] = {name: torch.from_numpy(one) for name, one in self.progress.sample.items()}
+            content["progress"]["sample"] = {
+                name: torch.from_numpy(one) for name, one in (self.progress.sample or {}).items()
+            }
         content["checksum"] = checkpoint.checksum(content)
         write_checkpoint(path, content)
         self._saved = time.monotonic()
@@ -221,8 +224,8 @@ class TrainingState:
             group["lr"] = config.train.learning_rate * learning_rate_factor(config)(content["epoch"])
         self.epoch, self._is_resumed = content["epoch"], True
         if progress := content.get("progress"):
-            self.progress = Progress(**progress)
-            self.progress.sample = {name: one.numpy() for name, one in progress["sample"].items()}
+            sample = {name: one.numpy() for name, one in progress["sample"].items()}
+            self.progress = Progress(**progress | {"sample": sample})
 
 
 def read_last(config: Config, now: Provenance) -> dict[str, Any] | None:

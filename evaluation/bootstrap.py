@@ -1,4 +1,4 @@
-"""How far metrics can be trusted: how they spread when as many images of each label are drawn with replacement.
+"""Confidence intervals of metrics by bootstrap over images, separately for nominal and anomalous ones.
 
 B. Efron and R. Tibshirani, 'An introduction to the bootstrap', 1993.
 """
@@ -16,10 +16,10 @@ IMAGES_AT_ONCE = 500  # whose histograms are dense
 
 
 class ImageHistograms:
-    """Histograms of single images, with few bins, of which those that are not empty are kept.
+    """Histograms over the score, one set per image, with coarse bins; empty bins are not kept.
 
-    Of each image: nominal pixels, anomalous pixels, and anomalous pixels weighted by 1 / size of their region, over the
-    score; the number of regions.
+    For each image: nominal pixels, anomalous pixels, anomalous pixels weighted by 1 / size of their region, and the
+    number of regions.
     """
 
     def __init__(self):
@@ -31,7 +31,12 @@ class ImageHistograms:
         return len(self.regions)
 
     def add(self, nominal: np.ndarray, anomalous: np.ndarray, overlap: np.ndarray | None, regions: int) -> None:
-        """Add an image, by the bins of its nominal and its anomalous pixels; the weights of the latter."""
+        """Add an image.
+
+        Args:
+            nominal, anomalous: bins of its pixels, int (N,). overlap: weights of the anomalous ones, float (N,).
+            regions: their number.
+        """
         size = int(max(nominal.max(initial=-1), anomalous.max(initial=-1))) + 1
         counts = np.zeros((3, size), np.float32)
         counts[0] = np.bincount(nominal, minlength=size)
@@ -44,11 +49,11 @@ class ImageHistograms:
         self.regions.append(regions)
 
     def occupied(self) -> np.ndarray:
-        """Bins that any image has, rising."""
+        """Bins that are occupied in any image, int (B,), rising."""
         return np.unique(np.concatenate(self._bins)) if self._bins else np.zeros(0, np.int32)
 
     def weighted(self, weights: np.ndarray, columns: np.ndarray) -> np.ndarray:
-        """Sums over images (3, D, B) for `weights` (D, N), in the bins `columns`."""
+        """Histograms (3, D, B) summed over images with `weights` (D, N), in the bins `columns` (B,)."""
         total = np.zeros((3, len(weights), len(columns)))
         for start in range(0, len(self), IMAGES_AT_ONCE):
             stop = min(start + IMAGES_AT_ONCE, len(self))
@@ -60,7 +65,7 @@ class ImageHistograms:
 
 
 def bootstrap_weights(labels: np.ndarray, count: int = DRAWS, seed: int = 0) -> Iterator[np.ndarray]:
-    """How often each image is drawn, float64 (D, N), in chunks of CHUNK draws. labels: (N,); each keeps its number."""
+    """How often each image is drawn, float64 (D, N), in chunks of CHUNK draws. labels: (N,), whose counts stay."""
     rng, labels = np.random.default_rng(seed), np.asarray(labels)
     for start in range(0, count, CHUNK):
         weights = np.zeros((min(CHUNK, count - start), len(labels)))
@@ -80,7 +85,7 @@ def partial_area(x: np.ndarray, y: np.ndarray, limit: float) -> np.ndarray:
 
 
 def image_counts(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Nominal and anomalous images (D, K + 1) that reach each score, falling, led by 0; weights (D, N)."""
+    """Nominal and anomalous images (D, K + 1) that reach each of K falling scores, first none. weights: (D, N)."""
     order = np.argsort(-scores, kind="stable")
     ends = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))
     counts = []
@@ -91,13 +96,13 @@ def image_counts(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray) ->
 
 
 def resampled_image_metrics(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
-    """image_auroc, image_ap and image_f1 (D,) of images that count as often as `weights` (D, N) says."""
+    """image_auroc, image_ap and image_f1 (D,), each image counted as often as `weights` (D, N) say."""
     values = ranking_metrics(*image_counts(np.asarray(labels), np.asarray(scores), weights))
     return {f"image_{name}": values[name] for name in ("auroc", "ap", "f1")}
 
 
 def resampled_image_metrics_at(labels: np.ndarray, predicted: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
-    """Accuracy, F1 and counts (D,) of images, by whether each (N,) is called anomalous."""
+    """Accuracy, F1 and counts (D,). predicted: whether each image (N,) is called anomalous."""
     labels, predicted = np.asarray(labels) == 1, np.asarray(predicted, bool)
     cases = (labels & predicted, ~labels & predicted, ~labels & ~predicted, labels & ~predicted)
     tp, fp, tn, fn = (weights @ case for case in cases)
@@ -111,10 +116,9 @@ def resampled_image_metrics_at(labels: np.ndarray, predicted: np.ndarray, weight
 def resampled_pixel_metrics(
     images: ImageHistograms, weights: np.ndarray, threshold_bins: dict[str, float]
 ) -> dict[str, dict[str, np.ndarray]]:
-    """Pixel metrics (D,) at each threshold, of images that count as often as `weights` (D, N) says.
+    """Pixel metrics (D,) at each threshold, each image counted as often as `weights` (D, N) say.
 
-    Args:
-        threshold_bins: bins above its own are above a threshold.
+    threshold_bins: threshold kind -> its bin; the bins above it are above the threshold.
     """
     columns = images.occupied()[::-1]
     sums = images.weighted(weights, columns[::-1])[:, :, ::-1]
@@ -137,9 +141,12 @@ def resampled_pixel_metrics(
 
 
 def interval(drawn: np.ndarray, base: float, exact: float, highest: float = 1.0) -> tuple[float, float]:
-    """95 % interval of a metric: percentiles of its draws (D,), moved by what its coarse value `base` lacks of `exact`.
+    """95 % confidence interval of a metric: percentiles of its draws (D,), shifted by `exact` - `base`.
 
-    Draws where it is undefined do not count.
+    Draws where the metric is undefined do not count.
+
+    Args:
+        base: the metric from the coarse histograms, which the draws use too. exact: from all scores.
     """
     drawn = drawn[np.isfinite(drawn)]
     low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]) + (exact - base) if drawn.size else (0, highest)

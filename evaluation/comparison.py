@@ -20,10 +20,10 @@ def training_order(name: str) -> tuple:
 
 
 def best_of_categories(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Of each category and metric the best value and every combination that reaches it; None where undefined.
+    """The best value of each category and metric, and every combination that reaches it; None where undefined.
 
-    Pixel metrics are compared on the same pixels only: where a category has results with masking, those without it are
-    left out of them. Nothing is lost: post-masking is no masking measured outside of the regions.
+    Pixel metrics are compared on the same pixels: where a category has results with masking, those without it are left
+    out. Post-masking has their values outside of the regions.
     """
     best: dict[str, dict[str, Any]] = {}
     for category in dict.fromkeys(row["category"] for row in rows):
@@ -41,7 +41,7 @@ def best_of_categories(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 
 def plain_results(rows: list[dict[str, Any]], metric: str, threshold: str | None = None) -> dict[str, dict[str, float]]:
-    """Category -> checkpoint -> value, without masking and registration, of a threshold where one is named."""
+    """Category -> checkpoint -> value without masking and registration. threshold: its kind, for metrics at one."""
     table: dict[str, dict[str, float]] = {}
     for row in rows:
         if row["technique"] == PLAIN and row[metric] is not None and threshold in (None, row["threshold"]):
@@ -50,7 +50,7 @@ def plain_results(rows: list[dict[str, Any]], metric: str, threshold: str | None
 
 
 def mean_ranks(table: dict[str, dict[str, float]]) -> dict[str, float]:
-    """Checkpoint -> rank (1 is best, equals share theirs) averaged over categories; only checkpoints that all have."""
+    """Checkpoint -> rank (1 is best, ties share one) averaged over categories, for checkpoints that all have."""
     if not table:
         return {}
     names = sorted(set.intersection(*map(set, table.values())), key=training_order)
@@ -132,15 +132,15 @@ def label_free(
     headline: dict[str, Any] | None,
     errors: dict[str, dict[str, float]] | None = None,
 ) -> dict[str, Any]:
-    """The choice by val_ap: pixel AP on synthetic anomalies on held-out nominal images. No test label takes part in it.
+    """The choice by val_ap: pixel AP on synthetic anomalies on held-out nominal images, without test labels.
 
     The earliest checkpoint within one standard error of the best (L. Breiman et al., 'Classification and regression
-    trees', 1984); over categories, within it in each of them, else the one of the best mean rank. Beside it stands what
-    the choice on the test set reaches.
+    trees', 1984); over categories, the earliest within it in each of them, else the one with the best mean rank. The
+    choice on the test set is added for comparison.
 
     Args:
         rows: as above. val_ap: category -> checkpoint -> value. headline: of `overall`.
-        errors: category -> checkpoint -> standard error of val_ap; none where they are not known.
+        errors: category -> checkpoint -> standard error of val_ap, where known.
     """
     errors, near = errors or {}, {}
     measured, table = plain_results(rows, HEADLINE), {}

@@ -66,7 +66,7 @@ def image_score(anomaly_map: np.ndarray) -> float:
 def is_pointing_game_hit(smoothed: np.ndarray, mask: np.ndarray) -> bool:
     """Whether the largest value of a map that `smooth` gave (H, W) lies in the mask (H, W), or at most 10 pixels away.
 
-    10 pixels: half the window. A map that is the same everywhere hits nothing.
+    10 pixels: half the window. False for a map that is the same everywhere.
     """
     edge = SCORE_WINDOW // 2  # zero padding makes the rim lower
     inside = smoothed[edge:-edge, edge:-edge]

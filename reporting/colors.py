@@ -1,4 +1,4 @@
-"""Colors of all figures: Okabe and Ito's, which color-blind people can tell apart. Each means the same everywhere."""
+"""Colors of all figures: Okabe and Ito's palette, which color-blind people can distinguish."""
 
 NOMINAL = "#0072B2"
 ANOMALOUS = "#D55E00"

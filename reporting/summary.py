@@ -1,4 +1,4 @@
-"""What a batch of evaluations leaves: summary.csv, inference_times.txt, figures that compare results."""
+"""The files of a batch of evaluations: summary.csv, inference_times.txt, index.html, figures that compare results."""
 
 import csv
 import json
@@ -19,7 +19,7 @@ from runtime.files import atomic_write, write_csv, write_text
 
 @dataclass
 class Found:
-    """Results of a technique that are up to date."""
+    """Up-to-date results of one checkpoint and technique."""
 
     key: tuple[str, str, str]  # category, checkpoint, technique
     folder: Path
@@ -28,7 +28,7 @@ class Found:
 
 
 def read_kinds(folder: Path, record: Record) -> dict[str, dict[str, Any]]:
-    """Threshold -> content of its metrics.json, of those in a folder of results that are whole."""
+    """Threshold kind -> content of its metrics.json, for those in a folder that can be read."""
     found = {}
     for kind in KINDS:
         if kind in record.thresholds:
@@ -41,9 +41,11 @@ def read_kinds(folder: Path, record: Record) -> dict[str, dict[str, Any]]:
 def write_summary(
     results: Path, there: list[Found], failed: dict, planned: set[tuple[str, str, str]], has_nodes: bool = False
 ) -> int:
-    """Write summary.csv: all results, and what failed, now or in earlier calls for other things; how many of these.
+    """Write summary.csv: all results, and all failures; the number of failures.
 
-    has_nodes: with the node and device that each was measured on.
+    Args:
+        failed: failures of this call; those of earlier calls stay in the file unless their key is in `planned`.
+        planned: keys of this call. has_nodes: add columns with node and device.
     """
     path = results / "summary.csv"
     columns = ("category", "checkpoint", "technique", "threshold", *METRIC_KEYS, "error")
@@ -65,7 +67,7 @@ def write_summary(
 
 
 def write_times(path: Path, there: list[Found]) -> None:
-    """Write how long inference took; techniques that share a pass have its time."""
+    """Write how long inference took. Techniques that share a pass have the same time."""
     rows = [("category", "checkpoint", "technique", "images", "seconds", "images_per_second")]
     for one in there:
         images, seconds = one.record.content.get("images", 0), one.record.content.get("seconds", 0.0)
@@ -77,7 +79,7 @@ INDEXED = ("image_auroc", "image_ap", "pixel_auroc", "pixel_ap", "pro", "accurac
 
 
 def write_index(results: Path, there: list[Found]) -> None:
-    """Write the page with all results, each linked to its report."""
+    """Write the page of all results, each linked to its report."""
     keys = ("category", "checkpoint", "technique", "threshold")
     names = {key: tables.LABELS[key].strip() for key in INDEXED}
     rows = []
@@ -97,13 +99,13 @@ def write_index(results: Path, there: list[Found]) -> None:
 
 
 def draw_batch(results: Path, there: list[Found]) -> dict[tuple[str], str]:
-    """Curves of several categories or checkpoints, where missing or older than the results; what could not be drawn."""
+    """Draw the curves of several categories or checkpoints unless up to date; what could not be drawn."""
     figures: dict[tuple[str, str, bool], dict[str, Path]] = {}
     for one in there:
         category, name, technique = one.key
         title = f"checkpoint {name}, {technique}: categories compared"
         figures.setdefault((f"checkpoint_{name}_{technique}", title, False), {})[category] = one.folder / CURVES
-        title = f"{category}, {technique}: what changes with training time"
+        title = f"{category}, {technique}: checkpoints compared"
         figures.setdefault((f"category_{category}_{technique}", title, True), {})[f"epoch {name}"] = one.folder / CURVES
     failed = {}
     for (figure, title, is_rising), lines in figures.items():

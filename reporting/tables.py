@@ -23,7 +23,7 @@ LABELS = {
     "false_positives": "  false positives",
     "true_negatives": "  true negatives",
     "false_negatives": "  false negatives",
-    "hit_rate": "  defects hit",
+    "hit_rate": "  pointing game accuracy",
     "pixel_threshold": "pixel threshold",
     "iou": "  IoU",
     "pixel_f1_at_threshold": "  pixel F1",

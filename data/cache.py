@@ -1,4 +1,4 @@
-"""Decoded pictures, kept in files that all processes map."""
+"""Cache of decoded images: files on disk that all processes map into memory."""
 
 import io
 import math
@@ -18,35 +18,37 @@ from runtime import provenance
 from runtime.device import core_count
 from runtime.files import atomic_write, remove_least_recently_used, remove_leftovers, shared_lock
 
-LIMIT = 2**32  # bytes of a file; images that it has no room for are decoded whenever they are drawn
-TOTAL = 2**34  # bytes of all files in a folder that no process has open
-AHEAD = 2**28  # bytes of images that are decoded ahead of the one being written
+LIMIT = 2**32  # bytes, maximum size of one file; images beyond it are decoded at every access
+TOTAL = 2**34  # bytes, maximum size of all files in a folder, files in use by a process excepted
+AHEAD = 2**28  # bytes of images that threads decode ahead of the image being written
 
 
 def cache_folder(checkpoint_path: str) -> Path:
-    """Where decoded pictures are kept, for all categories and runs."""
+    """Folder of the cache files, shared by all categories and runs."""
     return Path(checkpoint_path) / ".decoded"
 
 
 def half_of_disk(folder: Path) -> int:
-    """Bytes that a file of pictures which every epoch needs may have there: half of what is free, LIMIT at least."""
-    there = next(path for path in (folder, *folder.parents) if path.exists())
-    return max(LIMIT, shutil.disk_usage(there).free // 2)
+    """Half of the free bytes on the disk of `folder`, at least LIMIT: size limit for images that every epoch needs."""
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    return max(LIMIT, shutil.disk_usage(existing).free // 2)
 
 
 class ArrayCache(Sequence):
-    """Arrays of one shape, uint8, made once and then mapped from a file that all processes share.
+    """Sequence of uint8 arrays of one shape, computed once and then mapped from a file that all processes share.
 
-    Subclasses have `make(index)`. The file is `folder`/<name>.npy; several names lie side by side. All
-    files together have at most TOTAL bytes: the longest unused go, but for those that a process has open. They can be
-    deleted at any time. Arrays that a file has no room for are made whenever they are asked for.
+    A subclass implements `make(index)`. The file is `folder`/<name>.npy. When all files in the folder exceed TOTAL
+    bytes, the least recently used ones are deleted, except those that a process has open. Users can delete the files at
+    any time. Arrays beyond the size limit of the file are computed at every access.
 
     Args:
-        name: tells all that the arrays depend on. title: what they are, for the progress bar.
-        count: how many. shape: of each. limit: bytes of the file; None: LIMIT.
+        name: file name, with a digest of everything that the arrays depend on.
+        title: contents, in words, for the progress bar.
+        count: number of arrays. shape: shape of each array.
+        limit: maximum size of the file in bytes; None: LIMIT.
 
     Raises:
-        OSError: no room.
+        OSError: the file cannot be written, for example because the disk is full.
     """
 
     def __init__(
@@ -55,29 +57,32 @@ class ArrayCache(Sequence):
         self.path, self.count = folder / f"{name}.npy", count
         self.shape = (min(count, (limit or LIMIT) // math.prod(shape)), *shape)
         self._mapped: np.ndarray | None = None
-        self._mark: shared_lock | None = None
+        self._lock: shared_lock | None = None
         remove_leftovers(folder)
-        if not self._is_whole():
+        if not self._is_complete():
             self._write(title)
-        with suppress(FileNotFoundError):  # deleted meanwhile
-            self._mark = shared_lock(self.path)
+        with suppress(FileNotFoundError):  # another process deleted the file in the meantime
+            self._lock = shared_lock(self.path)
             os.utime(self.path)
         remove_least_recently_used(folder.glob("*.npy"), TOTAL)
 
     @abstractmethod
     def make(self, index: int) -> np.ndarray:
-        """One array, as it goes into the file."""
+        """Compute array `index`, uint8, of the shape given to the constructor."""
 
-    def _is_whole(self) -> bool:
-        """Whether the file is there, and not cut short by a machine that went down. It may hold more than there would
-        be room for now, as it takes room itself."""
+    def _is_complete(self) -> bool:
+        """Whether the file exists and was not truncated, for example by a power failure.
+
+        An existing file may hold more arrays than a new one could: the file itself takes up free space, from which
+        `half_of_disk` computes the limit.
+        """
         try:
-            kept = np.load(self.path, mmap_mode="r").shape
+            shape = np.load(self.path, mmap_mode="r").shape
         except (OSError, ValueError):
             return False
-        if kept[1:] != self.shape[1:] or not self.shape[0] <= kept[0] <= self.count:
+        if shape[1:] != self.shape[1:] or not self.shape[0] <= shape[0] <= self.count:
             return False
-        self.shape = kept
+        self.shape = shape
         return True
 
     def _header(self) -> bytes:
@@ -87,7 +92,7 @@ class ArrayCache(Sequence):
         return stream.getvalue()
 
     def _write(self, title: str) -> None:
-        """Make and write in order. Not through the map: a full disk would end the process there."""
+        """Compute and write all arrays in order. Not through a memory map: a full disk would kill the process."""
         try:
             with (
                 atomic_write(self.path) as beside,
@@ -101,8 +106,8 @@ class ArrayCache(Sequence):
                     for array in pool.map(self.make, range(start, min(start + ahead, self.shape[0]))):
                         stream.write(array)
                         bar.update()
-        except PermissionError:  # Windows: another run has made it meanwhile, and has it open
-            if not self._is_whole():
+        except PermissionError:  # Windows: another run has written the file in the meantime, and has it open
+            if not self._is_complete():
                 raise
 
     def __len__(self) -> int:
@@ -113,25 +118,27 @@ class ArrayCache(Sequence):
             raise IndexError(index)
         index %= len(self)
         if self._mapped is None and index < self.shape[0]:
-            with suppress(FileNotFoundError):  # deleted meanwhile
+            with suppress(FileNotFoundError):  # another process deleted the file in the meantime
                 self._mapped = np.asarray(np.load(self.path, mmap_mode="r"))
         if self._mapped is None or index >= len(self._mapped):
             return self.make(index)
         return self._mapped[index]
 
     def __getstate__(self) -> dict:
-        return self.__dict__ | {"_mapped": None, "_mark": None}  # a worker process maps the file itself
+        return self.__dict__ | {"_mapped": None, "_lock": None}  # a worker process maps the file itself
 
 
 class DecodedImages(ArrayCache):
-    """Images of one size, uint8 (H, W, 3), BGR, decoded once. The file is named by their content, size and order.
+    """Images of one size, uint8 (H, W, 3), BGR, decoded once. The file name has a digest of content, size and order.
 
     Args:
-        title: what they are. files: the images' files. size: (height, width). white_level: see `image_io.read_image`.
-        limit: see `ArrayCache`.
+        folder, limit: see `ArrayCache`.
+        title: contents, in words, for the file name and the progress bar.
+        files: image files. size: (height, width) to resize to. white_level: see `image_io.read_image`.
 
     Raises:
-        UserError: a file that cannot be decoded. OSError: no room.
+        UserError: an image cannot be decoded.
+        OSError: the cache file cannot be written, for example because the disk is full.
     """
 
     def __init__(
@@ -149,18 +156,18 @@ class DecodedImages(ArrayCache):
         super().__init__(folder, name, title, len(self.files), (*self.size, 3), limit)
 
     def make(self, index: int) -> np.ndarray:
-        """The image of a file."""
+        """Decode image `index`: uint8 (H, W, 3), BGR."""
         return read_image(self.files[index], self.size, self.white_level)
 
 
 class Subset(Sequence):
-    """Some of a row of images, by their places in it."""
+    """Those images of a sequence whose indices are given."""
 
-    def __init__(self, images: Sequence[np.ndarray], places: Sequence[int]):
-        self.images, self.places = images, list(places)
+    def __init__(self, images: Sequence[np.ndarray], indices: Sequence[int]):
+        self.images, self.indices = images, list(indices)
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.indices)
 
     def __getitem__(self, index: int) -> np.ndarray:
-        return self.images[self.places[index]]
+        return self.images[self.indices[index]]

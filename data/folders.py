@@ -1,4 +1,4 @@
-"""Folders and their names: image files at any depth, categories, textures, and what is skipped."""
+"""Dataset folders: find image files, categories and textures, and note the files that are not used."""
 
 import os
 import re
@@ -10,7 +10,7 @@ from runtime.errors import UserError
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".jpe", ".bmp", ".dib", ".tif", ".tiff", ".webp", ".jp2", ".exr", ".avif"}
 IMAGE_SUFFIXES |= {".gif", ".pgm", ".ppm", ".pbm", ".pnm", ".pam", ".hdr", ".ras", ".sr"}
-# As `normalize_name` returns them.
+# Names of folders with nominal images, as `normalize_name` returns them.
 NOMINAL_NAMES = {"good", "ok", "normal", "nominal", "defectfree", "nodefect", "nondefective", "anomalyfree"}
 NOT_UTF8, RENAME = "the name is not UTF-8", "rename it"
 SYSTEM_FOLDERS = {"__MACOSX", "@eaDir"}
@@ -18,24 +18,29 @@ SYSTEM_FOLDERS = {"__MACOSX", "@eaDir"}
 
 @dataclass
 class DatasetNotes:
-    """Notes for people about files that a dataset has beside its images, and about what was assumed."""
+    """Notes for the user: files of a dataset that are not used, and assumptions about its layout.
 
-    skipped: dict[str, list[str]] = field(default_factory=dict)  # kind -> names of files that are not used
+    Attributes:
+        skipped: kind of file (a plural, such as 'hidden files') -> names of the files that are not used.
+        assumed: one sentence for each assumption.
+    """
+
+    skipped: dict[str, list[str]] = field(default_factory=dict)
     assumed: list[str] = field(default_factory=list)
 
     def skip(self, kind: str, name: object) -> None:
-        """Note something of a kind (in the plural) that is not used."""
+        """Note that a file or folder is not used."""
         names = self.skipped.setdefault(kind, [])
         if str(name) not in names:
             names.append(str(name))
 
     def assume(self, text: str) -> None:
-        """Note how something was understood."""
+        """Note an assumption about the layout of the dataset."""
         if text not in self.assumed:
             self.assumed.append(text)
 
     def lines(self) -> list[str]:
-        """What was assumed, and one line about all that was skipped."""
+        """One line for each assumption, and one line that summarizes all skipped files."""
         parts = [
             f"{len(names)} {kind} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
             for kind, names in self.skipped.items()
@@ -44,31 +49,31 @@ class DatasetNotes:
 
 
 def normalize_name(name: str) -> str:
-    """A name without case, spaces and signs."""
+    """A name in lower case, without spaces and punctuation: 'Broken-Large' -> 'brokenlarge'."""
     return re.sub(r"[\W_]", "", name.casefold())
 
 
 def is_visible_folder(name: str) -> bool:
-    """Whether a folder of this name is one of the user's."""
+    """Whether a folder is used: its name has no leading dot and is not that of a folder of the operating system."""
     return not name.startswith(".") and name not in SYSTEM_FOLDERS
 
 
 def entries_below(folder: Path | str, skips_errors: bool = False) -> Iterator[os.DirEntry]:
-    """Files in visible folders at any depth, and the hidden folders, as they are found.
+    """All files at any depth below `folder`, and the hidden folders, which are not entered; in no particular order.
 
-    Links are followed; a folder that several of them lead to is walked once.
+    Symbolic links are followed. A folder that several links point to is visited once.
 
     Args:
-        skips_errors: leave out folders that cannot be read, or vanish meanwhile.
+        skips_errors: skip folders that cannot be read or are deleted during the walk, instead of raising OSError.
     """
-    pending, seen = [os.fspath(folder)], set()
+    pending, visited = [os.fspath(folder)], set()
     while pending:
         path, below = pending.pop(), []
         try:
             state = os.stat(path)
-            if (state.st_dev, state.st_ino) in seen and state.st_ino:
+            if (state.st_dev, state.st_ino) in visited and state.st_ino:
                 continue
-            seen.add((state.st_dev, state.st_ino))
+            visited.add((state.st_dev, state.st_ino))
             with os.scandir(path) as entries:
                 for entry in entries:
                     if entry.is_dir() and is_visible_folder(entry.name):
@@ -82,7 +87,16 @@ def entries_below(folder: Path | str, skips_errors: bool = False) -> Iterator[os
 
 
 def images_below(folder: Path, notes: DatasetNotes | None = None) -> list[Path]:
-    """Images at any depth below a folder, sorted; none where there is no such folder. Links are followed."""
+    """Image files at any depth below a folder, sorted; an empty list if the folder does not exist.
+
+    Symbolic links are followed.
+
+    Args:
+        notes: gets the hidden files and folders and the files that are not images.
+
+    Raises:
+        UserError: a name is not UTF-8.
+    """
     found, notes = [], notes or DatasetNotes()
     for entry in entries_below(folder) if folder.is_dir() else ():
         _check_name(entry.path)
@@ -94,7 +108,7 @@ def images_below(folder: Path, notes: DatasetNotes | None = None) -> list[Path]:
         elif path.suffix.lower() in IMAGE_SUFFIXES:
             found.append(path)
         else:
-            notes.skip("files that are no images", entry.name)
+            notes.skip("files that are not images", entry.name)
     return sorted(found)
 
 
@@ -106,22 +120,22 @@ def _check_name(path: str) -> None:
 
 
 def as_utf8(path: str) -> str:
-    """A path as it can be written in UTF-8, other bytes escaped."""
+    """A path as valid UTF-8; bytes that are not UTF-8 become backslash escapes."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def subfolders(folder: Path) -> list[Path]:
-    """Visible folders in a folder, sorted."""
+    """Visible folders directly in a folder, sorted; an empty list if the folder does not exist."""
     if not folder.is_dir():
         return []
-    there = [path for path in folder.iterdir() if path.is_dir() and is_visible_folder(path.name)]
-    for path in there:
+    found = [path for path in folder.iterdir() if path.is_dir() and is_visible_folder(path.name)]
+    for path in found:
         _check_name(str(path))
-    return sorted(there)
+    return sorted(found)
 
 
 def nominal_folders(folder: Path, notes: DatasetNotes | None = None) -> list[Path]:
-    """good, and folders of names that mean the same, which is noted."""
+    """The folder `good`, and folders whose names mean the same (`NOMINAL_NAMES`); these are noted as an assumption."""
     found = [path for path in subfolders(folder) if normalize_name(path.name) in NOMINAL_NAMES]
     for path in found if notes else ():
         if path.name != "good":
@@ -130,56 +144,56 @@ def nominal_folders(folder: Path, notes: DatasetNotes | None = None) -> list[Pat
 
 
 def list_categories(data_path: Path) -> list[str]:
-    """Names of the folders below `data_path` that have train/good."""
+    """Names of the folders in `data_path` that contain train/good, sorted."""
     return [path.name for path in subfolders(data_path) if nominal_folders(path / "train")]
 
 
 def category_folder(data_path: Path, category: str) -> Path:
-    """Folder of a category; UserError says where it looked and what is there."""
+    """Folder of a category; UserError if it has no train/good, with the categories that exist."""
     folder = data_path / category
     if nominal_folders(folder / "train"):
         return folder
     for path in (data_path, folder, folder / "train", folder / "train" / "good"):
         if path.is_file():
-            raise UserError("data.data_path", f"{path} is a file", "put a folder there, or name another")
+            raise UserError("data.data_path", f"{path} is a file, not a folder", "set it to the folder of the dataset")
     if images_below(folder / "train"):
         raise UserError(
-            folder / "train", "has images, but none in a folder named good", "put the nominal ones into train/good"
+            folder / "train", "has images, but none in a folder named good", "put nominal images into train/good"
         )
     present = list_categories(data_path)
     if present:
         raise UserError(
             f"data.category = {category}",
-            f"no such folder with train/good in {data_path.absolute()}",
-            f"there are: {', '.join(present)}",
+            f"no folder of this name with train/good in {data_path.absolute()}",
+            f"choose one of: {', '.join(present)}",
         )
     raise UserError(
         "data.data_path",
         f"no dataset in {data_path.absolute()}, which has no {category}/train/good",
-        "name a folder in MVTec AD form (docs/data.md), or try the sample: python make_sample.py, then "
-        "--config configs/sample.yaml",
+        "set it to a folder in the MVTec AD layout (docs/data.md), or try the sample dataset: python make_sample.py, "
+        "then --config configs/sample.yaml",
     )
 
 
 def chosen_categories(data_path: Path, names: Sequence[str] | None) -> list[str]:
-    """The named categories, or all that are there; UserError where one is not there, or none is."""
+    """The named categories without duplicates, or all that exist; UserError if one does not exist, or none exists."""
     present = list_categories(data_path)
     for name in names or ():
         if name not in present:
             category_folder(data_path, name)
-            raise UserError(f"--categories {name}", "must be a plain folder name", f"there are: {', '.join(present)}")
+            raise UserError(f"--categories {name}", "must be a plain folder name", f"choose from: {', '.join(present)}")
     return list(dict.fromkeys(names)) if names else present or [category_folder(data_path, "*").name]
 
 
 def list_textures(folder: Path, notes: DatasetNotes | None = None) -> list[Path]:
-    """Texture images at any depth below `folder`, sorted; UserError where there is none."""
+    """Texture images at any depth below `folder`, sorted; UserError if there are none."""
     files = images_below(folder, notes)
     if not files:
-        what = "is a file, not a folder" if folder.is_file() else "holds no texture images"
+        problem = "is a file, not a folder" if folder.is_file() else "contains no texture images"
         raise UserError(
             "data.anomaly_source_path",
-            f"{folder} {what}",
-            "name a folder of images, or fetch DTD (600 MB):\n"
+            f"{folder} {problem}",
+            "set it to a folder of images, or download DTD (600 MB):\n"
             'python -c "from data_loader import fetch_dtd; fetch_dtd()"   (by hand: put the images folder of '
             "DTD r1.0.1 at dtd/images)",
         )

@@ -1,33 +1,35 @@
-"""What a mask file marks, whatever way it was written in: 0 and 255, class numbers, soft edges, colors, alpha."""
+"""Decode ground-truth masks in any common form: 0 and 255, class numbers, soft edges, colors, alpha channel."""
 
 from dataclasses import dataclass
 
 import numpy as np
 
-SMALL = 31  # whole numbers up to here number classes
-DARK = 16  # of 255: levels up to here beside high ones are the noise of compression
-FEW = 16  # a file with at most so many colors was drawn without soft edges, or nearly
-COLORFUL = 32  # of 255, between the channels of a pixel: a color and not a gray
-BETWEEN = 0.2  # share of pixels between dark and bright from which a file is a picture and no mask
+SMALL = 31  # whole numbers up to this one are class numbers
+DARK = 16  # of 255; in a file with bright values, values up to this one are compression noise
+FEW = 16  # a mask with at most this number of colors has no soft edges, or hardly any
+COLORFUL = 32  # of 255; a pixel whose channels differ by more is colored, otherwise gray
+BETWEEN = 0.2  # a file with a larger share of intermediate pixels (neither dark nor bright) is not a mask
 
-# Kinds of files that are told: what was understood, and what to look at.
-MOST = "more than half of the picture is marked: check that white means defect, and not good"
+# Warnings about a mask: how it was decoded, and what to check.
+MOST = "more than half of the image is marked: check that white means anomalous and not nominal"
 WHOLE = "every pixel is marked"
 EMPTY = "no pixel is marked"
-LEVELS = "there are several levels: all of them count as marked"
-BACKGROUND = "the background is not 0: the most frequent value is taken for it"
+LEVELS = "it has several levels: all except the background count as marked"
+BACKGROUND = "the background is not 0: the lowest value is taken as background"
 
 
 class MaskError(ValueError):
-    """A file that cannot be read as a mask without guessing."""
+    """A mask that is ambiguous or not a mask at all."""
 
 
 @dataclass(frozen=True)
 class DecodedMask:
-    """What a file marks.
+    """A decoded mask.
 
     Attributes:
-        mask: bool (H, W). kind: how the file marks pixels, in words. warning: what to check; None for nothing.
+        mask: bool (H, W), True where the file marks a pixel as anomalous.
+        kind: form of the mask, in words.
+        warning: what the user should check; None if there is nothing to check.
     """
 
     mask: np.ndarray
@@ -36,23 +38,23 @@ class DecodedMask:
 
 
 def decode_mask(stored: np.ndarray, is_lossy: bool = False) -> DecodedMask:
-    """What a mask marks.
+    """Decode a mask.
 
     Args:
-        stored: as the file holds it, (H, W) or (H, W, C), any real type: gray or colors, with or without alpha.
-        is_lossy: whether the file's format loses detail, as JPEG does.
+        stored: pixels as in the file, (H, W) or (H, W, C) of any real dtype: gray or color, with or without alpha.
+        is_lossy: whether the file format is lossy, such as JPEG.
 
     Raises:
-        MaskError: nothing safe can be said.
+        MaskError: the mask is ambiguous, or the array is not a mask.
     """
     if stored.ndim == 2 and stored.dtype == np.uint8:
         present = np.flatnonzero(np.bincount(stored.ravel(), minlength=256))
-        if present.tolist() in ([0, 255], [0], [255]):  # by far the most frequent files
+        if present.tolist() in ([0, 255], [0], [255]):  # shortcut for the usual form
             return _decoded(stored == 255, "0 and 255")
     if not np.isfinite(stored).all():
-        raise MaskError("holds values that are no numbers")
+        raise MaskError("has infinite or NaN values")
     if stored.min() < 0:
-        raise MaskError("holds negative values")
+        raise MaskError("has negative values")
     if stored.ndim == 2 or stored.shape[2] == 1:
         return _of_levels(stored.reshape(stored.shape[:2]), is_lossy)
     if stored.shape[2] > 4:
@@ -72,21 +74,21 @@ def _decoded(mask: np.ndarray, kind: str, warning: str | None = None) -> Decoded
 
 
 def _of_levels(levels: np.ndarray, is_lossy: bool) -> DecodedMask:
-    """Of one channel: the higher levels are marked."""
+    """Decode one channel: the levels above the background are marked."""
     present, counts = np.unique(levels, return_counts=True)
     low, high = present[0], present[-1]
     if len(present) == 1:
         if high in (0, 1, 255):
             return _decoded(levels > 0, f"{high:g} alone")
-        raise MaskError(f"holds the value {high:g} alone: whether that is marked cannot be told")
+        raise MaskError(f"all pixels are {high:g}: whether that means marked is ambiguous")
     is_whole = levels.dtype.kind in "ub" or bool((present == np.floor(present)).all())
     if not is_lossy and is_whole and high <= SMALL:
-        if low > 0:  # numbered from 1 on
+        if low > 0:  # class numbers start at 1
             _must_be_background(low, counts[0], levels.size)
             return _decoded(levels > low, f"class numbers ({_span(present)})", BACKGROUND)
         return _decoded(levels > 0, f"class numbers ({_span(present)})")
     if is_whole and high <= SMALL:
-        raise MaskError(f"holds values from {low:g} to {high:g} in a format that changes values")
+        raise MaskError(f"has values from {low:g} to {high:g}: class numbers in a lossy format are not reliable")
     noise = low + (high - low) * (DARK / 255)
     if low > _noise_floor(high):
         _must_be_background(low, counts[present <= noise].sum(), levels.size)
@@ -98,24 +100,24 @@ def _of_levels(levels: np.ndarray, is_lossy: bool) -> DecodedMask:
     middle = low + (high - low) / 2
     between = np.abs(levels.astype(np.float64) - middle) < (high - low) * 0.3
     if between.mean() > BETWEEN:
-        raise MaskError(f"has {len(present)} gray levels like a photograph; a mask has two")
+        raise MaskError(f"has {len(present)} gray levels; a mask has two")
     return _decoded(levels > middle, f"soft edges, marked from {middle:g} on", warning)
 
 
 def _noise_floor(high: float) -> float:
-    """Lowest values up to here are a background's."""
+    """Lowest values up to this one are a background of 0 with noise."""
     return high * (2 * DARK / 255)
 
 
 def _of_few_levels(
     levels: np.ndarray, present: np.ndarray, counts: np.ndarray, noise: float, warning: str | None
 ) -> DecodedMask:
-    """Levels that cover areas are classes, the others soft edges."""
+    """Decode a mask with few levels: levels that fill an area are classes, the others belong to soft edges."""
     high = present[-1]
     classes = [level for level in present[1:-1] if _covers_an_area(levels == level)]
     if any(level <= noise for level in classes) and len(present) <= FEW // 2:
         numbers = _span(present[present <= noise])
-        raise MaskError(f"holds class numbers ({numbers}) and {high:g}: what {high:g} means is not known")
+        raise MaskError(f"has class numbers ({numbers}) and {high:g}: the meaning of {high:g} is not known")
     classes = [level for level in classes if level > noise]
     if len(present) == 2:
         return _decoded(levels == high, _span(present), warning)
@@ -126,7 +128,7 @@ def _of_few_levels(
 
 
 def _covers_an_area(mask: np.ndarray) -> bool:
-    """Whether a block of 3 x 3 pixels lies in it."""
+    """Whether the mask contains a block of 3 x 3 marked pixels."""
     if min(mask.shape) < 3:
         return bool(mask.any())
     rows = mask[:-2] & mask[1:-1] & mask[2:]
@@ -134,7 +136,7 @@ def _covers_an_area(mask: np.ndarray) -> bool:
 
 
 def _is_numbered(levels: np.ndarray, noise: float) -> bool:
-    """Whether levels between dark and bright cover areas, as numbers of regions do and soft edges do not."""
+    """Whether intermediate levels fill areas: numbered regions do, soft edges do not."""
     between = (levels > noise) & (levels < 0.9 * levels.max())
     inner = levels[1:-1, 1:-1]
     is_flat = np.ones(inner.shape, bool)
@@ -145,18 +147,22 @@ def _is_numbered(levels: np.ndarray, noise: float) -> bool:
 
 
 def _must_be_background(value: float, count: int, size: int) -> None:
+    """MaskError unless the lowest value covers more than half of the pixels."""
     if 2 * count <= size:
-        raise MaskError(f"has no 0, and its lowest value {value:g} covers less than half: which one is marked?")
+        raise MaskError(
+            f"has no 0, and its lowest value {value:g} covers less than half of it: which value is the background is "
+            "ambiguous"
+        )
 
 
 def _of_alpha(colors: np.ndarray, alpha: np.ndarray, is_lossy: bool) -> DecodedMask:
-    """What is not transparent, unless the colors say it."""
+    """Decode a mask with transparency: opaque pixels are marked. MaskError if the colors mark other pixels."""
     by_alpha = _of_levels(alpha, is_lossy)
-    seen = colors[alpha > 0]
-    if (seen == seen[0]).all() and (colors == colors[0, 0]).all():
+    visible = colors[alpha > 0]
+    if (visible == visible[0]).all() and (colors == colors[0, 0]).all():
         return _decoded(by_alpha.mask, "alpha", by_alpha.warning)
-    drawn = colors[by_alpha.mask]
-    if (drawn == drawn[0]).all():  # drawn in one color on a transparent ground
+    opaque = colors[by_alpha.mask]
+    if (opaque == opaque[0]).all():  # one color on a transparent background
         return _decoded(by_alpha.mask, "alpha", by_alpha.warning)
     by_color = _of_colors(np.where(alpha[..., None] > 0, colors, 0), is_lossy)
     if (by_color.mask == by_alpha.mask).all():
@@ -165,7 +171,7 @@ def _of_alpha(colors: np.ndarray, alpha: np.ndarray, is_lossy: bool) -> DecodedM
 
 
 def _of_colors(colors: np.ndarray, is_lossy: bool) -> DecodedMask:
-    """Of three channels: where they agree one is enough, else what differs from a gray background is marked."""
+    """Decode three channels. If they are equal, one is decoded; else pixels unlike the gray background are marked."""
     highest, lowest = colors.max(axis=2), colors.min(axis=2)
     if (highest == lowest).all():
         return decode_mask(highest, is_lossy)
@@ -179,16 +185,16 @@ def _of_colors(colors: np.ndarray, is_lossy: bool) -> DecodedMask:
         return _of_levels(highest, is_lossy)
     ground, share = _most_frequent(colors, is_gray)
     if ground is None:
-        raise MaskError("is colored everywhere: which color is the background is not known")
+        raise MaskError("has no gray pixel: which color is the background is ambiguous")
     away = np.abs(colors.astype(np.float64) - ground).max(axis=2)
     near = 2 * DARK * unit
     others = is_gray & (away > near)
     if ground.min() > near and others.any() and (is_lossy or _covers_an_area(others)):
-        raise MaskError("has gray and colored marks on a light background: which of them count is not known")
+        raise MaskError("has gray and colored marks on a light background: which of them count is ambiguous")
     distinct = None if is_lossy or colors.dtype.kind == "f" else _distinct(colors)
     is_drawn = distinct is not None and len(distinct) <= FEW
     if not is_drawn and others.mean() > BETWEEN:
-        raise MaskError("has very many grays and colors, like a photograph; a mask has two")
+        raise MaskError("has too many grays and colors; a mask has two")
     mask = np.zeros(colors.shape[:2], bool)
     if is_drawn:
         for color in distinct:
@@ -199,16 +205,16 @@ def _of_colors(colors: np.ndarray, is_lossy: bool) -> DecodedMask:
     else:
         between = (away > 0.2 * away.max()) & (away < 0.8 * away.max())
         if between.mean() > BETWEEN:
-            raise MaskError("has very many colors, like a photograph; a mask has two")
+            raise MaskError("has too many colors; a mask has two")
         mask = away > away.max() / 2
     if ground.max() > near and share <= 0.5 and mask.mean() > 0.5:
-        raise MaskError("most of it is colored: whether the color marks what is defective or what is good is not known")
+        raise MaskError("is mostly colored: whether the color means anomalous or nominal is ambiguous")
     shade = "black" if ground.max() <= near else "white" if ground.min() >= top - near else "gray"
     return _decoded(mask, f"colors on {shade}")
 
 
 def _distinct(colors: np.ndarray) -> np.ndarray:
-    """The colors that occur, (K, 3)."""
+    """The distinct colors, int64 (K, 3)."""
     numbers = colors[..., 0].astype(np.uint64)
     for channel in (1, 2):
         numbers = numbers << np.uint64(16) | colors[..., channel].astype(np.uint64)
@@ -217,7 +223,7 @@ def _distinct(colors: np.ndarray) -> np.ndarray:
 
 
 def _most_frequent(colors: np.ndarray, is_gray: np.ndarray) -> tuple[np.ndarray | None, float]:
-    """The most frequent gray, float64 (3,), and its share of the picture; None where nothing is gray."""
+    """The most frequent gray, float64 (3,), and its share of all pixels; None and 0 if no pixel is gray."""
     grays = colors[is_gray]
     if not len(grays):
         return None, 0.0
@@ -227,7 +233,7 @@ def _most_frequent(colors: np.ndarray, is_gray: np.ndarray) -> tuple[np.ndarray 
 
 
 def _span(values: np.ndarray) -> str:
-    """A few values in words."""
+    """List up to four values, or the first and the last of more: '0, 1 and 255', '0 to 12'."""
     words = [f"{value:g}" for value in values]
     if len(words) > 4:
         return f"{words[0]} to {words[-1]}"

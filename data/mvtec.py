@@ -1,7 +1,7 @@
-"""The pictures of a category in MVTec AD form, and of one that is nearly in it: nominal, held out, to test, and masks.
+"""List the images and masks of a category in the MVTec AD layout: training, held-out and test images.
 
-<category>/train/good/*, <category>/test/good/*, <category>/test/<defect>/*, <category>/ground_truth/<defect>/*_mask.*
-and, if there, <category>/validation/good/*: nominal pictures to hold out. docs/data.md says what else is understood.
+The layout is <category>/train/good/*, test/good/*, test/<defect>/*, ground_truth/<defect>/*_mask.* and optionally
+validation/good/* with nominal images to hold out. docs/data.md lists the deviations that are accepted.
 """
 
 import re
@@ -19,18 +19,19 @@ from data.mask_matching import MASK_FOLDERS, Masks, and_n_more, check_twins, nam
 from runtime.device import core_count
 from runtime.errors import UserError
 
-# Names of folders, as `plain` has them.
-VALIDATION_FOLDERS = {"validation", "valid", "val"}
-SOME = 20  # test pictures whose depth is looked at
+VALIDATION_FOLDERS = {"validation", "valid", "val"}  # as `normalize_name` returns them
+SOME = 20  # number of test images whose bit depth is checked
 
 
 @dataclass(frozen=True)
 class TestSample:
-    """One picture of test/ or of the held-out nominal ones.
+    """A test image or a held-out nominal image, with its masks.
 
     Attributes:
-        name: path within the category. masks: files that together mark its defects; none for nominal and unmasked ones.
-        has_empty_mask: the masks are known to mark nothing.
+        path: the image file. has_anomaly: whether it is in a folder of a defect.
+        name: path within the category, with forward slashes.
+        masks: mask files, whose union marks the anomaly; empty for nominal images and for defects without masks.
+        has_empty_mask: the masks have been read and mark no pixel.
     """
 
     path: Path
@@ -41,38 +42,42 @@ class TestSample:
 
 
 def list_nominal(category: Path, notes: DatasetNotes | None = None) -> list[Path]:
-    """Pictures of train/good at any depth, sorted; UserError where there is none."""
+    """Images of train/good at any depth, sorted; UserError if there are none.
+
+    Args:
+        category: folder of the category. notes: gets skipped files and assumptions.
+    """
     notes, train = notes or DatasetNotes(), category / "train"
     files = _nominal_files(train, notes)
     if not files:
         suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
-        raise UserError(train / "good", f"no images ({suffixes}) there", "put nominal images into it")
+        raise UserError(train / "good", f"has no images ({suffixes})", "put nominal images into it")
     good = {folder.name for folder in nominal_folders(train)}
     for file in images_below(train):
         if file.relative_to(train).parts[0] not in good:
-            notes.skip("pictures of train/ outside of train/good", name_in(file, category))
+            notes.skip("images of train/ outside of train/good", name_in(file, category))
     return files
 
 
 def list_validation(category: Path, notes: DatasetNotes | None = None) -> list[Path]:
-    """Pictures of validation/good, sorted: nominal ones that their owner wants held out; none without such a folder."""
-    found = [folder for folder in subfolders(category) if normalize_name(folder.name) in VALIDATION_FOLDERS]
-    return [file for folder in found for file in _nominal_files(folder, notes or DatasetNotes())]
+    """Images of validation/good, sorted: nominal images to hold out; an empty list if the folder does not exist."""
+    folders = [folder for folder in subfolders(category) if normalize_name(folder.name) in VALIDATION_FOLDERS]
+    return [file for folder in folders for file in _nominal_files(folder, notes or DatasetNotes())]
 
 
 def _nominal_files(folder: Path, notes: DatasetNotes) -> list[Path]:
     files = []
     for good in nominal_folders(folder, notes):
-        pictures, beside = split_images_and_masks(images_below(good, notes))
-        for mask in beside:
-            notes.skip("masks beside nominal pictures", f"{folder.name}/{name_in(mask, folder)}")
-        check_twins(pictures)
-        files += pictures
+        images, masks = split_images_and_masks(images_below(good, notes))
+        for mask in masks:
+            notes.skip("masks beside nominal images", f"{folder.name}/{name_in(mask, folder)}")
+        check_twins(images)
+        files += images
     return sorted(files)
 
 
 def nominal_name(category: Path, file: Path) -> str:
-    """What a checkpoint calls a nominal picture: its path within train/good, else within the category."""
+    """Name of a nominal image in a checkpoint: its path within train/good, or else within the category."""
     name = file.relative_to(category)
     return Path(*name.parts[2:]).as_posix() if name.parts[0] == "train" else name.as_posix()
 
@@ -80,148 +85,170 @@ def nominal_name(category: Path, file: Path) -> str:
 def split_nominal(
     files: Sequence[Path], val_split: float, seed: int, split_by: str | None = None, category: Path | None = None
 ) -> tuple[list[Path], list[Path]]:
-    """Training and held-out files, both sorted, chosen by seed. At least one of each, or UserError.
+    """Split nominal images into training and held-out files at random.
 
     Args:
-        split_by: a regular expression to look for in names within train/good; files whose groups are the same stay
-            together. None: each file for itself. category: the folder that the names are told from.
+        files: images of train/good, sorted. val_split: share to hold out, from 0 to below 1. seed: of the split.
+        split_by: regular expression with groups, searched in the names within train/good. Files whose groups match the
+            same text are never separated. None: each file is drawn on its own.
+        category: folder of the category; needed with `split_by`.
+
+    Returns:
+        training files and held-out files, both sorted; no held-out files where val_split is 0.
+
+    Raises:
+        UserError: one of the two parts would be empty, `split_by` does not match a file, or all files are one group.
     """
     if val_split == 0:
         return list(files), []
-    parts = _parts(files, split_by, category)
+    groups = _groups(files, split_by, category)
     count = round(len(files) * val_split)
     if not 0 < count < len(files):
-        rest = "to hold out" if count == 0 else "to train on"
+        purpose = "to hold out" if count == 0 else "to train on"
         raise UserError(
             f"data.val_split = {val_split}",
-            f"leaves none of the {len(files)} images of train/good {rest}",
+            f"leaves none of the {len(files)} images of train/good {purpose}",
             "change it, or set it to 0",
         )
     held_out: set[int] = set()
-    for number in np.random.default_rng([seed, 0, 0, 3]).permutation(len(parts)):
-        if len(held_out) < count and len(held_out) + len(parts[number]) < len(files):
-            held_out.update(parts[number])
+    for number in np.random.default_rng([seed, 0, 0, 3]).permutation(len(groups)):
+        if len(held_out) < count and len(held_out) + len(groups[number]) < len(files):
+            held_out.update(groups[number])
     return (
         [file for i, file in enumerate(files) if i not in held_out],
         [file for i, file in enumerate(files) if i in held_out],
     )
 
 
-def _parts(files: Sequence[Path], split_by: str | None, category: Path | None) -> list[list[int]]:
-    """Places of the files that must stay together."""
+def _groups(files: Sequence[Path], split_by: str | None, category: Path | None) -> list[list[int]]:
+    """Groups of files that must not be separated, as lists of indices into `files`."""
     if split_by is None:
-        return [[place] for place in range(len(files))]
-    parts: dict[tuple, list[int]] = {}
-    for place, file in enumerate(files):
+        return [[index] for index in range(len(files))]
+    groups: dict[tuple, list[int]] = {}
+    for index, file in enumerate(files):
         if not (match := re.search(split_by, nominal_name(category, file))):
             raise UserError(
-                f"data.split_by = {split_by!r}", f"does not match {file}", "change it, so that it matches all"
+                f"data.split_by = {split_by!r}", f"does not match {file}", "change it so that it matches every file"
             )
-        parts.setdefault(match.groups(), []).append(place)
-    if len(parts) == 1:
-        raise UserError(f"data.split_by = {split_by!r}", f"all of train/good is one group ({match[0]!r})", "change it")
-    return list(parts.values())
+        groups.setdefault(match.groups(), []).append(index)
+    if len(groups) == 1:
+        raise UserError(
+            f"data.split_by = {split_by!r}",
+            f"puts all of train/good into one group ({match[0]!r})",
+            "change it so that files fall into several groups",
+        )
+    return list(groups.values())
 
 
 def list_test(category: Path, notes: DatasetNotes | None = None) -> list[TestSample]:
-    """Pictures of test/: nominal ones first, then by defect.
+    """Test images with their masks: nominal images first, then by defect.
+
+    Args:
+        category: folder of the category. notes: gets skipped files and assumptions.
 
     Raises:
-        UserError: none is there, defect pictures lack masks (all are named), or what is there can mean two things.
+        UserError: no test images, masks missing for some images of a defect, or an ambiguous layout.
     """
     notes, test = notes or DatasetNotes(), category / "test"
     if direct := [path for path in images_below(test) if path.parent == test]:
         raise UserError(
             f"{direct[0]}{and_n_more(direct)}",
-            "lies directly in test/",
+            "is directly in test/",
             "put nominal images into test/good, anomalous ones into test/<defect>",
         )
     masks = Masks(category, notes)
-    images, nominal = [], nominal_folders(test, notes)
+    samples, nominal = [], nominal_folders(test, notes)
     for folder in nominal:
-        pictures, beside = split_images_and_masks(images_below(folder, notes))
-        check_twins(pictures)
+        images, beside = split_images_and_masks(images_below(folder, notes))
+        check_twins(images)
         _check_nominal_masks([*beside, *masks.of_nominal(folder)])
-        images += [TestSample(path, False, name_in(path, category)) for path in pictures]
+        samples += [TestSample(path, False, name_in(path, category)) for path in images]
     for folder in (path for path in subfolders(test) if path not in nominal):
         if normalize_name(folder.name) in MASK_FOLDERS:
             raise UserError(folder, "looks like a folder of masks", f"move it to {category / 'ground_truth'}")
-        pictures, beside = split_images_and_masks(images_below(folder, notes))
-        if not pictures:
-            notes.skip("folders without pictures", name_in(folder, category))
+        images, beside = split_images_and_masks(images_below(folder, notes))
+        if not images:
+            notes.skip("folders without images", name_in(folder, category))
         if beside:
-            notes.assume(f"masks that lie beside the pictures of {name_in(folder, category)} are taken")
-        masks.assign(folder, pictures, beside)
-        images += [TestSample(path, True, name_in(path, category)) for path in pictures]
+            notes.assume(f"masks beside the images of {name_in(folder, category)} are used")
+        masks.assign(folder, images, beside)
+        samples += [TestSample(path, True, name_in(path, category)) for path in images]
     masks.assign_loose()
     masks.check_complete()
-    if not images:
+    if not samples:
         raise UserError(
-            test, "no test images there", "put images into test/good and test/<defect>, which detection needs"
+            test, "has no test images", "put images into test/good and test/<defect>, which detection needs"
         )
-    return [replace(image, masks=tuple(masks.found.get(image.path, ()))) for image in images]
+    return [replace(sample, masks=tuple(masks.found.get(sample.path, ()))) for sample in samples]
 
 
-def with_masks_read(pictures: Sequence[TestSample]) -> tuple[list[TestSample], list[str]]:
-    """The pictures with what is known of their masks once these are read, and a sentence for each kind of warning.
+def with_masks_read(samples: Sequence[TestSample]) -> tuple[list[TestSample], list[str]]:
+    """Read all masks, to find the empty ones and those that need a warning.
+
+    Returns:
+        the samples with `has_empty_mask` set, and one sentence for each kind of warning.
 
     Raises:
-        UserError: masks that cannot be read without guessing; it names the first, and how many there are.
+        UserError: ambiguous or unreadable masks; it names the first and counts the others.
     """
 
     def read(path: Path) -> DecodedMask | UserError:
         try:
-            found = image_io.decode_mask_file(path)
+            mask = image_io.decode_mask_file(path)
         except UserError as error:
             return error
-        return DecodedMask(np.array([found.mask.any()]), found.kind, found.warning)
+        return DecodedMask(np.array([mask.mask.any()]), mask.kind, mask.warning)  # saves memory: one bool per mask
 
-    files = [mask for picture in pictures for mask in picture.masks]
+    files = [mask for sample in samples for mask in sample.masks]
     with ThreadPoolExecutor(core_count()) as pool:
-        found = dict(zip(files, pool.map(read, files), strict=True))
-    if wrong := [found[path] for path in files if isinstance(found[path], UserError)]:
-        others = f"\n{len(wrong) - 1} more masks cannot be read either" if len(wrong) > 1 else ""
-        raise UserError(wrong[0].subject, wrong[0].problem, wrong[0].fix + others)
-    warnings: dict[str, list[str]] = {}
-    for picture in pictures:
-        for mask in picture.masks:
-            if found[mask].warning:
-                warnings.setdefault(found[mask].warning, []).append(f"{mask.parent.name}/{mask.name}")
-    said = [
+        decoded = dict(zip(files, pool.map(read, files), strict=True))
+    if errors := [decoded[path] for path in files if isinstance(decoded[path], UserError)]:
+        others = f"\n{len(errors) - 1} more masks cannot be read either" if len(errors) > 1 else ""
+        raise UserError(errors[0].subject, errors[0].problem, errors[0].fix + others)
+    files_of: dict[str, list[str]] = {}  # warning -> masks
+    for mask in files:
+        if decoded[mask].warning:
+            files_of.setdefault(decoded[mask].warning, []).append(f"{mask.parent.name}/{mask.name}")
+    warnings = [
         f"masks: {warning}: {len(names)} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
-        for warning, names in warnings.items()
+        for warning, names in files_of.items()
     ]
-    read_ones = [
-        replace(picture, has_empty_mask=bool(picture.masks) and not any(found[mask].mask[0] for mask in picture.masks))
-        for picture in pictures
+    checked = [
+        replace(sample, has_empty_mask=bool(sample.masks) and not any(decoded[mask].mask[0] for mask in sample.masks))
+        for sample in samples
     ]
-    return read_ones, said
+    return checked, warnings
 
 
-def check_bit_depth(pictures: Sequence[TestSample], white_level: float | None) -> list[str]:
-    """A sentence where pictures of more than 8 bits stay far below the white that training found; a few are read.
+def check_bit_depth(samples: Sequence[TestSample], white_level: float | None) -> list[str]:
+    """Warn if the test images have more than 8 bits per channel and are darker than the training images.
+
+    Only some of the images are read.
 
     Args:
-        white_level: of the pictures that were trained on, None for 8 bits or all 16.
+        white_level: value of white of the training images; None for 8-bit images and for those that use all 16 bits.
+
+    Returns:
+        a list with one sentence, or an empty list.
     """
-    few = [pictures[place].path for place in range(0, len(pictures), -(-len(pictures) // SOME))]
+    some = [samples[index].path for index in range(0, len(samples), -(-len(samples) // SOME))]
     try:
-        found = image_io.find_white_level(few)
+        test_white = image_io.find_white_level(some)
     except UserError:
-        return []  # such files are refused when they are read
+        return []  # the error is raised when the image is read
     white = white_level or 65535
-    if found is None or found >= white:
+    if test_white is None or test_white >= white:
         return []
     return [
-        f"test pictures hold values of more than 8 bits up to {found:g}, but white is {white:g} as in training: they "
-        "are seen too dark; write them as the training pictures were written"
+        f"test images with more than 8 bits have values up to {test_white:g}, but white is {white:g} as in training: "
+        "the networks get images that are too dark; write the test images with the value range of the training images"
     ]
 
 
 def _check_nominal_masks(masks: Sequence[Path]) -> None:
-    """UserError where a mask of a nominal picture marks something."""
+    """UserError if a mask of a nominal image marks a pixel."""
     for mask in masks:
         if image_io.decode_mask_file(mask).mask.any():
             raise UserError(
-                mask, "marks pixels of a nominal image", "move that image to a defect's folder, or the mask away"
+                mask, "marks pixels of a nominal image", "move the image to the folder of a defect, or remove the mask"
             )

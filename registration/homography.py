@@ -1,31 +1,32 @@
-"""Registration: the homography that lays an image over a reference picture of the same object or pattern.
+"""Registration of scenes: the homography from an image to a reference image of the same object or pattern.
 
-Points are pixels (x, y), whole numbers at pixel centres; a homography H takes a point p of the image to H p in the
-reference. The same pair always gives the same result: RANSAC here (OpenCV's USAC) starts each call from a fixed state.
+Points are pixels (x, y) with integers at pixel centers. A homography H maps a point p of the image to H p in the
+reference. Results are deterministic: OpenCV's USAC, used for RANSAC, seeds its generator anew in each call.
 """
 
 import cv2
 import numpy as np
 
-FEATURES = 3000  # ORB features of a picture
-CORNERS = 1000  # corners of the reference that are followed into the image
-MIN_INLIERS = 15  # matches that agree; among unrelated pictures' about 10 do by chance
-MIN_AGREEMENT = 0.5  # of the corners: the share that confirms the homography to within a pixel
-MIN_SPREAD = 0.15  # of the reference's area: the hull of those corners; a cluster says little about the picture's rim
-MAX_AREA_SCALE = 2.0  # and its inverse
-_WINDOW = 21  # pixels, of a corner's neighbourhood
-_TOLERANCE = 1e-3  # pixels, of rounding in source coordinates
+FEATURES = 3000  # maximum number of ORB features per image
+CORNERS = 1000  # maximum number of corners of the reference that are tracked into the image
+MIN_INLIERS = 15  # matches that agree; between unrelated images about 10 agree by chance
+MIN_AGREEMENT = 0.5  # smallest share of corners that must agree with the homography to within a pixel
+MIN_SPREAD = 0.15  # smallest hull of these corners, as a share of the reference: a cluster fits badly far away from it
+MAX_AREA_SCALE = 2.0  # largest ratio of the mapped image's area to the reference's; the smallest is its inverse
+_WINDOW = 21  # pixels, side of a corner's neighborhood
+_TOLERANCE = 1e-3  # pixels, rounding error of source coordinates
 
 
 def register(image: np.ndarray, reference: np.ndarray) -> np.ndarray | None:
-    """Homography from `image` to `reference`, or None where it cannot be trusted.
+    """Homography from `image` to `reference`, or None if it is not reliable.
 
-    ORB features, brute-force matches by Hamming distance with cross-check, and MAGSAC (D. Barath et al., CVPR 2020)
-    give it to some pixels. Corners of the reference, followed from there into the image (B. Lucas and T. Kanade, IJCAI
-    1981), and MAGSAC over them bring it to about a tenth of a pixel, as defects are but outliers among them.
+    1. Coarse, to a few pixels: ORB features, brute-force matching by Hamming distance with cross-check, and MAGSAC
+       (D. Barath et al., CVPR 2020).
+    2. Fine, to about a tenth of a pixel: corners of the reference are tracked into the warped image (B. Lucas and
+       T. Kanade, IJCAI 1981), and MAGSAC fits a correction. Defects are outliers and do not matter.
 
-    None for few matches or corners in agreement, corners in agreement that cover little of the reference, and an
-    implausible homography (see `plausible`). Strictly periodic pictures can agree when shifted by a period.
+    It is not reliable if too few matches or corners agree, if the corners that agree cover too little of the reference,
+    or if it is implausible (see `plausible`). A strictly periodic pattern can be registered with a shift by a period.
 
     Args:
         image, reference: uint8, BGR (H, W, 3) or gray (H, W); sizes may differ.
@@ -40,7 +41,7 @@ def register(image: np.ndarray, reference: np.ndarray) -> np.ndarray | None:
     if min(gray.shape + reference_gray.shape) < _WINDOW:
         return None
     homography = _match(gray, reference_gray)
-    for _ in range(2):  # the second time the neighbourhoods compared are hardly distorted any more
+    for _ in range(2):  # in the second pass the neighborhoods that are compared are hardly distorted any more
         if homography is None or not plausible(homography, gray.shape, reference_gray.shape):
             return None
         homography = _refine(homography, gray, reference_gray)
@@ -50,10 +51,13 @@ def register(image: np.ndarray, reference: np.ndarray) -> np.ndarray | None:
 
 
 def plausible(homography: np.ndarray, shape: tuple[int, ...], reference_shape: tuple[int, ...]) -> bool:
-    """Whether a picture of `shape` (H, W, ...) stays a convex, unmirrored quadrilateral of about the reference's size.
+    """Whether a homography maps an image to a convex, unmirrored quadrilateral of about the reference's size.
 
-    The mapped picture's area must lie between half and twice the reference's: for pictures of one size that is the
-    homography's area scale. Sizes that differ are thus allowed for: both pictures are resized to one size later on.
+    The area of the quadrilateral must be between half and twice that of the reference. The size of the image itself
+    does not matter: image and reference may have different resolutions.
+
+    Args:
+        homography: (3, 3). shape, reference_shape: shapes (H, W, ...) of the image and of the reference.
     """
     if not np.isfinite(homography).all():
         return False
@@ -61,10 +65,8 @@ def plausible(homography: np.ndarray, shape: tuple[int, ...], reference_shape: t
     x, y, w = homography @ (np.array([[0, 0, 1], [width, 0, 1], [width, height, 1], [0, height, 1]]) - [0.5, 0.5, 0]).T
     if not (w > 0).all():
         return False
-    x, y = (
-        x / w,
-        y / w,
-    )  # all in front of the horizon: convex still, and turning the same way where the area is positive
+    # All corners have w > 0, so the quadrilateral is convex; a positive area means that it is not mirrored.
+    x, y = x / w, y / w
     area = (x @ np.roll(y, -1) - y @ np.roll(x, -1)) / 2
     return bool(reference_area / MAX_AREA_SCALE <= area <= reference_area * MAX_AREA_SCALE)
 
@@ -72,7 +74,7 @@ def plausible(homography: np.ndarray, shape: tuple[int, ...], reference_shape: t
 def warp(
     image: np.ndarray, homography: np.ndarray, size: tuple[int, int], interpolation: int = cv2.INTER_LINEAR
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Lay `image` into the frame that `homography` maps to.
+    """Warp `image` into the coordinate frame that `homography` maps to.
 
     Args:
         image: uint8 or float32, (H, W) or (H, W, 3). homography: (3, 3), from `image` to the new frame.
@@ -80,33 +82,36 @@ def warp(
         interpolation: cv2.INTER_LINEAR, or cv2.INTER_NEAREST for masks.
 
     Returns:
-        The warped array, 0 outside the source, and a bool mask (height, width): False where linear interpolation
-        needs a pixel from outside the source, whichever interpolation is chosen, so an image and its mask agree.
+        The warped array, 0 where it has no source, and has_source, bool (height, width): False where linear
+        interpolation would need a pixel outside of `image`. It does not depend on `interpolation`, so that it is the
+        same for an image and its mask.
 
     Raises:
         ValueError: another dtype, shape or interpolation, or a homography without an inverse.
     """
     if image.dtype not in (np.uint8, np.float32) or not _is_image(image):
-        raise ValueError(f"can warp uint8 or float32 of (H, W) or (H, W, 3), not {image.dtype} {image.shape}")
+        raise ValueError(
+            f"image must be uint8 or float32 of shape (H, W) or (H, W, 3), not {image.dtype} {image.shape}"
+        )
     if interpolation not in (cv2.INTER_LINEAR, cv2.INTER_NEAREST):
         raise ValueError("interpolation must be cv2.INTER_LINEAR or cv2.INTER_NEAREST")
     homography = np.asarray(homography, np.float64)
     if homography.shape != (3, 3) or not np.isfinite(homography).all() or np.linalg.matrix_rank(homography) < 3:
-        raise ValueError("a homography must be a finite 3 x 3 matrix that has an inverse")
+        raise ValueError("homography must be a finite, invertible 3 x 3 matrix")
     valid = _has_source(image.shape[:2], homography, size)
     border = {"borderMode": cv2.BORDER_CONSTANT, "borderValue": 0}
     warped = cv2.warpPerspective(image, homography, size[::-1], flags=interpolation, **border)
-    warped[~valid] = 0  # at the rim it is mixed with what lies outside
+    warped[~valid] = 0  # at the border, pixels are interpolated with zeros from outside
     return warped, valid
 
 
 def _has_source(shape: tuple[int, int], homography: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Where a frame of `size` shows a picture of `shape`, both (height, width), laid into it: bool (height, width).
+    """Pixels of a frame of `size` whose source lies inside an image of `shape`: bool (height, width).
 
-    A column of a row is valid between bounds: a point's source (x / w, y / w) lies inside where w is positive and four
-    sums of x, y and w are not negative, and each of these is linear along the row.
+    The source of a pixel is (x / w, y / w). It lies inside the image where w > 0 and four linear combinations of x, y
+    and w are not negative. All five are linear along a row, so the valid columns of a row form one interval.
     """
-    x, y, w = np.linalg.inv(homography) * np.sign(homography[2, 2])  # w > 0: not beyond the horizon
+    x, y, w = np.linalg.inv(homography) * np.sign(homography[2, 2])  # sign: points with w > 0 are before the camera
     right, bottom, slack = shape[1] - 1 + _TOLERANCE, shape[0] - 1 + _TOLERANCE, _TOLERANCE
     rows, low, high = np.arange(size[0]), np.zeros(size[0]), np.full(size[0], size[1] - 1.0)
     for a, b, c in (x + slack * w, right * w - x, y + slack * w, bottom * w - y, w):
@@ -128,15 +133,15 @@ def _is_image(image: np.ndarray) -> bool:
 
 def _gray(image: np.ndarray, name: str) -> np.ndarray:
     if image.dtype != np.uint8 or not _is_image(image):
-        raise ValueError(f"{name} must be uint8 of (H, W) or (H, W, 3), not {image.dtype} {image.shape}")
+        raise ValueError(f"{name} must be uint8 of shape (H, W) or (H, W, 3), not {image.dtype} {image.shape}")
     return cv2.cvtColor(image, cv2.COLOR_BGR2GRAY) if image.ndim == 3 else image
 
 
 def _match(gray: np.ndarray, reference: np.ndarray) -> np.ndarray | None:
-    # A low threshold, since surfaces have little contrast; a narrow border, for the sake of small pictures.
+    # A low threshold because surfaces have little contrast; a narrow border because images can be small.
     orb = cv2.ORB_create(FEATURES, edgeThreshold=15, fastThreshold=7)
     (keypoints, descriptors), (reference_keypoints, reference_descriptors) = (
-        orb.detectAndCompute(picture, None) for picture in (gray, reference)
+        orb.detectAndCompute(image, None) for image in (gray, reference)
     )
     if descriptors is None or reference_descriptors is None:
         return None
@@ -149,20 +154,20 @@ def _match(gray: np.ndarray, reference: np.ndarray) -> np.ndarray | None:
 def _refine(homography: np.ndarray, gray: np.ndarray, reference: np.ndarray) -> np.ndarray | None:
     warped, valid = warp(gray, homography, reference.shape)
     (mean, std), (reference_mean, reference_std) = (
-        (picture[valid].mean(), picture[valid].std()) if valid.any() else (0, 0) for picture in (warped, reference)
+        (image[valid].mean(), image[valid].std()) if valid.any() else (0, 0) for image in (warped, reference)
     )
     if not std > 0:
         return None
-    # Following compares grey values as they are: bring brightness and contrast to the reference's.
+    # Optical flow compares gray values directly: match brightness and contrast to the reference first.
     levels = (np.arange(256) - mean) * (reference_std / std) + reference_mean
     warped = cv2.LUT(warped, levels.round().clip(0, 255).astype(np.uint8))
     inside = cv2.erode(valid.astype(np.uint8), np.ones((_WINDOW, _WINDOW), np.uint8))
     corners = cv2.goodFeaturesToTrack(reference, CORNERS, qualityLevel=0.01, minDistance=5, mask=inside)
     if corners is None:
         return None
-    found, status, _ = cv2.calcOpticalFlowPyrLK(reference, warped, corners, None, winSize=(_WINDOW,) * 2, maxLevel=2)
-    followed = status.ravel() > 0
-    correction, inliers = _ransac(found[followed, 0], corners[followed, 0], threshold=1.0)
+    tracked, status, _ = cv2.calcOpticalFlowPyrLK(reference, warped, corners, None, winSize=(_WINDOW,) * 2, maxLevel=2)
+    is_tracked = status.ravel() > 0
+    correction, inliers = _ransac(tracked[is_tracked, 0], corners[is_tracked, 0], threshold=1.0)
     if correction is None or len(inliers) < MIN_AGREEMENT * len(corners):
         return None
     if cv2.contourArea(cv2.convexHull(inliers.astype(np.float32))) < MIN_SPREAD * reference.size:
@@ -172,7 +177,10 @@ def _refine(homography: np.ndarray, gray: np.ndarray, reference: np.ndarray) -> 
 
 
 def _ransac(source: np.ndarray, target: np.ndarray, threshold: float) -> tuple[np.ndarray | None, np.ndarray]:
-    """Homography between points (N, 2) and the target points within `threshold` pixels; None with few of them."""
+    """Homography from source to target points (N, 2), and its inliers: the target points within `threshold` pixels.
+
+    None, and no points, with fewer than MIN_INLIERS.
+    """
     if len(source) < MIN_INLIERS:
         return None, target[:0]
     homography, inliers = cv2.findHomography(

@@ -1,7 +1,7 @@
-"""Registration of parts: finds a part against its background and lays it over a reference part, whatever its pose.
+"""Registration of parts in any pose: segment the part, and find the transform from it to the part in a reference.
 
-For pictures of the same kind of part on a plain background, where `evaluation.registration` needs the same scene.
-Points are pixels (x, y), whole numbers at pixel centres.
+For images of one part on a plain background; `registration.homography` is for images of the same scene.
+Points are pixels (x, y) with integers at pixel centers.
 """
 
 from dataclasses import dataclass, replace
@@ -9,28 +9,35 @@ from dataclasses import dataclass, replace
 import cv2
 import numpy as np
 
-WORKING_SIZE = 320  # pixels, of the longer side that poses are found at
-RIM = 0.03  # of the shorter side: the frame that tells what the background looks like
-MIN_AREA, MAX_AREA = 0.01, 0.9  # of the picture: smaller pieces are dirt, larger ones no part on a background
-MAX_ON_RIM = 0.25  # of the picture's rim that a part may cover
-LIMITS = ("rim", "otsu")  # what tells a part from the background, in the order tried
-MIN_CONTRAST = 6.0  # of the part to the background, in the background's own deviations
-MIN_LEVELS = 12.0  # and in gray levels
-MAX_SCALE = 2.0  # and its inverse: of a part to the reference
-ELONGATED = 0.85  # ratio of axes below which the direction is taken from moments
-TURN = 6  # degrees between the turns that are tried where it is not
-RANKING_SIZE = 128  # pixels, of the longer side that these are ranked at
-CANDIDATES = 3  # of those turns that are refined
-ROUND = 0.8  # correlation with all of its turns from which a part is taken as round
+# Segmentation
+WORKING_SIZE = 320  # pixels, longer side of the image that poses are computed at
+RIM = 0.03  # width of the image's rim, as a share of its shorter side; the background color is fitted to the rim
+MIN_AREA, MAX_AREA = 0.01, 0.9  # share of the image that a part may cover: a smaller region is dirt
+MAX_ON_RIM = 0.25  # largest share of the rim that a part may cover
+LIMITS = ("rim", "otsu")  # thresholds between part and background, in the order in which they are tried
+MIN_CONTRAST = 6.0  # smallest contrast of the part, in deviations of the background
+MIN_LEVELS = 12.0  # smallest contrast of the part, in gray levels
+# Search of the pose
+MAX_SCALE = 2.0  # largest ratio of the sizes of part and reference; the smallest is its inverse
+ELONGATED = 0.85  # ratio of axes below which the moments determine the direction of the part
+TURN = 6  # degrees between the rotations that are tried otherwise
+RANKING_SIZE = 128  # pixels, longer side of the image that the rotations are ranked at
+CANDIDATES = 3  # number of rotations that are refined
+ROUND = 0.8  # a part that correlates this much with all of its rotations is round
+# Acceptance of the pose
 MIN_OVERLAP = 0.9  # intersection over union of silhouettes
-KEPT = 0.8  # of the pixels inside: the rest may be a defect
-MIN_CORRELATION = 0.85  # of those kept. Measured: 0.87 to 1 where right, light from the other side included
-MIN_CORRELATION_ROUND = 0.7  # of a round part, whose turn cannot be wrong, but whose details lie elsewhere
-FLAT = 4.0  # gray levels of deviation inside below which there is nothing to correlate
+KEPT = 0.8  # share of pixels inside that must correlate; the others may be a defect
+MIN_CORRELATION = 0.85  # measured: 0.87 to 1 for correct poses, with light from the opposite side included
+MIN_CORRELATION_ROUND = 0.7  # for a round part: its rotation cannot be wrong, but its details may lie elsewhere
+FLAT = 4.0  # gray levels; with a smaller deviation inside there is no texture to correlate
 
 
 class NoPartError(ValueError):
-    """No part is found in an image. silhouette: what was found instead, bool (h, w)."""
+    """No part is found in an image.
+
+    Attributes:
+        silhouette: the largest region that was found instead, bool (h, w) at working size.
+    """
 
     def __init__(self, text: str, silhouette: np.ndarray):
         super().__init__(text)
@@ -39,12 +46,13 @@ class NoPartError(ValueError):
 
 @dataclass(frozen=True)
 class Part:
-    """A part in a picture.
+    """A part in an image, segmented at working size (h, w).
 
     Attributes:
-        gray: the picture, uint8 (h, w), at working size. scale: of that to the picture.
-        silhouette: bool (h, w), holes filled. center: (x, y). angle: of the longer axis, radians. ratio: of the axes.
-        area: pixels of the silhouette. shape: of the picture, (H, W).
+        gray: the image, uint8 (h, w). scale: w / W.
+        silhouette: bool (h, w), True on the part, holes filled.
+        center: centroid (x, y). angle: direction of the longer axis in radians. ratio: shorter to longer axis.
+        area: pixels of the silhouette. shape: (H, W) of the image at its own size.
     """
 
     gray: np.ndarray
@@ -59,9 +67,11 @@ class Part:
 
 @dataclass(frozen=True)
 class Reference:
-    """A part that others are laid over, as each of LIMITS finds it; at least one does.
+    """The part that others are registered to.
 
-    is_round: whether its turns look alike, so that only its center counts.
+    Attributes:
+        parts: segmentation by each of LIMITS that finds the part; at least one.
+        is_round: whether all of its rotations look alike, so that only its center is registered.
     """
 
     parts: dict[str, Part]
@@ -69,33 +79,40 @@ class Reference:
 
 
 def find(image: np.ndarray, limit: str) -> Part:
-    """The part in a picture, uint8 (H, W, 3) BGR or (H, W): the largest piece that differs from the picture's rim.
+    """Segment the part in an image: the largest connected region that differs from the background.
 
-    Light may fall off over the background: its color is a surface of second order fitted to the rim.
+    The color of the background is a second-order surface fitted to the rim of the image, so illumination may vary.
 
     Args:
-        limit: one of LIMITS. `rim`: the part is what differs from the rim more than that does itself, shadows too;
-            `otsu`: what differs much (N. Otsu, IEEE Transactions on Systems, Man, and Cybernetics 1979).
+        image: uint8, (H, W, 3) BGR or (H, W).
+        limit: threshold, one of LIMITS. `rim`: a multiple of the deviation of the rim itself, so shadows belong to the
+            part. `otsu`: Otsu's threshold (N. Otsu, IEEE Transactions on Systems, Man, and Cybernetics 1979).
 
     Raises:
-        NoPartError: none is found.
+        NoPartError: the region is too small, too large, or covers too much of the rim.
     """
     scale = min(WORKING_SIZE / max(image.shape[:2]), 1.0)
     size = tuple(max(round(side * scale), 1) for side in image.shape[1::-1])
     small = cv2.resize(image, size, interpolation=cv2.INTER_AREA) if scale < 1 else image
     small = small if small.ndim == 3 else cv2.cvtColor(small, cv2.COLOR_GRAY2BGR)
-    distance, spread = _from_background(small)
-    least = max(MIN_CONTRAST * spread, MIN_LEVELS)
+    distance, deviation = _from_background(small)
+    threshold = max(MIN_CONTRAST * deviation, MIN_LEVELS)
     if limit == "otsu":
-        least = max(least, cv2.threshold(np.minimum(distance, 255).astype(np.uint8), 0, 255, cv2.THRESH_OTSU)[0])
-    above = cv2.morphologyEx((distance > least).astype(np.uint8), cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
+        levels = np.minimum(distance, 255).astype(np.uint8)
+        threshold = max(threshold, cv2.threshold(levels, 0, 255, cv2.THRESH_OTSU)[0])
+    above = cv2.morphologyEx((distance > threshold).astype(np.uint8), cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
     silhouette = _largest(above)
     share = silhouette.mean()
     rim = _rim(silhouette.shape, 1)
     if not MIN_AREA <= share <= MAX_AREA:
-        raise NoPartError(f"what differs from the rim covers {100 * share:.1f} % of the picture", silhouette)
+        raise NoPartError(
+            f"the largest region that differs from the background covers {100 * share:.1f} % of the image", silhouette
+        )
     if (on_rim := silhouette[rim].mean()) > MAX_ON_RIM:
-        raise NoPartError(f"what differs from the rim reaches over {100 * on_rim:.0f} % of it", silhouette)
+        raise NoPartError(
+            f"the largest region that differs from the background covers {100 * on_rim:.0f} % of the image's rim",
+            silhouette,
+        )
     moments = cv2.moments(silhouette.astype(np.uint8), binaryImage=True)
     center = np.array([moments["m10"], moments["m01"]]) / moments["m00"]
     across = moments["mu20"] - moments["mu02"]
@@ -108,32 +125,33 @@ def find(image: np.ndarray, limit: str) -> Part:
 
 
 def reference_of(image: np.ndarray) -> Reference:
-    """A picture's part as a reference. NoPartError where none is found."""
-    found = {}
+    """The part of a reference image, uint8 (H, W, 3) BGR or (H, W). NoPartError if there is none."""
+    parts = {}
     for limit in LIMITS:
         try:
-            found[limit] = find(image, limit)
+            parts[limit] = find(image, limit)
         except NoPartError as error:
             problem = error
-    if not found:
+    if not parts:
         raise problem
-    part = next(iter(found.values()))
+    part = next(iter(parts.values()))
     turns = np.arange(0, 2 * np.pi, np.pi / 12) if part.ratio >= ELONGATED else []
     alike = (_similarity(part, part, _pose(part, part, turn, False)) for turn in turns)
-    return Reference(found, min(alike, default=0) >= ROUND)
+    return Reference(parts, min(alike, default=0) >= ROUND)
 
 
 def register(image: np.ndarray, reference: Reference, mirror: bool = False) -> np.ndarray | None:
-    """Homography that lays the part in `image` over the reference's, or None where it cannot be trusted.
+    """Affine transform from the part in `image` to the reference part, or None if it is not reliable.
 
-    Center, direction and scale come from moments, turns that these cannot tell apart are tried, and ECC (G. Evangelidis
-    and E. Psarakis, PAMI 2008) refines. Accepted is what overlaps the reference's silhouette and correlates inside.
+    Center, direction and scale come from the moments of the silhouettes. Rotations that the moments cannot distinguish
+    are tried. ECC (G. Evangelidis and E. Psarakis, PAMI 2008) refines the best ones. The result is reliable if the
+    silhouettes overlap and the gray values inside correlate.
 
     Args:
-        image: uint8, (H, W, 3) or (H, W), of any size. mirror: parts may lie upside down.
+        image: uint8, (H, W, 3) BGR or (H, W), of any size. mirror: whether parts may lie upside down.
 
     Returns:
-        float64 (3, 3), in pixels of the pictures; its last row is (0, 0, 1).
+        float64 (3, 3), from pixels of the image to pixels of the reference, last row (0, 0, 1); or None.
     """
     for limit, target in reference.parts.items():
         try:
@@ -147,7 +165,7 @@ def register(image: np.ndarray, reference: Reference, mirror: bool = False) -> n
 
 
 def _best_pose(part: Part, target: Part, is_round: bool, mirror: bool) -> np.ndarray | None:
-    """From the part to the reference at working size; None where it cannot be trusted."""
+    """Transform (3, 3) from the part to the reference at working size; None if it is not reliable."""
     if not 1 / MAX_SCALE <= _size_ratio(part, target) <= MAX_SCALE:
         return None
     flips, turns = (False, True) if mirror else (False,), _turns(part, target, is_round)
@@ -160,11 +178,12 @@ def _best_pose(part: Part, target: Part, is_round: bool, mirror: bool) -> np.nda
 
 
 def background_color(image: np.ndarray) -> np.ndarray:
-    """Median of a picture's rim, uint8 (3,) or ()."""
+    """Median color of the rim of an image, uint8: (3,) for (H, W, 3), () for (H, W)."""
     return np.median(image[_rim(image.shape[:2])], axis=0).astype(np.uint8)
 
 
 def _rim(shape: tuple[int, int], width: int = 0) -> np.ndarray:
+    """The rim of an image, bool (H, W). width: in pixels; 0: from RIM."""
     width = width or max(round(RIM * min(shape)), 2)
     rim = np.ones(shape, bool)
     rim[width:-width, width:-width] = False
@@ -172,7 +191,7 @@ def _rim(shape: tuple[int, int], width: int = 0) -> np.ndarray:
 
 
 def _from_background(image: np.ndarray) -> tuple[np.ndarray, float]:
-    """How far each pixel is from the background in color, float32 (h, w), and how far the background itself is."""
+    """Color distance of each pixel to the background, float32 (h, w), and its median on the rim."""
     smooth = cv2.GaussianBlur(image, (0, 0), 1.0).astype(np.float32)
     height, width = image.shape[:2]
     y, x = np.mgrid[:height, :width].astype(np.float32)
@@ -181,7 +200,7 @@ def _from_background(image: np.ndarray) -> tuple[np.ndarray, float]:
     rim = _rim((height, width))
     known, colors = terms[rim], smooth[rim]
     keep = np.ones(len(known), bool)
-    for _ in range(4):  # parts that reach over the rim are left out
+    for _ in range(4):  # robust fit: pixels of a part that touches the rim are left out
         surface, *_ = np.linalg.lstsq(known[keep], colors[keep], rcond=None)
         error = np.linalg.norm(colors - known @ surface, axis=1)
         keep = error <= 2.5 * np.median(error) + 1e-3
@@ -189,7 +208,7 @@ def _from_background(image: np.ndarray) -> tuple[np.ndarray, float]:
 
 
 def _largest(above: np.ndarray) -> np.ndarray:
-    """The largest connected piece with its holes filled."""
+    """The largest connected region with its holes filled, bool (h, w); empty if there is none."""
     count, labels, stats, _ = cv2.connectedComponentsWithStats(above)
     if count < 2:
         return np.zeros(above.shape, bool)
@@ -199,7 +218,7 @@ def _largest(above: np.ndarray) -> np.ndarray:
 
 
 def _smaller(part: Part) -> Part:
-    """The same at RANKING_SIZE."""
+    """The part resized to RANKING_SIZE."""
     scale = min(RANKING_SIZE / max(part.gray.shape), 1.0)
     gray = cv2.resize(part.gray, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
     silhouette = cv2.resize(part.silhouette * np.uint8(255), gray.shape[::-1], interpolation=cv2.INTER_AREA) > 127
@@ -208,12 +227,12 @@ def _smaller(part: Part) -> Part:
 
 
 def _size_ratio(part: Part, target: Part) -> float:
-    """Of the reference to the part, in pixels at working size."""
+    """Scale from the part to the reference, in pixels at working size."""
     return float(np.sqrt(target.area / part.area))
 
 
 def _turns(part: Part, target: Part, is_round: bool) -> list[float]:
-    """Turns to try, besides that of the axes: where these say nothing, all around."""
+    """Rotations to try, in radians, in addition to that between the axes; all around where the axes are ambiguous."""
     if is_round:
         return [0.0]
     if max(part.ratio, target.ratio) < ELONGATED:
@@ -222,7 +241,11 @@ def _turns(part: Part, target: Part, is_round: bool) -> list[float]:
 
 
 def _pose(part: Part, target: Part, turn: float, flip: bool) -> np.ndarray:
-    """Similarity (3, 3) from the part to the reference at working size. turn: in addition to that of the axes."""
+    """Similarity transform (3, 3) from the part to the reference at working size.
+
+    Args:
+        turn: rotation in radians, in addition to that between the axes. flip: whether the part is mirrored.
+    """
     is_elongated = max(part.ratio, target.ratio) < ELONGATED
     own, other = (part.angle, target.angle) if is_elongated else (0.0, 0.0)
     scale, mirror = _size_ratio(part, target), np.diag([1.0, -1.0 if flip else 1.0])
@@ -243,20 +266,24 @@ def _warp_to_reference(plane: np.ndarray, pose: np.ndarray, target: Part) -> np.
 
 
 def _overlap(part: Part, target: Part, pose: np.ndarray) -> float:
-    laid = (
+    """Intersection over union of the warped silhouette and the reference's."""
+    warped = (
         cv2.warpAffine(part.silhouette.astype(np.uint8), pose[:2], target.gray.shape[::-1], flags=cv2.INTER_NEAREST) > 0
     )
-    return float((laid & target.silhouette).sum() / (laid | target.silhouette).sum())
+    return float((warped & target.silhouette).sum() / (warped | target.silhouette).sum())
 
 
 def _smooth(part: Part, target: Part, pose: np.ndarray, where: np.ndarray) -> list[np.ndarray]:
-    """Gray values of the part, laid by a pose, and of the reference there; float64 (n,) each."""
-    planes = (_warp_to_reference(part.gray, pose, target), target.gray)
-    return [cv2.GaussianBlur(plane, (0, 0), 1.5)[where].astype(np.float64) for plane in planes]
+    """Smoothed gray values of the warped part and of the reference in the pixels `where`; float64 (n,) each."""
+    images = (_warp_to_reference(part.gray, pose, target), target.gray)
+    return [cv2.GaussianBlur(image, (0, 0), 1.5)[where].astype(np.float64) for image in images]
 
 
 def _agreement(one: np.ndarray, other: np.ndarray, where: np.ndarray) -> float:
-    """Correlation of gray values less a plane, as light may fall from another side; the most alike of them count."""
+    """Correlation of gray values over the most similar pixels (share KEPT), after subtracting a plane from each.
+
+    The plane removes the effect of illumination from different sides.
+    """
     y, x = np.nonzero(where)
     terms = np.column_stack([np.ones(len(x)), x, y])
     one, other = (_standardized(values - terms @ np.linalg.lstsq(terms, values)[0]) for values in (one, other))
@@ -270,25 +297,26 @@ def _standardized(values: np.ndarray) -> np.ndarray:
 
 
 def _similarity(part: Part, target: Part, pose: np.ndarray) -> float:
-    """Correlation of the part and its surroundings, times the overlap of silhouettes."""
+    """Correlation of gray values in and around the part, times the overlap of silhouettes."""
     around = cv2.dilate(target.silhouette.astype(np.uint8), np.ones((9, 9), np.uint8)) > 0
     one, other = map(_standardized, _smooth(part, target, pose, around))
     return float((one * other).mean()) * _overlap(part, target, pose)
 
 
 def _refine(part: Part, target: Part, is_round: bool, pose: np.ndarray) -> np.ndarray:
+    """Refine a pose with ECC: by a translation for a round part, else by an affine transform."""
     motion = cv2.MOTION_TRANSLATION if is_round else cv2.MOTION_AFFINE
-    # The part is laid by the pose first, so that ECC looks for a small correction, and pixels are alike in scale.
-    laid = _warp_to_reference(part.gray, pose, target)
+    # The part is warped by the pose first, so that ECC searches for a small correction only.
+    warped = _warp_to_reference(part.gray, pose, target)
     around = cv2.dilate(target.silhouette.astype(np.uint8), np.ones((15, 15), np.uint8))
     correction, stop = np.eye(2, 3, dtype=np.float32), (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 60, 1e-5)
     try:
-        _, correction = cv2.findTransformECC(target.gray, laid, correction, motion, stop, around, 5)
-    except cv2.error:  # it does not converge
+        _, correction = cv2.findTransformECC(target.gray, warped, correction, motion, stop, around, 5)
+    except cv2.error:  # ECC does not converge
         return pose
-    # ECC maps the reference to the picture.
-    found = np.linalg.inv(np.vstack([correction, [0, 0, 1]]).astype(np.float64)) @ pose
-    return found if np.isfinite(found).all() else pose
+    # ECC returns the transform from the reference to the image.
+    refined = np.linalg.inv(np.vstack([correction, [0, 0, 1]]).astype(np.float64)) @ pose
+    return refined if np.isfinite(refined).all() else pose
 
 
 def _is_trusted(part: Part, target: Part, is_round: bool, pose: np.ndarray) -> bool:
@@ -304,6 +332,6 @@ def _is_trusted(part: Part, target: Part, is_round: bool, pose: np.ndarray) -> b
 
 
 def _scaling(part: Part) -> np.ndarray:
-    """From pixels of the picture to those at working size."""
+    """Matrix (3, 3) from pixels of the image to pixels at working size."""
     scales = [small / whole for small, whole in zip(part.gray.shape[::-1], part.shape[::-1], strict=True)]
     return np.array([[scales[0], 0, (scales[0] - 1) / 2], [0, scales[1], (scales[1] - 1) / 2], [0, 0, 1]])

@@ -1,4 +1,4 @@
-"""Registration of a category's pictures: the reference, the method, and what has been registered so far."""
+"""Registration of the images of a category: reference, method, and the homographies computed so far."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,42 +28,44 @@ if TYPE_CHECKING:
 
 
 class NoReferencePartError(UserError):
-    """The reference image has no part that others could be registered to."""
+    """No part is found in the reference image."""
 
 
 class Registration:
-    """Lays one category's pictures over a reference picture. Each is registered once, whatever asks for it.
+    """Registers the images of one category to a reference image. Each image is registered only once.
 
     Args:
-        config: the settings. embedded: the reference that a checkpoint brings along, in place of its file.
+        config: the settings.
+        embedded: reference from a checkpoint (see `inference.preprocessing.embed_assets`), used instead of its file.
     """
 
     def __init__(self, config: Config, embedded: dict[str, Any] | None = None):
         self.config, self._embedded = config, embedded
         self.white_level = None if config.data.white_level == "auto" else config.data.white_level
-        self._homographies: dict[Path, np.ndarray | None] = {}  # no pictures: there may be very many
+        self._homographies: dict[Path, np.ndarray | None] = {}  # images are not kept: there may be very many
 
     @property
     def _is_of_parts(self) -> bool:
         return self.config.data.registration_method == "part"
 
     def read(self, path: Path) -> np.ndarray:
-        """A picture as the networks are to see it, uint8 (H, W, 3), of its own size."""
+        """Read an image at its own size, uint8 (H, W, 3), BGR, with the white level of training."""
         return read_image(path, white_level=self.white_level)
 
     def check(self) -> None:
-        """UserError where the reference picture cannot be read, or has no part."""
+        """UserError if the reference image cannot be read, or no part is found in it."""
         _ = self._part if self._is_of_parts else self.reference
 
     @cached_property
     def reference_path(self) -> Path:
+        """Path of the reference image: as configured, else the first image of train/good."""
         if self._embedded:
             return Path(self._embedded["path"])
         if self.config.data.registration_reference is not None:
             path = Path(self.config.data.registration_reference)
             if not path.is_file():
                 raise UserError(
-                    "data.registration_reference", f"{path} does not exist", "name another, or leave it out"
+                    "data.registration_reference", f"{path} does not exist", "set it to an image, or to null"
                 )
             return path
         folder = category_folder(Path(self.config.data.data_path), self.config.data.category)
@@ -71,56 +73,56 @@ class Registration:
 
     @cached_property
     def reference(self) -> np.ndarray:
-        """The picture that others are laid over."""
+        """The reference image, uint8 (H, W, 3), BGR."""
         if self._embedded:
             return from_png(self._embedded["png"].numpy())
         return self.read(self.reference_path)
 
     @cached_property
     def _part(self) -> part_pose.Reference:
-        """The part that others are laid over."""
+        """The part in the reference image."""
         try:
             return part_pose.reference_of(self.reference)
         except part_pose.NoPartError as error:
             shown, hint = self.config.run_folder / "registration_reference.png", ""
-            if shown.parent.is_dir():  # a check before any training writes nothing
+            if shown.parent.is_dir():  # without a run folder, as in a check before training, nothing is written
                 write_image(shown, _in_red(self.reference, error.silhouette))
-                hint = f"; {shown} shows it"
+                hint = f" ({shown} shows it in red)"
             raise NoReferencePartError(
                 "data.registration_method = part",
-                f"no part found in {self.reference_path}: {error}",
-                f"name another image with data.registration_reference, or set data.registration_method=scene{hint}",
+                f"no part found in {self.reference_path}: {error}{hint}",
+                "set data.registration_reference to another image, or data.registration_method=scene",
             ) from error
 
     @cached_property
     def digest(self) -> str:
-        """Tells all that registered pictures depend on besides themselves."""
+        """Digest of everything that registration depends on besides the images: reference and method."""
         digest = self._embedded["digest"] if self._embedded else provenance.file_digest(self.reference_path)
         if self._is_of_parts:
             digest += " part" + (", mirrored" if self.config.data.registration_mirror else "")
         return digest
 
     def homography(self, image: np.ndarray) -> np.ndarray | None:
-        """That lays a picture over the reference; None where it cannot be trusted."""
+        """Homography (3, 3) from an image, uint8 (H, W, 3), to the reference; None if it is not reliable."""
         if self._is_of_parts:
             return part_pose.register(image, self._part, self.config.data.registration_mirror)
         return register_scene(image, self.reference)
 
     def homography_of(self, path: Path) -> np.ndarray | None:
-        """That of an image that `register` has met."""
+        """Homography of an image that `register` has processed; None if it is not reliable."""
         return self._homographies[path]
 
     def warp(
         self, image: np.ndarray, homography: np.ndarray, mask: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
-        """An image and its mask warped onto the reference.
+        """Warp an image and its mask onto the reference.
 
         Args:
-            image: uint8 (H, W, 3). homography: 3 x 3, from its pixels to the reference's. mask: uint8 (H, W).
+            image: uint8 (H, W, 3). homography: (3, 3), from its pixels to the reference's. mask: uint8 (H, W) or None.
 
         Returns:
-            image and mask of the reference's size, and where the warp has a source, bool (H, W). Elsewhere the image is
-            black; around a part it has the color of its background.
+            image and mask at the size of the reference, and has_source, bool (H, W). Where it is False, the image is
+            black, or has its background color with the method 'part'.
         """
         size = self.reference.shape[:2]
         warped, has_source = warp(image, homography, size)
@@ -131,54 +133,69 @@ class Registration:
         return warped, mask, has_source
 
     def to_own_pixels(self, anomaly_map: np.ndarray, homography: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-        """An anomaly map of the reference, float32, in the pixels of the image of `shape` that was warped onto it."""
+        """Warp an anomaly map back from the reference to the image.
+
+        Args:
+            anomaly_map: float32 (h, w), of the registered image. homography: from the image to the reference.
+            shape: (H, W) of the image.
+
+        Returns:
+            float32 (H, W).
+        """
         frame = resize(anomaly_map, self.reference.shape[:2])
         return warp(frame, np.linalg.inv(homography), shape)[0]
 
-    def register(self, pictures: Sequence[TestSample], ranks: "Together | None" = None) -> None:
-        """Register those that have not been yet. ranks: processes that do a share each and tell each other."""
-        new = [picture.path for picture in pictures if picture.path not in self._homographies]
+    def register(self, samples: Sequence[TestSample], ranks: "Together | None" = None) -> None:
+        """Compute the homographies of the images that have none yet.
+
+        Args:
+            ranks: processes of a distributed run; each registers a share of the images, and all get all results.
+        """
+        new = [sample.path for sample in samples if sample.path not in self._homographies]
         if not new:
             return
-        _ = self._part if self._is_of_parts else self.reference  # made before threads share it
+        _ = self._part if self._is_of_parts else self.reference  # computed before threads share it
         own = new[ranks.rank :: ranks.count] if ranks else new
-        # Threads: OpenCV works outside the interpreter's lock.
-        with ThreadPoolExecutor(core_count()) as pool:
-            found = pool.map(lambda path: self.homography(self.read(path)), own)
-            bar = tqdm(found, "registration", len(own), unit="image", leave=None, disable=len(own) == 1)
-            done = dict(zip(own, bar, strict=True))
-        for part in ranks.gather(done) if ranks else [done]:
-            self._homographies |= part
+        with ThreadPoolExecutor(core_count()) as pool:  # OpenCV releases the GIL
+            homographies = pool.map(lambda path: self.homography(self.read(path)), own)
+            bar = tqdm(homographies, "registration", len(own), unit="image", leave=None, disable=len(own) == 1)
+            own_homographies = dict(zip(own, bar, strict=True))
+        for share in ranks.gather(own_homographies) if ranks else [own_homographies]:
+            self._homographies |= share
 
-    def registration_summary(self, pictures: Sequence[TestSample], what: str) -> str:
-        """How many of `what` could not be registered, and which; empty where all could."""
-        left = self.unregistered(pictures)
-        shown = ", ".join(left[:3]) + (", ..." if len(left) > 3 else "")
-        return f"{len(left)} of {len(pictures)} {what} could not be registered: {shown}" if left else ""
+    def registration_summary(self, samples: Sequence[TestSample], what: str) -> str:
+        """Sentence with the number and names of images that could not be registered; empty if there are none.
+
+        Args:
+            what: word for the images, a plural such as 'test images'.
+        """
+        names = self.unregistered(samples)
+        shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+        return f"{len(names)} of {len(samples)} {what} could not be registered: {shown}" if names else ""
 
     def register_to_train(self, files: Sequence[Path]) -> str:
-        """Register training images; their `registration_summary`. UserError where more than half cannot be."""
-        pictures = [TestSample(file, False, file.name) for file in files]
-        self.register(pictures)
-        said = self.registration_summary(pictures, "nominal pictures")
-        if len(self.unregistered(pictures)) > len(files) / 2:
+        """Register training images, and return their `registration_summary`; UserError if more than half fail."""
+        samples = [TestSample(file, False, file.name) for file in files]
+        self.register(samples)
+        summary = self.registration_summary(samples, "nominal images")
+        if len(self.unregistered(samples)) > len(files) / 2:
             raise UserError(
                 "data.registration_training",
-                said,
-                "set another data.registration_method or data.registration_reference, or leave it out",
+                summary,
+                "set another data.registration_method or data.registration_reference, or set it to false",
             )
-        return said
+        return summary
 
-    def unregistered(self, pictures: Sequence[TestSample]) -> list[str]:
-        """Pictures whose registration cannot be trusted, told from the category on: they are kept as they are."""
-        return [picture.name for picture in pictures if self._homographies[picture.path] is None]
+    def unregistered(self, samples: Sequence[TestSample]) -> list[str]:
+        """Names of the images whose registration is not reliable; these are used unregistered."""
+        return [sample.name for sample in samples if self._homographies[sample.path] is None]
 
 
 class RegisteredImages(ArrayCache):
-    """Nominal images to train on, registered and resized, uint8 (H, W, 3); as they are where that cannot be trusted.
+    """Training images, registered and resized, uint8 (H, W, 3), BGR. Those that cannot be registered are only resized.
 
     Raises:
-        UserError: more than half of them cannot be registered.
+        UserError: more than half of the images cannot be registered.
     """
 
     def __init__(self, folder: Path, files: Sequence[Path], registering: Registration):
@@ -186,28 +203,28 @@ class RegisteredImages(ArrayCache):
         digests = provenance.file_digests(self._files)
         parts_of_name = [provenance.VERSION, registering.white_level, registering.digest, *digests]
         name = f"registered_images_{size[0]}x{size[1]}_{provenance.digest(parts_of_name)}"
-        self._left = folder / f"{name}.txt"  # what could not be registered, for runs that find the file there
-        super().__init__(folder, name, "registered pictures", len(self._files), (*size, 3), half_of_disk(folder))
-        if self._left.is_file() and (said := self._left.read_text(encoding="utf-8")):
-            print(f"{said}; they are trained on as they are")
+        self._summary_path = folder / f"{name}.txt"  # names of unregistered images, for later runs that use the cache
+        super().__init__(folder, name, "registered images", len(self._files), (*size, 3), half_of_disk(folder))
+        if self._summary_path.is_file() and (summary := self._summary_path.read_text(encoding="utf-8")):
+            print(f"{summary}; training uses them unregistered")
 
     def _write(self, title: str) -> None:
-        write_text(self._left, self._registering.register_to_train(self._files))
+        write_text(self._summary_path, self._registering.register_to_train(self._files))
         super()._write(title)
 
     def make(self, index: int) -> np.ndarray:
-        """The image of a file."""
+        """Register and resize image `index`: uint8 (H, W, 3), BGR."""
         path = self._files[index]
-        self._registering.register([TestSample(path, False, path.name)])  # what an earlier run has written is not yet
+        self._registering.register([TestSample(path, False, path.name)])  # a no-op, except with an earlier run's cache
         image, homography = self._registering.read(path), self._registering.homography_of(path)
         if homography is not None:
             image, *_ = self._registering.warp(image, homography)
         return resize(image, self._registering.config.data.img_size)
 
 
-def _in_red(image: np.ndarray, seen: np.ndarray) -> np.ndarray:
-    """A picture with what was taken for a part in red."""
+def _in_red(image: np.ndarray, silhouette: np.ndarray) -> np.ndarray:
+    """An image, uint8 (H, W, 3), with a silhouette, bool (h, w), in red."""
     red = image.copy()
     red[..., 2] = 255
-    seen = cv2.resize(seen.astype(np.uint8), image.shape[1::-1], interpolation=cv2.INTER_NEAREST) > 0
-    return np.where(seen[..., None], red, image)
+    silhouette = cv2.resize(silhouette.astype(np.uint8), image.shape[1::-1], interpolation=cv2.INTER_NEAREST) > 0
+    return np.where(silhouette[..., None], red, image)

@@ -1,4 +1,4 @@
-"""What the programs share: flags, exit statuses, error messages."""
+"""Common parts of the programs: flags, exit statuses, error messages."""
 
 import argparse
 import atexit
@@ -30,18 +30,19 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("--version", action="version", version=f"DRAEM {program_version()}")
 
     def error(self, message: str):
+        """Print the mistake and exit with status 2."""
         self.exit(MISTAKE, f"error: {message}\nsee: python {self.prog} --help\n")
 
 
 def boolean(text: str) -> bool:
-    """Value of a flag."""
+    """Parse the value of a flag, True or False in any case; ArgumentTypeError for any other text."""
     if text.lower() in ("true", "false"):
         return text.lower() == "true"
     raise argparse.ArgumentTypeError(f"'{text}' is neither True nor False")
 
 
 def add_config_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags that every program here has."""
+    """Add the flags that all programs have: --config and --set."""
     parser.add_argument(
         "-cfg",
         "--config",
@@ -56,38 +57,46 @@ def add_config_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def is_launched() -> bool:
-    """Whether this is one of several processes that torchrun or another launcher has started."""
+    """Whether torchrun or another launcher has started this process as one of several."""
     return {"RANK", "WORLD_SIZE"} <= os.environ.keys()
 
 
 def add_ray_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags of programs that can run their jobs on Ray."""
+    """Add the flags of programs that can run their jobs on Ray."""
     add_flag = parser.add_argument
     add_flag("--ray", metavar="ADDRESS", help="run all jobs at once on Ray: local (this machine), auto, or an address")
-    add_flag("--gpus_per_job", type=float, metavar="N", help="with --ray: of each (default: 1 where there are GPUs)")
-    add_flag("--cpus_per_job", type=float, default=1, metavar="N", help="with --ray: of each (default: 1)")
-    add_flag("--max_retries", type=int, default=3, metavar="N", help="with --ray: after a node has died (default: 3)")
+    add_flag("--gpus_per_job", type=float, metavar="N", help="with --ray: GPUs of a job (default: 1 if there are any)")
+    add_flag("--cpus_per_job", type=float, default=1, metavar="N", help="with --ray: CPU cores of a job (default: 1)")
+    add_flag(
+        "--max_retries", type=int, default=3, metavar="N", help="with --ray: retries after a node failure (default: 3)"
+    )
 
 
 def run(program: Callable[[], int], is_shared: bool = False) -> None:
-    """Run a program and exit: 0 done, 1 a fault of training, 2 a user's mistake, 130 interrupted, 143 terminated."""
-    # Python looks through all of torch's objects several times as they are imported, for half a second, and once more
-    # as it ends, for most of one.
+    """Run a program and exit with its status.
+
+    Errors are printed to standard error. Exit status: 0 done, 1 training failed, 2 user error, 130 interrupted, 143
+    terminated. Any other exception is a fault of the program and keeps its traceback (status 1).
+
+    Args:
+        program: returns the exit status. is_shared: whether the program can run as several processes (torchrun).
+    """
+    # Garbage collection while torch is imported takes half a second, and a second more at exit.
     gc.set_threshold(10_000, 20, 50)
     atexit.register(gc.freeze)
     try:
         signals.interrupts()
         if is_launched() and not is_shared:
-            raise UserError("torchrun", "only main.py can run as several processes", "start this program without it")
+            raise UserError("torchrun", "only main.py can run as several processes", "start this program with python")
         sys.exit(program())
     except UserError as error:
         sys.exit(_print_error(error, MISTAKE))
     except (FloatingPointError, RankLostError) as error:
         sys.exit(_print_error(error, FAULT))
     except KeyboardInterrupt as error:
-        stopped = error if isinstance(error, signals.Interrupted) else signals.Interrupted(signal.SIGINT)
-        print(stopped, file=sys.stderr)
-        sys.exit(stopped.status)
+        interrupt = error if isinstance(error, signals.Interrupted) else signals.Interrupted(signal.SIGINT)
+        print(interrupt, file=sys.stderr)
+        sys.exit(interrupt.status)
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and "out of memory" not in str(error) and "allocate" not in str(error):
             raise
@@ -102,7 +111,7 @@ def run(program: Callable[[], int], is_shared: bool = False) -> None:
         sys.exit(
             _print_error(UserError(error.filename or "file system", error.strerror or error, FIX_STORAGE), MISTAKE)
         )
-    except Exception as error:  # pydantic wraps Interrupted in errors of its own
+    except Exception as error:  # pydantic wraps Interrupted in its own errors, which keep only the text
         for number in (signal.SIGINT, signal.SIGTERM):
             if str(interrupted := signals.Interrupted(number)) in str(error):
                 print(interrupted, file=sys.stderr)

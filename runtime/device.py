@@ -1,4 +1,4 @@
-"""The processor: set-up of the process, device, precision, memory format, threads and loader processes."""
+"""Hardware: process setup, device, precision, memory format, threads and loader processes."""
 
 import ctypes
 import os
@@ -16,27 +16,28 @@ from runtime.errors import FIX_STORAGE, UserError
 
 
 class Compute(NamedTuple):
-    """Where the networks run, and in which precision."""
+    """Device that the networks run on, and the data type of their computations."""
 
     device: torch.device
     precision: torch.dtype
 
 
 def setup() -> None:
-    """Set the process up: the C library's allocator, OpenCV, NumPy. Programs call it, and loader processes too."""
-    # One thread a process: the processes share out the work, and OpenCV's pool of threads hangs in one that was forked.
+    """Configure the memory allocator, OpenCV and NumPy. Called once in each program and in each loader process."""
+    # One thread per process: loader processes already use all cores, and OpenCV's thread pool hangs in forked ones.
     cv2.setNumThreads(1)
-    os.environ.setdefault("OPENCV_IO_ENABLE_OPENEXR", "1")  # built in, but off
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # a broken image is told by its name, once
-    # glibc gives large arrays back to the system at once, and clears each new one page by page: as slow as filling it.
+    os.environ.setdefault("OPENCV_IO_ENABLE_OPENEXR", "1")  # OpenEXR is built in, but disabled by default
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # errors of decoding are reported as UserError
+    # By default glibc returns the memory of large arrays to the system at once. Each new array then costs a page fault
+    # per page, which takes as long as filling it.
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
-        libc.mallopt(-4, 0)  # M_MMAP_MAX: large blocks come from the heap as well
-        libc.mallopt(-1, -1)  # M_TRIM_THRESHOLD: the heap keeps them
+        libc.mallopt(-4, 0)  # M_MMAP_MAX: allocate large blocks on the heap, too
+        libc.mallopt(-1, -1)  # M_TRIM_THRESHOLD: never shrink the heap
     restore_numpy_table()
 
 
 def restore_numpy_table() -> None:
-    """Give NumPy back the table of types that imgaug 0.4.0 reads when it is imported; NumPy 2 has dropped it."""
+    """Restore `numpy.sctypes`, which imgaug 0.4.0 reads when it is imported and NumPy 2 has removed."""
     if not hasattr(np, "sctypes"):
         np.sctypes = {
             "int": [np.int8, np.int16, np.int32, np.int64],
@@ -48,22 +49,27 @@ def restore_numpy_table() -> None:
 
 
 def select_device(setting: str) -> torch.device:
-    """`auto`: the first of cuda, mps, cpu that is there. UserError where the one asked for is not. Sets cuDNN up."""
+    """Device for train.device; `auto` is the first available of cuda, mps and cpu. Also configures cuDNN.
+
+    Raises:
+        UserError: the device is not available.
+    """
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if setting == "auto":
-        setting = next(name for name, there in available.items() if there)
+        setting = next(name for name, is_available in available.items() if is_available)
     device = torch.device(setting)
     if not available[device.type] or (device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()):
-        there = ", ".join(name for name, is_there in available.items() if is_there)
-        raise UserError(f"train.device = {setting}", "not available here", f"use one of: auto, {there}")
-    torch.backends.cudnn.benchmark = True  # batches have one shape: cuDNN tries which algorithm is fastest for it
+        names = ", ".join(name for name, is_available in available.items() if is_available)
+        raise UserError(f"train.device = {setting}", "not available on this machine", f"use one of: auto, {names}")
+    torch.backends.cudnn.benchmark = True  # all batches have one shape: cuDNN searches the fastest algorithm for it
     return device
 
 
 def select_precision(setting: str, device: torch.device) -> torch.dtype:
-    """`auto`: bfloat16 where the hardware is fast at it (CUDA from Ampere on, CPUs with AMX or AVX512-BF16).
+    """Data type for train.precision.
 
-    float32 means all of its digits: it turns cuDNN's TF32 off, which is on by default and keeps 10 bits of 23.
+    `auto` is bfloat16 on hardware that is fast at it (CUDA from Ampere on, CPUs with AMX or AVX512-BF16), else float32.
+    With float32, TF32 is disabled in cuDNN: it is on by default and keeps only 10 of the 23 bits of the mantissa.
     """
     if setting == "auto":
         if device.type == "cuda":
@@ -79,43 +85,48 @@ def select_precision(setting: str, device: torch.device) -> torch.dtype:
 
 
 def memory_format(device: torch.device, precision: torch.dtype) -> torch.memory_format:
-    """Layout that convolutions are fastest in: measured on CPUs in both precisions, with and without bfloat16.
+    """Memory format in which convolutions are fastest.
 
-    On CUDA in bfloat16, whose tensor cores want it; float32 there was not measured.
+    channels_last on CPUs (measured in float32 and bfloat16), and on CUDA in bfloat16, where tensor cores need it. CUDA
+    in float32 was not measured and uses the contiguous format.
     """
     is_last = device.type == "cpu" or (device.type == "cuda" and precision == torch.bfloat16)
     return torch.channels_last if is_last else torch.contiguous_format
 
 
 def autocast(device: torch.device, precision: torch.dtype) -> torch.autocast:
-    """Runs the networks in `precision`."""
+    """Context manager that runs the networks in `precision`."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == torch.bfloat16)
 
 
 def core_count() -> int:
-    """Processor cores that this process may use."""
+    """Number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def worker_count(setting: int | str, device: torch.device, batches: int | None = None) -> int:
-    """Loader processes: the setting; for `auto` the cores (at most 8), half of them where they run the networks too.
+    """Number of loader processes for data.num_workers.
 
-    Where the networks run on the CPU, few `batches` are read without any: starting processes takes longer.
+    `auto` is the number of CPU cores, at most 8; half of the cores if the networks run on the CPU, too.
+
+    Args:
+        batches: number of batches to load. On the CPU up to 16 are loaded without loader processes, as starting these
+            takes longer. None: unknown.
     """
     if device.type == "cpu" and batches is not None and batches <= 16:
         return 0
     if setting != "auto":
         return int(setting)
-    cores = core_count() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # that of a launcher of several processes
+    cores = core_count() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # set by torchrun
     return min(8, cores if device.type != "cpu" else cores // 2)
 
 
 @contextmanager
 def worker_errors() -> Iterator[None]:
-    """Raise the mistakes that loader processes meet as if they had been met here.
+    """Turn errors of loader processes into the UserError that was raised there.
 
-    Torch raises what ended a loader process with its whole traceback as text: as the same type where that takes one
-    argument, otherwise as a RuntimeError.
+    PyTorch re-raises an error of a loader process with the whole traceback as its text: with the same type if its
+    constructor takes a single argument, else as a RuntimeError.
     """
     try:
         yield
@@ -131,24 +142,30 @@ def worker_errors() -> Iterator[None]:
         if not text.startswith("DataLoader worker"):
             raise
         raise UserError(
-            "data.num_workers", "a loader process was killed, often for lack of memory", "lower it, to 0 if need be"
+            "data.num_workers",
+            "a loader process was killed, often because memory ran out",
+            "set it to a smaller number, or to 0",
         ) from error
 
 
 class Together(Protocol):
-    """Processes that share pictures out: `training.distributed.ProcessGroup`."""
+    """Interface of `training.distributed.ProcessGroup`, for modules that must not import it.
+
+    Attributes:
+        rank: of this process, from 0. count: number of processes.
+    """
 
     rank: int
     count: int
 
     def barrier(self) -> None:
-        """Wait for all."""
+        """Wait until all processes have called this."""
 
     def send(self, content: object) -> None:
-        """To the first."""
+        """Send an object to rank 0."""
 
     def receive(self, rank: int) -> Any:
-        """From another."""
+        """Receive an object that another rank has sent to this one, rank 0."""
 
     def gather(self, content: Any) -> list[Any]:
-        """What all have, by rank, for all."""
+        """The objects of all ranks, in order of rank; every rank gets the list."""

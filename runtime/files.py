@@ -1,4 +1,4 @@
-"""Files: written whole, locked, removed when unused; work on them in threads."""
+"""Files: atomic writes, locks, removal of unused files, and writing in background threads."""
 
 import csv
 import json
@@ -22,18 +22,18 @@ from runtime.errors import UserError
 
 try:
     import fcntl
-except ImportError:  # Windows, where a file that is open cannot be removed anyway
+except ImportError:  # Windows: it does not delete open files, so locks are not needed
     fcntl = None
 
-PENDING = 2**28  # bytes of arrays that wait for threads
-ORPHANED = 86400  # seconds after which an unfinished file counts as left behind where locks cannot tell
-BATCH = "DRAEM_BATCH"  # in the environment of a batch's jobs: what it is called
-TIMEOUT_SECONDS = 15  # seconds that the loader processes of a killed training may still live
+PENDING = 2**28  # bytes, maximum size of the arrays that wait for a background thread
+ORPHANED = 86400  # seconds; without locks, an older unfinished file counts as left over
+BATCH = "DRAEM_BATCH"  # environment variable with the name of the batch that a job belongs to
+TIMEOUT_SECONDS = 15  # loader processes of a killed training exit within this time
 
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Says which file it was where a write fails without telling, as on a full disk."""
+    """Add the file name to an OSError that has none, for example one caused by a full disk."""
     try:
         yield
     except OSError as error:
@@ -43,9 +43,9 @@ def naming(path: Path) -> Iterator[None]:
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """A path beside `path` to write to; it takes the place of `path` when the block ends well, and goes otherwise."""
+    """Yield a temporary path to write to. It replaces `path` if the block succeeds, and is deleted if it fails."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    # A name of its own: two processes that write the same file must not write into each other's.
+    # A unique name: two processes that write the same file must not use one temporary file.
     beside = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.part{path.suffix}")
     try:
         with naming(path), _marked(beside, is_folder=False):
@@ -57,7 +57,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
-    """A folder beside `folder` to write to; it takes its place when the block ends well, and goes otherwise."""
+    """Yield a temporary folder to write to. It replaces `folder` if the block succeeds, and is deleted if it fails."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     beside, old = (folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.part") for _ in range(2))
     try:
@@ -70,7 +70,7 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
                     os.replace(beside, folder)
                     break
                 except OSError:
-                    if not folder.exists():  # else another process has put its own there meanwhile
+                    if not folder.exists():  # else another process has created it in the meantime: try again
                         if old.exists():
                             os.replace(old, folder)
                         raise
@@ -82,25 +82,26 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def _marked(path: Path, is_folder: bool) -> Iterator[None]:
-    """Creates an unfinished file or folder, and marks it as in use until the block or the process ends."""
+    """Create an unfinished file or folder, and mark it as in use until the block or the process ends."""
     while True:
         path.mkdir() if is_folder else path.touch()
         with suppress(FileNotFoundError), shared_lock(path):
-            if path.exists():  # else another process took it for a leftover just before it was marked
+            if path.exists():  # else another process has removed it as left over before it was locked: try again
                 yield
                 return
 
 
 class shared_lock:
-    """Marks a file or folder as in use until the block ends, or the process and those that it has forked.
+    """Marks a file or folder as in use, so that `remove_unused` keeps it. Any number of processes can hold the lock.
 
-    As many processes as like can hold it. Without a block: from `shared_lock(path)` until it is collected.
+    As a context manager it ends with the block; otherwise it ends when the object is garbage-collected. It also ends
+    when this process and all processes forked from it have exited. FileNotFoundError if the file does not exist.
     """
 
     def __init__(self, path: Path):
-        self._handle = None  # where the file is not there
+        self._handle = None  # for __del__ if os.open fails
         self._handle = os.open(path, os.O_RDONLY) if fcntl else None
-        with suppress(OSError):  # a drive that knows no locks
+        with suppress(OSError):  # the file system does not support locks
             if fcntl:
                 fcntl.flock(self._handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
 
@@ -116,8 +117,8 @@ class shared_lock:
 
 
 def remove_unused(path: Path) -> bool:
-    """Remove a file or folder that no process holds; whether it is gone."""
-    with suppress(OSError):  # in use, or gone already
+    """Remove a file or folder unless a process holds a `shared_lock` on it. Returns whether it no longer exists."""
+    with suppress(OSError):  # in use, or removed already
         handle = os.open(path, os.O_RDONLY) if fcntl else None
         try:
             if fcntl:
@@ -130,7 +131,7 @@ def remove_unused(path: Path) -> bool:
 
 
 def remove_leftovers(folder: Path, pattern: str = ".*.part*") -> None:
-    """Remove the unfinished files and folders that processes which are no more have left in a folder."""
+    """Remove unfinished files and folders that processes have left in a folder when they were killed."""
     for path in list(folder.glob(pattern)):
         with suppress(FileNotFoundError):
             if fcntl or time.time() - path.stat().st_mtime > ORPHANED:
@@ -138,13 +139,13 @@ def remove_leftovers(folder: Path, pattern: str = ".*.part*") -> None:
 
 
 def remove_least_recently_used(paths: Iterable[Path], limit: int) -> None:
-    """Remove files that no process holds, the longest unused first, until all together have at most `limit` bytes."""
-    there = []
+    """Remove the least recently used files that no process holds, until the total size is at most `limit` bytes."""
+    files = []
     for path in paths:
         with suppress(FileNotFoundError):
-            there.append((path.stat().st_mtime_ns, path.stat().st_size, path))
-    total = sum(size for _, size, _ in there)
-    for _, size, path in sorted(there):
+            files.append((path.stat().st_mtime_ns, path.stat().st_size, path))
+    total = sum(size for _, size, _ in files)
+    for _, size, path in sorted(files):
         if total <= limit:
             break
         if remove_unused(path):
@@ -153,40 +154,41 @@ def remove_least_recently_used(paths: Iterable[Path], limit: int) -> None:
 
 @contextmanager
 def run_lock(folder: Path) -> Iterator[None]:
-    """Lock a folder for this process alone; UserError that names the process which has it.
+    """Lock a folder exclusively for this process; UserError with the process that holds the lock.
 
-    The lock ends with the process. On a network drive that does not share locks, a note of the owner's host tells.
+    The lock ends with the process. Some network drives do not share locks between hosts; there the file .owner.json
+    with the host of the owner serves as a second lock.
     """
     is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
-    note, host = folder / ".owner.json", socket.gethostname()
-    lock, owner = FileLock(folder / ".lock"), _read_owner(note)
-    who = f"process {owner.get('process', '?')} on host {owner.get('host', '?')}"
+    owner_path, host = folder / ".owner.json", socket.gethostname()
+    lock, owner = FileLock(folder / ".lock"), _read_owner(owner_path)
+    holder = f"process {owner.get('process', '?')} on host {owner.get('host', '?')}"
     is_dead = owner.get("host") == host and not _is_alive(owner.get("process"))
     try:
-        lock.acquire(timeout=TIMEOUT_SECONDS if is_dead else 0)  # its loader processes still have the lock for a while
+        lock.acquire(timeout=TIMEOUT_SECONDS if is_dead else 0)  # its loader processes hold the lock a little longer
     except Timeout:
         raise UserError(
-            folder, f"{who} is training there", "wait for it, end it, or set another data.run_name"
+            folder, f"{holder} is training there", "wait for it, end it, or set another data.run_name"
         ) from None
     try:
-        batch = os.environ.get(BATCH)  # of one batch a job runs again only where its node has died
+        batch = os.environ.get(BATCH)  # a job of the same batch runs again only if the node of the first has died
         if owner and owner.get("host") != host and not (batch and owner.get("batch") == batch):
-            raise UserError(folder, f"{who} may still be training there", f"if it is not, delete {note}")
-        write_text(note, json.dumps({"host": host, "process": os.getpid(), "batch": batch}) + "\n")
+            raise UserError(folder, f"{holder} may still be training there", f"if it is not, delete {owner_path}")
+        write_text(owner_path, json.dumps({"host": host, "process": os.getpid(), "batch": batch}) + "\n")
         try:
             yield
         finally:
-            note.unlink(missing_ok=True)
+            owner_path.unlink(missing_ok=True)
     finally:
         lock.release()
-        if is_new and [path.name for path in folder.iterdir()] == [".lock"]:  # nothing came of it
+        if is_new and [path.name for path in folder.iterdir()] == [".lock"]:  # the block has written nothing
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _read_owner(note: Path) -> dict[str, Any]:
+def _read_owner(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(note.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
@@ -194,45 +196,49 @@ def _read_owner(note: Path) -> dict[str, Any]:
 
 def _is_alive(process: object) -> bool:
     try:
-        if os.name != "nt":  # there the signal would end it
+        if os.name != "nt":  # on Windows, os.kill would end the process
             os.kill(int(process), 0)
     except (ProcessLookupError, TypeError, ValueError):
         return False
-    except OSError:  # somebody else's
+    except OSError:  # it exists, but belongs to another user
         return True
     return True
 
 
 class Background:
-    """Work done in threads while the caller goes on. What waits for it has at most PENDING bytes of arrays."""
+    """Runs functions in background threads. At most PENDING bytes of arrays wait for a thread."""
 
     def __init__(self):
         self._pool = ThreadPoolExecutor(core_count())
         self._pending: deque[tuple[Future, int]] = deque()
 
     def do(self, work: Callable, *arguments: Any) -> None:
-        """Have it done; raises what an earlier piece has raised."""
+        """Call `work(*arguments)` in a thread. Raises the error of an earlier call, if there is one."""
         size = sum(value.nbytes for value in arguments if isinstance(value, np.ndarray))
         self._pending.append((self._pool.submit(work, *arguments), size))
         self.wait(PENDING)
 
     def cancel(self) -> None:
-        """Drop what is not begun yet, and wait for the rest; its errors are of no interest any more."""
+        """Cancel the calls that have not started, and wait for the others. Their errors are ignored."""
         self._pool.shutdown(cancel_futures=True)
 
     def wait(self, pending: int = -1) -> None:
-        """Until what is left has at most so many bytes; raises what one of the others has raised."""
+        """Wait until the arrays of unfinished calls have at most `pending` bytes; -1: until all calls are finished.
+
+        Raises:
+            Exception: the error of a finished call.
+        """
         while self._pending and (pending < 0 or sum(size for _, size in self._pending) > pending):
             self._pending.popleft()[0].result()
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text; a reader never sees half of it."""
+    """Write a UTF-8 text file atomically: readers see the old or the new file, never a part."""
     with atomic_write(path) as beside:
         beside.write_text(text, encoding="utf-8", newline="\n")
 
 
 def write_csv(path: Path, rows: Iterable[Sequence[Any]]) -> None:
-    """Write rows, the first of them the names of the columns."""
+    """Write a CSV file atomically. rows: the first row has the names of the columns."""
     with atomic_write(path) as beside, beside.open("w", newline="", encoding="utf-8") as stream:
         csv.writer(stream).writerows(rows)

@@ -1,7 +1,7 @@
-"""What something on disk was made from: the one answer to 'is this still valid?'.
+"""Provenance: what a file was computed from, to decide whether it is still valid.
 
-Thresholds, results, kept decoded pictures and the state of a training carry a Provenance. Pictures are told apart by
-their content, so a copied or moved dataset is the same, and exchanged pictures are others whatever their names.
+Thresholds, results, cached images and training states store a Provenance. Images are identified by a digest of their
+content: a copied or moved dataset counts as the same, and an image that was replaced under the same name does not.
 """
 
 import hashlib
@@ -14,12 +14,16 @@ from typing import Any
 from runtime.device import core_count
 from runtime.errors import FIX_FILE, UserError
 
-VERSION = 3  # of what is kept; raised where files of an older program must not be taken for those of this one
+VERSION = 3  # of the stored files; increased when files of an older version of the program must not be used any more
 
 
 @dataclass(frozen=True)
 class Content:
-    """A number of pictures and the digest of all that matters of them."""
+    """A set of image files.
+
+    Attributes:
+        count: number of files. digest: of their contents, and of everything else about them that matters.
+    """
 
     count: int
     digest: str
@@ -27,17 +31,20 @@ class Content:
 
 @dataclass(frozen=True)
 class Provenance:
-    """What something was made from; None for what it does not depend on.
+    """Everything that a result was computed from. A field is None if the result does not depend on it.
 
     Attributes:
         weights: fingerprint of the networks' weights.
-        pictures: those it tells about: test pictures with names, or the pictures trained on.
-        masks: their ground-truth masks. nominal: nominal pictures that thresholds come from.
-        textures: of the synthetic anomalies.
-        settings: `section.key` or name -> value, plain values that JSON can hold.
-        technique: its name. region: of masking, rectangles or digest of its file. reference: digest of the picture that
-            others are registered to.
-        precision: that the networks ran in.
+        pictures: test images with their names, or the training images.
+        masks: ground-truth masks of the test images.
+        nominal: nominal images that thresholds are computed from.
+        textures: texture images of the synthetic anomalies.
+        settings: `section.key` or name -> value; only values that JSON can represent.
+        technique: name of the technique (see `inference.preprocessing`).
+        region: masking region: rectangles, or the digest of its file.
+        reference: digest of the reference image and method of registration.
+        precision: data type of the networks.
+        version: VERSION of the program that wrote the file.
     """
 
     weights: str | None = None
@@ -53,41 +60,41 @@ class Provenance:
     version: int = VERSION
 
     def differences(self, now: "Provenance", ignoring: Iterable[str] = ()) -> list[str]:
-        """What has changed from this one to `now`, a phrase for people for each; empty where it is still valid.
+        """The changes from this provenance to `now`, one phrase for each; empty if a stored result is still valid.
 
-        What one of both does not depend on is passed over, as are the settings in `ignoring`.
+        A field in `_OPTIONAL` that is None in one of the two does not count as changed. `ignoring`: settings to skip.
         """
-        said = []
+        changes = []
         if self.version != now.version:
-            said.append("they are of another version of this program")
-        for name, (what, shows_values) in _WORDS.items():
+            changes.append("they are of another version of this program")
+        for name, (label, shows_values) in _LABELS.items():
             old, new = getattr(self, name), getattr(now, name)
             if old == new or (None in (old, new) and name in _OPTIONAL):
                 continue
             if isinstance(old, Content) and isinstance(new, Content):
                 counts = f"{old.count} then, {new.count} now" if old.count != new.count else f"still {old.count}"
-                said.append(f"the {what} have changed ({counts})")
+                changes.append(f"the {label} have changed ({counts})")
             elif shows_values:
-                said.append(f"{what} = {old}, now {new}")
+                changes.append(f"{label} = {old}, now {new}")
             else:
-                said.append(f"the {what} changed")
+                changes.append(f"the {label} changed")
         for key, old in self.settings.items():
             if key not in ignoring and old != now.settings.get(key, old):
-                said.append(f"{key} = {old}, now {now.settings[key]}")
-        return said
+                changes.append(f"{key} = {old}, now {now.settings[key]}")
+        return changes
 
     def conditions(self) -> str:
-        """Digest of what results that are compared with each other must share: all but weights and technique."""
+        """Digest of the conditions under which results are comparable: test images, masks, precision, image size."""
         shared = {key: self.settings.get(key) for key in ("img_size", "category")}
         return digest([self.version, self.pictures, self.masks, self.precision, shared])
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, for `from_json`."""
+        """This provenance as values that JSON can represent; `from_json` reads them."""
         return asdict(self)
 
     @staticmethod
     def from_json(content: Any) -> "Provenance | None":
-        """The provenance that something carries; None where it has none that can be read."""
+        """The provenance in the content of a JSON file; None if it is missing, damaged or of another version."""
         if not isinstance(content, dict) or content.get("version") != VERSION:
             return None
         try:
@@ -99,31 +106,31 @@ class Provenance:
             return None
 
 
-# What people are told of each: words, and whether the values say something to them.
-_WORDS = {
+# Field -> label in messages, and whether messages show the old and the new value.
+_LABELS = {
     "weights": ("weights (their fingerprint)", False),
-    "pictures": ("pictures", False),
+    "pictures": ("images", False),
     "masks": ("ground-truth masks", False),
-    "nominal": ("nominal pictures that thresholds come from", False),
+    "nominal": ("nominal images that thresholds come from", False),
     "textures": ("textures", False),
     "technique": ("technique", True),
     "region": ("masking regions", False),
-    "reference": ("reference picture or method of registration", False),
+    "reference": ("reference image or method of registration", False),
     "precision": ("precision", True),
 }
 _OPTIONAL = ("nominal", "masks", "textures", "weights")
 
-_KNOWN: dict[tuple, str] = {}  # digests of files, for the length of a run
+_KNOWN: dict[tuple, str] = {}  # path and state of a file -> digest, for the duration of the process
 
 
 def file_state(path: Path) -> tuple:
-    """What tells quickly, and within a run reliably, that a file is still the same: any writing changes it."""
+    """Size, times and inode of a file. Any write changes them, so a process can detect changes without reading it."""
     stat = path.stat()
     return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino
 
 
 def file_digest(path: Path) -> str:
-    """Digest of a file's content. UserError where it cannot be read."""
+    """Digest of a file's content, 16 hexadecimal digits of SHA-256. UserError if it cannot be read."""
     try:
         key = (str(path), *file_state(path))
         if key not in _KNOWN:
@@ -135,15 +142,15 @@ def file_digest(path: Path) -> str:
 
 def file_digests(paths: Sequence[Path]) -> list[str]:
     """Digests of files' contents, in order."""
-    with ThreadPoolExecutor(core_count()) as pool:  # hashing works outside the interpreter's lock
+    with ThreadPoolExecutor(core_count()) as pool:  # hashing releases the GIL
         return list(pool.map(file_digest, paths))
 
 
 def digest(parts: Iterable[Any]) -> str:
-    """Digest of a row of values."""
+    """Digest of a sequence of values, by their texts."""
     return hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()[:16]
 
 
 def content(paths: Sequence[Path]) -> Content:
-    """Of pictures whose names and order do not matter."""
+    """The Content of image files whose names and order do not matter."""
     return Content(len(paths), digest(sorted(file_digests(paths))))

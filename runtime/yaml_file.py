@@ -1,4 +1,4 @@
-"""Settings files: YAML read, and edited with its comments kept. config.py alone uses this."""
+"""Read YAML settings files, and edit them without losing comments. Only config.py uses this module."""
 
 import io
 import warnings
@@ -19,49 +19,51 @@ NUMBER = "tag:yaml.org,2002:float"
 
 
 def read(path: Path) -> str:
-    """Text of a file; UserError where it cannot be read."""
+    """Text of a settings file; UserError if it cannot be read."""
     try:
         return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError as error:
-        raise UserError(path, "no such file", "name a settings file with --config") from error
+        raise UserError(path, "no such file", "set --config to a settings file") from error
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(path, f"cannot be read as a settings file ({error})", "name another with --config") from error
+        raise UserError(
+            path, f"cannot be read as a settings file ({error})", "set --config to another settings file"
+        ) from error
 
 
 class _Resolver(VersionedResolver):
-    """Types of plain values as YAML 1.1 has them, but that y and n are text."""
+    """Resolves types of plain values as in YAML 1.1, except that y and n are text, not booleans."""
 
     def resolve(self, kind: Any, value: Any, implicit: Any) -> Any:
-        """The tag of a node."""
+        """The YAML tag (type) of a node."""
         if kind is ScalarNode and value in ("y", "Y", "n", "N"):
             return self.DEFAULT_SCALAR_TAG
         return super().resolve(kind, value, implicit)
 
 
 def _reader(kind: str) -> YAML:
-    """kind: safe for values, base for texts alone."""
+    """A YAML reader. kind: 'safe' for typed values, 'base' for texts only."""
     yaml = YAML(typ=kind, pure=True)
     yaml.version, yaml.Resolver = (1, 1), _Resolver
     return yaml
 
 
 def parse(text: str, source: str) -> Any:
-    """Values of a YAML text; UserError that names `source`, line and column where it is none."""
+    """Values of a YAML text; UserError with `source`, line and column if it is not valid YAML."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", MantissaNoDotYAML1_1Warning)  # 1e-4 is a number here
+            warnings.simplefilter("ignore", MantissaNoDotYAML1_1Warning)  # 1e-4 is accepted as a number
             return _reader("safe").load(text)
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         problem = (error.problem or error.context).splitlines()[0]
-        raise UserError(f"{source}{where}", f"not valid YAML ({problem})", "fix it there") from error
-    except (YAMLError, ValueError) as error:  # impossible dates are a ValueError
+        raise UserError(f"{source}{where}", f"not valid YAML ({problem})", "fix that line") from error
+    except (YAMLError, ValueError) as error:  # ValueError: impossible dates
         raise UserError(source, f"not valid YAML ({' '.join(str(error).split())})", "fix the value") from error
 
 
 def as_written(text: str, *path: str) -> str | None:
-    """The text of a value as it stands in a valid YAML text, below these keys; None where none stands there."""
+    """The unparsed text of the value at a path of keys in a valid YAML text; None if there is no single value."""
     value = _reader("base").load(text)
     for key in path:
         value = value.get(key) if isinstance(value, dict) else None
@@ -69,16 +71,19 @@ def as_written(text: str, *path: str) -> str | None:
 
 
 def edit(path: Path | str, changes: dict[str, Any]) -> str:
-    """Text of a settings file with values changed and everything else kept, comments too.
+    """Text of a settings file with new values; everything else is unchanged, comments included.
 
     Args:
-        changes: `section.key` -> value.
+        changes: `section.key` -> new value.
+
+    Raises:
+        UserError: the file cannot be read or is not valid YAML.
     """
     yaml_, stream = _Editor(), io.StringIO()
     try:
         document = yaml_.load(read(Path(path))) or {}
     except YAMLError as error:
-        raise UserError(path, f"not valid YAML ({' '.join(str(error).split())})", "fix it there") from error
+        raise UserError(path, f"not valid YAML ({' '.join(str(error).split())})", "fix the file") from error
     for key, value in changes.items():
         section, name = key.split(".")
         if document.get(section) is None:
@@ -89,7 +94,7 @@ def edit(path: Path | str, changes: dict[str, Any]) -> str:
 
 
 class _Editor(YAML):
-    """Keeps comments; what it writes means the same to every reader of YAML, also of its older version."""
+    """YAML writer that keeps comments. Its output has the same meaning in YAML 1.1 and YAML 1.2."""
 
     def __init__(self):
         super().__init__()
@@ -98,12 +103,12 @@ class _Editor(YAML):
 
     @staticmethod
     def _float(representer: Any, value: float) -> Any:
-        text = repr(value)  # a number only with a point, as in 1.0e-05
+        text = repr(value)  # YAML 1.1 reads a number only with a decimal point: 1.0e-05, not 1e-05
         return representer.represent_scalar(NUMBER, text if "." in text else text.replace("e", ".0e"))
 
 
 def _written(value: Any) -> Any:
-    """A value as it is to be written: lists in one line, texts in quotes where a reader would take them for another."""
+    """A value as it is written: lists on one line, and quotes around texts that would be read as another type."""
     if isinstance(value, list):
         items = CommentedSeq(map(_written, value))
         items.fa.set_flow_style()

@@ -1,4 +1,4 @@
-"""Read checkpoints: this program's, and the original's pair of weight files."""
+"""Read checkpoints of this program, and pairs of weight files of the original DRAEM."""
 
 import hashlib
 import pickle
@@ -23,26 +23,26 @@ from runtime.device import core_count
 from runtime.errors import UserError
 from runtime.provenance import file_state
 
-# Pairs of state dicts, the reconstructive network's and the discriminative one's: suffix -> what tells the stems apart.
+# Pairs of weight files: suffix -> pattern in the reconstructive network's stem, its replacement in the other stem.
 PAIRS = {
     ".pckl": (r"$", "_seg"),  # the original: NAME.pckl, NAME_seg.pckl
     ".pth": (r"_REC_MODEL_(?=\d+$)", "_SEG_MODEL_"),  # earlier code: NAME_REC_MODEL_700.pth, NAME_SEG_MODEL_700.pth
 }
 
-# The convolution that tells a network's width, and how many times that width it has.
+# Setting of a network's width -> the weight whose first dimension is that width.
 WIDTH_KEYS = {
     "model.base_width": "reconstructive.encoder.block1.0.weight",
     "model.base_channels": "discriminative.encoder_segment.block1.0.weight",
 }
 
-CHECKSUM = "sha256 of tensors"  # how it is made
+CHECKSUM = "sha256 of tensors"  # name of the method, stored before the checksum
 
-FIX_HINT = "set data.load_epoch to another, or train anew with train.resume=never"
+FIX_HINT = "set data.load_epoch to another checkpoint, or train again with train.resume=never"
 
 
 @dataclass(frozen=True)
 class TrainingImages:
-    """The nominal images of a training: name -> digest of content, of those trained on and of those held out."""
+    """The nominal images of a training run: name -> digest of the file's content."""
 
     training: dict[str, str]
     held_out: dict[str, str]
@@ -50,17 +50,17 @@ class TrainingImages:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A trained model and where it comes from.
+    """A trained model with its metadata.
 
     Attributes:
-        model: None where only the rest was read, see `load_metadata`.
-        name: what results call it: the epoch, or the stem of a file of other programs; with the fingerprint behind it
-            where the weights are not this run's.
-        fingerprint: of the weights; empty without them.
-        images: that it was trained with, None where unknown (weights of another program).
-        white_level: that the images were read with, see `image_io.read_image`.
-        embedded_assets: images that masking and registration need, see `inference.preprocessing.embed_assets`.
-        settings: that it was trained with, None where unknown.
+        model: None if only the metadata was read (see `load_metadata`).
+        name: name in results: the epoch, with the fingerprint if the weights do not belong to the configured run; the
+            stem of a file of another program.
+        fingerprint: digest of the weights (see `fingerprint`); empty without a model.
+        images: nominal images of the training; None if unknown (weights of another program).
+        white_level: of the training images, see `image_io.read_image`.
+        embedded_assets: images for masking and registration, see `inference.preprocessing.embed_assets`.
+        settings: of the training; None if unknown.
     """
 
     model: DRAEM | None
@@ -74,18 +74,16 @@ class Checkpoint:
 
     @property
     def is_of_registered(self) -> bool:
-        """Whether it was trained on registered images."""
+        """Whether the model was trained on registered images."""
         return self.settings is not None and self.settings.data.registration_training
 
     def assets_for(self, config: Config) -> dict[str, dict[str, Any]]:
-        """The embedded images to use with these settings: those of keys that have the value of training and that the
-        user has not set. The reference of a training on registered images is always used.
+        """The embedded images to use: those whose setting, and the category, are as in training and not set explicitly.
 
-        Raises:
-            UserError: such a training whose reference is not in the checkpoint.
+        The reference of a training on registered images is always used; UserError if the checkpoint does not have it.
         """
         keys = {"reference": "data.registration_reference", "region": "masking.regions"}
-        found = {
+        assets = {
             name: asset
             for name, asset in self.embedded_assets.items()
             if self.settings
@@ -94,27 +92,25 @@ class Checkpoint:
         }
         if self.is_of_registered:
             if "reference" not in self.embedded_assets:
-                raise UserError(
-                    self.path, "trained on registered images, but does not hold their reference", "train anew"
-                )
-            found["reference"] = self.embedded_assets["reference"]
-        return found
+                raise UserError(self.path, "trained on registered images, but has no reference image", "train again")
+            assets["reference"] = self.embedded_assets["reference"]
+        return assets
 
 
 def read(path: Path, only_metadata: bool = False) -> dict[str, Any]:
-    """Content of a checkpoint file, on the CPU; only tensors and plain values are unpickled.
+    """Read a checkpoint file to the CPU; only tensors and plain values are unpickled. UserError if it is damaged.
 
-    only_metadata: weights are not read; they must not be used, as the file can be replaced meanwhile.
+    only_metadata: do not read the weights. They must not be used then, as the file may be replaced.
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=only_metadata)
     except pickle.UnpicklingError as error:
         raise UserError(
-            path, "refused: damaged, or with pickled code in it", "use a checkpoint that holds tensors only"
+            path, "damaged, or contains pickled code, which is not executed", "use a checkpoint that has only tensors"
         ) from error
     except (PermissionError, FileNotFoundError, MemoryError):
         raise
-    except Exception as error:  # damaged files fail in a dozen ways
+    except Exception as error:  # a damaged file can cause many types of errors
         raise UserError(path, "truncated or not a checkpoint", FIX_HINT) from error
     if not isinstance(content, dict):
         raise UserError(path, "not a checkpoint of this program or of the original", FIX_HINT)
@@ -124,12 +120,13 @@ def read(path: Path, only_metadata: bool = False) -> dict[str, Any]:
 
 
 def _is_sound(content: dict[str, Any]) -> bool:
+    """Whether a checkpoint of this program has all required entries with the right types."""
     model, epoch, images = content.get("model"), content.get("epoch"), content.get("images")
     return (
         isinstance(model, dict)
         and all(isinstance(name, str) and isinstance(value, Tensor) for name, value in model.items())
         and type(epoch) is int
-        and epoch >= (0 if content.get("progress") else 1)  # 0: interrupted in the first
+        and epoch >= (0 if content.get("progress") else 1)  # 0: interrupted in the first epoch
         and isinstance(images, dict)
         and images.keys() == {"training", "held_out"}
         and isinstance(content.get("settings"), dict)
@@ -137,24 +134,24 @@ def _is_sound(content: dict[str, Any]) -> bool:
 
 
 def epoch_path(run: Path, epoch: int) -> Path:
-    """File of a kept epoch."""
+    """Checkpoint file of an epoch in the folder of a run."""
     return run / f"epoch_{epoch:04d}.pt"
 
 
 def saved_epochs(run: Path) -> list[int]:
-    """Epochs whose checkpoints a run has kept, rising."""
-    found = (re.fullmatch(r"epoch_(\d+)", path.stem) for path in run.glob("epoch_*.pt"))
-    return sorted(int(match[1]) for match in found if match)
+    """Epochs with a checkpoint file in the folder of a run, in ascending order."""
+    matches = (re.fullmatch(r"epoch_(\d+)", path.stem) for path in run.glob("epoch_*.pt"))
+    return sorted(int(match[1]) for match in matches if match)
 
 
 def epoch_of(path: Path) -> int:
-    """Epoch of a checkpoint of this program; of epoch_*.pt by name alone."""
-    named = re.fullmatch(r"epoch_(\d+)", path.stem)
-    return int(named[1]) if named else read(path, only_metadata=True)["epoch"]
+    """Epoch of a checkpoint of this program: from the name epoch_*.pt, else from the content of the file."""
+    match = re.fullmatch(r"epoch_(\d+)", path.stem)
+    return int(match[1]) if match else read(path, only_metadata=True)["epoch"]
 
 
 def find(config: Config, load_epoch: int | str) -> Path:
-    """Path of the checkpoint that data.load_epoch means; UserError lists what is there."""
+    """Path of the checkpoint for an epoch, 'last' or a path; UserError with the saved epochs if it does not exist."""
     run = config.run_folder
     if load_epoch == "last":
         path = run / "last.pt"
@@ -165,27 +162,25 @@ def find(config: Config, load_epoch: int | str) -> Path:
     if path.is_file():
         return path
     if path.is_dir():
-        raise UserError("data.load_epoch", f"{path} is a folder", "name a checkpoint file")
+        raise UserError("data.load_epoch", f"{path} is a folder", "set it to a checkpoint file")
     epochs = ", ".join(map(str, saved_epochs(run)))
-    there = (
-        f"saved epochs: {epochs}"
-        if epochs
-        else f"nothing is saved in {run}; train first: python main.py --train True (with the same --config and --set)"
+    train_first = (
+        f"nothing is saved in {run}, train first: python main.py --train True (with the same --config and --set)"
     )
-    raise UserError("data.load_epoch", f"no checkpoint {path}", there)
+    raise UserError("data.load_epoch", f"no checkpoint {path}", f"saved epochs: {epochs}" if epochs else train_first)
 
 
 def load(config: Config, load_epoch: int | str | None = None) -> Checkpoint:
-    """Load the checkpoint that data.load_epoch (or `load_epoch`) means into a model of the configured widths.
+    """Load a checkpoint into a model of the configured widths; UserError if it does not fit the settings.
 
-    A pair of files, as the original and the earlier code write it, is named by its first (see `PAIRS`).
+    load_epoch: see `find`; None: data.load_epoch. Of a pair of weight files, that of the reconstructive network.
     """
     path = find(config, config.data.load_epoch if load_epoch is None else load_epoch)
     content = read(path)
     if path.suffix in PAIRS:
         beside = _second_of_pair(path)
         if not beside.is_file():
-            raise UserError(beside, "missing", f"put it there: these weights are a pair, {path.name} and {beside.name}")
+            raise UserError(beside, f"missing, but {path.name} is one of a pair", "put both files into one folder")
         pair = {"reconstructive": content, "discriminative": read(beside)}
         weights = {f"{net}.{key}": value for net, state in pair.items() for key, value in state.items()}
         content = {}
@@ -200,40 +195,40 @@ def load(config: Config, load_epoch: int | str | None = None) -> Checkpoint:
         own = fingerprint(weights)
     except (RuntimeError, TypeError, AttributeError) as error:
         raise UserError(
-            path, "its weights are not those of a DRAEM model", "set data.load_epoch to another checkpoint"
+            path, "its weights do not belong to a DRAEM model", "set data.load_epoch to another checkpoint"
         ) from error
     name = _name(config, path, content["epoch"], own) if content else path.stem
     return Checkpoint(model, name, path, own, **metadata)
 
 
 def check_widths(path: Path, weights: dict[str, Tensor], config: Config) -> None:
-    """UserError where the weights belong to networks of other widths than the settings'."""
+    """UserError if the widths of the networks differ from the settings."""
     for key, name in WIDTH_KEYS.items():
         weight = weights.get(name)
-        if isinstance(weight, Tensor) and weight.ndim == 4 and (found := weight.shape[0]) != config[key]:
-            raise UserError(path, f"has {key} = {found}, the settings have {config[key]}", f"set {key}={found}")
+        if isinstance(weight, Tensor) and weight.ndim == 4 and (width := weight.shape[0]) != config[key]:
+            raise UserError(path, f"has {key} = {width}, the settings have {config[key]}", f"set {key}={width}")
 
 
 def _check_fit(path: Path, trained: Config | None, config: Config) -> None:
-    """UserError where a checkpoint was trained on tiles of another size, or on images registered in another way."""
+    """UserError if the training had another tile size, or another method of registration."""
     if trained is None:
         return
-    there, now = trained.data, config.data
-    if there.tile_size != now.tile_size:
-        sizes = ["null" if one is None else list(one) for one in (now.tile_size, there.tile_size)]
+    trained_data, data = trained.data, config.data
+    if trained_data.tile_size != data.tile_size:
+        size, trained_size = ("null" if one is None else list(one) for one in (data.tile_size, trained_data.tile_size))
         raise UserError(
-            f"data.tile_size = {sizes[0]}", f"{path} was trained with {sizes[1]}", f"set data.tile_size={sizes[1]}"
+            f"data.tile_size = {size}", f"{path} was trained with {trained_size}", f"set data.tile_size={trained_size}"
         )
-    if there.registration_training and there.registration_method != now.registration_method:
+    if trained_data.registration_training and trained_data.registration_method != data.registration_method:
         raise UserError(
-            f"data.registration_method = {now.registration_method}",
-            f"{path} was trained on images registered as {there.registration_method}",
-            f"set data.registration_method={there.registration_method} and data.image_registration=true",
+            f"data.registration_method = {data.registration_method}",
+            f"{path} was trained on images registered with the method {trained_data.registration_method}",
+            f"set data.registration_method={trained_data.registration_method} and data.image_registration=true",
         )
 
 
 def _name(config: Config, path: Path, epoch: int, own: str) -> str:
-    """The epoch; for weights that are not of this run with their fingerprint, so that results do not mix."""
+    """Name in results: the epoch, with the fingerprint `own` of the weights if they do not belong to this run."""
     run = config.run_folder
     if path.resolve().parent == run.resolve():
         return str(epoch)
@@ -244,14 +239,15 @@ def _name(config: Config, path: Path, epoch: int, own: str) -> str:
 
 
 def _second_of_pair(path: Path) -> Path:
+    """File of the discriminative network, for the file of the reconstructive network."""
     first, second = PAIRS[path.suffix]
     if not re.search(first, path.stem):
-        raise UserError(path, "one of a pair", "name the reconstructive network's file, ..._REC_MODEL_<epoch>.pth")
+        raise UserError(path, "one of a pair", "use the reconstructive network's file, ..._REC_MODEL_<epoch>.pth")
     return path.with_name(re.sub(first, second, path.stem) + path.suffix)
 
 
 def load_metadata(path: Path) -> Checkpoint:
-    """A checkpoint without its weights, which stay on the disk: model None, fingerprint empty."""
+    """Read a checkpoint without its weights: `model` is None and `fingerprint` is empty."""
     if path.suffix in PAIRS:
         return Checkpoint(None, path.stem, path, "")
     return _metadata_of(path, file_state(path))
@@ -259,13 +255,13 @@ def load_metadata(path: Path) -> Checkpoint:
 
 @cache
 def _metadata_of(path: Path, _: tuple) -> Checkpoint:
-    """Read once for each state of the file: a batch asks for them with every result."""
+    """Metadata of a checkpoint, cached for each state of the file: a batch reads it for every result."""
     content = read(path, only_metadata=True)
     return Checkpoint(None, str(content["epoch"]), path, "", **_metadata(path, content))
 
 
 def _metadata(path: Path, content: dict[str, Any]) -> dict[str, Any]:
-    """The fields of a Checkpoint besides its weights; empty `content`: of another program."""
+    """Metadata fields of a Checkpoint. content: of the file; empty for weights of another program."""
     if not content:
         return {"settings": None}
     return {
@@ -284,30 +280,32 @@ def _settings_of(path: Path, values: dict[str, Any]) -> Config:
 
 
 def resolve_white_level(config: Config, ckpt: Checkpoint) -> Config:
-    """The settings with data.white_level as images are to be read for a checkpoint: a number, or None.
+    """The settings with the white level of the training in place of 'auto'; UserError if they have another one.
 
-    UserError where they name another than it was trained with.
+    For weights of another program, 'auto' is estimated from train/good.
     """
     is_known, wanted = ckpt.images is not None, config.data.white_level
     if wanted == "auto":
         category = category_folder(Path(config.data.data_path), config.data.category)
         wanted = ckpt.white_level if is_known else find_white_level(list_nominal(category))
     elif is_known and wanted != ckpt.white_level:
-        there = "8 bits or all 16" if ckpt.white_level is None else f"white_level {ckpt.white_level:g}"
-        raise UserError(f"data.white_level = {wanted:g}", f"{ckpt.path} was trained with {there}", "set it to auto")
+        trained = "images of 8 or full 16 bits" if ckpt.white_level is None else f"white_level {ckpt.white_level:g}"
+        raise UserError(f"data.white_level = {wanted:g}", f"{ckpt.path} was trained with {trained}", "set it to auto")
     return with_white_level(config, wanted)
 
 
 def for_new_images(config: Config) -> tuple[Config, Path]:
-    """The settings for inference on images from anywhere, and the checkpoint that they name: what it was trained with
-    counts, but for what the user has set."""
+    """Settings for inference on new images, and the path of the configured checkpoint.
+
+    The settings of the training replace those that the user has not set explicitly.
+    """
     path = find(config, config.data.load_epoch)
     trained = load_metadata(path).settings
     return (with_checkpoint_settings(config, trained, path) if trained else config), path
 
 
 def fingerprint(weights: dict[str, Tensor]) -> str:
-    """SHA-256 of all weights, first 16 digits: the same for the same weights in whatever file."""
+    """First 16 hexadecimal digits of the SHA-256 of all weights. It does not depend on the file that holds them."""
     digest = hashlib.sha256()
     for name in sorted(weights):
         digest.update(name.encode())
@@ -320,7 +318,7 @@ def _bytes(tensor: Tensor) -> np.ndarray:
 
 
 def checksum(content: dict[str, Any]) -> str:
-    """SHA-256 of all that a file holds but its own `checksum`: tensors, and plain values in dicts and lists."""
+    """SHA-256 of the content of a checkpoint, except its entry `checksum`; with the name of the method before it."""
     digest, tensors = hashlib.sha256(), []
 
     def feed(value: Any) -> None:
@@ -338,13 +336,13 @@ def checksum(content: dict[str, Any]) -> str:
             digest.update(repr(value).encode())
 
     feed({key: value for key, value in content.items() if key != "checksum"})
-    with ThreadPoolExecutor(core_count()) as pool:  # hashing works outside the interpreter's lock
+    with ThreadPoolExecutor(core_count()) as pool:  # hashing releases the GIL
         for one in pool.map(lambda tensor: hashlib.sha256(_bytes(tensor)).digest(), tensors):
             digest.update(one)
     return f"{CHECKSUM} {digest.hexdigest()}"
 
 
 def is_damaged(content: dict[str, Any]) -> bool:
-    """Whether what a file holds is not what its checksum tells; False where it has none, or an earlier version's."""
-    there = str(content.get("checksum"))
-    return there.startswith(f"{CHECKSUM} ") and checksum(content) != there
+    """Whether the content of a checkpoint differs from its checksum. False without a checksum, or with an older one."""
+    stored = str(content.get("checksum"))
+    return stored.startswith(f"{CHECKSUM} ") and checksum(content) != stored

@@ -1,4 +1,4 @@
-"""Checkpoint and images to anomaly maps: the one place that runs the networks to detect."""
+"""Inference: run the networks over images to get reconstructions and anomaly maps. All modes use this module."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -21,14 +21,15 @@ from runtime.errors import UserError
 
 @dataclass(frozen=True)
 class NetworkOutput:
-    """What the networks make of one picture.
+    """Output of the networks for one image.
 
     Attributes:
-        idx: of the picture in its dataset. image: as the dataset gives it, (H, W, 3), BGR.
-        reconstruction: float32 (H, W, 3), BGR. anomaly_map: float32 (H, W), the probability of 'anomalous'.
-        mask: bool (H, W), ground truth.
-        valid: bool (H, W), False where pixels are left out; None for all True.
-        region: bool (H, W), where the category's region lies; None for nowhere.
+        idx: index of the image in its dataset. image: sample of the dataset, (H, W, 3), BGR.
+        reconstruction: float32 (H, W, 3), BGR.
+        anomaly_map: float32 (H, W), probability of 'anomalous', in [0, 1].
+        mask: ground truth, bool (H, W).
+        valid: bool (H, W), False in pixels that metrics ignore; None for all True.
+        region: masking region, bool (H, W); None for all False.
     """
 
     idx: int
@@ -41,13 +42,14 @@ class NetworkOutput:
 
 
 class Networks:
-    """Networks ready for pictures.
+    """The networks, optimized for inference, with tiling and batching.
 
     Args:
-        images: how many are to come in all.
+        model: on any device; it is copied. config: the settings.
+        images: total number of images, to decide whether compilation pays.
 
     Attributes:
-        images_at_once: that fill a batch, so that no more need to be in memory.
+        device: that the networks run on. images_at_once: number of images whose tiles fill a batch, at least 1.
     """
 
     def __init__(self, model: DRAEM, config: Config, images: int):
@@ -66,31 +68,36 @@ class Networks:
 
     @torch.inference_mode()
     def __call__(self, images: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-        """What they make of pictures, uint8 (3, H, W) or float32 in [0, 1], in order, in batches of tiles.
+        """Run the networks over images, in batches of tiles. Results have the order of the images.
+
+        Args:
+            images: uint8 (3, H, W), or float32 in [0, 1], BGR.
 
         Yields:
             reconstruction (3, H, W) and anomaly map (H, W), the probability of 'anomalous', float32, on the device.
         """
-        parts, before = self._parts(images), []
+        parts, previous = self._parts(images), []
         while batch := list(islice(parts, self._batch_size)):
-            done = []
-            for (_, tile, whole), *made in zip(batch, *self._pass([image for image, *_ in batch]), strict=True):
-                whole.add(tile, *made)
-                if whole.is_done:
-                    done.append((whole.reconstruction, whole.anomaly_map))
-            # One batch ahead: a GPU works on the next while what it made of this one is used.
-            yield from before
-            before = done
-        yield from before
+            finished = []
+            for (_, tile, blended), *outputs in zip(batch, *self._pass([part for part, *_ in batch]), strict=True):
+                blended.add(tile, *outputs)
+                if blended.is_done:
+                    finished.append((blended.reconstruction, blended.anomaly_map))
+            # One batch ahead: the GPU computes this batch while the caller uses the results of the previous one.
+            yield from previous
+            previous = finished
+        yield from previous
 
     def _parts(self, images: Iterable[Tensor]) -> Iterator[tuple[Tensor, tiles.Tile, tiles.Blended]]:
+        """The pixels of every tile of every image, with the tile and the image's blended output."""
         for image in images:
             image = image.to(self.device, non_blocking=True)
-            whole = tiles.Blended(tuple(image.shape[1:]), len(self._tiles))
+            blended = tiles.Blended(tuple(image.shape[1:]), len(self._tiles))
             for tile in self._tiles:
-                yield image[:, tile.rows, tile.columns], tile, whole
+                yield image[:, tile.rows, tile.columns], tile, blended
 
     def _pass(self, images: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """One forward pass: reconstructions (N, 3, h, w) and anomaly maps (N, h, w), float32."""
         scaled = data_loader.scaled(torch.stack(images), self.device).to(self._precision)
         reconstruction, logits = self._run(scaled.contiguous(memory_format=self._layout))
         return reconstruction.float(), anomaly_maps(logits)
@@ -104,16 +111,21 @@ def detect(
     group: Together | None = None,
     check: Callable[[], None] = lambda: None,
 ) -> Iterator[NetworkOutput]:
-    """Run the networks once over every sample (`image`, `mask`, `idx`; perhaps `valid`, `region`), in order.
+    """Run the networks once over all samples of a dataset, and yield the outputs in order.
 
     Args:
-        title: of the progress bar; without one there is none.
-        group: processes that have every N-th batch each; the first gets what all have found, the others nothing.
-        check: called by all of them after a batch of each; what it raises ends the pass.
+        dataset: samples are dicts with `image`, `mask` and `idx`, and optionally `valid` and `region`.
+        title: of the progress bar; empty: no progress bar.
+        group: processes of a distributed run, which take batches in turn. Rank 0 yields all outputs, the other ranks
+            none.
+        check: called by every rank after each round of batches; may raise to stop.
+
+    Raises:
+        UserError: an image cannot be read, or an anomaly map is not finite.
     """
     rank, count = (group.rank, group.count) if group else (0, 1)
     if group:
-        group.barrier()  # nothing has failed so far, which the first would tell
+        group.barrier()  # an error of another rank before this point is raised here
     network, data = Networks(model, config, len(dataset)), config.data
     batch_size = network.images_at_once
     batches = -(-len(dataset) // batch_size)
@@ -128,16 +140,16 @@ def detect(
         for first in range(0, batches, count):
             if rank == 0:
                 for other in range(min(count, batches - first)):
-                    found = group.receive(other) if other else next(own)
-                    yield from found
-                    bar.update(len(found))
+                    outputs = group.receive(other) if other else next(own)
+                    yield from outputs
+                    bar.update(len(outputs))
             elif first + rank < batches:
                 group.send(next(own))
             check()
 
 
 def _passes(network: Networks, loader: DataLoader, dataset: Dataset) -> Iterator[list[NetworkOutput]]:
-    """What the networks make of each batch of the loader."""
+    """Run the networks over the batches of a loader; yields a list of outputs for each batch."""
     batches: deque[dict[str, Tensor]] = deque()
 
     def images() -> Iterator[Tensor]:
@@ -145,25 +157,28 @@ def _passes(network: Networks, loader: DataLoader, dataset: Dataset) -> Iterator
             batches.append(batch)
             yield from batch["image"]
 
-    made = network(images())
-    for first in made:
+    results = network(images())
+    for first in results:
         batch = batches.popleft()
-        found = [first, *islice(made, len(batch["idx"]) - 1)]
-        yield list(_outputs(batch, *(torch.stack(part).cpu().numpy() for part in zip(*found, strict=True)), dataset))
+        own = [first, *islice(results, len(batch["idx"]) - 1)]
+        yield list(_outputs(batch, *(torch.stack(part).cpu().numpy() for part in zip(*own, strict=True)), dataset))
 
 
 def anomaly_maps(logits: Tensor) -> Tensor:
-    """Logits (N, 2, H, W) -> the probability of 'anomalous', float32 (N, H, W)."""
+    """Logits (N, 2, H, W) -> anomaly maps: probability of 'anomalous', float32 (N, H, W), in [0, 1]."""
     return torch.softmax(logits.float(), dim=1)[:, 1]
 
 
 def _outputs(
     batch: dict[str, Tensor], reconstructions: np.ndarray, maps: np.ndarray, dataset: Dataset
 ) -> Iterator[NetworkOutput]:
+    """Split the arrays of a batch into one NetworkOutput per image; UserError if an anomaly map is not finite."""
     for idx, anomaly_map in zip(batch["idx"].tolist(), maps, strict=True):
         if not np.isfinite(anomaly_map).all():
             name = dataset.name(idx)
-            raise UserError(name, "its anomaly map is not finite", "use another checkpoint, or train.precision=fp32")
+            raise UserError(
+                name, "its anomaly map is not finite", "use another checkpoint, or set train.precision=fp32"
+            )
     planes = {key: batch[key][:, 0].numpy() for key in ("valid", "region") if key in batch}
     images, reconstructions = batch["image"].permute(0, 2, 3, 1).numpy(), reconstructions.transpose(0, 2, 3, 1)
     for i, idx in enumerate(batch["idx"].tolist()):

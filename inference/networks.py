@@ -1,4 +1,4 @@
-"""Networks ready to run: batch norm folded, precision and layout chosen, compiled where it pays."""
+"""Optimize the networks for speed: batch norm folded into convolutions, precision, memory format, compilation."""
 
 import copy
 import time
@@ -13,16 +13,16 @@ from model import DRAEM
 from runtime.device import memory_format
 from runtime.errors import UserError
 
-# Seconds of inference that compilation pays from: measured, it saves 28 % of them with AMX and 7 % without, and takes
-# 20 to 30. Compiled training is slower on a CPU.
+# Inference is compiled if it will take longer than this, in seconds. Measured on CPUs: compilation takes 20 to 30
+# seconds and saves 28 % of the time with AMX, 7 % without. Compiled training is slower on a CPU.
 PAYS_FROM = 100 if torch.cpu.get_capabilities().get("amx_bf16") else 300
-FEWEST_PASSES = 20  # so few are not worth a measurement
-# Steps of training that it pays from on CUDA, where it takes one or two minutes: an estimate.
+FEWEST_PASSES = 20  # with fewer passes, their duration is not measured and the model is not compiled
+# Training on CUDA is compiled from this number of steps on: an estimate, as compilation takes one or two minutes.
 PAYS_FROM_STEP = 5000
 
 
 def _folded(model: DRAEM) -> DRAEM:
-    """A copy for inference: each batch norm folded into the convolution before it."""
+    """A copy for inference, with each batch norm folded into the convolution before it."""
     model = copy.deepcopy(model).eval()
     for layers in model.modules():
         if isinstance(layers, nn.Sequential):
@@ -33,9 +33,9 @@ def _folded(model: DRAEM) -> DRAEM:
 
 
 def optimized(model: DRAEM, device: torch.device, precision: torch.dtype) -> DRAEM:
-    """A copy for inference in `precision`, but for its logits."""
+    """A copy of the model for inference on `device` in `precision`, with the logits computed in float32."""
     model = _folded(model).to(device, precision, memory_format=memory_format(device, precision))
-    # Its logits in float32: rounded to bfloat16, different scores would become equal.
+    # Logits in bfloat16 would be rounded, and different scores would become equal.
     final = model.discriminative.decoder_segment.fin_out.float()
     final.register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),))
     return model
@@ -44,17 +44,24 @@ def optimized(model: DRAEM, device: torch.device, precision: torch.dtype) -> DRA
 def for_training(
     model: nn.Module, setting: str, device: torch.device, steps: int
 ) -> Callable[[Tensor], Sequence[Tensor]]:
-    """The model, compiled where `setting` is on, or auto, the device CUDA and `steps` many; there with CUDA graphs."""
+    """The model for training, compiled if that pays; on CUDA with CUDA graphs.
+
+    Args:
+        setting: train.compile: 'on', 'off', or 'auto': compiled on CUDA from PAYS_FROM_STEP steps on.
+        steps: number of training steps.
+    """
     if setting == "off" or (setting == "auto" and (device.type != "cuda" or steps < PAYS_FROM_STEP)):
         return model
     return Compiled(model, setting, mode="reduce-overhead" if device.type == "cuda" else None)
 
 
 def for_inference(model: nn.Module, setting: str, batch: Tensor, passes: int) -> Callable[[Tensor], Sequence[Tensor]]:
-    """The model, compiled where `setting` is on, or auto and the passes to come take minutes.
+    """The model for inference, compiled if that pays.
 
     Args:
-        batch: one like those to come, (N, 3, H, W); auto measures the model on it. passes: how many are to come.
+        setting: train.compile: 'on', 'off', or 'auto': compiled if all passes will take longer than PAYS_FROM.
+        batch: (N, 3, H, W), with the shape, type and device of the batches; 'auto' measures the model on it.
+        passes: number of batches.
     """
     if setting == "off" or (setting == "auto" and passes < FEWEST_PASSES):
         return model
@@ -64,7 +71,8 @@ def for_inference(model: nn.Module, setting: str, batch: Tensor, passes: int) ->
 
 
 def _seconds_of_pass(model: nn.Module, batch: Tensor) -> float:
-    for _ in range(2):  # the first also allocates and chooses algorithms
+    """Duration of one forward pass in seconds."""
+    for _ in range(2):  # the first pass also allocates memory and selects algorithms
         start = time.perf_counter()
         with torch.inference_mode():
             model(batch)[1].sum().item()  # waits for the device
@@ -72,10 +80,13 @@ def _seconds_of_pass(model: nn.Module, batch: Tensor) -> float:
 
 
 class Compiled:
-    """A model compiled for the shape that it is first given; other shapes, as that of a last batch, run uncompiled.
+    """A model that is compiled at its first call, for the shape of that batch.
 
-    Where the compiler fails, UserError if `setting` is on; with auto the model runs uncompiled from then on.
-    `freezing`: weights become constants; for inference only.
+    Batches of another shape, such as a smaller last batch, run uncompiled. If compilation fails, the model runs
+    uncompiled with setting 'auto'; with 'on' it raises UserError.
+
+    Args:
+        mode: see torch.compile. freezing: make the weights constants; for inference only.
     """
 
     def __init__(self, model: nn.Module, setting: str, mode: str | None = None, freezing: bool = False):
@@ -92,20 +103,20 @@ class Compiled:
         return self._compiled(x)
 
     def _first(self, x: Tensor) -> Sequence[Tensor]:
-        """Compile and run; errors of later runs are not the compiler's."""
-        import torch._dynamo  # these take a second, which only those who compile should wait for
+        """Compile and run the model. Only errors of this first call can come from the compiler."""
+        import torch._dynamo  # these imports take a second, and only compilation needs them
         import torch._functorch.config
         import torch._inductor.config
 
         print("compiling the networks: 20 seconds to 2 minutes")
         try:
-            # Read while tracing, so it cannot be an option of torch.compile; where the backward pass is compiled at
-            # once, its failure is met here as well.
+            # `freezing` is read while tracing, so it cannot be an option of torch.compile. The backward pass is also
+            # compiled now, so that its errors are caught here.
             with (
                 torch._inductor.config.patch(freezing=self._freezing),
                 torch._functorch.config.patch(force_non_lazy_backward_lowering=True),
             ):
-                # Apart from other models of the same class, whose number would end compilation.
+                # isolate_recompiles: models of the same class would otherwise count together towards a limit.
                 compiled = torch.compile(self._model, dynamic=False, mode=self._mode, isolate_recompiles=True)
                 result = compiled(x)
         except (torch._dynamo.exc.TorchDynamoException, RuntimeError) as error:
@@ -114,9 +125,9 @@ class Compiled:
             reason = " ".join(str(error).split())[:160]
             if self._setting == "on":
                 raise UserError(
-                    "train.compile = on", f"torch.compile fails here ({reason})", "set it to auto or off"
+                    "train.compile = on", f"torch.compile failed ({reason})", "set it to auto or off"
                 ) from error
-            print(f"torch.compile fails here ({reason}); going on without it")
+            print(f"torch.compile failed ({reason}); continuing without compilation")
             compiled, result = self._model, self._model(x)
         self._compiled = compiled
         return result

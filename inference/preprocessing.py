@@ -1,4 +1,4 @@
-"""Techniques of evaluation: what is done to pictures before the networks see them, and to anomaly maps afterwards."""
+"""Preprocessing of images for the networks (registration, resizing, masking), and masking of anomaly maps."""
 
 from collections.abc import Sequence
 from contextlib import suppress
@@ -29,7 +29,11 @@ MASK_SIGNALS = ("no", "pre", "post")
 
 @dataclass(frozen=True)
 class Variant:
-    """What the networks are given: pictures as they are, or registered, pre-masked, or both."""
+    """Input variant: how images are preprocessed for the networks.
+
+    Attributes:
+        registered: images are warped onto the reference. pre_masked: the masking region is black.
+    """
 
     registered: bool
     pre_masked: bool
@@ -37,20 +41,24 @@ class Variant:
 
 @dataclass(frozen=True)
 class Technique:
-    """`masking`: no, pre (region black in the input, 0 in the map) or post (0 in the map). `registered`: pictures laid
-    over the reference first."""
+    """Technique of evaluation: masking and registration.
+
+    Attributes:
+        masking: 'no'; 'pre': the region is black in the image and 0 in the anomaly map; 'post': 0 in the map only.
+        registered: images are warped onto the reference.
+    """
 
     masking: str = "no"
     registered: bool = False
 
     @property
     def name(self) -> str:
-        """As files and results call it."""
+        """Name in files and results, such as pre_masking_registered."""
         return f"{self.masking}_masking" + ("_registered" if self.registered else "")
 
     @property
     def variant(self) -> Variant:
-        """The input that it needs; post-masking shares its one with no masking."""
+        """The input variant; 'post' has the same as 'no'."""
         return Variant(self.registered, self.masking == "pre")
 
 
@@ -58,13 +66,16 @@ TECHNIQUES = [Technique(masking, registered) for registered in (False, True) for
 
 
 def configured(config: Config) -> Technique:
-    """The technique that the settings ask for."""
+    """The technique in the settings."""
     masked = "pre" if config.data.pre_masking else "post"
     return Technique(masked if config.metrics.masking else "no", config.data.image_registration)
 
 
 def apply_valid_mask(output: "NetworkOutput", technique: Technique) -> "NetworkOutput":
-    """What the networks made of a picture, with 0 in the map and not valid what a technique leaves out."""
+    """Apply the masking of a technique to an output.
+
+    The anomaly map is 0, and `valid` False, in the masking region and where the warp has no source.
+    """
     valid = output.valid
     if technique.masking != "no" and output.region is not None:
         valid = ~output.region if valid is None else valid & ~output.region
@@ -75,15 +86,15 @@ def apply_valid_mask(output: "NetworkOutput", technique: Technique) -> "NetworkO
 
 @dataclass(frozen=True)
 class ModelInput:
-    """An image as the networks get it.
+    """A preprocessed image; (H, W) is data.img_size.
 
     Attributes:
-        image: uint8 (H, W, 3), BGR, of the image size.
-        shape: height and width of the image as it was; None where that is not known.
-        homography: 3 x 3, from its pixels to the reference's; None where it was not registered.
-        mask: ground truth, bool (H, W); None where none was given.
+        image: uint8 (H, W, 3), BGR.
+        shape: (height, width) of the image before preprocessing; None if unknown.
+        homography: (3, 3), from pixels of the image to those of the reference; None if it is not registered.
+        mask: ground truth, bool (H, W); None without one.
         valid: bool (H, W), False where the warp has no source; None for all True.
-        region: bool (H, W), where the category's region lies; None where no technique asks for it.
+        region: masking region, bool (H, W); None if no technique needs it.
     """
 
     image: np.ndarray
@@ -95,15 +106,15 @@ class ModelInput:
 
 
 class Preprocessor:
-    """Brings one category's images into the form that the networks get, the same in all modes.
+    """Prepares the images of one category for the networks, in the same way in all modes.
 
     Args:
-        config: the settings. techniques: those that will be asked for.
-        embedded: the images of `embed_assets` that a checkpoint brings along, in place of their files.
-        kept_in: folder to keep registered pictures in, for several passes over them; None: they are warped when read.
+        config: the settings. techniques: techniques that will be used.
+        kept_in: folder for a cache of registered images, for several passes over them; None: no cache.
+        embedded: images from a checkpoint (see `embed_assets`), used instead of their files.
 
     Raises:
-        UserError: masking without regions, a region file or a named reference picture that cannot be read.
+        UserError: masking without a region, or a region or reference image that cannot be read.
     """
 
     def __init__(
@@ -120,14 +131,14 @@ class Preprocessor:
         if any(technique.masking != "no" for technique in techniques):
             self._read_region(config.masking.regions.get(config.data.category))
         if any(technique.registered for technique in techniques):
-            self.registration.check()  # now: a mistake is told before anything runs
+            self.registration.check()  # here, so that a mistake is reported before anything runs
 
     def _read_region(self, region: list[list[int]] | str | None) -> None:
         if region is None:
             raise UserError(
                 self.key,
-                "masking is on, but no region is given",
-                "give [[y0, y1, x0, x1], ...] or a mask's path, or set metrics.masking=false",
+                "masking is on, but no region is set",
+                "set it to [[y0, y1, x0, x1], ...] or to the path of a mask, or set metrics.masking=false",
             )
         if isinstance(region, str) and "region" in self.embedded:
             self._region = from_png(self.embedded["region"]["png"].numpy()) > 0
@@ -137,10 +148,10 @@ class Preprocessor:
             region = provenance.file_digest(Path(region))
         self._region_source = region
 
-    def check(self, pictures: Sequence[TestSample], techniques: Sequence[Technique]) -> None:
-        """UserError where the regions do not fit what they are laid over: each picture, or the reference.
+    def check(self, samples: Sequence[TestSample], techniques: Sequence[Technique]) -> None:
+        """UserError if the masking region does not fit the size of an image, or of the reference if it is registered.
 
-        No picture is decoded for it. One that cannot be read is passed over here: the pass over it will fail.
+        Only headers of images are read. An image that cannot be read is ignored; reading it later raises the error.
         """
         masked = [technique for technique in techniques if technique.masking != "no"]
         if any(technique.registered for technique in masked):
@@ -148,14 +159,14 @@ class Preprocessor:
         if all(technique.registered for technique in masked):
             return
         shapes: dict[tuple[int, int], Path] = {}
-        for picture in pictures:
+        for sample in samples:
             with suppress(UserError):
-                shapes.setdefault(read_size(picture.path), picture.path)
+                shapes.setdefault(read_size(sample.path), sample.path)
         for shape, path in shapes.items():
             self.region(shape, path)
 
     def provenance_fields(self, technique: Technique) -> dict[str, Any]:
-        """What maps and metrics depend on besides weights and pictures, as a Provenance names it."""
+        """Fields of a Provenance that follow from the preprocessing: technique, region, reference and precision."""
         device = select_device(self.config.train.device)
         precision = select_precision(self.config.train.precision, device)
         return {
@@ -166,15 +177,15 @@ class Preprocessor:
         }
 
     def read(self, path: Path) -> np.ndarray:
-        """An image file, uint8 (H, W, 3), BGR, of its own size, white as in training."""
+        """Read an image at its own size, uint8 (H, W, 3), BGR, with the white level of training."""
         return self.registration.read(path)
 
     def align(self, image: np.ndarray, homography: np.ndarray | None, mask: np.ndarray | None = None) -> ModelInput:
-        """Warp an image onto the reference, and resize it.
+        """Warp an image onto the reference, and resize it to data.img_size.
 
         Args:
-            image: uint8 (H, W, 3), BGR. homography: see `ModelInput`; None: it keeps its place.
-            mask: ground truth, uint8 (H, W), 0 or 255.
+            image: uint8 (H, W, 3), BGR. homography: see `ModelInput`; None: the image is only resized.
+            mask: ground truth, uint8 (H, W), 0 or 255; None without one.
         """
         size, shape, valid = self.config.data.img_size, image.shape[:2], None
         if homography is not None:
@@ -185,37 +196,36 @@ class Preprocessor:
         return ModelInput(resize(image, size), shape, homography, mask, valid)
 
     def apply_region(self, model_input: ModelInput, variant: Variant, path: Path) -> ModelInput:
-        """The same with the category's region, which is black where the variant is pre-masked. path: for errors."""
+        """Add the masking region to an input; with pre-masking it is black in the image. path: of the image."""
         region, image = self.resized_region(variant, path, model_input.shape), model_input.image
         if variant.pre_masked:
             image = np.where(region[..., None], np.uint8(0), image)
         return replace(model_input, image=image, region=region)
 
     def dataset(
-        self, pictures: Sequence[TestSample], techniques: Sequence[Technique], group: "Together | None" = None
+        self, samples: Sequence[TestSample], techniques: Sequence[Technique], group: "Together | None" = None
     ) -> "VariantDataset":
-        """The pictures in the input variant that these techniques share. group: see `Registration.register`."""
+        """Dataset of images for techniques with one input variant. group: see `Registration.register`."""
         [variant] = {technique.variant for technique in techniques}
         needs_region = any(technique.masking != "no" for technique in techniques)
         registered = None
         if variant.registered:
-            self.registration.register(pictures, group)
+            self.registration.register(samples, group)
             if self.kept_in:
-                registered = RegisteredImages(self, pictures)
-        return VariantDataset(pictures, self, variant, needs_region, registered)
+                registered = RegisteredImages(self, samples)
+        return VariantDataset(samples, self, variant, needs_region, registered)
 
     def resized_region(self, variant: "Variant", path: Path, shape: tuple[int, int] | None) -> np.ndarray:
-        """The category's region at the image size, bool (H, W), for a picture of this shape (None: read it).
+        """The masking region at data.img_size, bool (H, W), for the image at `path` (shape: its own size, if known).
 
-        Where pictures are registered it is the reference's, also for those that could not be: they keep their place,
-        and all are resized to one size.
+        With registration it is the region of the reference, also for images that could not be registered.
         """
         if variant.registered:
             path, shape = self.registration.reference_path, self.registration.reference.shape[:2]
         return masking.resize_region(self.region(shape or read_size(path), path), self.config.data.img_size)
 
     def region(self, shape: tuple[int, int], path: Path) -> np.ndarray:
-        """The category's region, bool (H, W), for a picture, or the reference it is laid over, of this shape."""
+        """The masking region, bool of `shape` (height, width); UserError with `path` if it has another size."""
         if self._region is None:
             try:
                 return masking.region_mask(self._region_source, shape)
@@ -223,42 +233,44 @@ class Preprocessor:
                 raise UserError(
                     self.key,
                     f"{error}: {path}, or the reference that it is registered to",
-                    "give rectangles that lie inside",
+                    "change the rectangle",
                 ) from error
         if self._region.shape != shape:
-            found, wanted = ("{1} x {0}".format(*size) for size in (self._region.shape, shape))
+            mask_size, image_size = ("{1} x {0}".format(*size) for size in (self._region.shape, shape))
             raise UserError(
                 self.key,
-                f"mask of {found} pixels, but {path} (or its reference) has {wanted} (width x height)",
-                "give one of its size",
+                f"the mask has {mask_size} pixels, but {path} (or its reference) has {image_size} (width x height)",
+                "use a mask of that size",
             )
         return self._region
 
 
 def embed_assets(config: Config, kept: dict[str, dict[str, Any]] | None = None) -> dict[str, dict[str, Any]]:
-    """The pictures that the configured technique needs, for a checkpoint to bring along: `region`, `reference`.
+    """Images to store in a checkpoint, so that inference needs no other files: masking `region` and `reference`.
 
-    Each its path, the digest of its file, and uint8 bytes of a PNG: of the reference as it is read, of the region 0 or
-    255. One that cannot be read is left out, as training does not need it; detection will say what is wrong.
+    An image that cannot be read is left out, because training does not need it; detection reports the error.
 
     Args:
-        kept: of an earlier state; training pictures lie as its reference does, whatever is the first one now.
+        kept: embedded images of the training that is resumed; its training images are registered to this reference.
+
+    Returns:
+        name -> {path, digest of the file, png: uint8 tensor with the bytes of a PNG file}. The region is 0 or 255.
 
     Raises:
-        UserError: no reference where training pictures are registered, or one without a part.
+        UserError: training images are registered and the reference cannot be read; no part is found in the reference.
     """
-    technique, found, embedded = configured(config), {}, {}
+    technique, images, embedded = configured(config), {}, {}
     region = config.masking.regions.get(config.data.category)
     if technique.masking != "no" and isinstance(region, str):
         with suppress(UserError):
-            found["region"] = Path(region), decode_mask_file(Path(region)).mask.astype(np.uint8) * 255
+            images["region"] = Path(region), decode_mask_file(Path(region)).mask.astype(np.uint8) * 255
     if config.data.registration_training and kept and "reference" in kept:
         embedded["reference"] = kept["reference"]
     elif technique.registered:
         registering = Registration(config)
         try:
             registering.check()
-            found["reference"] = registering.reference_path, registering.reference
+            images["reference"] = registering.reference_path, registering.reference
         except NoReferencePartError:
             raise
         except UserError:
@@ -266,31 +278,33 @@ def embed_assets(config: Config, kept: dict[str, dict[str, Any]] | None = None) 
                 raise
     return embedded | {
         name: {"path": path.as_posix(), "digest": provenance.file_digest(path), "png": torch.from_numpy(to_png(image))}
-        for name, (path, image) in found.items()
+        for name, (path, image) in images.items()
     }
 
 
 class VariantDataset(DRAEMTestDataset):
-    """Test pictures in an input variant. Samples have, besides, `valid` and `region`, bool (1, H, W).
+    """Test images in an input variant. Samples also have `valid` and `region`, bool (1, H, W) (see `ModelInput`).
 
     Args:
-        registered: the pictures aligned already, in the same order; None: that is done here.
+        samples: images and masks. preprocessor: of the category. variant: how images are preprocessed.
+        needs_region: whether samples get the masking region; without it `region` is all False.
+        registered: cache of the registered images, in the same order; None: images are warped at every access.
     """
 
     def __init__(
         self,
-        pictures: Sequence[TestSample],
+        samples: Sequence[TestSample],
         preprocessor: Preprocessor,
         variant: Variant,
         needs_region: bool,
         registered: "RegisteredImages | None" = None,
     ):
-        super().__init__(pictures, preprocessor.config.data.img_size, preprocessor.registration.white_level)
+        super().__init__(samples, preprocessor.config.data.img_size, preprocessor.registration.white_level)
         self.preprocessor, self.variant, self.needs_region = preprocessor, variant, needs_region
         self._registered = registered
 
     def align(self, idx: int) -> ModelInput:
-        """A picture and its mask, registered where the variant is, and resized."""
+        """Read an image and its mask; register them if the variant says so, and resize them."""
         image, mask = self.read(idx)
         homography = None
         if self.variant.registered:
@@ -298,38 +312,38 @@ class VariantDataset(DRAEMTestDataset):
         return self.preprocessor.align(image, homography, mask)
 
     def __getitem__(self, idx: int) -> dict[str, torch.Tensor | int]:
-        found = self._registered.model_input(idx) if self._registered else self.align(idx)
+        model_input = self._registered.model_input(idx) if self._registered else self.align(idx)
         if self.needs_region:
-            found = self.preprocessor.apply_region(found, self.variant, self.images[idx].path)
-        valid = np.ones(self.image_size, bool) if found.valid is None else found.valid
-        region = np.zeros(self.image_size, bool) if found.region is None else found.region
-        sample = self.sample(idx, found.image, found.mask)
+            model_input = self.preprocessor.apply_region(model_input, self.variant, self.images[idx].path)
+        valid = np.ones(self.image_size, bool) if model_input.valid is None else model_input.valid
+        region = np.zeros(self.image_size, bool) if model_input.region is None else model_input.region
+        sample = self.sample(idx, model_input.image, model_input.mask)
         return sample | {"valid": torch.from_numpy(valid[None]), "region": torch.from_numpy(region[None])}
 
 
 class RegisteredImages(ArrayCache):
-    """Pictures, masks and where they are valid, registered and resized, uint8 (H, W, 5), for many passes."""
+    """Cache of registered test images: image, mask and valid pixels as planes of a uint8 array (H, W, 5)."""
 
-    def __init__(self, preprocessor: Preprocessor, pictures: Sequence[TestSample]):
+    def __init__(self, preprocessor: Preprocessor, samples: Sequence[TestSample]):
         size = preprocessor.config.data.img_size
-        self._source = VariantDataset(pictures, preprocessor, Variant(True, False), needs_region=False)
-        files = [path for picture in pictures for path in (picture.path, *picture.masks)]
+        self._source = VariantDataset(samples, preprocessor, Variant(True, False), needs_region=False)
+        files = [path for sample in samples for path in (sample.path, *sample.masks)]
         parts = [
             provenance.VERSION,
             preprocessor.registration.white_level,
             preprocessor.registration.digest,
         ]
-        parts += [*(len(picture.masks) for picture in pictures), *provenance.file_digests(files)]
+        parts += [*(len(sample.masks) for sample in samples), *provenance.file_digests(files)]
         name = f"registered_{size[0]}x{size[1]}_{provenance.digest(parts)}"
-        super().__init__(preprocessor.kept_in, name, "registered pictures", len(pictures), (*size, 5))
+        super().__init__(preprocessor.kept_in, name, "registered images", len(samples), (*size, 5))
 
     def make(self, index: int) -> np.ndarray:
-        """Blue, green, red, mask (0 or 255), valid (0 or 255)."""
-        found = self._source.align(index)
-        valid = np.ones(found.mask.shape, bool) if found.valid is None else found.valid
-        return np.dstack([found.image, found.mask.astype(np.uint8) * 255, valid.astype(np.uint8) * 255])
+        """Register and resize image `index`: planes blue, green, red, mask (0 or 255) and valid (0 or 255)."""
+        aligned = self._source.align(index)
+        valid = np.ones(aligned.mask.shape, bool) if aligned.valid is None else aligned.valid
+        return np.dstack([aligned.image, aligned.mask.astype(np.uint8) * 255, valid.astype(np.uint8) * 255])
 
     def model_input(self, index: int) -> ModelInput:
-        """One of them; its own size is not known any more."""
+        """Image `index` as an input of the networks; `shape` and `homography` are not stored and are None."""
         planes = self[index]
         return ModelInput(planes[..., :3], None, mask=planes[..., 3] > 0, valid=planes[..., 4] > 0)

@@ -1,4 +1,4 @@
-"""Tiles: parts of a picture that the networks see one after the other, and the whole that their maps are blended to."""
+"""Tiles: cut a large image into overlapping tiles for the networks, and blend the anomaly maps of the tiles."""
 
 import math
 from typing import NamedTuple
@@ -9,11 +9,15 @@ from torch import Tensor
 
 from config import Data
 
-MOST_PER_IMAGE = 16  # training samples of a picture in an epoch, where that is not set
+MOST_PER_IMAGE = 16  # maximum for train.tiles_per_image = auto
 
 
 class Tile(NamedTuple):
-    """One of the tiles of a picture. rows, columns: where it lies. down, across: weights, float32 (H,) and (W,)."""
+    """A tile of an image.
+
+    Attributes:
+        rows, columns: its pixels in the image. down, across: weights of its rows and columns, float32 (h,) and (w,).
+    """
 
     rows: slice
     columns: slice
@@ -22,36 +26,43 @@ class Tile(NamedTuple):
 
     @property
     def weight(self) -> Tensor:
-        """Of its map, float32 (H, W); not kept, as those of all tiles would be larger than the picture."""
+        """Weights of its pixels, float32 (h, w). Not stored: all tiles would need more memory than an image."""
         return torch.outer(self.down, self.across)
 
 
 def cut(size: tuple[int, int], tile: tuple[int, int], overlap: float, device: torch.device | None = None) -> list[Tile]:
-    """Tiles that cover a picture, evenly spaced, neighbours with at least `overlap` of a side in common.
+    """Evenly spaced tiles that cover an image.
 
-    Weights fall off to a tile's rim as a squared sine does; those of all tiles that a pixel lies in sum to 1.
+    The weights of a tile fall off towards its border as a squared sine. In each pixel they sum to 1 over all tiles.
 
     Args:
-        size, tile: (height, width) of the picture and of a tile. overlap: from 0 to below 1.
+        size, tile: (height, width) of the image and of a tile.
+        overlap: smallest overlap of neighboring tiles, as a share of a tile's side, from 0 to below 1.
+        device: of the weights.
     """
     rows, columns = (_along(*sides, overlap, device) for sides in zip(size, tile, strict=True))
     return [Tile(row, column, down, across) for row, down in rows for column, across in columns]
 
 
 def _along(size: int, tile: int, overlap: float, device: torch.device | None) -> list[tuple[slice, Tensor]]:
-    """Where tiles lie along a side, and the weights of each one's pixels."""
+    """Positions of tiles along one side of an image, and the weights of the pixels of each."""
     count = math.ceil((size - tile) / (tile * (1 - overlap)) - 1e-9) + 1
     starts = np.linspace(0, size - tile, count).round().astype(int).tolist()
-    places = [slice(start, start + tile) for start in starts]
+    pixels = [slice(start, start + tile) for start in starts]
     window = np.sin(np.pi * (np.arange(tile) + 0.5) / tile) ** 2
     total = np.zeros(size)
-    for place in places:
-        total[place] += window
-    return [(place, torch.from_numpy(window / total[place]).to(device, torch.float32)) for place in places]
+    for part in pixels:
+        total[part] += window
+    return [(part, torch.from_numpy(window / total[part]).to(device, torch.float32)) for part in pixels]
 
 
 def per_image(data: Data, wanted: int | str) -> int:
-    """Training samples of a picture in an epoch: `wanted`, or for auto as many as tiles cover it."""
+    """Number of training samples per image and epoch.
+
+    Args:
+        data: the settings. wanted: train.tiles_per_image; 'auto': the number of tiles that cover an image without
+            overlap, at most MOST_PER_IMAGE.
+    """
     if data.tile_size is None:
         return 1
     if wanted != "auto":
@@ -62,13 +73,14 @@ def per_image(data: Data, wanted: int | str) -> int:
 
 
 class Blended:
-    """A picture's reconstruction and anomaly map, put together from its tiles.
+    """Reconstruction and anomaly map of an image, as weighted sums over its tiles.
 
     Args:
-        size: (height, width) of the picture. count: of its tiles.
+        size: (height, width) of the image. count: number of its tiles.
 
     Attributes:
-        reconstruction: (3, H, W). anomaly_map: (H, W). Both float32, on the tiles' device.
+        reconstruction: (3, H, W). anomaly_map: (H, W). Both float32, on the device of the tiles; complete when
+            `is_done`.
     """
 
     def __init__(self, size: tuple[int, int], count: int):
@@ -77,13 +89,13 @@ class Blended:
 
     @property
     def is_done(self) -> bool:
-        """Whether all tiles have come."""
+        """Whether all tiles have been added."""
         return self._left == 0
 
     def add(self, tile: Tile, reconstruction: Tensor, anomaly_map: Tensor) -> None:
-        """Take in what the networks make of one tile: (3, h, w) and (h, w), float32."""
+        """Add the reconstruction (3, h, w) and the anomaly map (h, w) of one tile, float32."""
         self._left -= 1
-        if anomaly_map.shape == self._size:  # the only one
+        if anomaly_map.shape == self._size:  # the only tile
             self.reconstruction, self.anomaly_map = reconstruction, anomaly_map
             return
         if self.anomaly_map is None:
@@ -93,4 +105,4 @@ class Blended:
         self.reconstruction[:, tile.rows, tile.columns].addcmul_(reconstruction, weight)
         self.anomaly_map[tile.rows, tile.columns].addcmul_(anomaly_map, weight)
         if self.is_done:
-            self.anomaly_map.clamp_(max=1)  # weights sum to 1 but for rounding
+            self.anomaly_map.clamp_(max=1)  # rounding: weights may sum to slightly more than 1

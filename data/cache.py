@@ -34,7 +34,7 @@ def half_of_disk(folder: Path) -> int:
     return max(LIMIT, shutil.disk_usage(existing).free // 2)
 
 
-class ArrayCache(Sequence):
+class ArrayCache(Sequence[np.ndarray]):
     """Sequence of uint8 arrays of one shape, computed once and then mapped from a file that all processes share.
 
     A subclass implements `make(index)`. The file is `folder`/<name>.npy. When all files in the folder exceed TOTAL
@@ -54,7 +54,7 @@ class ArrayCache(Sequence):
     def __init__(
         self, folder: Path, name: str, title: str, count: int, shape: tuple[int, ...], limit: int | None = None
     ):
-        self.path, self.count = folder / f"{name}.npy", count
+        self.path, self._count = folder / f"{name}.npy", count
         self.shape = (min(count, (limit or LIMIT) // math.prod(shape)), *shape)
         self._mapped: np.ndarray | None = None
         self._lock: shared_lock | None = None
@@ -80,7 +80,7 @@ class ArrayCache(Sequence):
             shape = np.load(self.path, mmap_mode="r").shape
         except (OSError, ValueError):
             return False
-        if shape[1:] != self.shape[1:] or not self.shape[0] <= shape[0] <= self.count:
+        if shape[1:] != self.shape[1:] or not self.shape[0] <= shape[0] <= self._count:
             return False
         self.shape = shape
         return True
@@ -104,16 +104,16 @@ class ArrayCache(Sequence):
                 ahead = max(AHEAD // math.prod(self.shape[1:]), core_count())
                 for start in range(0, self.shape[0], ahead):
                     for array in pool.map(self.make, range(start, min(start + ahead, self.shape[0]))):
-                        stream.write(array)
+                        stream.write(array.data)
                         bar.update()
         except PermissionError:  # Windows: another run has written the file in the meantime, and has it open
             if not self._is_complete():
                 raise
 
     def __len__(self) -> int:
-        return self.count
+        return self._count
 
-    def __getitem__(self, index: int) -> np.ndarray:
+    def __getitem__(self, index: int) -> np.ndarray:  # type: ignore[override]  # no slices
         if not -len(self) <= index < len(self):
             raise IndexError(index)
         index %= len(self)
@@ -150,7 +150,7 @@ class DecodedImages(ArrayCache):
         white_level: float | None = None,
         limit: int | None = None,
     ):
-        self.files, self.size, self.white_level = list(files), tuple(size), white_level
+        self.files, self.size, self.white_level = list(files), size, white_level
         content = provenance.digest([provenance.VERSION, white_level, *provenance.file_digests(self.files)])
         name = f"{title.replace(' ', '_')}_{size[0]}x{size[1]}_{content}"
         super().__init__(folder, name, title, len(self.files), (*self.size, 3), limit)
@@ -160,7 +160,7 @@ class DecodedImages(ArrayCache):
         return read_image(self.files[index], self.size, self.white_level)
 
 
-class Subset(Sequence):
+class Subset(Sequence[np.ndarray]):
     """Those images of a sequence whose indices are given."""
 
     def __init__(self, images: Sequence[np.ndarray], indices: Sequence[int]):
@@ -169,5 +169,5 @@ class Subset(Sequence):
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, index: int) -> np.ndarray:
+    def __getitem__(self, index: int) -> np.ndarray:  # type: ignore[override]  # no slices
         return self.images[self.indices[index]]

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import cast
 
 import cv2
 import numpy as np
@@ -103,7 +104,7 @@ def _header(source: np.ndarray | Path) -> Iterator[Image.Image | None]:
         header = None
         # Pillow raises SyntaxError for some damaged files.
         with suppress(OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-            header = stack.enter_context(Image.open(source if isinstance(source, Path) else io.BytesIO(source)))
+            header = stack.enter_context(Image.open(source if isinstance(source, Path) else io.BytesIO(source.data)))
         yield header
 
 
@@ -224,7 +225,9 @@ def find_white_level(paths: Sequence[Path]) -> float | None:
 
 def read_all(images: Sequence[Path | np.ndarray], size: tuple[int, int]) -> Sequence[np.ndarray]:
     """Images uint8 (H, W, 3): files are read and resized to `size` (height, width), arrays are returned unchanged."""
-    return images if isinstance(images[0], np.ndarray) else [read_image(file, size) for file in images]
+    if isinstance(images[0], np.ndarray):
+        return cast(Sequence[np.ndarray], images)
+    return [read_image(file, size) for file in cast(Sequence[Path], images)]
 
 
 def decode_mask_file(path: Path) -> DecodedMask:
@@ -294,12 +297,12 @@ def to_png(image: np.ndarray) -> np.ndarray:
 
 def from_png(data: np.ndarray) -> np.ndarray:
     """Decode the bytes that `to_png` returned: the image with its data type and channels."""
-    return cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
+    return np.asarray(cv2.imdecode(data, cv2.IMREAD_UNCHANGED))
 
 
 def write_image(path: Path, image: np.ndarray) -> None:
     """Write an image, uint8 or uint16, gray or BGR, as a PNG file; OSError if that fails."""
-    Path(path).write_bytes(to_png(image))
+    Path(path).write_bytes(to_png(image).data)
 
 
 def read_size(path: Path) -> tuple[int, int]:

@@ -192,12 +192,12 @@ def _of_colors(colors: np.ndarray, is_lossy: bool) -> DecodedMask:
     if ground.min() > near and others.any() and (is_lossy or _covers_an_area(others)):
         raise MaskError("has gray and colored marks on a light background: which of them count is ambiguous")
     distinct = None if is_lossy or colors.dtype.kind == "f" else _distinct(colors)
-    is_drawn = distinct is not None and len(distinct) <= FEW
-    if not is_drawn and others.mean() > BETWEEN:
+    drawn = distinct if distinct is not None and len(distinct) <= FEW else None
+    if drawn is None and others.mean() > BETWEEN:
         raise MaskError("has too many grays and colors; a mask has two")
     mask = np.zeros(colors.shape[:2], bool)
-    if is_drawn:
-        for color in distinct:
+    if drawn is not None:
+        for color in drawn:
             own = (colors == color).all(axis=2)
             distance = np.abs(color.astype(np.float64) - ground).max()
             if distance > near and (distance > away.max() / 2 or _covers_an_area(own)):

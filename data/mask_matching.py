@@ -44,7 +44,8 @@ def split_images_and_masks(files: Sequence[Path]) -> tuple[list[Path], list[Path
         images and masks, each in the order of `files`.
     """
     stems = {(file.parent, file.stem.casefold()) for file in files}
-    images, masks = [], []
+    images: list[Path] = []
+    masks: list[Path] = []
     for file in files:
         own, *others = _mask_stems(file.stem)
         is_beside = any((file.parent, stem) in stems for stem in others)
@@ -161,7 +162,7 @@ class Masks:
                 raise UserError(
                     mask,
                     f"matches {name_in(owners[0], self.category)} and {name_in(owners[1], self.category)}",
-                    f"move it to {self._root_folder.name}/<defect>",
+                    f"move it to {mask.parent.name}/<defect>",
                 )
             if owners:
                 self.found.setdefault(owners[0], []).append(mask)

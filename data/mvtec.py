@@ -14,7 +14,6 @@ import numpy as np
 
 from data import image_io
 from data.folders import IMAGE_SUFFIXES, DatasetNotes, images_below, nominal_folders, normalize_name, subfolders
-from data.mask_decoding import DecodedMask
 from data.mask_matching import MASK_FOLDERS, Masks, and_n_more, check_twins, name_in, split_images_and_masks
 from runtime.device import core_count
 from runtime.errors import UserError
@@ -122,16 +121,17 @@ def split_nominal(
 
 def _groups(files: Sequence[Path], split_by: str | None, category: Path | None) -> list[list[int]]:
     """Groups of files that must not be separated, as lists of indices into `files`."""
-    if split_by is None:
+    if split_by is None or category is None:
         return [[index] for index in range(len(files))]
     groups: dict[tuple, list[int]] = {}
+    match: re.Match[str] | None = None
     for index, file in enumerate(files):
         if not (match := re.search(split_by, nominal_name(category, file))):
             raise UserError(
                 f"data.split_by = {split_by!r}", f"does not match {file}", "change it so that it matches every file"
             )
         groups.setdefault(match.groups(), []).append(index)
-    if len(groups) == 1:
+    if match and len(groups) == 1:
         raise UserError(
             f"data.split_by = {split_by!r}",
             f"puts all of train/good into one group ({match[0]!r})",
@@ -192,29 +192,34 @@ def with_masks_read(samples: Sequence[TestSample]) -> tuple[list[TestSample], li
         UserError: ambiguous or unreadable masks; it names the first and counts the others.
     """
 
-    def read(path: Path) -> DecodedMask | UserError:
+    errors: dict[Path, UserError] = {}
+
+    def read(path: Path) -> tuple[bool, str | None]:
+        """Whether the mask is empty, and the warning."""
         try:
             mask = image_io.decode_mask_file(path)
         except UserError as error:
-            return error
-        return DecodedMask(np.array([mask.mask.any()]), mask.kind, mask.warning)  # saves memory: one bool per mask
+            errors[path] = error
+            return False, None
+        return not mask.mask.any(), mask.warning
 
     files = [mask for sample in samples for mask in sample.masks]
     with ThreadPoolExecutor(core_count()) as pool:
         decoded = dict(zip(files, pool.map(read, files), strict=True))
-    if errors := [decoded[path] for path in files if isinstance(decoded[path], UserError)]:
+    if errors:
+        first = next(errors[path] for path in files if path in errors)
         others = f"\n{len(errors) - 1} more masks cannot be read either" if len(errors) > 1 else ""
-        raise UserError(errors[0].subject, errors[0].problem, errors[0].fix + others)
+        raise UserError(first.subject, first.problem, first.fix + others)
     files_of: dict[str, list[str]] = {}  # warning -> masks
-    for mask in files:
-        if decoded[mask].warning:
-            files_of.setdefault(decoded[mask].warning, []).append(f"{mask.parent.name}/{mask.name}")
+    for mask, (_, warning) in decoded.items():
+        if warning:
+            files_of.setdefault(warning, []).append(f"{mask.parent.name}/{mask.name}")
     warnings = [
         f"masks: {warning}: {len(names)} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
         for warning, names in files_of.items()
     ]
     checked = [
-        replace(sample, has_empty_mask=bool(sample.masks) and not any(decoded[mask].mask[0] for mask in sample.masks))
+        replace(sample, has_empty_mask=bool(sample.masks) and all(decoded[mask][0] for mask in sample.masks))
         for sample in samples
     ]
     return checked, warnings

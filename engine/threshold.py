@@ -18,7 +18,7 @@ from data.mvtec import TestSample, list_nominal, list_validation, split_nominal
 from evaluation.metrics import image_score
 from evaluation.thresholds import NominalScores, NoScoresError, conformal, false_positive_estimate, images_needed
 from inference import checkpoint, threshold_file
-from inference.checkpoint import Checkpoint
+from inference.checkpoint import Checkpoint, CheckpointMetadata
 from inference.detect import NetworkOutput, detect
 from inference.detector import Detector
 from inference.preprocessing import Preprocessor, Technique, apply_valid_mask, configured
@@ -87,7 +87,7 @@ def run_on(config: Config, folder: Path) -> Path:
     return path
 
 
-def nominal_images(config: Config, ckpt: Checkpoint) -> tuple[list[TestSample], bool | None]:
+def nominal_images(config: Config, ckpt: CheckpointMetadata) -> tuple[list[TestSample], bool | None]:
     """Nominal images to compute thresholds from, and whether they are held out (False: trained on; None: not known).
 
     Images are identified by content, so that renamed ones stay held out.
@@ -113,7 +113,7 @@ def nominal_images(config: Config, ckpt: Checkpoint) -> tuple[list[TestSample], 
     return samples, None if ckpt.images is None else bool(held_out)
 
 
-def _found(there: dict[str, Path], wanted: dict[str, str], ckpt: Checkpoint) -> list[Path]:
+def _found(there: dict[str, Path], wanted: dict[str, str], ckpt: CheckpointMetadata) -> list[Path]:
     """The wanted files. there: digest -> file. wanted: name -> digest."""
     missing = [name for name, digest in wanted.items() if digest not in there]
     if missing:

@@ -9,7 +9,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from pydantic import ValidationError
 from torch import Tensor
@@ -49,24 +48,20 @@ class TrainingImages:
 
 
 @dataclass(frozen=True)
-class Checkpoint:
-    """A trained model with its metadata.
+class CheckpointMetadata:
+    """A checkpoint without its model.
 
     Attributes:
-        model: None if only the metadata was read (see `load_metadata`).
         name: name in results: the epoch, with the fingerprint if the weights do not belong to the configured run; the
             stem of a file of another program.
-        fingerprint: digest of the weights (see `fingerprint`); empty without a model.
         images: nominal images of the training; None if unknown (weights of another program).
         white_level: of the training images, see `image_io.read_image`.
         embedded_assets: images for masking and registration, see `inference.preprocessing.embed_assets`.
         settings: of the training; None if unknown.
     """
 
-    model: DRAEM | None
     name: str
     path: Path
-    fingerprint: str
     images: TrainingImages | None = None
     white_level: float | None = None
     embedded_assets: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -95,6 +90,14 @@ class Checkpoint:
                 raise UserError(self.path, "trained on registered images, but has no reference image", "train again")
             assets["reference"] = self.embedded_assets["reference"]
         return assets
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint(CheckpointMetadata):
+    """A trained model with its metadata. fingerprint: digest of the weights, see the function of this name."""
+
+    model: DRAEM
+    fingerprint: str
 
 
 def read(path: Path, only_metadata: bool = False) -> dict[str, Any]:
@@ -198,7 +201,7 @@ def load(config: Config, load_epoch: int | str | None = None) -> Checkpoint:
             path, "its weights do not belong to a DRAEM model", "set data.load_epoch to another checkpoint"
         ) from error
     name = _name(config, path, content["epoch"], own) if content else path.stem
-    return Checkpoint(model, name, path, own, **metadata)
+    return Checkpoint(name, path, **metadata, model=model, fingerprint=own)
 
 
 def check_widths(path: Path, weights: dict[str, Tensor], config: Config) -> None:
@@ -246,18 +249,18 @@ def _second_of_pair(path: Path) -> Path:
     return path.with_name(re.sub(first, second, path.stem) + path.suffix)
 
 
-def load_metadata(path: Path) -> Checkpoint:
-    """Read a checkpoint without its weights: `model` is None and `fingerprint` is empty."""
+def load_metadata(path: Path) -> CheckpointMetadata:
+    """Read a checkpoint without its weights."""
     if path.suffix in PAIRS:
-        return Checkpoint(None, path.stem, path, "")
+        return CheckpointMetadata(path.stem, path)
     return _metadata_of(path, file_state(path))
 
 
 @cache
-def _metadata_of(path: Path, _: tuple) -> Checkpoint:
+def _metadata_of(path: Path, _: tuple) -> CheckpointMetadata:
     """Metadata of a checkpoint, cached for each state of the file: a batch reads it for every result."""
     content = read(path, only_metadata=True)
-    return Checkpoint(None, str(content["epoch"]), path, "", **_metadata(path, content))
+    return CheckpointMetadata(str(content["epoch"]), path, **_metadata(path, content))
 
 
 def _metadata(path: Path, content: dict[str, Any]) -> dict[str, Any]:
@@ -279,16 +282,16 @@ def _settings_of(path: Path, values: dict[str, Any]) -> Config:
         raise UserError(path, "its settings are of another version of this program", FIX_HINT) from error
 
 
-def resolve_white_level(config: Config, ckpt: Checkpoint) -> Config:
+def resolve_white_level(config: Config, ckpt: CheckpointMetadata) -> Config:
     """The settings with the white level of the training in place of 'auto'; UserError if they have another one.
 
     For weights of another program, 'auto' is estimated from train/good.
     """
     is_known, wanted = ckpt.images is not None, config.data.white_level
-    if wanted == "auto":
+    if isinstance(wanted, str):  # auto
         category = category_folder(Path(config.data.data_path), config.data.category)
-        wanted = ckpt.white_level if is_known else find_white_level(list_nominal(category))
-    elif is_known and wanted != ckpt.white_level:
+        return with_white_level(config, ckpt.white_level if is_known else find_white_level(list_nominal(category)))
+    if is_known and wanted != ckpt.white_level:
         trained = "images of 8 or full 16 bits" if ckpt.white_level is None else f"white_level {ckpt.white_level:g}"
         raise UserError(f"data.white_level = {wanted:g}", f"{ckpt.path} was trained with {trained}", "set it to auto")
     return with_white_level(config, wanted)
@@ -313,13 +316,14 @@ def fingerprint(weights: dict[str, Tensor]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _bytes(tensor: Tensor) -> np.ndarray:
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+def _bytes(tensor: Tensor) -> memoryview:
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def checksum(content: dict[str, Any]) -> str:
     """SHA-256 of the content of a checkpoint, except its entry `checksum`; with the name of the method before it."""
-    digest, tensors = hashlib.sha256(), []
+    digest = hashlib.sha256()
+    tensors: list[Tensor] = []
 
     def feed(value: Any) -> None:
         if isinstance(value, Tensor):

@@ -4,6 +4,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -76,13 +77,14 @@ class Networks:
         Yields:
             reconstruction (3, H, W) and anomaly map (H, W), the probability of 'anomalous', float32, on the device.
         """
-        parts, previous = self._parts(images), []
+        parts = self._parts(images)
+        previous: list[tuple[Tensor, Tensor]] = []
         while batch := list(islice(parts, self._batch_size)):
             finished = []
             for (_, tile, blended), *outputs in zip(batch, *self._pass([part for part, *_ in batch]), strict=True):
                 blended.add(tile, *outputs)
                 if blended.is_done:
-                    finished.append((blended.reconstruction, blended.anomaly_map))
+                    finished.append(blended.output)
             # One batch ahead: the GPU computes this batch while the caller uses the results of the previous one.
             yield from previous
             previous = finished
@@ -92,7 +94,7 @@ class Networks:
         """The pixels of every tile of every image, with the tile and the image's blended output."""
         for image in images:
             image = image.to(self.device, non_blocking=True)
-            blended = tiles.Blended(tuple(image.shape[1:]), len(self._tiles))
+            blended = tiles.Blended((image.shape[1], image.shape[2]), len(self._tiles))
             for tile in self._tiles:
                 yield image[:, tile.rows, tile.columns], tile, blended
 
@@ -103,9 +105,20 @@ class Networks:
         return reconstruction.float(), anomaly_maps(logits)
 
 
+class Samples(Protocol):
+    """A dataset of test samples: dicts with `image`, `mask` and `idx`, and optionally `valid` and `region`."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, idx: int) -> dict[str, Any]: ...
+
+    def name(self, idx: int) -> str:
+        """Name of a sample, for messages."""
+
+
 def detect(
     model: DRAEM,
-    dataset: Dataset,
+    dataset: Samples,
     config: Config,
     title: str,
     group: Together | None = None,
@@ -131,7 +144,9 @@ def detect(
     batches = -(-len(dataset) // batch_size)
     workers = worker_count(data.num_workers, network.device, batches=-(-batches // count))
     uses_cuda = network.device.type == "cuda"
-    loader = data_loader.test_loader(dataset, batch_size, workers, data.img_size, uses_cuda, every=(rank, count))
+    loader = data_loader.test_loader(
+        cast(Dataset, dataset), batch_size, workers, data.img_size, uses_cuda, every=(rank, count)
+    )
     own = _passes(network, loader, dataset)
     with (
         tqdm(total=len(dataset), desc=title, unit="image", leave=None, disable=not title or rank > 0) as bar,
@@ -140,15 +155,15 @@ def detect(
         for first in range(0, batches, count):
             if rank == 0:
                 for other in range(min(count, batches - first)):
-                    outputs = group.receive(other) if other else next(own)
+                    outputs = group.receive(other) if group and other else next(own)
                     yield from outputs
                     bar.update(len(outputs))
-            elif first + rank < batches:
+            elif group and first + rank < batches:
                 group.send(next(own))
             check()
 
 
-def _passes(network: Networks, loader: DataLoader, dataset: Dataset) -> Iterator[list[NetworkOutput]]:
+def _passes(network: Networks, loader: DataLoader, dataset: Samples) -> Iterator[list[NetworkOutput]]:
     """Run the networks over the batches of a loader; yields a list of outputs for each batch."""
     batches: deque[dict[str, Tensor]] = deque()
 
@@ -161,7 +176,8 @@ def _passes(network: Networks, loader: DataLoader, dataset: Dataset) -> Iterator
     for first in results:
         batch = batches.popleft()
         own = [first, *islice(results, len(batch["idx"]) - 1)]
-        yield list(_outputs(batch, *(torch.stack(part).cpu().numpy() for part in zip(*own, strict=True)), dataset))
+        reconstructions, maps = (torch.stack(part).cpu().numpy() for part in zip(*own, strict=True))
+        yield list(_outputs(batch, reconstructions, maps, dataset))
 
 
 def anomaly_maps(logits: Tensor) -> Tensor:
@@ -170,7 +186,7 @@ def anomaly_maps(logits: Tensor) -> Tensor:
 
 
 def _outputs(
-    batch: dict[str, Tensor], reconstructions: np.ndarray, maps: np.ndarray, dataset: Dataset
+    batch: dict[str, Tensor], reconstructions: np.ndarray, maps: np.ndarray, dataset: Samples
 ) -> Iterator[NetworkOutput]:
     """Split the arrays of a batch into one NetworkOutput per image; UserError if an anomaly map is not finite."""
     for idx, anomaly_map in zip(batch["idx"].tolist(), maps, strict=True):

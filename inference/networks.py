@@ -4,6 +4,7 @@ import copy
 import time
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,14 +28,15 @@ def _folded(model: DRAEM) -> DRAEM:
     for layers in model.modules():
         if isinstance(layers, nn.Sequential):
             for i, (convolution, norm) in enumerate(pairwise(list(layers))):
-                if isinstance(norm, nn.BatchNorm2d):
+                if isinstance(norm, nn.BatchNorm2d) and isinstance(convolution, nn.Conv2d):
                     layers[i], layers[i + 1] = fuse_conv_bn_eval(convolution, norm), nn.Identity()
     return model
 
 
 def optimized(model: DRAEM, device: torch.device, precision: torch.dtype) -> DRAEM:
     """A copy of the model for inference on `device` in `precision`, with the logits computed in float32."""
-    model = _folded(model).to(device, precision, memory_format=memory_format(device, precision))
+    model, layout = _folded(model), memory_format(device, precision)
+    model.to(device, precision, memory_format=layout)  # type: ignore[call-overload]  # torch's stubs lack it
     # Logits in bfloat16 would be rounded, and different scores would become equal.
     final = model.discriminative.decoder_segment.fin_out.float()
     final.register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),))
@@ -117,7 +119,8 @@ class Compiled:
                 torch._functorch.config.patch(force_non_lazy_backward_lowering=True),
             ):
                 # isolate_recompiles: models of the same class would otherwise count together towards a limit.
-                compiled = torch.compile(self._model, dynamic=False, mode=self._mode, isolate_recompiles=True)
+                options: dict[str, Any] = {"dynamic": False, "mode": self._mode, "isolate_recompiles": True}
+                compiled = torch.compile(self._model, **options)
                 result = compiled(x)
         except (torch._dynamo.exc.TorchDynamoException, RuntimeError) as error:
             if isinstance(error, torch.OutOfMemoryError):

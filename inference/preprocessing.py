@@ -127,7 +127,8 @@ class Preprocessor:
         self.config, self.kept_in, self.embedded = config, kept_in, embedded or {}
         self.registration = Registration(config, self.embedded.get("reference"))
         self.key = f"masking.regions.{config.data.category}"
-        self._region_source = self._region = None
+        self._region: np.ndarray | None = None
+        self._region_source: Any = None  # rectangles, or the digest of a mask file
         if any(technique.masking != "no" for technique in techniques):
             self._read_region(config.masking.regions.get(config.data.category))
         if any(technique.registered for technique in techniques):
@@ -317,6 +318,7 @@ class VariantDataset(DRAEMTestDataset):
             model_input = self.preprocessor.apply_region(model_input, self.variant, self.images[idx].path)
         valid = np.ones(self.image_size, bool) if model_input.valid is None else model_input.valid
         region = np.zeros(self.image_size, bool) if model_input.region is None else model_input.region
+        assert model_input.mask is not None  # `align` was given one
         sample = self.sample(idx, model_input.image, model_input.mask)
         return sample | {"valid": torch.from_numpy(valid[None]), "region": torch.from_numpy(region[None])}
 
@@ -335,11 +337,13 @@ class RegisteredImages(ArrayCache):
         ]
         parts += [*(len(sample.masks) for sample in samples), *provenance.file_digests(files)]
         name = f"registered_{size[0]}x{size[1]}_{provenance.digest(parts)}"
+        assert preprocessor.kept_in is not None  # asked for by `Preprocessor.dataset`
         super().__init__(preprocessor.kept_in, name, "registered images", len(samples), (*size, 5))
 
     def make(self, index: int) -> np.ndarray:
         """Register and resize image `index`: planes blue, green, red, mask (0 or 255) and valid (0 or 255)."""
         aligned = self._source.align(index)
+        assert aligned.mask is not None  # the source gives one
         valid = np.ones(aligned.mask.shape, bool) if aligned.valid is None else aligned.valid
         return np.dstack([aligned.image, aligned.mask.astype(np.uint8) * 255, valid.astype(np.uint8) * 255])
 

@@ -65,7 +65,7 @@ def per_image(data: Data, wanted: int | str) -> int:
     """
     if data.tile_size is None:
         return 1
-    if wanted != "auto":
+    if not isinstance(wanted, str):
         return wanted
     return min(
         math.prod(-(-side // tile) for side, tile in zip(data.img_size, data.tile_size, strict=True)), MOST_PER_IMAGE
@@ -79,13 +79,19 @@ class Blended:
         size: (height, width) of the image. count: number of its tiles.
 
     Attributes:
-        reconstruction: (3, H, W). anomaly_map: (H, W). Both float32, on the device of the tiles; complete when
+        output: reconstruction (3, H, W) and anomaly map (H, W), float32, on the device of the tiles; complete when
             `is_done`.
     """
 
     def __init__(self, size: tuple[int, int], count: int):
         self._size, self._left = size, count
-        self.reconstruction = self.anomaly_map = None
+        self._output: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def output(self) -> tuple[Tensor, Tensor]:
+        """Reconstruction and anomaly map."""
+        assert self._output is not None  # a tile has been added
+        return self._output
 
     @property
     def is_done(self) -> bool:
@@ -96,13 +102,12 @@ class Blended:
         """Add the reconstruction (3, h, w) and the anomaly map (h, w) of one tile, float32."""
         self._left -= 1
         if anomaly_map.shape == self._size:  # the only tile
-            self.reconstruction, self.anomaly_map = reconstruction, anomaly_map
+            self._output = reconstruction, anomaly_map
             return
-        if self.anomaly_map is None:
-            self.reconstruction = reconstruction.new_zeros((3, *self._size))
-            self.anomaly_map = anomaly_map.new_zeros(self._size)
-        weight = tile.weight
-        self.reconstruction[:, tile.rows, tile.columns].addcmul_(reconstruction, weight)
-        self.anomaly_map[tile.rows, tile.columns].addcmul_(anomaly_map, weight)
+        if self._output is None:
+            self._output = reconstruction.new_zeros((3, *self._size)), anomaly_map.new_zeros(self._size)
+        whole_reconstruction, whole_map = self._output
+        whole_reconstruction[:, tile.rows, tile.columns].addcmul_(reconstruction, tile.weight)
+        whole_map[tile.rows, tile.columns].addcmul_(anomaly_map, tile.weight)
         if self.is_done:
-            self.anomaly_map.clamp_(max=1)  # rounding: weights may sum to slightly more than 1
+            whole_map.clamp_(max=1)  # rounding: weights may sum to slightly more than 1

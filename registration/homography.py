@@ -123,8 +123,8 @@ def _has_source(shape: tuple[int, int], homography: np.ndarray, size: tuple[int,
         else:
             high = np.minimum(high, -rest / a)
     columns = np.arange(size[1], dtype=np.int32)
-    low, high = (bounds.clip(-1, size[1]).astype(np.int32)[:, None] for bounds in (np.ceil(low), np.floor(high)))
-    return (columns >= low) & (columns <= high)
+    first, last = (bounds.clip(-1, size[1]).astype(np.int32)[:, None] for bounds in (np.ceil(low), np.floor(high)))
+    return (columns >= first) & (columns <= last)
 
 
 def _is_image(image: np.ndarray) -> bool:
@@ -139,7 +139,7 @@ def _gray(image: np.ndarray, name: str) -> np.ndarray:
 
 def _match(gray: np.ndarray, reference: np.ndarray) -> np.ndarray | None:
     # A low threshold because surfaces have little contrast; a narrow border because images can be small.
-    orb = cv2.ORB_create(FEATURES, edgeThreshold=15, fastThreshold=7)
+    orb = cv2.ORB.create(FEATURES, edgeThreshold=15, fastThreshold=7)
     (keypoints, descriptors), (reference_keypoints, reference_descriptors) = (
         orb.detectAndCompute(image, None) for image in (gray, reference)
     )

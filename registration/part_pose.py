@@ -135,7 +135,7 @@ def reference_of(image: np.ndarray) -> Reference:
     if not parts:
         raise problem
     part = next(iter(parts.values()))
-    turns = np.arange(0, 2 * np.pi, np.pi / 12) if part.ratio >= ELONGATED else []
+    turns = np.arange(0, 2 * np.pi, np.pi / 12).tolist() if part.ratio >= ELONGATED else []
     alike = (_similarity(part, part, _pose(part, part, turn, False)) for turn in turns)
     return Reference(parts, min(alike, default=0) >= ROUND)
 

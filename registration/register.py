@@ -41,7 +41,7 @@ class Registration:
 
     def __init__(self, config: Config, embedded: dict[str, Any] | None = None):
         self.config, self._embedded = config, embedded
-        self.white_level = None if config.data.white_level == "auto" else config.data.white_level
+        self.white_level = config.data.known_white_level
         self._homographies: dict[Path, np.ndarray | None] = {}  # images are not kept: there may be very many
 
     @property

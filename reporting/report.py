@@ -97,7 +97,7 @@ def _write(path: Path, data: np.ndarray) -> None:
     # Not atomic: nothing reads these before the folder of results, or the image's row, is complete.
     path.parent.mkdir(parents=True, exist_ok=True)
     with naming(path):
-        path.write_bytes(data.tobytes())
+        path.write_bytes(data.data)
 
 
 def write_page(folder: Path, page: Page) -> None:

@@ -39,7 +39,7 @@ def setup() -> None:
 def restore_numpy_table() -> None:
     """Restore `numpy.sctypes`, which imgaug 0.4.0 reads when it is imported and NumPy 2 has removed."""
     if not hasattr(np, "sctypes"):
-        np.sctypes = {
+        np.sctypes = {  # type: ignore[attr-defined]
             "int": [np.int8, np.int16, np.int32, np.int64],
             "uint": [np.uint8, np.uint16, np.uint32, np.uint64],
             "float": [np.float16, np.float32, np.float64],
@@ -135,7 +135,8 @@ def worker_errors() -> Iterator[None]:
         if caught := re.match(r"Caught (\w+) in DataLoader worker", text):
             name = caught[1]
             text = text.rpartition(f"{name}: ")[2].strip()
-            if name in {one.__name__ for one in (UserError, *UserError.__subclasses__())}:
+            kinds: list[type[UserError]] = [UserError, *UserError.__subclasses__()]
+            if name in {kind.__name__ for kind in kinds}:
                 raise UserError.from_text(text) from error
             if isinstance(error, OSError):
                 raise UserError("loader process", text, FIX_STORAGE) from error

@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from runtime.errors import UserError
 try:
     import fcntl
 except ImportError:  # Windows: it does not delete open files, so locks are not needed
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]
 
 PENDING = 2**28  # bytes, maximum size of the arrays that wait for a background thread
 ORPHANED = 86400  # seconds; without locks, an older unfinished file counts as left over
@@ -99,10 +99,10 @@ class shared_lock:
     """
 
     def __init__(self, path: Path):
-        self._handle = None  # for __del__ if os.open fails
-        self._handle = os.open(path, os.O_RDONLY) if fcntl else None
-        with suppress(OSError):  # the file system does not support locks
-            if fcntl:
+        self._handle: int | None = None  # for __del__ if os.open fails
+        if fcntl:
+            self._handle = os.open(path, os.O_RDONLY)
+            with suppress(OSError):  # the file system does not support locks
                 fcntl.flock(self._handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
 
     def __enter__(self) -> None:
@@ -118,15 +118,12 @@ class shared_lock:
 
 def remove_unused(path: Path) -> bool:
     """Remove a file or folder unless a process holds a `shared_lock` on it. Returns whether it no longer exists."""
-    with suppress(OSError):  # in use, or removed already
-        handle = os.open(path, os.O_RDONLY) if fcntl else None
-        try:
-            if fcntl:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-        finally:
-            if fcntl:
-                os.close(handle)
+    with suppress(OSError), ExitStack() as stack:  # in use, or removed already
+        if fcntl:
+            handle = os.open(path, os.O_RDONLY)
+            stack.callback(os.close, handle)
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
     return not path.exists()
 
 
@@ -194,7 +191,7 @@ def _read_owner(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _is_alive(process: object) -> bool:
+def _is_alive(process: Any) -> bool:
     try:
         if os.name != "nt":  # on Windows, os.kill would end the process
             os.kill(int(process), 0)

@@ -58,12 +58,13 @@ class ProcessGroup:
                 )
             torch.cuda.set_device(self.local_rank)
         dist.init_process_group("cpu:gloo,cuda:nccl" if uses_cuda else "gloo", timeout=TIMEOUT)
-        self._store: Any = dist.distributed_c10d._get_default_store()
+        store: Any = dist.distributed_c10d._get_default_store()  # its stubs lack `clone`
+        self._store = store
         # Apart: signals and objects never wait for a GPU, statistics never queue behind gradients.
         self._control = dist.new_group(backend="gloo", timeout=TIMEOUT)
         self.statistics = dist.new_group(timeout=TIMEOUT)
         self._ends = threading.Event()
-        self._heart = threading.Thread(target=self._beat, args=(self._store.clone(),), daemon=True)
+        self._heart = threading.Thread(target=self._beat, args=(store.clone(),), daemon=True)
         self._heart.start()
         atexit.register(self._stop_beating)
 

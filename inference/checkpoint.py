@@ -197,9 +197,7 @@ def load(config: Config, load_epoch: int | str | None = None) -> Checkpoint:
         model.load_state_dict(weights)
         own = fingerprint(weights)
     except (RuntimeError, TypeError, AttributeError) as error:
-        raise UserError(
-            path, "its weights do not belong to a DRAEM model", "set data.load_epoch to another checkpoint"
-        ) from error
+        raise UserError(path, "its weights are not those of a DRAEM model", FIX_HINT) from error
     name = _name(config, path, content["epoch"], own) if content else path.stem
     return Checkpoint(name, path, **metadata, model=model, fingerprint=own)
 

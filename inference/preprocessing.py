@@ -330,11 +330,7 @@ class RegisteredImages(ArrayCache):
         size = preprocessor.config.data.img_size
         self._source = VariantDataset(samples, preprocessor, Variant(True, False), needs_region=False)
         files = [path for sample in samples for path in (sample.path, *sample.masks)]
-        parts = [
-            provenance.VERSION,
-            preprocessor.registration.white_level,
-            preprocessor.registration.digest,
-        ]
+        parts = [provenance.VERSION, preprocessor.registration.white_level, preprocessor.registration.digest]
         parts += [*(len(sample.masks) for sample in samples), *provenance.file_digests(files)]
         name = f"registered_{size[0]}x{size[1]}_{provenance.digest(parts)}"
         assert preprocessor.kept_in is not None  # asked for by `Preprocessor.dataset`

@@ -1,4 +1,4 @@
-"""Training and test datasets, loaders."""
+"""Datasets and data loaders for training and test."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -16,22 +16,26 @@ from runtime.device import setup
 from runtime.errors import UserError
 from synthesis import AnomalySynthesizer
 
-SAMPLE_BYTES = 16  # a pixel at most: image 3, augmented image 12, mask 1
-PREFETCHED = 2**32  # bytes of batches that loader processes hold ready, in shared memory
+SAMPLE_BYTES = 16  # maximum per pixel of a sample: image 3, augmented image 12, mask 1
+PREFETCHED = 2**32  # bytes, maximum size of all prefetched batches, which are in shared memory
 
 
 def fetch_dtd(folder: str | Path = ".") -> Path:
-    """Download the Describable Textures Dataset (600 MB) with torchvision; its images end up in `folder`/dtd/images."""
+    """Download the Describable Textures Dataset (600 MB) with torchvision. Returns `folder`/dtd/images.
+
+    Raises:
+        UserError: torchvision cannot be imported, or the download fails.
+    """
     target = Path(folder) / "dtd" / "images"
     if target.is_dir():
         return target
     try:
         from torchvision.datasets import DTD
-    except Exception as error:  # a torchvision beside another build of torch fails in various ways
+    except Exception as error:  # a torchvision for another build of torch raises various errors
         raise UserError(
             "torchvision",
             f"cannot be imported ({error})",
-            "install the torchvision that belongs to your torch build, or download DTD by hand and put its images "
+            "install the torchvision that matches your build of torch, or download DTD by hand and put its images "
             f"folder at {target}",
         ) from error
     try:
@@ -45,31 +49,34 @@ def fetch_dtd(folder: str | Path = ".") -> Path:
 
 
 def _to_tensor(image: np.ndarray) -> torch.Tensor:
-    """(H, W, C) -> contiguous (C, H, W)."""
+    """Array (H, W, C) -> contiguous tensor (C, H, W)."""
     return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
 
 
 def scaled(images: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Images on the device, float32 in [0, 1]: uint8 ones divided by 255, as NumPy would to the last digit."""
+    """Copy images to the device as float32 in [0, 1]; uint8 images are divided by 255, others are not changed."""
     images = images.to(device, non_blocking=True)
     if images.dtype != torch.uint8:
         return images
-    # By a tensor on the device: by a plain number, CUDA would multiply with its inverse.
+    # Divided by a tensor: with a Python number CUDA multiplies by the inverse, which rounds differently from NumPy.
     return images.float().div_(torch.full((), 255.0, device=device))
 
 
 class DRAEMTrainDataset(Dataset):
     """Nominal images with synthetic anomalies.
 
-    `dataset[k]` is sample k % N of epoch k // N, of picture k % N % len(images); its randomness comes from
-    (seed, epoch, index) alone, so it is the same whichever worker makes it. Where the synthesizer's image size is
-    smaller than the images, a sample is a tile of that size from a random place.
-    Samples are dicts: `image` uint8 (3, H, W), for `scaled`; `augmented_image` float32 (3, H, W) in [0, 1];
-    `anomaly_mask` bool (1, H, W); `has_anomaly` float32 (1,); `idx`.
+    `dataset[k]` is sample k % N of epoch k // N, with N = len(dataset); its image is number k % N % len(images). The
+    random generator is seeded by (seed, epoch, index, stream), so a sample does not depend on the loader process.
+    If images are larger than the synthesizer's image size, a sample is a tile of that size at a random position.
+
+    Samples are dicts: `image` uint8 (3, H, W), BGR, for `scaled`; `augmented_image` float32 (3, H, W) in [0, 1];
+    `anomaly_mask` bool (1, H, W); `has_anomaly` float32 (1,); `idx` int.
 
     Args:
-        images: files, decoded once, here, to the synthesizer's image size, or decoded images, uint8 (H, W, 3), BGR, of
-            at least that size. per_image: samples of each image in an epoch.
+        images: files, decoded here to the synthesizer's image size; or decoded images, uint8 (H, W, 3), BGR, of at
+            least that size.
+        synthesizer: makes the anomalies. seed, stream: two datasets with different streams share no random numbers.
+        per_image: samples of each image in an epoch.
     """
 
     def __init__(
@@ -87,7 +94,7 @@ class DRAEMTrainDataset(Dataset):
         return len(self.images) * self.per_image
 
     def _tile(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """A view of a random place; all of an image that is no larger, for which no number is drawn."""
+        """A random tile, as a view. An image of the tile's size is returned without drawing a random number."""
         size = self.synthesizer.image_size
         if image.shape[:2] == size:
             return image
@@ -96,7 +103,7 @@ class DRAEMTrainDataset(Dataset):
 
     def __getitem__(self, key: int) -> dict[str, torch.Tensor | int]:
         epoch, index = divmod(int(key), len(self))
-        rng = np.random.default_rng([self.seed, epoch, index, self.stream])  # the last number tells streams apart
+        rng = np.random.default_rng([self.seed, epoch, index, self.stream])
         image = self._tile(self.images[index % len(self.images)], rng)
         image, augmented, mask = self.synthesizer.corrupt(image, rng)
         return {
@@ -108,19 +115,19 @@ class DRAEMTrainDataset(Dataset):
         }
 
     def collate(self, samples: list[dict[str, torch.Tensor | int]]) -> dict[str, torch.Tensor]:
-        """A batch of samples; of none too, for a process whose share of a small batch is empty."""
+        """Collate samples into a batch. The list may be empty: a process's share of a small last batch can be."""
         batch = default_collate(samples or [self[0]])
         return batch if samples else {key: value[:0] for key, value in batch.items()}
 
 
 class DRAEMTestDataset(Dataset):
-    """Pictures to detect on.
+    """Test images with their ground-truth masks.
 
-    Samples are dicts: `image` uint8 (3, H, W), for `scaled`; `mask` bool (1, H, W), False where there is none;
-    `has_anomaly` float32 (1,); `idx`.
+    Samples are dicts: `image` uint8 (3, H, W), BGR, for `scaled`; `mask` bool (1, H, W), all False without a mask file;
+    `has_anomaly` float32 (1,); `idx` int.
 
     Args:
-        white_level: see `image_io.read_image`.
+        images: the samples. image_size: (height, width) to resize to. white_level: see `image_io.read_image`.
     """
 
     def __init__(self, images: Sequence[TestSample], image_size: tuple[int, int], white_level: float | None = None):
@@ -130,20 +137,20 @@ class DRAEMTestDataset(Dataset):
         return len(self.images)
 
     def name(self, idx: int) -> str:
-        """What errors call a sample."""
+        """Name of a sample in error messages: the path of its image."""
         return str(self.images[idx].path)
 
     def read(self, idx: int) -> tuple[np.ndarray, np.ndarray]:
-        """A picture, uint8 (H, W, 3), and its mask, uint8 (H, W), both of the original size."""
-        record = self.images[idx]
-        image = read_image(record.path, white_level=self.white_level)
+        """Read an image, uint8 (H, W, 3), BGR, and its mask, uint8 (H, W), 0 or 255, at their own size."""
+        sample = self.images[idx]
+        image = read_image(sample.path, white_level=self.white_level)
         mask = np.zeros(image.shape[:2], np.uint8)
-        for path in record.masks:
+        for path in sample.masks:
             mask |= read_mask(path, mask.shape)
         return image, mask
 
     def sample(self, idx: int, image: np.ndarray, mask: np.ndarray) -> dict[str, torch.Tensor | int]:
-        """Of a resized picture and mask."""
+        """The sample dict for an image, uint8 (H, W, 3), and a mask, bool (H, W), both of `image_size`."""
         return {
             "image": _to_tensor(image),
             "mask": torch.from_numpy(mask[None]),
@@ -157,16 +164,17 @@ class DRAEMTestDataset(Dataset):
 
 
 class EpochSampler(Sampler):
-    """A shuffled pass over all samples; set `epoch` before each. Keys count on over the epochs.
+    """Shuffled keys of one epoch for a `DRAEMTrainDataset`: epoch * count + index. Set `epoch` before each pass.
 
-    start: samples that a stopped run has done of this epoch, and that are left out.
+    Attributes:
+        epoch: from 0. start: number of samples to skip, which the run has processed before it was interrupted.
     """
 
     def __init__(self, count: int, seed: int):
         self.count, self.seed, self.epoch, self.start = count, seed, 0, 0
 
     def __len__(self) -> int:
-        return max(self.count - self.start, 0)  # the last batch can be a smaller one
+        return max(self.count - self.start, 0)  # the last batch can be smaller
 
     def __iter__(self) -> Iterator[int]:
         order = np.random.default_rng([self.seed, self.epoch, 0, 2]).permutation(self.count)
@@ -174,7 +182,7 @@ class EpochSampler(Sampler):
 
 
 class Shares(BatchSampler):
-    """Batches of which `share` takes what one of several processes has of each."""
+    """Batch sampler for one process of a distributed run: `share` selects its keys from those of a whole batch."""
 
     def __init__(self, sampler: EpochSampler, batch_size: int, share: Callable[[list[int]], list[int]]):
         super().__init__(sampler, batch_size, drop_last=False)
@@ -191,7 +199,7 @@ def train_loader(
     pin_memory: bool = False,
     share: Callable[[list[int]], list[int]] = lambda keys: keys,
 ) -> DataLoader:
-    """Batches of training samples; set `loader.batch_sampler.sampler.epoch` before each pass. share: see `Shares`."""
+    """Loader of training batches; set `loader.batch_sampler.sampler.epoch` before each pass. share: see `Shares`."""
     batches = Shares(EpochSampler(len(dataset), dataset.seed), batch_size, share)
     size = batch_size * math.prod(dataset.synthesizer.image_size) * SAMPLE_BYTES
     own = {"collate_fn": dataset.collate, "persistent_workers": workers > 0}
@@ -206,7 +214,11 @@ def test_loader(
     pin_memory: bool = False,
     every: tuple[int, int] = (0, 1),
 ) -> DataLoader:
-    """Batches of test samples of an image size, in order. every: first batch and step between those wanted."""
+    """Loader of test batches, in order.
+
+    Args:
+        image_size: (height, width) of the samples. every: first batch and step, to load every n-th batch only.
+    """
     size = batch_size * math.prod(image_size) * SAMPLE_BYTES
     batches = list(BatchSampler(range(len(dataset)), batch_size, drop_last=False))[every[0] :: every[1]]
     return DataLoader(dataset, batch_sampler=batches, **_workers(workers, size, 2, pin_memory))
@@ -218,8 +230,11 @@ def _set_up_worker(_: int) -> None:
 
 
 def _workers(count: int, batch_size: int, ahead: int, pin_memory: bool) -> dict[str, Any]:
-    """Options of a loader: so many processes, each `ahead` batches of so many bytes ahead, but at most PREFETCHED."""
-    setup()  # before any process is forked: OpenCV's pool of threads hangs in such a one
+    """Options of a DataLoader with `count` workers that prefetch `ahead` batches of `batch_size` bytes each.
+
+    Both are reduced if the prefetched batches would exceed PREFETCHED bytes.
+    """
+    setup()  # before processes are forked: OpenCV's thread pool hangs in a forked process
     count = min(count, max(PREFETCHED // batch_size, 1))
     ahead = max(min(ahead, PREFETCHED // (batch_size * count)), 1) if count else None
     own = {"num_workers": count, "prefetch_factor": ahead, "worker_init_fn": _set_up_worker}

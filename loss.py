@@ -1,4 +1,4 @@
-"""What trains DRAEM: MSE + (1 - SSIM) of the reconstruction, focal loss of the segmentation (paper, section 3)."""
+"""Losses of DRAEM: MSE + (1 - SSIM) of the reconstruction, focal loss of the segmentation (paper, section 3)."""
 
 from collections.abc import Callable, Sequence
 
@@ -10,10 +10,13 @@ from torch.nn import functional as F
 class SSIM(nn.Module):
     """1 - structural similarity (Z. Wang et al., 'Image quality assessment', 2004), averaged over all pixels.
 
-    Gaussian window of 11 x 11 pixels, sigma 1.5, zero padding. As in the original the dynamic range is read off the
-    first argument, once a batch: 255 if its maximum is above 128, else 1; plus 1 if its minimum is below -0.5.
+    Gaussian window, zero padding. As in the original, the dynamic range is derived from the first argument, for the
+    whole batch: 255 if its maximum is above 128, else 1; plus 1 if its minimum is below -0.5.
 
-    extremes: gives both of a batch; of processes that share one, of the whole batch.
+    Args:
+        window_size, sigma: of the Gaussian window, in pixels.
+        extremes: function that returns minimum and maximum of a batch. In a distributed run, whose processes each have
+            a share of a batch, it must return those of the whole batch.
     """
 
     def __init__(
@@ -26,33 +29,33 @@ class SSIM(nn.Module):
         self.register_buffer("window", window / window.sum(), persistent=False)
 
     def _band(self, size: int) -> Tensor:
-        """The window around each of `size` pixels in a row, float32 (size, size): zero padding is what lies outside."""
+        """Band matrix, float32 (size, size), that convolves a row of `size` pixels with the zero-padded window."""
         offset = torch.arange(size, device=self.window.device)
         offset = offset - offset[:, None] + len(self.window) // 2
         return self.window[offset.clamp(0, len(self.window) - 1)] * ((offset >= 0) & (offset < len(self.window)))
 
     def _blur(self, maps: Tensor) -> Tensor:
-        """Gaussian mean around each pixel, maps (..., H, W)."""
+        """Gaussian mean around each pixel: (..., H, W) to the same."""
         if maps.dtype == torch.float64:
-            # The original's window is a product rounded to float32, which no pair of 1-D passes reproduces. Narrower
-            # types cannot tell the difference; float64 can, and follows the original to the last digit.
+            # The original's 2-D window is rounded to float32, which two 1-D passes do not reproduce. The difference is
+            # visible in float64 only, where the result equals the original's.
             window = (self.window[:, None] * self.window).double()
             planes = maps.reshape(-1, 1, *maps.shape[-2:])
             return F.conv2d(planes, window[None, None], padding=len(self.window) // 2).view(maps.shape)
-        # Two 1-D passes as products with band matrices: convolutions of one channel are many times slower.
+        # Two 1-D passes as products with band matrices: single-channel convolutions are many times slower.
         rows, columns = (self._band(size).to(maps) for size in maps.shape[-2:])
         return rows @ (maps @ columns)
 
     def forward(self, image: Tensor, target: Tensor) -> Tensor:
-        """Compare `image` (the reconstruction) with `target`, both (N, C, H, W): a scalar of their dtype."""
-        with torch.no_grad():  # stays on the device: no host synchronization
+        """1 - SSIM of `image` (the reconstruction) and `target`, both (N, C, H, W): a scalar of their dtype."""
+        with torch.no_grad():  # all on the device, without synchronization
             low, high = self.extremes(image)
             dynamic_range = 1 + 254 * (high > 128).to(image.dtype) + (low < -0.5).to(image.dtype)
             c1, c2 = (0.01 * dynamic_range) ** 2, (0.03 * dynamic_range) ** 2
 
-        image, target = image.contiguous(), target.contiguous()  # planes, whatever the networks' memory format
+        image, target = image.contiguous(), target.contiguous()  # the networks may use channels_last
         mu_x, xx, xy = self._blur(torch.stack((image, image * image, image * target)))
-        mu_y, yy = self._blur(torch.stack((target, target * target)))  # apart: no gradient flows back through these
+        mu_y, yy = self._blur(torch.stack((target, target * target)))  # separate: needs no gradient
         mu_xy, mu_squares = mu_x * mu_y, mu_x * mu_x + mu_y * mu_y
         covariance, variances = xy - mu_xy, xx + yy - mu_squares
         similarity = (2 * mu_xy + c1) * (2 * covariance + c2) / ((mu_squares + c1) * (variances + c2))
@@ -60,20 +63,21 @@ class SSIM(nn.Module):
 
 
 class FocalLoss(nn.Module):
-    """Focal loss (T.-Y. Lin et al., ICCV 2017) on probabilities, alpha 1, with the original's smoothing.
+    """Focal loss (T.-Y. Lin et al., ICCV 2017) of probabilities, with alpha = 1 and the smoothing of the original.
 
-    With p the probability of the mask's class: q = (1 - s) p + s (1 - p) + s, mean of -(1 - q)^gamma log q.
+    The mean of -(1 - q)^gamma log q, with q = (1 - s) p + s (1 - p) + s, p the probability of the true class, and
+    s = `smooth`.
     """
 
     def __init__(self, gamma: float = 2.0, smooth: float = 1e-5):
         super().__init__()
         self.gamma = gamma
-        # The original keeps both constants in float32; that is visible in float64.
+        # Rounded to float32 as in the original, which is visible in float64.
         self.low, self.high = (torch.tensor(s, dtype=torch.float32).item() for s in (smooth, 1 - smooth))
         self.smooth = smooth
 
     def forward(self, probabilities: Tensor, mask: Tensor) -> Tensor:
-        """`probabilities` (N, 2, H, W) that sum to 1 over dim 1, `mask` (N, 1, H, W) of 0 and 1: a scalar."""
+        """Loss as a scalar. probabilities: (N, 2, H, W), sum 1 over dim 1. mask: (N, 1, H, W) of 0 and 1."""
         nominal, anomalous = probabilities.split(1, dim=1)
         is_anomalous = mask >= 1
         p = torch.where(is_anomalous, anomalous, nominal)
@@ -83,9 +87,10 @@ class FocalLoss(nn.Module):
 
 
 class DRAEMLoss(nn.Module):
-    """The three terms with equal weights. bfloat16 and float16 inputs are compared in float32, float64 in float64.
+    """The three terms of the loss, with equal weights. Computed in float32 for bfloat16 and float16 inputs.
 
-    extremes: see `SSIM`.
+    Args:
+        extremes: see `SSIM`.
     """
 
     def __init__(self, extremes: Callable[[Tensor], Sequence[Tensor]] = torch.aminmax):
@@ -93,11 +98,11 @@ class DRAEMLoss(nn.Module):
         self.ssim, self.focal = SSIM(extremes=extremes), FocalLoss()
 
     def forward(self, reconstruction: Tensor, logits: Tensor, image: Tensor, mask: Tensor) -> dict[str, Tensor]:
-        """Terms of one batch.
+        """Terms of the loss for one batch.
 
         Args:
-            reconstruction: (N, 3, H, W). logits: (N, 2, H, W), channel 1 'anomalous'.
-            image: (N, 3, H, W), what the reconstruction should have been. mask: (N, 1, H, W) of 0 and 1.
+            reconstruction: (N, 3, H, W). logits: (N, 2, H, W), channel 1 is 'anomalous'.
+            image: nominal image, the target of the reconstruction, (N, 3, H, W). mask: (N, 1, H, W) of 0 and 1.
 
         Returns:
             scalars `l2`, `ssim` and `focal`; their sum is the loss.

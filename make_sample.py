@@ -1,8 +1,8 @@
-"""Write the sample dataset in MVTec AD layout, with anomaly textures. Parts are drawn, textures photographed.
+"""Write the sample dataset in the MVTec AD layout, with textures. The parts are drawn, the textures are real images.
 
-Every picture is drawn for itself, with a place, angle, light and grain of its own, so no two share a pixel. The test
-anomalies are painted, and share neither a picture nor a mask generator with those synthesized for training. Everything
-is gray because the parts are: color would give anomalies away.
+Every image is drawn separately, with random position, angle, illumination and noise. The test anomalies use neither the
+textures nor the masks of the anomalies that are synthesized for training. All images are gray like the parts: a colored
+anomaly would be too easy to detect.
 """
 
 import os
@@ -21,13 +21,13 @@ from runtime.cli import Parser, run
 from runtime.errors import UserError
 
 VERSION = 4
-SIZE = 128  # side of every picture
-N_TRAIN, N_GOOD, N_PER_DEFECT, N_PER_TEXTURE = 200, 24, 8, 10
-CONTRAST = 42  # gray levels by which anomalies differ from what they lie on, about
-EXPOSURE = (0.82, 1.18)  # factor of the light on a picture
-GRAIN = 2.5  # gray levels
-MIN_DEFECT = 80  # visible pixels
-SUPER = 4  # shapes are drawn this many times larger and averaged down: anti-aliased outlines
+SIZE = 128  # height and width of every image in pixels
+N_TRAIN, N_GOOD, N_PER_DEFECT, N_PER_TEXTURE = 200, 24, 8, 10  # numbers of images
+CONTRAST = 42  # gray levels, approximate difference between an anomaly and the surface around it
+EXPOSURE = (0.82, 1.18)  # range of the factor of an image's brightness
+GRAIN = 2.5  # gray levels, standard deviation of the noise
+MIN_DEFECT = 80  # smallest number of visible pixels of an anomaly
+SUPER = 4  # shapes are drawn this many times larger and then averaged, for anti-aliased outlines
 Painted = tuple[np.ndarray, np.ndarray]  # a surface with its anomaly, and the anomaly's opacity in [0, 1]
 FOREIGN = ("chelsea.png", "coffee.png")
 TEXTURES = ("grass.png", "camera.png", "retina.jpg", "rocket.jpg", "hubble_deep_field.jpg", "astronaut.png")
@@ -42,7 +42,7 @@ Parts and anomalies are drawn, not photographed: scores on this sample show that
 
 
 def load_grey(name: str) -> np.ndarray:
-    """Photograph `name` of scikit-image's wheel: (H, W) float32 in [0, 255]."""
+    """Image `name` of scikit-image's data in gray: (H, W) float32 in [0, 255]."""
     file = Path(skimage.data_dir) / name
     photo = cv2.imdecode(np.fromfile(file, np.uint8), cv2.IMREAD_GRAYSCALE) if file.is_file() else None
     if photo is None:
@@ -51,26 +51,28 @@ def load_grey(name: str) -> np.ndarray:
 
 
 def crop(photo: np.ndarray, side: int, rng: np.random.Generator) -> np.ndarray:
-    """Square of a photograph at a random place, mirrored half the time: (side, side) float32."""
+    """Square at a random position of an image, mirrored at random: (side, side) float32."""
     y, x = (rng.integers(extent - side + 1) for extent in photo.shape)
     return photo[y : y + side, x : x + side][:, :: rng.choice([-1, 1])].copy()
 
 
 def soften(image: np.ndarray, sigma: float) -> np.ndarray:
+    """Blur an image with a Gaussian of `sigma` pixels."""
     return cv2.GaussianBlur(image, (0, 0), sigma)
 
 
 def mix(below: np.ndarray, above: np.ndarray | float, opacity: np.ndarray) -> np.ndarray:
+    """Blend two images; opacity, in [0, 1], is the weight of `above`."""
     return below * (1 - opacity) + above * opacity
 
 
 def shrink(canvas: np.ndarray) -> np.ndarray:
-    """Opacity in [0, 1], (SIZE, SIZE) float32, of a SUPER times larger (H, W) uint8 canvas painted with 255."""
+    """Average a canvas, uint8, SUPER times larger than an image, to an opacity in [0, 1], (SIZE, SIZE) float32."""
     return cv2.resize(canvas, (SIZE, SIZE), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
 
 
 def pose(rng: np.random.Generator, degrees: float, pixels: float, zoom: float) -> np.ndarray:
-    """Affine map (2, 3) from drawing units, -1 to 1, to pixels of a canvas SUPER times as large as the picture."""
+    """Random transform (2, 3) from drawing units to pixels of a canvas; maximum rotation, shift and change of size."""
     angle, scale = np.deg2rad(rng.uniform(-degrees, degrees)), rng.uniform(1 - zoom, 1 + zoom) * SIZE * SUPER / 2
     center = SIZE * SUPER / 2 + rng.uniform(-pixels, pixels, 2) * SUPER
     rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
@@ -78,7 +80,11 @@ def pose(rng: np.random.Generator, degrees: float, pixels: float, zoom: float) -
 
 
 class Canvas:
-    """A large gray canvas to draw on in units of a pose, -1 to 1."""
+    """A gray canvas, SUPER times larger than an image. Coordinates are drawing units, -1 to 1, mapped by a pose.
+
+    Args:
+        place: pose, see `pose`. gray: background, from 0 to 255.
+    """
 
     def __init__(self, place: np.ndarray, gray: int):
         self.place, self.scale = place, float(np.hypot(*place[:, 0]))
@@ -86,16 +92,19 @@ class Canvas:
 
     def _at(self, point: tuple[float, float]) -> tuple[int, int]:
         x, y = self.place[:, :2] @ np.array(point) + self.place[:, 2]
-        return round(x * 16), round(y * 16)  # OpenCV takes sixteenths of a pixel
+        return round(x * 16), round(y * 16)  # OpenCV expects sixteenths of a pixel (shift = 4)
 
     def disc(self, center: tuple[float, float], radius: float, gray: int) -> None:
+        """Draw a filled circle."""
         cv2.circle(self.pixels, self._at(center), round(radius * self.scale * 16), gray, -1, cv2.LINE_8, 4)
 
     def box(self, x0: float, y0: float, x1: float, y1: float, gray: int) -> None:
+        """Draw a filled rectangle."""
         corners = [self._at(point) for point in ((x0, y0), (x1, y0), (x1, y1), (x0, y1))]
         cv2.fillPoly(self.pixels, [np.array(corners, np.int32)], gray, cv2.LINE_8, 4)
 
     def track(self, points: list[tuple[float, float]], width: float, gray: int) -> None:
+        """Draw connected line segments with round ends."""
         for one, other in pairwise(points):
             cv2.line(self.pixels, self._at(one), self._at(other), gray, round(width * self.scale), cv2.LINE_8, 4)
         for point in points:
@@ -103,7 +112,7 @@ class Canvas:
 
 
 def flange(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """A round flange with six bolt holes, at any angle: grays, and where the part is, both (SIZE, SIZE) float32."""
+    """Draw a round flange with six bolt holes: gray values and opacity of the part, both (SIZE, SIZE) float32."""
     place = pose(rng, 10, 3, 0.03)
     canvas, part = Canvas(place, 28), Canvas(place, 0)
     for radius, gray in ((0.86, 165), (0.80, 140)):
@@ -133,7 +142,7 @@ TRACKS = (
 
 
 def board(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """A circuit board with a chip, nearly upright: grays, and where the part is, both (SIZE, SIZE) float32."""
+    """Draw a circuit board with a chip: gray values and opacity of the part, both (SIZE, SIZE) float32."""
     place = pose(rng, 4, 3, 0.02)
     canvas, part = Canvas(place, 30), Canvas(place, 0)
     canvas.box(-0.86, -0.86, 0.86, 0.86, 95)
@@ -158,13 +167,13 @@ CATEGORIES = {"flange": flange, "board": board}
 
 
 def photographed(grays: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """As a camera might see it: light from one side, an exposure, an uneven surface, grain; (SIZE, SIZE) float32."""
+    """Simulate a camera: light from one side, random exposure, uneven surface, noise; (SIZE, SIZE) float32."""
     y, x = np.mgrid[:SIZE, :SIZE] / SIZE - 0.5
     side = rng.uniform(0, 2 * np.pi)
     light = rng.uniform(*EXPOSURE) * (1 + rng.uniform(0, 0.2) * (np.cos(side) * x + np.sin(side) * y))
     uneven, grain = rng.normal(0, 1, (2, SIZE, SIZE)).astype(np.float32)
-    seen = soften(grays, 0.6) * light + 3 * GRAIN * soften(uneven, 1.0) + GRAIN / 2 * grain
-    return seen.astype(np.float32)
+    image = soften(grays, 0.6) * light + 3 * GRAIN * soften(uneven, 1.0) + GRAIN / 2 * grain
+    return image.astype(np.float32)
 
 
 def blob(rng: np.random.Generator, radius: float, roughness: float) -> np.ndarray:
@@ -181,7 +190,7 @@ def blob(rng: np.random.Generator, radius: float, roughness: float) -> np.ndarra
 
 
 def scratch(surface: np.ndarray, rng: np.random.Generator) -> Painted:
-    """A long thin curved groove: a light or dark core of varying width, with a faint opposite flank along one side."""
+    """A long thin curved groove: light or dark, of varying width, with a faint line of opposite contrast beside it."""
     along = np.linspace(0, 1, rng.integers(170, 250))  # in steps of half a pixel
     heading = rng.uniform(0, np.pi) + rng.uniform(-0.9, 0.9) * along + 0.25 * np.sin(rng.uniform(4, 9) * along)
     path = np.cumsum(np.stack([np.cos(heading), np.sin(heading)], 1) * 0.5, axis=0)
@@ -199,14 +208,14 @@ def scratch(surface: np.ndarray, rng: np.random.Generator) -> Painted:
 
 
 def stain(surface: np.ndarray, rng: np.random.Generator) -> Painted:
-    """A soft blob under which the surface is blurred and tinted, a little stronger along its border as dried liquid."""
+    """A soft blob in which the surface is blurred and changed in brightness, more so at its border, as dried liquid."""
     opacity = soften(blob(rng, rng.uniform(15, 21), 0.9), 1.5)
     tint = rng.choice([-1, 1]) * rng.uniform(0.85, 1.1) * CONTRAST * (1 + 1.2 * opacity * (1 - opacity))
     return mix(surface, soften(surface, 5) + tint, opacity), opacity
 
 
 def hole(surface: np.ndarray, rng: np.random.Generator) -> Painted:
-    """A smooth dark spot, darker towards one side as if lit obliquely, with a slightly lit rim."""
+    """A smooth dark spot, darker towards one side, with a slightly bright rim, as under oblique light."""
     pit = soften(blob(rng, rng.uniform(11, 15.5), 0.6), 0.7)
     rim = soften(cv2.dilate(pit, np.ones((5, 5), np.uint8)) - pit, 0.6)
     lit, (y, x) = rng.uniform(0, 2 * np.pi), np.mgrid[:SIZE, :SIZE] * 60 / SIZE
@@ -217,10 +226,10 @@ def hole(surface: np.ndarray, rng: np.random.Generator) -> Painted:
 
 
 def foreign(surface: np.ndarray, rng: np.random.Generator) -> Painted:
-    """A piece of another photograph with a narrow shadow, near the local mean: its texture is wrong, not its light."""
+    """A piece of another image with a narrow shadow. Its mean is that of the surface: only its texture is anomalous."""
     opacity = soften(blob(rng, rng.uniform(15, 21), 0.5), 0.7)
     inside, photo, piece = opacity > 0.5, load_grey(str(rng.choice(FOREIGN))), np.zeros_like(surface)
-    while (piece - soften(piece, 3))[inside].std() < 6:  # a flat piece would be one more stain
+    while (piece - soften(piece, 3))[inside].std() < 6:  # a piece without texture would look like a stain
         piece = crop(photo, SIZE, rng)
     piece = (piece - piece[inside].mean()) / piece[inside].std() * rng.uniform(0.65, 0.85) * CONTRAST
     piece += surface[inside].mean() + rng.choice([-1, 1]) * rng.uniform(8, 18)
@@ -232,20 +241,25 @@ DEFECTS = {"scratch": scratch, "stain": stain, "hole": hole, "foreign": foreign}
 
 
 def visible_mask(before: np.ndarray, after: np.ndarray, opacity: np.ndarray) -> np.ndarray:
-    """Ground-truth mask of what visibly changed: (SIZE, SIZE) uint8, 0 or 255."""
+    """Ground-truth mask of the pixels that changed visibly: (SIZE, SIZE) uint8, 0 or 255."""
     changed = ((np.abs(after - before) > 8) & (opacity > 0.2)).astype(np.uint8)
-    # closing fills the places where old and new happen to agree; the opacity keeps it from leaving the anomaly
+    # Closing fills pixels that happen to have their old value; the opacity keeps it inside the anomaly.
     closed = cv2.morphologyEx(changed, cv2.MORPH_CLOSE, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (15, 15)))
     return (closed * (opacity > 0.2) * 255).astype(np.uint8)
 
 
 def write_png(path: Path, grey: np.ndarray) -> None:
+    """Write gray values, rounded and clipped to 0 to 255, as PNG."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(cv2.imencode(".png", np.clip(np.rint(grey), 0, 255).astype(np.uint8))[1].tobytes())
 
 
 def defective(draw: Callable, paint: Callable, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """A part with an anomaly on it that can be seen, and its ground-truth mask."""
+    """A part with a visible anomaly on it, and its ground-truth mask; both (SIZE, SIZE).
+
+    Args:
+        draw: function of CATEGORIES. paint: function of DEFECTS.
+    """
     while True:
         grays, part = draw(rng)
         surface = photographed(grays, rng)
@@ -268,37 +282,40 @@ def write_category(folder: Path, draw: Callable, rng: np.random.Generator) -> No
 
 
 def write_textures(folder: Path, rng: np.random.Generator) -> None:
-    """Write `folder`/<photograph>/NN.png: squares of varying size from the photographs, resized to SIZE."""
+    """Write `folder`/<name>/NN.png: squares of random size from the images TEXTURES, resized to SIZE."""
     for name in TEXTURES:
         photo = load_grey(name)
         for i in range(N_PER_TEXTURE):
             texture = np.zeros((SIZE, SIZE), np.float32)
-            while np.median(np.abs(texture - soften(texture, 4))) < 1.5:  # empty sky has no texture to offer
+            while np.median(np.abs(texture - soften(texture, 4))) < 1.5:  # not a square without texture
                 square = crop(photo, int(min(photo.shape) * rng.uniform(0.2, 0.45)), rng)
                 texture = cv2.resize(square, (SIZE, SIZE), interpolation=cv2.INTER_AREA)
             write_png(folder / Path(name).stem / f"{i:02}.png", texture)
 
 
 def trivial_auroc(category_folder: Path | str, img_size: int) -> float:
-    """Image AUROC, in [0, 1], of the largest 21x21 box mean (zero padded) of |picture - mean training picture|.
+    """Image AUROC, in [0, 1], of a trivial detector, as a baseline for trained models.
 
-    Pictures are resized to (img_size, img_size, 3), values in [0, 1]; the difference is averaged over channels.
+    Its anomaly map is the difference to the mean training image, averaged over channels, at img_size x img_size pixels.
+    Its image score is the maximum of the 21 x 21 average (zero padded), as for the model.
     """
     train, test = (sorted(Path(category_folder).glob(pattern)) for pattern in ("train/good/*.png", "test/*/*.png"))
-    pictures = [read_image(path, (img_size, img_size)).astype(np.float32) / 255 for path in train + test]
-    deviations = np.abs(np.array(pictures[len(train) :]) - np.mean(pictures[: len(train)], axis=0)).mean(3)
+    images = [read_image(path, (img_size, img_size)).astype(np.float32) / 255 for path in train + test]
+    deviations = np.abs(np.array(images[len(train) :]) - np.mean(images[: len(train)], axis=0)).mean(3)
     scores = [cv2.blur(deviation, (21, 21), borderType=cv2.BORDER_CONSTANT).max() for deviation in deviations]
     return image_metrics(np.array([path.parent.name != "good" for path in test]), np.array(scores))["image_auroc"]
 
 
 def make_sample(out: Path) -> None:
-    """Write the dataset into `out` unless it is there already, and print its figures; nothing else is ever touched."""
+    """Write the dataset to `out`, unless it exists there, and print its properties; UserError if `out` is another."""
     readme = README.format(version=VERSION).encode()
     is_there = (out / "README.txt").is_file() and (out / "README.txt").read_bytes() == readme
     if out.exists() and not is_there:
-        raise UserError(out, f"exists and is not this sample (version {VERSION})", "move it away, or change --out")
+        raise UserError(
+            out, f"exists and is not this sample (version {VERSION})", "move it, or set --out to another folder"
+        )
     if not is_there:
-        building = out.with_name(f"{out.name}.tmp{os.getpid()}")  # renamed when complete: never half a sample
+        building = out.with_name(f"{out.name}.tmp{os.getpid()}")  # renamed when complete
         try:
             for number, (name, draw) in enumerate(CATEGORIES.items()):
                 write_category(building / "mvtec" / name, draw, np.random.default_rng([0, number]))
@@ -309,10 +326,10 @@ def make_sample(out: Path) -> None:
             shutil.rmtree(building, ignore_errors=True)
     for name in CATEGORIES:
         print(
-            f"{name}: {N_TRAIN} training, {N_GOOD} nominal and {N_PER_DEFECT * len(DEFECTS)} defective test images; "
+            f"{name}: {N_TRAIN} training, {N_GOOD} nominal and {N_PER_DEFECT * len(DEFECTS)} anomalous test images; "
             f"a trivial detector has image AUROC {trivial_auroc(out / 'mvtec' / name, SIZE):.3f}"
         )
-    print(f"sample: {out}" + (" (was there already)" if is_there else ""))
+    print(f"sample: {out}" + (" (exists already)" if is_there else ""))
 
 
 def main() -> int:

@@ -1,4 +1,4 @@
-"""The two sub-networks of DRAEM and the two joined.
+"""DRAEM: the reconstructive and the discriminative sub-network, and the model that combines them.
 
 V. Zavrtanik, M. Kristan, D. Skocaj, 'DRAEM - A discriminatively trained reconstruction embedding for surface anomaly
 detection', ICCV 2021. Module names are those of the published weights, which load with strict=True.
@@ -14,10 +14,12 @@ def _conv(in_channels: int, out_channels: int) -> list[nn.Module]:
 
 
 def _block(in_channels: int, mid_channels: int, out_channels: int) -> nn.Sequential:
+    """Two 3x3 convolutions with batch norm and ReLU; height and width stay."""
     return nn.Sequential(*_conv(in_channels, mid_channels), *_conv(mid_channels, out_channels))
 
 
 def _up(in_channels: int, out_channels: int) -> nn.Sequential:
+    """Bilinear upsampling by 2, then a 3x3 convolution with batch norm and ReLU."""
     upsample = nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True)
     return nn.Sequential(upsample, *_conv(in_channels, out_channels))
 
@@ -27,7 +29,7 @@ def _final(in_channels: int, out_channels: int) -> nn.Sequential:
 
 
 def _initialize(module: nn.Module) -> None:
-    """Weights as in the original: convolutions N(0, 0.02), batch norm N(1, 0.02); convolution biases stay PyTorch's."""
+    """Initialize as the original: convolutions N(0, 0.02), with PyTorch's default biases; batch norm N(1, 0.02)."""
     if isinstance(module, nn.Conv2d):
         nn.init.normal_(module.weight, 0.0, 0.02)
     elif isinstance(module, nn.BatchNorm2d):
@@ -36,6 +38,7 @@ def _initialize(module: nn.Module) -> None:
 
 
 def _check_size(x: Tensor, multiple: int) -> None:
+    """ValueError unless height and width are multiples of the total downsampling factor."""
     height, width = x.shape[-2:]
     if height % multiple or width % multiple or not height or not width:
         raise ValueError(f"image height and width must be multiples of {multiple}, got {height} x {width}")
@@ -76,11 +79,7 @@ class _ReconstructiveDecoder(nn.Module):
 
 
 class ReconstructiveSubNetwork(nn.Module):
-    """Auto-encoder without skip connections that paints anomalies over with nominal appearance (paper, section 3.1).
-
-    `forward(x)`: (N, in_channels, H, W) -> (N, out_channels, H, W), no activation at the end.
-    Raises ValueError where H or W is not a multiple of 16.
-    """
+    """Autoencoder without skip connections. It replaces anomalies by nominal appearance (paper, section 3.1)."""
 
     def __init__(self, in_channels: int = 3, out_channels: int = 3, base_width: int = 128):
         super().__init__()
@@ -89,6 +88,11 @@ class ReconstructiveSubNetwork(nn.Module):
         self.apply(_initialize)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Reconstruct: (N, in_channels, H, W) -> (N, out_channels, H, W), without a final activation.
+
+        Raises:
+            ValueError: H or W is not a multiple of 16.
+        """
         _check_size(x, 16)
         return self.decoder(self.encoder(x))
 
@@ -110,7 +114,7 @@ class _DiscriminativeEncoder(nn.Module):
         b3 = self.block3(self.pool(b2))  # (N, 4c, H/4, W/4)
         b4 = self.block4(self.pool(b3))  # (N, 8c, H/8, W/8)
         b5 = self.block5(self.pool(b4))  # (N, 8c, H/16, W/16)
-        return b1, b2, b3, b4, b5, self.block6(self.pool(b5))  # the last (N, 8c, H/32, W/32)
+        return b1, b2, b3, b4, b5, self.block6(self.pool(b5))  # last: (N, 8c, H/32, W/32)
 
 
 class _DiscriminativeDecoder(nn.Module):
@@ -132,11 +136,7 @@ class _DiscriminativeDecoder(nn.Module):
 
 
 class DiscriminativeSubNetwork(nn.Module):
-    """U-Net that outlines anomalies from reconstruction and image, concatenated in that order (paper, section 3.2).
-
-    `forward(x)`: (N, in_channels, H, W) -> logits (N, out_channels, H, W).
-    Raises ValueError where H or W is not a multiple of 32.
-    """
+    """U-Net. It segments anomalies from the concatenated reconstruction and image (paper, section 3.2)."""
 
     def __init__(self, in_channels: int = 6, out_channels: int = 2, base_channels: int = 64):
         super().__init__()
@@ -145,12 +145,22 @@ class DiscriminativeSubNetwork(nn.Module):
         self.apply(_initialize)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Segment: reconstruction and image, (N, in_channels, H, W) -> logits (N, out_channels, H, W).
+
+        Raises:
+            ValueError: H or W is not a multiple of 32.
+        """
         _check_size(x, 32)
         return self.decoder_segment(*self.encoder_segment(x))
 
 
 class DRAEM(nn.Module):
-    """Both sub-networks: a reconstruction of the image, and logits of where the image is anomalous."""
+    """Both sub-networks: reconstructs an image, and segments its anomalies from image and reconstruction.
+
+    Args:
+        base_width, base_channels: number of channels at full resolution in the reconstructive and the discriminative
+            sub-network.
+    """
 
     def __init__(self, base_width: int = 128, base_channels: int = 64):
         super().__init__()
@@ -158,13 +168,16 @@ class DRAEM(nn.Module):
         self.discriminative = DiscriminativeSubNetwork(base_channels=base_channels)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Reconstruct and outline.
+        """Reconstruct images and segment anomalies.
 
         Args:
-            x: float (N, 3, H, W) in [0, 1], BGR; H and W multiples of 32, else ValueError.
+            x: float (N, 3, H, W) in [0, 1], BGR.
 
         Returns:
-            reconstruction (N, 3, H, W), and logits (N, 2, H, W) whose channel 1 is 'anomalous'.
+            reconstruction (N, 3, H, W); logits (N, 2, H, W), channel 1 is 'anomalous'.
+
+        Raises:
+            ValueError: H or W is not a multiple of 32.
         """
         _check_size(x, 32)
         reconstruction = self.reconstructive(x)

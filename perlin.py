@@ -8,9 +8,10 @@ import torch
 
 @lru_cache(maxsize=64)
 def _axis(size: int, periods: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Fade weights, and weights times distance, of every lattice point along one axis: two float32 (size, periods + 1).
+    """Fade weights, and fade weights times distance, of pixels and lattice points along one axis.
 
-    A size that `periods` does not divide is sampled as the next larger one that it does, and cropped.
+    Both are float32 (size, periods + 1). If `periods` does not divide `size`, the next larger multiple is sampled and
+    cropped.
     """
     rows, step = np.arange(size), -(-size // periods)
     cell, t = rows // step, rows % step / step
@@ -30,21 +31,21 @@ def perlin_noise(
 ) -> np.ndarray:
     """Two-dimensional Perlin noise.
 
-    The noise at (y, x) is the sum over the four lattice points around it of fade weight times gradient . distance.
-    Weights and distances belong to one axis each, so the sum over the lattice is a product of small matrices.
+    The noise at (y, x) is a sum over the four lattice points around it: fade weight times dot product of gradient and
+    distance. Weights and distances depend on one axis each, so the sum over the lattice is a product of small matrices.
 
     Args:
         shape: height and width of the result in pixels.
-        res: lattice periods along height and width, at least 1. A size they do not divide is generated larger and
-            cropped.
-        rng: draws the gradient angles, uniform in [0, 2 pi), when `angles` is not given.
-        angles: gradient angles in radians, (res[0] + 1, res[1] + 1); 0 points down the first axis.
+        res: lattice periods along height and width, at least 1. A size that they do not divide is cropped from a larger
+            one.
+        rng: generator for the gradient angles, uniform in [0, 2 pi), if `angles` is not given.
+        angles: gradient angles in radians, (res[0] + 1, res[1] + 1); 0 points along the first axis.
 
     Returns:
         float32 (H, W), about [-1, 1].
 
     Raises:
-        ValueError: sizes or periods below 1, angles of another shape, or neither `rng` nor `angles`.
+        ValueError: sizes or periods below 1, angles of a wrong shape, or neither `rng` nor `angles`.
     """
     if min(*shape, *res) < 1:
         raise ValueError(f"Perlin noise needs a shape and a lattice of at least 1, got {shape} and {res}")
@@ -59,6 +60,6 @@ def perlin_noise(
     weight_x, distance_x = _axis(shape[1], res[1])
     scale = np.float32(np.sqrt(2))
     down, right = (torch.from_numpy(part(angles).astype(np.float32) * scale) for part in (np.cos, np.sin))
-    # Torch's products: loader processes run them in one thread, while NumPy's library would start one for each core.
+    # Matrix products of torch: it uses one thread in a loader process, while NumPy would start one for each core.
     left = torch.hstack((distance_y @ down, weight_y @ right))
     return (left @ torch.hstack((weight_x, distance_x)).T).numpy()

@@ -1,11 +1,11 @@
-// Judge pictures with an exported model: OpenVINO runs it, OpenCV reads the pictures.
+// Detect anomalies in images of 8 bits with an exported model. OpenVINO runs the model, OpenCV reads the images.
 //
-//     ./detect flange_60.onnx 0.146 64 64 photos/*.png
-//     ./detect screw_60.onnx 0.146 448 1120 --tiles 128 128 0.25 photos/*.png
+//     ./detect flange_60.onnx 0.146 64 64 images/*.png
+//     ./detect screw_60.onnx 0.146 448 1120 --tiles 128 128 0.25 images/*.png
 //
-// model, image threshold, height and width of img_size, perhaps height and width of tile_size and tile_overlap (all in
-// the JSON beside the model), pictures. Prints a line for each picture: verdict, score, path. Exit status: 0 all nominal,
-// 1 at least one anomalous, 2 a mistake.
+// Arguments: model, image threshold, height and width (img_size), with tiles their height and width (tile_size) and
+// tile_overlap, then the images. The values are in the JSON file beside the model.
+// Prints a line for each image: result, score, path. Exit status: 0 all nominal, 1 at least one anomalous, 2 an error.
 
 #include <algorithm>
 #include <cmath>
@@ -19,15 +19,15 @@
 #include <opencv2/imgproc.hpp>
 #include <openvino/openvino.hpp>
 
-// First pixels of tiles along a side: evenly spaced, with at least this share of a tile in common.
+// First pixels of the tiles along a side: evenly spaced, overlapping by at least `overlap` of a tile.
 static std::vector<int> starts(int size, int tile, double overlap) {
     const int count = int(std::ceil((size - tile) / (tile * (1 - overlap)) - 1e-9)) + 1;
-    std::vector<int> found(count, 0);
-    for (int i = 1; i < count; ++i) found[i] = int(std::nearbyint(double(size - tile) * i / (count - 1)));
-    return found;
+    std::vector<int> pixels(count, 0);
+    for (int i = 1; i < count; ++i) pixels[i] = int(std::nearbyint(double(size - tile) * i / (count - 1)));
+    return pixels;
 }
 
-// How much each pixel of a tile's map counts: less towards the rim.
+// Weights of the pixels of a tile's anomaly map: a squared sine that decreases towards the border.
 static cv::Mat window(int height, int width) {
     cv::Mat weights(height, width, CV_32F);
     for (int y = 0; y < height; ++y)
@@ -41,7 +41,7 @@ int main(int argc, char** argv) {
     const bool tiled = argc > 5 && std::string(argv[5]) == "--tiles";
     const int first = tiled ? 9 : 5;
     if (argc <= first) {
-        std::fprintf(stderr, "usage: %s MODEL THRESHOLD HEIGHT WIDTH [--tiles HEIGHT WIDTH OVERLAP] PICTURE...\n", argv[0]);
+        std::fprintf(stderr, "usage: %s MODEL THRESHOLD HEIGHT WIDTH [--tiles HEIGHT WIDTH OVERLAP] IMAGE...\n", argv[0]);
         return 2;
     }
     const double threshold = std::atof(argv[2]), overlap = tiled ? std::atof(argv[8]) : 0;
@@ -53,13 +53,13 @@ int main(int argc, char** argv) {
         ov::Core core;
         auto model = core.read_model(argv[1]);
         model->reshape({{"image", ov::PartialShape{1, tile.height, tile.width, 3}}});
-        // Full precision: some processors would compute in bfloat16 otherwise, and scores would differ a little.
+        // float32: by default OpenVINO computes in bfloat16 on some processors, and scores would differ slightly.
         auto compiled = core.compile_model(model, "CPU", ov::hint::inference_precision(ov::element::f32));
         auto request = compiled.create_infer_request();
         for (int i = first; i < argc; ++i) {
             cv::Mat image = cv::imread(argv[i], cv::IMREAD_COLOR), resized, smooth;  // BGR, 8 bits, upright
             if (image.empty()) {
-                std::fprintf(stderr, "failed    -        %s: not a picture\n", argv[i]);
+                std::fprintf(stderr, "failed    -        %s: cannot be decoded as an image\n", argv[i]);
                 status = 2;
                 continue;
             }
@@ -67,14 +67,14 @@ int main(int argc, char** argv) {
             cv::Mat map = cv::Mat::zeros(size, CV_32F), sum = cv::Mat::zeros(size, CV_32F);
             for (int top : starts(size.height, tile.height, overlap))
                 for (int left : starts(size.width, tile.width, overlap)) {
-                    const cv::Rect where(left, top, tile.width, tile.height);
-                    cv::Mat part = resized(where).clone();
+                    const cv::Rect area(left, top, tile.width, tile.height);
+                    cv::Mat part = resized(area).clone();
                     request.set_input_tensor(ov::Tensor(
                         ov::element::u8, {1, size_t(tile.height), size_t(tile.width), 3}, part.data));
                     request.infer();
-                    const cv::Mat found(tile, CV_32F, request.get_tensor("anomaly_map").data<float>());
-                    map(where) += found.mul(weight);
-                    sum(where) += weight;
+                    const cv::Mat tile_map(tile, CV_32F, request.get_tensor("anomaly_map").data<float>());
+                    map(area) += tile_map.mul(weight);
+                    sum(area) += weight;
                 }
             cv::blur(cv::min(map / sum, 1), smooth, cv::Size(21, 21), cv::Point(-1, -1), cv::BORDER_CONSTANT);
             double score;

@@ -1,4 +1,4 @@
-"""Draws networks.png beside this file: the two sub-networks and what flows through them."""
+"""Draw networks.png beside this file: a diagram of the two sub-networks and the data between them."""
 
 from pathlib import Path
 
@@ -7,11 +7,11 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 
 ENCODER, DECODER, DATA, LINE = "#0072B2", "#D55E00", "#F2F2F2", "#333333"
-UNIT = 0.30  # width of a block on screen
+UNIT = 0.30  # width of a block, in units of the axes
 
 
 def block(axes, x: float, level: int, y: float, color: str, label: str) -> tuple[float, float]:
-    """A block whose height halves with every level; its center."""
+    """Draw a block that is smaller the deeper its level. Returns the x of its center, and its height."""
     height = 2.6 / 2 ** (level * 0.62)
     axes.add_patch(Rectangle((x, y - height / 2), UNIT, height, color=color, alpha=0.85, linewidth=0))
     axes.text(x + UNIT / 2, y - height / 2 - 0.12, label, ha="center", va="top", fontsize=8, color=LINE)
@@ -19,14 +19,14 @@ def block(axes, x: float, level: int, y: float, color: str, label: str) -> tuple
 
 
 def box(axes, x: float, y: float, text: str, width: float = 1.25, height: float = 0.9) -> None:
-    """A labelled box for data."""
+    """Draw a labelled box for data."""
     style = {"boxstyle": "round,pad=0.03", "facecolor": DATA, "edgecolor": LINE}
     axes.add_patch(FancyBboxPatch((x, y - height / 2), width, height, **style))
     axes.text(x + width / 2, y, text, ha="center", va="center", fontsize=9.5)
 
 
 def arrow(axes, start, end, style: str = "-|>", color: str = LINE, bend: float = 0.0, dashed: bool = False) -> None:
-    """An arrow between two points."""
+    """Draw an arrow between two points."""
     axes.add_patch(
         FancyArrowPatch(
             start, end, arrowstyle=style, mutation_scale=11, color=color, linewidth=1.2,
@@ -36,7 +36,7 @@ def arrow(axes, start, end, style: str = "-|>", color: str = LINE, bend: float =
 
 
 def network(axes, x: float, y: float, encoder: list[str], decoder: list[str], has_skips: bool) -> float:
-    """Encoder and decoder blocks; the x where they end."""
+    """Draw encoder and decoder blocks. Returns the x of their right end."""
     step, tops = UNIT + 0.24, []
     for level, label in enumerate(encoder):
         center, height = block(axes, x + level * step, level, y, ENCODER, label)
@@ -50,6 +50,7 @@ def network(axes, x: float, y: float, encoder: list[str], decoder: list[str], ha
 
 
 def main() -> None:
+    """Write the diagram."""
     figure = Figure(figsize=(13.4, 4.2), dpi=130)
     FigureCanvasAgg(figure)
     axes = figure.add_axes((0, 0, 1, 1))

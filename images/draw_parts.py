@@ -1,4 +1,4 @@
-"""Draws parts.png beside this file: a part in six poses, and the same images registered.
+"""Draw parts.png beside this file: a part in six poses, and the same images after registration.
 
 python -m images.draw_parts
 """
@@ -13,9 +13,13 @@ from registration import homography, part_pose
 SIZE, MARGIN, LABEL = 176, 6, 150
 
 
-def lever(has_dent: bool) -> tuple[np.ndarray, np.ndarray]:
-    """A brushed lever with two bores and a slot, float (SIZE, SIZE, 3), and its silhouette. has_dent: with a dent."""
-    rng, scale = np.random.default_rng(7), 4  # drawn large, for smooth edges
+def lever(defect: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Draw a brushed lever with two bores and a slot.
+
+    Returns:
+        gray values, float (SIZE, SIZE, 3), with a dent if `defect`; its silhouette in [0, 1], (SIZE, SIZE, 1).
+    """
+    rng, scale = np.random.default_rng(7), 4  # drawn larger and averaged, for smooth edges
     big = SIZE * scale
     silhouette, holes = np.zeros((big, big), np.uint8), np.zeros((big, big), np.uint8)
     left, right = (int(0.28 * big), big // 2), (int(0.76 * big), big // 2)
@@ -35,9 +39,13 @@ def lever(has_dent: bool) -> tuple[np.ndarray, np.ndarray]:
     return small[..., None] * (0.96, 0.99, 1.0), mask[..., None]
 
 
-def camera_image(pose: np.ndarray, light: float, has_dent: bool, rng: np.random.Generator) -> np.ndarray:
-    """The lever on a gray table, uint8 (SIZE, SIZE, 3). pose: (2, 3), from its own frame."""
-    surface, mask = lever(has_dent)
+def render(pose: np.ndarray, light: float, defect: bool, rng: np.random.Generator) -> np.ndarray:
+    """Render the lever on a gray table, uint8 (SIZE, SIZE, 3).
+
+    Args:
+        pose: affine transform (2, 3) of the lever. light: factor of the brightness. defect: whether it has a dent.
+    """
+    surface, mask = lever(defect)
     mask = cv2.warpAffine(mask, pose, (SIZE, SIZE))[..., None]
     surface = cv2.warpAffine(surface, pose, (SIZE, SIZE), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
     table = 60 + 12 * np.linspace(-1, 1, SIZE)[None, :, None]
@@ -46,27 +54,27 @@ def camera_image(pose: np.ndarray, light: float, has_dent: bool, rng: np.random.
 
 
 def main() -> None:
-    """Write the figure."""
+    """Write the image."""
     rng = np.random.default_rng(1)
     straight = np.float64([[1, 0, 0], [0, 1, 0]])
-    reference = camera_image(straight, 1.0, False, rng)
+    reference = render(straight, 1.0, False, rng)
     target = part_pose.reference_of(reference)
     columns = [(reference, reference)]
     for angle, move, scale, light in ((35, (6, -9), 1, 1), (90, (-8, 4), 1, 0.8), (160, (10, 6), 0.9, 1.15),
                                       (215, (-5, -8), 1, 0.9), (300, (4, 9), 1.05, 1.1)):  # fmt: skip
         pose = cv2.getRotationMatrix2D((SIZE / 2, SIZE / 2), angle, scale)
         pose[:, 2] += move
-        image = camera_image(pose, light, angle == 215, rng)
-        found = part_pose.register(image, target)
-        warped, has_source = homography.warp(image, found, (SIZE, SIZE))
+        image = render(pose, light, angle == 215, rng)
+        transform = part_pose.register(image, target)
+        warped, has_source = homography.warp(image, transform, (SIZE, SIZE))
         warped[~has_source] = part_pose.background_color(image)
         columns.append((image, warped))
     step = SIZE + MARGIN
     sheet = np.full((2 * step + MARGIN, LABEL + len(columns) * step, 3), 255, np.uint8)
-    for row, text in enumerate((("images; the", "first is the", "reference"), ("registered", " ", " "))):
+    for row, text in enumerate((("images, the", "first is the", "reference"), ("registered", " ", " "))):
         for line, words in enumerate(text):
-            place = (10, MARGIN + row * step + SIZE // 2 - 14 + 26 * line)
-            cv2.putText(sheet, words, place, cv2.FONT_HERSHEY_SIMPLEX, 0.56, (40, 40, 40), 1, cv2.LINE_AA)
+            origin = (10, MARGIN + row * step + SIZE // 2 - 14 + 26 * line)
+            cv2.putText(sheet, words, origin, cv2.FONT_HERSHEY_SIMPLEX, 0.56, (40, 40, 40), 1, cv2.LINE_AA)
         for column, pair in enumerate(columns):
             top, side = MARGIN + row * step, LABEL + column * step
             sheet[top : top + SIZE, side : side + SIZE] = pair[row]

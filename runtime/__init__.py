@@ -1,0 +1,1 @@
+"""Process, hardware, files and errors: what all other packages build on."""

@@ -44,16 +44,16 @@ Parts and anomalies are drawn, not photographed: scores on this sample show that
 def load_grey(name: str) -> np.ndarray:
     """Image `name` of scikit-image's data in gray: (H, W) float32 in [0, 255]."""
     file = Path(skimage.data_dir) / name
-    photo = cv2.imdecode(np.fromfile(file, np.uint8), cv2.IMREAD_GRAYSCALE) if file.is_file() else None
-    if photo is None:
+    image = cv2.imdecode(np.fromfile(file, np.uint8), cv2.IMREAD_GRAYSCALE) if file.is_file() else None
+    if image is None:
         raise UserError(f"scikit-image {skimage.__version__}", f"has no image {name}", "reinstall it with pip")
-    return photo.astype(np.float32)
+    return image.astype(np.float32)
 
 
-def crop(photo: np.ndarray, side: int, rng: np.random.Generator) -> np.ndarray:
+def crop(image: np.ndarray, side: int, rng: np.random.Generator) -> np.ndarray:
     """Square at a random position of an image, mirrored at random: (side, side) float32."""
-    y, x = (rng.integers(extent - side + 1) for extent in photo.shape)
-    return photo[y : y + side, x : x + side][:, :: rng.choice([-1, 1])].copy()
+    y, x = (rng.integers(extent - side + 1) for extent in image.shape)
+    return image[y : y + side, x : x + side][:, :: rng.choice([-1, 1])].copy()
 
 
 def soften(image: np.ndarray, sigma: float) -> np.ndarray:
@@ -228,9 +228,9 @@ def hole(surface: np.ndarray, rng: np.random.Generator) -> Painted:
 def foreign(surface: np.ndarray, rng: np.random.Generator) -> Painted:
     """A piece of another image with a narrow shadow. Its mean is that of the surface: only its texture is anomalous."""
     opacity = soften(blob(rng, rng.uniform(15, 21), 0.5), 0.7)
-    inside, photo, piece = opacity > 0.5, load_grey(str(rng.choice(FOREIGN))), np.zeros_like(surface)
+    inside, image, piece = opacity > 0.5, load_grey(str(rng.choice(FOREIGN))), np.zeros_like(surface)
     while (piece - soften(piece, 3))[inside].std() < 6:  # a piece without texture would look like a stain
-        piece = crop(photo, SIZE, rng)
+        piece = crop(image, SIZE, rng)
     piece = (piece - piece[inside].mean()) / piece[inside].std() * rng.uniform(0.65, 0.85) * CONTRAST
     piece += surface[inside].mean() + rng.choice([-1, 1]) * rng.uniform(8, 18)
     shadow = 0.8 * soften(np.roll(opacity, (2, 2), (0, 1)), 0.8)
@@ -284,11 +284,11 @@ def write_category(folder: Path, draw: Callable, rng: np.random.Generator) -> No
 def write_textures(folder: Path, rng: np.random.Generator) -> None:
     """Write `folder`/<name>/NN.png: squares of random size from the images TEXTURES, resized to SIZE."""
     for name in TEXTURES:
-        photo = load_grey(name)
+        image = load_grey(name)
         for i in range(N_PER_TEXTURE):
             texture = np.zeros((SIZE, SIZE), np.float32)
             while np.median(np.abs(texture - soften(texture, 4))) < 1.5:  # not a square without texture
-                square = crop(photo, int(min(photo.shape) * rng.uniform(0.2, 0.45)), rng)
+                square = crop(image, int(min(image.shape) * rng.uniform(0.2, 0.45)), rng)
                 texture = cv2.resize(square, (SIZE, SIZE), interpolation=cv2.INTER_AREA)
             write_png(folder / Path(name).stem / f"{i:02}.png", texture)
 
@@ -307,7 +307,7 @@ def trivial_auroc(category_folder: Path | str, img_size: int) -> float:
 
 
 def make_sample(out: Path) -> None:
-    """Write the dataset to `out`, unless it exists there, and print its properties; UserError if `out` is another."""
+    """Write the dataset to `out` if it is not there, and print its properties. UserError if `out` is something else."""
     readme = README.format(version=VERSION).encode()
     is_there = (out / "README.txt").is_file() and (out / "README.txt").read_bytes() == readme
     if out.exists() and not is_there:

@@ -16,7 +16,7 @@ P_CLEAN = 0.5  # probability that a sample of the Perlin branch has no anomaly
 P_CUTOUT = 0.2  # probability of a cutout instead of the Perlin branch, if cutouts are enabled
 MAX_ROTATION = 90  # degrees, for nominal images and the noise; the paper says 45 for images
 MAX_LATTICE_EXPONENT = 5  # the noise has 2^0 to 2^5 lattice periods along each axis
-NOISE_THRESHOLD = 0.5  # the anomaly is where the noise is above
+NOISE_THRESHOLD = 0.5  # noise above this value marks the anomaly
 MAX_BETA = 0.8  # maximum weight of the nominal image inside the anomaly
 MIN_CUTOUT = 10  # pixels, smallest side of a cutout
 

@@ -97,7 +97,7 @@ def images_below(folder: Path, notes: DatasetNotes | None = None) -> list[Path]:
     Raises:
         UserError: a name is not UTF-8.
     """
-    found, notes = [], notes or DatasetNotes()
+    images, notes = [], notes or DatasetNotes()
     for entry in entries_below(folder) if folder.is_dir() else ():
         _check_name(entry.path)
         path = Path(entry.path)
@@ -106,10 +106,10 @@ def images_below(folder: Path, notes: DatasetNotes | None = None) -> list[Path]:
         elif entry.name.startswith("."):
             notes.skip("hidden files", entry.name)
         elif path.suffix.lower() in IMAGE_SUFFIXES:
-            found.append(path)
+            images.append(path)
         else:
             notes.skip("files that are not images", entry.name)
-    return sorted(found)
+    return sorted(images)
 
 
 def _check_name(path: str) -> None:
@@ -128,19 +128,19 @@ def subfolders(folder: Path) -> list[Path]:
     """Visible folders directly in a folder, sorted; an empty list if the folder does not exist."""
     if not folder.is_dir():
         return []
-    found = [path for path in folder.iterdir() if path.is_dir() and is_visible_folder(path.name)]
-    for path in found:
+    folders = [path for path in folder.iterdir() if path.is_dir() and is_visible_folder(path.name)]
+    for path in folders:
         _check_name(str(path))
-    return sorted(found)
+    return sorted(folders)
 
 
 def nominal_folders(folder: Path, notes: DatasetNotes | None = None) -> list[Path]:
     """The folder `good`, and folders whose names mean the same (`NOMINAL_NAMES`); these are noted as an assumption."""
-    found = [path for path in subfolders(folder) if normalize_name(path.name) in NOMINAL_NAMES]
-    for path in found:
-        if notes and path.name != "good":
+    folders = [path for path in subfolders(folder) if normalize_name(path.name) in NOMINAL_NAMES]
+    for path in folders if notes else ():
+        if path.name != "good":
             notes.assume(f"{folder.name}/{path.name} is taken as nominal (good)")
-    return found
+    return folders
 
 
 def list_categories(data_path: Path) -> list[str]:

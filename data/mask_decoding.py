@@ -218,8 +218,8 @@ def _distinct(colors: np.ndarray) -> np.ndarray:
     numbers = colors[..., 0].astype(np.uint64)
     for channel in (1, 2):
         numbers = numbers << np.uint64(16) | colors[..., channel].astype(np.uint64)
-    found = np.unique(numbers)
-    return np.stack([found >> np.uint64(shift) & np.uint64(0xFFFF) for shift in (32, 16, 0)], axis=1).astype(np.int64)
+    unique = np.unique(numbers)
+    return np.stack([unique >> np.uint64(shift) & np.uint64(0xFFFF) for shift in (32, 16, 0)], axis=1).astype(np.int64)
 
 
 def _most_frequent(colors: np.ndarray, is_gray: np.ndarray) -> tuple[np.ndarray | None, float]:
@@ -227,8 +227,8 @@ def _most_frequent(colors: np.ndarray, is_gray: np.ndarray) -> tuple[np.ndarray 
     grays = colors[is_gray]
     if not len(grays):
         return None, 0.0
-    found, counts = np.unique(grays[:, 1], return_counts=True)
-    value = found[counts.argmax()]
+    values, counts = np.unique(grays[:, 1], return_counts=True)
+    value = values[counts.argmax()]
     return np.full(3, value, np.float64), float(counts.max() / is_gray.size)
 
 

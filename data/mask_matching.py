@@ -107,13 +107,13 @@ class Masks:
         """The folder ground_truth, or the only folder whose name means the same; None if there is none."""
         if (self.category / "ground_truth").is_dir():
             return self.category / "ground_truth"
-        found = [path for path in subfolders(self.category) if normalize_name(path.name) in MASK_FOLDERS]
-        if len(found) > 1:
-            names = " and ".join(path.name for path in found)
+        folders = [path for path in subfolders(self.category) if normalize_name(path.name) in MASK_FOLDERS]
+        if len(folders) > 1:
+            names = " and ".join(path.name for path in folders)
             raise UserError(self.category, f"{names} could both hold the masks", "name the right one ground_truth")
-        if found:
-            self.notes.assume(f"masks are taken from {found[0].name}/ (usual: ground_truth/)")
-        return found[0] if found else None
+        if folders:
+            self.notes.assume(f"masks are taken from {folders[0].name}/ (usual: ground_truth/)")
+        return folders[0] if folders else None
 
     def of_nominal(self, folder: Path) -> list[Path]:
         """Masks in a folder of the same name as this folder of nominal images. They are removed from this object."""
@@ -225,7 +225,7 @@ class Masks:
             for stem in {path.stem.casefold(), path.name.casefold()}:  # a mask's name may include the image's suffix
                 by_subfolder.setdefault((path.parent.relative_to(folder), stem), []).append(path)
                 by_stem.setdefault(stem, []).append(path)
-        found: dict[Path, list[tuple[bool, Path]]] = {}
+        matched: dict[Path, list[tuple[bool, Path]]] = {}
         ambiguous: dict[Path, tuple[list[Path], bool]] = {}  # masks of images whose names differ only in the suffix
         for mask, subfolder in subfolders_of.items():
             stems = list(_mask_stems(mask.stem))
@@ -235,16 +235,16 @@ class Masks:
             owners = owners or by_subfolder.get((subfolder.parent, subfolder.name.casefold()))
             owners = owners or next((by_stem[stem] for stem in stems if len(by_stem.get(stem, ())) == 1), None)
             if owners and len(owners) == 1:
-                found.setdefault(owners[0], []).append((has_image_name, mask))
+                matched.setdefault(owners[0], []).append((has_image_name, mask))
             elif owners:
                 ambiguous[mask] = owners, has_image_name
             else:
                 self._unmatched.append(mask)
         for mask, (owners, has_image_name) in ambiguous.items():
-            without = [path for path in owners if path not in found]
+            without = [path for path in owners if path not in matched]
             owner = _owner(mask, without or owners, list(subfolders_of))
-            found.setdefault(owner, []).append((has_image_name, mask))
-        for path, own in found.items():
+            matched.setdefault(owner, []).append((has_image_name, mask))
+        for path, own in matched.items():
             # 000_mask.png takes precedence over a mask named like its image, 000.png.
             preferred = [mask for has_image_name, mask in own if not has_image_name]
             self.found[path] = preferred or [mask for _, mask in own]

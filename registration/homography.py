@@ -111,7 +111,7 @@ def _has_source(shape: tuple[int, int], homography: np.ndarray, size: tuple[int,
     The source of a pixel is (x / w, y / w). It lies inside the image where w > 0 and four linear combinations of x, y
     and w are not negative. All five are linear along a row, so the valid columns of a row form one interval.
     """
-    x, y, w = np.linalg.inv(homography) * np.sign(homography[2, 2])  # sign: points with w > 0 are before the camera
+    x, y, w = np.linalg.inv(homography) * np.sign(homography[2, 2])  # sign: w > 0 in front of the camera
     right, bottom, slack = shape[1] - 1 + _TOLERANCE, shape[0] - 1 + _TOLERANCE, _TOLERANCE
     rows, low, high = np.arange(size[0]), np.zeros(size[0]), np.full(size[0], size[1] - 1.0)
     for a, b, c in (x + slack * w, right * w - x, y + slack * w, bottom * w - y, w):

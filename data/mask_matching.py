@@ -110,7 +110,7 @@ class Masks:
         folders = [path for path in subfolders(self.category) if normalize_name(path.name) in MASK_FOLDERS]
         if len(folders) > 1:
             names = " and ".join(path.name for path in folders)
-            raise UserError(self.category, f"{names} could both hold the masks", "name the right one ground_truth")
+            raise UserError(self.category, f"{names} could both hold the masks", "rename the right one to ground_truth")
         if folders:
             self.notes.assume(f"masks are taken from {folders[0].name}/ (usual: ground_truth/)")
         return folders[0] if folders else None
@@ -142,7 +142,7 @@ class Masks:
             raise UserError(
                 f"{alike[0]} and {alike[1].name}",
                 f"both could hold the masks of test/{folder.name}",
-                f"name the right one {folder.name}",
+                f"rename the right one to {folder.name}",
             )
         if alike and not exact:
             name = name_in(alike[0], self.category)

@@ -170,7 +170,11 @@ def find(config: Config, load_epoch: int | str) -> Path:
     train_first = (
         f"nothing is saved in {run}, train first: python main.py --train True (with the same --config and --set)"
     )
-    raise UserError("data.load_epoch", f"no checkpoint {path}", f"saved epochs: {epochs}" if epochs else train_first)
+    raise UserError(
+        "data.load_epoch",
+        f"no checkpoint {path}",
+        f"set it to one of the saved epochs: {epochs}" if epochs else train_first,
+    )
 
 
 def load(config: Config, load_epoch: int | str | None = None) -> Checkpoint:

@@ -182,7 +182,7 @@ class Registration:
             raise UserError(
                 "data.registration_training",
                 summary,
-                "set another data.registration_method or data.registration_reference, or set it to false",
+                "change data.registration_method or data.registration_reference, or set data.registration_training=false",
             )
         return summary
 

@@ -167,14 +167,8 @@ def find(config: Config, load_epoch: int | str) -> Path:
     if path.is_dir():
         raise UserError("data.load_epoch", f"{path} is a folder", "set it to a checkpoint file")
     epochs = ", ".join(map(str, saved_epochs(run)))
-    train_first = (
-        f"nothing is saved in {run}, train first: python main.py --train True (with the same --config and --set)"
-    )
-    raise UserError(
-        "data.load_epoch",
-        f"no checkpoint {path}",
-        f"set it to one of the saved epochs: {epochs}" if epochs else train_first,
-    )
+    fix = f"set it to one of the saved epochs: {epochs}" if epochs else "train first: python main.py --train True"
+    raise UserError("data.load_epoch", f"no checkpoint {path}", fix)
 
 
 def load(config: Config, load_epoch: int | str | None = None) -> Checkpoint:

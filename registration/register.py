@@ -182,7 +182,7 @@ class Registration:
             raise UserError(
                 "data.registration_training",
                 summary,
-                "change data.registration_method or data.registration_reference, or set data.registration_training=false",
+                "change data.registration_method or data.registration_reference, or set it to false",
             )
         return summary
 

@@ -131,7 +131,8 @@ class DRAEMTestDataset(Dataset):
     """
 
     def __init__(self, images: Sequence[TestSample], image_size: tuple[int, int], white_level: float | None = None):
-        self.images, self.image_size, self.white_level = list(images), tuple(image_size), white_level
+        self.images, self.white_level = list(images), white_level
+        self.image_size = (image_size[0], image_size[1])
 
     def __len__(self) -> int:
         return len(self.images)
@@ -146,7 +147,7 @@ class DRAEMTestDataset(Dataset):
         image = read_image(sample.path, white_level=self.white_level)
         mask = np.zeros(image.shape[:2], np.uint8)
         for path in sample.masks:
-            mask |= read_mask(path, mask.shape)
+            mask |= read_mask(path, image.shape[:2])
         return image, mask
 
     def sample(self, idx: int, image: np.ndarray, mask: np.ndarray) -> dict[str, torch.Tensor | int]:
@@ -202,8 +203,8 @@ def train_loader(
     """Loader of training batches; set `loader.batch_sampler.sampler.epoch` before each pass. share: see `Shares`."""
     batches = Shares(EpochSampler(len(dataset), dataset.seed), batch_size, share)
     size = batch_size * math.prod(dataset.synthesizer.image_size) * SAMPLE_BYTES
-    own = {"collate_fn": dataset.collate, "persistent_workers": workers > 0}
-    return DataLoader(dataset, batch_sampler=batches, **_workers(workers, size, 4, pin_memory), **own)
+    options = _workers(workers, size, 4, pin_memory) | {"persistent_workers": workers > 0}
+    return DataLoader(dataset, batch_sampler=batches, collate_fn=dataset.collate, **options)
 
 
 def test_loader(
@@ -220,7 +221,8 @@ def test_loader(
         image_size: (height, width) of the samples. every: first batch and step, to load every n-th batch only.
     """
     size = batch_size * math.prod(image_size) * SAMPLE_BYTES
-    batches = list(BatchSampler(range(len(dataset)), batch_size, drop_last=False))[every[0] :: every[1]]
+    keys = range(len(dataset))  # type: ignore[arg-type]  # datasets here have a length
+    batches = list(BatchSampler(keys, batch_size, drop_last=False))[every[0] :: every[1]]
     return DataLoader(dataset, batch_sampler=batches, **_workers(workers, size, 2, pin_memory))
 
 
@@ -236,6 +238,6 @@ def _workers(count: int, batch_size: int, ahead: int, pin_memory: bool) -> dict[
     """
     setup()  # before processes are forked: OpenCV's thread pool hangs in a forked process
     count = min(count, max(PREFETCHED // batch_size, 1))
-    ahead = max(min(ahead, PREFETCHED // (batch_size * count)), 1) if count else None
-    own = {"num_workers": count, "prefetch_factor": ahead, "worker_init_fn": _set_up_worker}
+    prefetched = max(min(ahead, PREFETCHED // (batch_size * count)), 1) if count else None
+    own = {"num_workers": count, "prefetch_factor": prefetched, "worker_init_fn": _set_up_worker}
     return own | {"pin_memory": pin_memory}

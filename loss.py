@@ -26,6 +26,7 @@ class SSIM(nn.Module):
         self.extremes = extremes
         x = torch.arange(window_size, dtype=torch.float64) - window_size // 2
         window = torch.exp(-(x**2) / (2 * sigma**2)).float()
+        self.window: Tensor
         self.register_buffer("window", window / window.sum(), persistent=False)
 
     def _band(self, size: int) -> Tensor:

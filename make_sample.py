@@ -43,10 +43,10 @@ Parts and anomalies are drawn, not photographed: scores on this sample show that
 
 def load_grey(name: str) -> np.ndarray:
     """Image `name` of scikit-image's data in gray: (H, W) float32 in [0, 255]."""
-    file = Path(skimage.data_dir) / name
+    file = Path(skimage.data_dir) / name  # type: ignore[attr-defined]
     image = cv2.imdecode(np.fromfile(file, np.uint8), cv2.IMREAD_GRAYSCALE) if file.is_file() else None
     if image is None:
-        raise UserError(f"scikit-image {skimage.__version__}", f"has no image {name}", "reinstall it with pip")
+        raise UserError("scikit-image", f"has no image {name}", "reinstall it with pip")
     return image.astype(np.float32)
 
 
@@ -185,8 +185,8 @@ def blob(rng: np.random.Generator, radius: float, roughness: float) -> np.ndarra
     points = np.stack([outline.real, outline.imag], 1).astype(np.float32)
     points *= radius * np.sqrt(np.pi / cv2.contourArea(points))
     reach = np.abs(points).max() + 3
-    points = (points + rng.uniform(reach, SIZE - reach, 2)) * SUPER
-    return shrink(cv2.fillPoly(np.zeros((SIZE * SUPER, SIZE * SUPER), np.uint8), [points.astype(np.int32)], 255))
+    placed = (points + rng.uniform(reach, SIZE - reach, 2)) * SUPER
+    return shrink(cv2.fillPoly(np.zeros((SIZE * SUPER, SIZE * SUPER), np.uint8), [placed.astype(np.int32)], 255))
 
 
 def scratch(surface: np.ndarray, rng: np.random.Generator) -> Painted:
@@ -303,7 +303,8 @@ def trivial_auroc(category_folder: Path | str, img_size: int) -> float:
     images = [read_image(path, (img_size, img_size)).astype(np.float32) / 255 for path in train + test]
     deviations = np.abs(np.array(images[len(train) :]) - np.mean(images[: len(train)], axis=0)).mean(3)
     scores = [cv2.blur(deviation, (21, 21), borderType=cv2.BORDER_CONSTANT).max() for deviation in deviations]
-    return image_metrics(np.array([path.parent.name != "good" for path in test]), np.array(scores))["image_auroc"]
+    metrics = image_metrics(np.array([path.parent.name != "good" for path in test]), np.array(scores))
+    return metrics["image_auroc"] or 0.0
 
 
 def make_sample(out: Path) -> None:

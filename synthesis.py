@@ -64,7 +64,7 @@ class AnomalySynthesizer:
         if not len(textures):
             raise ValueError("synthesis needs at least one texture")
         self.textures = read_all(textures, image_size)
-        self.image_size = tuple(image_size)
+        self.image_size = (image_size[0], image_size[1])
         self.cut, self.max_rotation = cut, max_rotation
 
     def augment_texture(self, texture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -72,7 +72,8 @@ class AnomalySynthesizer:
         for index in rng.choice(len(augmenters()), 3, replace=False):
             augmenter = augmenters()[index]
             augmenter.seed_(int(rng.integers(2**31)))
-            if hasattr(inner := getattr(augmenter, "children", None), "seed_"):
+            inner = getattr(augmenter, "children", None)
+            if inner is not None and hasattr(inner, "seed_"):
                 # seed_ does not seed the list of children, whose random order would come from global state
                 inner.seed_(int(rng.integers(2**31)))
             texture = augmenter.augment_image(texture)
@@ -80,14 +81,14 @@ class AnomalySynthesizer:
 
     def perlin_mask(self, rng: np.random.Generator) -> np.ndarray:
         """Random anomaly mask, bool (H, W): rotated Perlin noise above the threshold; may be empty."""
-        res = tuple(2 ** rng.integers(0, MAX_LATTICE_EXPONENT + 1, size=2))
-        noise = perlin_noise(self.image_size, res, rng=rng)
+        rows, columns = 2 ** rng.integers(0, MAX_LATTICE_EXPONENT + 1, size=2)
+        noise = perlin_noise(self.image_size, (int(rows), int(columns)), rng=rng)
         return rotate(noise, rng.uniform(-MAX_ROTATION, MAX_ROTATION)) > NOISE_THRESHOLD
 
     # Both take an image, float32 (H, W, 3) in [0, 1], change it in place, and return it with the mask, bool (H, W).
 
     def _blend_perlin(self, image: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        texture = self.augment_texture(self.textures[rng.integers(len(self.textures))], rng)
+        texture = self.augment_texture(self.textures[int(rng.integers(len(self.textures)))], rng)
         mask = self.perlin_mask(rng)
         beta = np.float32(rng.uniform(0, MAX_BETA))
         # Blending the whole image and copying the masked pixels is faster than indexing with the mask.
@@ -137,4 +138,9 @@ class AnomalySynthesizer:
             is empty, else 1.
         """
         image, augmented, mask = self.corrupt(image, rng)
-        return image.astype(np.float32) / 255, augmented, mask[..., None].astype(np.float32), np.float32([mask.any()])
+        return (
+            image.astype(np.float32) / 255,
+            augmented,
+            mask[..., None].astype(np.float32),
+            np.array([mask.any()], np.float32),
+        )

@@ -137,8 +137,8 @@ def subfolders(folder: Path) -> list[Path]:
 def nominal_folders(folder: Path, notes: DatasetNotes | None = None) -> list[Path]:
     """The folder `good`, and folders whose names mean the same (`NOMINAL_NAMES`); these are noted as an assumption."""
     folders = [path for path in subfolders(folder) if normalize_name(path.name) in NOMINAL_NAMES]
-    for path in folders if notes else ():
-        if path.name != "good":
+    for path in folders:
+        if notes and path.name != "good":
             notes.assume(f"{folder.name}/{path.name} is taken as nominal (good)")
     return folders
 

@@ -206,9 +206,10 @@ def with_masks_read(samples: Sequence[TestSample]) -> tuple[list[TestSample], li
     files = [mask for sample in samples for mask in sample.masks]
     with ThreadPoolExecutor(core_count()) as pool:
         decoded = dict(zip(files, pool.map(read, files), strict=True))
-    if errors := [decoded[path] for path in files if isinstance(decoded[path], UserError)]:
+    if errors:
+        first = next(errors[path] for path in files if path in errors)
         others = f" ({len(errors) - 1} more masks cannot be read either)" if len(errors) > 1 else ""
-        raise UserError(errors[0].subject, errors[0].problem, errors[0].fix + others)
+        raise UserError(first.subject, first.problem, first.fix + others)
     files_of: dict[str, list[str]] = {}  # warning -> masks
     for mask, (_, warning) in decoded.items():
         if warning:

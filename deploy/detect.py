@@ -9,6 +9,7 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -52,7 +53,7 @@ class Model:
         return np.linspace(0, size - tile, count).round().astype(int).tolist()
 
 
-def _value(text: str) -> object:
+def _value(text: str) -> Any:
     try:
         return json.loads(text)
     except ValueError:
@@ -65,7 +66,7 @@ def read(path: str, white_level: float | None) -> np.ndarray:
     image = cv2.imdecode(data, depth) if len(data := np.fromfile(path, np.uint8)) else None
     if image is None:
         raise ValueError("cannot be decoded as an image")
-    if image.dtype != np.uint8:
+    if white_level is not None and image.dtype != np.uint8:
         image = np.minimum(np.rint(image * (255.0 / white_level)), 255).astype(np.uint8)
     return image
 

@@ -20,8 +20,8 @@ def block(axes, x: float, level: int, y: float, color: str, label: str) -> tuple
 
 def box(axes, x: float, y: float, text: str, width: float = 1.25, height: float = 0.9) -> None:
     """Draw a labelled box for data."""
-    style = {"boxstyle": "round,pad=0.03", "facecolor": DATA, "edgecolor": LINE}
-    axes.add_patch(FancyBboxPatch((x, y - height / 2), width, height, **style))
+    corner = (x, y - height / 2)
+    axes.add_patch(FancyBboxPatch(corner, width, height, boxstyle="round,pad=0.03", facecolor=DATA, edgecolor=LINE))
     axes.text(x + width / 2, y, text, ha="center", va="center", fontsize=9.5)
 
 

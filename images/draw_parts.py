@@ -31,7 +31,7 @@ def lever(defect: bool) -> tuple[np.ndarray, np.ndarray]:
     cv2.line(holes, (int(0.47 * big), big // 2), (int(0.6 * big), big // 2), 255, int(0.03 * big))
     brushed = cv2.GaussianBlur(rng.normal(0, 60, (big, big)), (0, 0), 40, sigmaY=1.5) * 3
     surface = 165 + brushed + 25 * np.linspace(-1, 1, big)[:, None]
-    if has_dent:
+    if defect:
         cv2.circle(surface, (int(0.66 * big), int(0.47 * big)), int(0.018 * big), 90.0, -1)
     surface[holes > 0] = 55
     small = cv2.resize(surface, (SIZE, SIZE), interpolation=cv2.INTER_AREA)
@@ -56,7 +56,7 @@ def render(pose: np.ndarray, light: float, defect: bool, rng: np.random.Generato
 def main() -> None:
     """Write the image."""
     rng = np.random.default_rng(1)
-    straight = np.float64([[1, 0, 0], [0, 1, 0]])
+    straight = np.array([[1, 0, 0], [0, 1, 0]], np.float64)
     reference = render(straight, 1.0, False, rng)
     target = part_pose.reference_of(reference)
     columns = [(reference, reference)]
@@ -66,6 +66,7 @@ def main() -> None:
         pose[:, 2] += move
         image = render(pose, light, angle == 215, rng)
         transform = part_pose.register(image, target)
+        assert transform is not None
         warped, has_source = homography.warp(image, transform, (SIZE, SIZE))
         warped[~has_source] = part_pose.background_color(image)
         columns.append((image, warped))

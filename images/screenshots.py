@@ -14,6 +14,7 @@ import tempfile
 from pathlib import Path
 
 import cv2
+import numpy as np
 
 HERE = Path(__file__).parent
 CATEGORY, PANEL = "board", "hole/001.png"  # shown by pages and panel
@@ -44,7 +45,9 @@ def capture(page: Path, to: Path) -> None:
             capture_output=True,
             timeout=120,
         )
-        cv2.imwrite(str(to), cv2.imread(f"{folder}/page.png")[:height, :width], [cv2.IMWRITE_PNG_COMPRESSION, 9])
+        cv2.imwrite(
+            str(to), np.asarray(cv2.imread(f"{folder}/page.png"))[:height, :width], [cv2.IMWRITE_PNG_COMPRESSION, 9]
+        )
 
 
 def main() -> None:

@@ -1,5 +1,5 @@
 """The plain way, as baseline: float32, contiguous, eager, unfused; synthesis of every sample; metrics by sorting all
-pixels; panels by matplotlib. Same numbers as the project's, written without a thought for speed."""
+pixels; panels by matplotlib. Same numbers as the project's, written without regard to speed."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -121,7 +121,7 @@ def pixel_metrics(maps: Sequence[np.ndarray], masks: Sequence[np.ndarray]) -> di
 
 
 def panel(path: Path, arrays: Sequence[np.ndarray]) -> None:
-    """Six pictures side by side, drawn by matplotlib."""
+    """Six images side by side, drawn by matplotlib."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -134,7 +134,7 @@ def panel(path: Path, arrays: Sequence[np.ndarray]) -> None:
 
 
 def detection(files: Sequence[tuple[Path, Path | None]], forward: Callable, folder: Path, size: int) -> None:
-    """Read, detect, measure and draw pictures, each with its mask's file or None, one after the other."""
+    """Read, detect, measure and draw images, each with its mask file or None, one after the other."""
     maps, masks = [], []
     for i, (file, mask_file) in enumerate(files):
         image = cv2.resize(cv2.imread(str(file)), (size, size)).astype(np.float32) / 255

@@ -61,8 +61,8 @@ def bench_detection() -> None:
         network = optimized(DRAEM(1, 1), device, precision)
         x = torch.rand(8, 3, flags.size, flags.size, device=device).to(precision)
         x = x.contiguous(memory_format=memory_format(device, precision))
-        pictures = list_test(root / "mvtec/made_up")[half - flags.few // 2 :][: flags.few]
-        files = [(picture.path, picture.masks[0] if picture.masks else None) for picture in pictures]
+        samples = list_test(root / "mvtec/made_up")[half - flags.few // 2 :][: flags.few]
+        files = [(sample.path, sample.masks[0] if sample.masks else None) for sample in samples]
 
         def baseline() -> None:
             baselines.detection(files, lambda image: image[..., 0], root, flags.size)

@@ -89,7 +89,7 @@ class NominalScores:
 
 
 def conformal(scores: np.ndarray, max_false_alarms: float) -> float:
-    """The smallest threshold that at most that share of new nominal images is expected to exceed; infinity for too few.
+    """The smallest threshold that at most a given share of new nominal images is expected to exceed; else infinity.
 
     Split conformal: the ceil((n + 1) (1 - a))-th smallest of n held-out scores. The guarantee holds on average over
     draws of held-out images, whatever the scores' distribution, if new ones are drawn as they were (V. Vovk,
@@ -108,7 +108,7 @@ def conformal_rank(count: int, max_false_alarms: float) -> int:
 
 
 def images_needed(rate: float) -> int:
-    """Nominal images from which on a threshold can promise a false-alarm rate of at most this."""
+    """The fewest nominal images with which a conformal threshold can have a false-positive rate of at most `rate`."""
     return math.ceil(round(1 / rate, 9)) - 1
 
 

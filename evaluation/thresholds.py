@@ -89,7 +89,7 @@ class NominalScores:
 
 
 def conformal(scores: np.ndarray, max_false_alarms: float) -> float:
-    """The smallest threshold that at most a given share of new nominal images is expected to exceed; else infinity.
+    """The smallest threshold that new nominal images exceed in at most the share a; infinity where scores are too few.
 
     Split conformal: the ceil((n + 1) (1 - a))-th smallest of n held-out scores. The guarantee holds on average over
     draws of held-out images, whatever the scores' distribution, if new ones are drawn as they were (V. Vovk,
@@ -103,7 +103,7 @@ def conformal(scores: np.ndarray, max_false_alarms: float) -> float:
 
 
 def conformal_rank(count: int, max_false_alarms: float) -> int:
-    """Which of `count` scores, from the smallest on, counted from 1; above `count` where they are too few."""
+    """Rank of the conformal threshold among `count` scores, from 1 for the smallest; above `count` where too few."""
     return math.ceil(round((count + 1) * (1 - max_false_alarms), 9))  # rounded: 0.95 x 20 is 19
 
 

@@ -45,7 +45,7 @@ def write_report(
     best["label_free"] = comparison.label_free(rows, val_ap, best["headline"], errors)
     best["next"] = next_overall(results, best)
     best["next_of_categories"] = {name: next_of_category(results, rows, name) for name in names}
-    best["warnings"] = warnings_of(results, best["headline"])
+    best["doubts"] = warnings_of(results, best["headline"])
     write_text(results / "best_models.json", json.dumps(best, indent=2, allow_nan=False) + "\n")
     text = _render(best)
     write_text(results / "best_models.md", text)

@@ -96,7 +96,7 @@ def split(config: Config, files: DatasetFiles, kept: TrainingImages | None = Non
         raise UserError(
             f"train.batch_size = {config.train.batch_size}",
             f"leaves a batch of one of the {samples} samples, and batch norm needs two at 32 x 32 pixels",
-            "change one of them",
+            f"change it, or {'data.tile_size' if config.data.tile_size else 'data.img_size'}",
         )
     return TrainingFiles(files.category, training, [file for file in nominal if file in held_out], files.textures)
 

@@ -33,7 +33,7 @@ FOREIGN = ("chelsea.png", "coffee.png")
 TEXTURES = ("grass.png", "camera.png", "retina.jpg", "rocket.jpg", "hubble_deep_field.jpg", "astronaut.png")
 README = """\
 DRAEM sample dataset, version {version}, written by make_sample.py in the MVTec AD layout.
-The parts are drawn. Made from images in scikit-image's wheel, turned gray; licenses as skimage.data states them:
+The parts are drawn. Made from photographs in scikit-image's wheel, turned gray; licenses as skimage.data states them:
   foreign pieces  chelsea.png: CC0 (Stefan van der Walt); coffee.png: CC0 (Rachel Michetti)
   textures        grass.png: CC0; camera.png: CC0 (Lav Varshney); retina.jpg: CC0 (Mikael Haggstrom);
                   rocket.jpg: public domain (SpaceX); hubble_deep_field.jpg, astronaut.png: public domain (NASA)

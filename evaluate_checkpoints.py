@@ -6,7 +6,7 @@ from runtime.cli import Parser, add_config_flags, add_ray_flags, boolean, run
 # Predefined parameters. Each can be given as a flag of the same name, e.g. --checkpoints 600 700
 CATEGORIES = None  # names of categories; None: every folder of data.data_path that has train/good
 CHECKPOINTS = None  # epochs, or last; None: every kept epoch of each category
-MASK_SIGNALS = None  # of no, pre, post; None: all, but pre and post only for categories that masking.regions names
+MASKINGS = None  # of no, pre, post; None: all, but pre and post only for categories that masking.regions names
 REGISTRATIONS = (False, True)  # without, with image registration
 THRESHOLDS = COMPARED_KINDS  # max, p_quantile, k_sigma, optimal; besides: conformal, manual
 FORCE = False  # True: evaluate again what is complete
@@ -25,7 +25,7 @@ def main() -> int:
         "--checkpoints", nargs="+", default=CHECKPOINTS, metavar="EPOCH", help="epochs, or last (default: all kept)"
     )
     add_flag(
-        "--maskings", nargs="+", choices=("no", "pre", "post"), default=MASK_SIGNALS, help="(default: all that apply)"
+        "--maskings", nargs="+", choices=("no", "pre", "post"), default=MASKINGS, help="(default: all that apply)"
     )
     add_flag(
         "--registrations", nargs="+", type=boolean, default=REGISTRATIONS, metavar="True|False", help="(default: both)"

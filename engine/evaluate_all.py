@@ -19,7 +19,7 @@ from engine.threshold import compute_thresholds, load_thresholds, nominal_images
 from evaluation.thresholds import KINDS, MANUAL, NOMINAL_KINDS
 from inference import checkpoint, threshold_file
 from inference.checkpoint import Checkpoint
-from inference.preprocessing import MASK_SIGNALS, TECHNIQUES, Preprocessor, Technique
+from inference.preprocessing import MASKINGS, TECHNIQUES, Preprocessor, Technique
 from inference.threshold_file import NominalThresholds
 from registration.register import NoReferencePartError
 from reporting import summary
@@ -38,7 +38,7 @@ class Selection:
 
     Attributes:
         categories: names; None for all of the dataset. checkpoints: epochs or `last`; None for all kept ones.
-        maskings: of MASK_SIGNALS; None for all, but only `no` where a category has no regions.
+        maskings: of MASKINGS; None for all, but only `no` where a category has no regions.
         registrations: without, with. kinds: of thresholds.
     """
 
@@ -205,7 +205,7 @@ def _resolve_white_level(config: Config, paths: Sequence[Path]) -> tuple[Config,
 def _techniques(config: Config, selection: Selection) -> list[Technique]:
     maskings = selection.maskings
     if maskings is None:
-        maskings = MASK_SIGNALS
+        maskings = MASKINGS
         if config.data.category not in config.masking.regions and not config.metrics.masking:
             maskings = ("no",)
             print(f"{config.data.category}: evaluated without masking, as masking.regions has no region for it")

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from inference.detect import NetworkOutput
     from runtime.device import Together
 
-MASK_SIGNALS = ("no", "pre", "post")
+MASKINGS = ("no", "pre", "post")
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Technique:
         return Variant(self.registered, self.masking == "pre")
 
 
-TECHNIQUES = [Technique(masking, registered) for registered in (False, True) for masking in MASK_SIGNALS]
+TECHNIQUES = [Technique(masking, registered) for registered in (False, True) for masking in MASKINGS]
 
 
 def configured(config: Config) -> Technique:

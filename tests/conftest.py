@@ -8,21 +8,23 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+import torch
 
-from inference import detect as inference
+from model import DRAEM
 from runtime import cli as command_line
 from runtime.device import setup
 from training import validation
 
 setup()
-validation.SAMPLES = 20  # of val_ap: a tenth of what users get, whose time would be half of the suite's
-DATA = Path(__file__).parent / "data"
+validation.SAMPLES = 20  # of val_ap: with a tenth of the real number the suite takes half the time
+GOLDEN = Path(__file__).parent / "golden"
 ROOT = Path(__file__).parent.parent
 
 
@@ -32,8 +34,10 @@ def write(path: Path, image: np.ndarray) -> Path:
     return path
 
 
-def make_dataset(root: Path, category: str = "tile", n_train: int = 6, n_good: int = 3, n_bad: int = 3) -> Path:
-    """Noisy gray pictures of 48 x 40 pixels; the defect `spot` is a bright square with its mask."""
+def make_dataset(
+    root: Path, category: str = "tile", n_train: int = 6, n_nominal: int = 3, n_anomalous: int = 3
+) -> Path:
+    """Noisy gray images of 48 x 40 pixels; the anomalous ones of `spot` have a bright square and its mask."""
     rng = np.random.default_rng(0)
     folder = root / "mvtec" / category
 
@@ -42,9 +46,9 @@ def make_dataset(root: Path, category: str = "tile", n_train: int = 6, n_good: i
 
     for i in range(n_train):
         write(folder / f"train/good/{i:03}.png", nominal())
-    for i in range(n_good):
+    for i in range(n_nominal):
         write(folder / f"test/good/{i:03}.png", nominal())
-    for i in range(n_bad):
+    for i in range(n_anomalous):
         image, mask = nominal(), np.zeros((40, 48), np.uint8)
         image[10:24, 12 : 26 + i] = 240
         mask[10:24, 12 : 26 + i] = 255
@@ -76,7 +80,7 @@ data:
 model: {{base_width: 4, base_channels: 4}}
 train: {{epochs: 2, batch_size: 2, learning_rate: 1e-3, precision: fp32, device: cpu, visualize_every: 1, save_from: 1,
         save_every: 1}}
-metrics: {{auroc: false, pr: false, pro: false, iou: false}}  # drawing takes its time; DRAWN asks for them
+metrics: {{auroc: false, pr: false, pro: false, iou: false}}  # drawing takes seconds; DRAWN switches it on
 """
 DRAWN = [word for kind in ("auroc", "pr", "pro", "iou") for word in ("--set", f"metrics.{kind}=true")]
 
@@ -111,16 +115,92 @@ def cli(call):
 
 
 @pytest.fixture
+def on_forward():
+    """Have a function called after each forward pass of DRAEM networks, or of another kind of module.
+
+    f(model, batch, output) -> None, or another output in place of it. By a hook of torch: no code is replaced.
+    """
+    handles = []
+
+    def register(function, kind=DRAEM):
+        def hook(module, inputs, output):
+            return function(module, inputs[0], output) if isinstance(module, kind) else None
+
+        handles.append(torch.nn.modules.module.register_module_forward_hook(hook))
+
+    yield register
+    for handle in handles:
+        handle.remove()
+
+
+@pytest.fixture
+def batch_sizes(on_forward) -> list[int]:
+    """Sizes of the batches that go through DRAEM networks."""
+    sizes: list[int] = []
+    on_forward(lambda model, batch, output: sizes.append(len(batch)))
+    return sizes
+
+
+def image_key(image) -> bytes:
+    """A key for an image as networks are given it; image: uint8 or float32 in [0, 1], (3, H, W)."""
+    image = torch.as_tensor(image)
+    image = image.float() / 255 if image.dtype == torch.uint8 else image.float()
+    return (image * 255).round().to(torch.uint8).numpy().tobytes()
+
+
+def model_key(weights: dict[str, torch.Tensor]) -> float:
+    """A key for weights that inference prepares no further: those of the last convolution."""
+    return sum(float(value.double().sum()) for key, value in weights.items() if ".decoder_segment.fin_out" in key)
+
+
+@pytest.fixture
+def plant(on_forward):
+    """Have networks give anomaly maps of the test's choice: plant(f) with f(model, image float32 (3, H, W)) -> (H, W).
+
+    Returns a dict: (model_key, image_key) -> the map as the program gets it.
+    """
+
+    def plant_maps(function) -> dict[tuple[float, bytes], np.ndarray]:
+        planted = {}
+
+        def replace_maps(model, batch, output):
+            maps = [torch.as_tensor(np.asarray(function(model, image.numpy()), np.float64)) for image in batch]
+            logits = torch.stack([1 - torch.stack(maps), torch.stack(maps)], dim=1).clamp(1e-9).log().float()
+            for image, found in zip(batch, torch.softmax(logits, dim=1)[:, 1].numpy(), strict=True):
+                planted[model_key(model.state_dict()), image_key(image)] = found
+            return output[0], logits
+
+        on_forward(replace_maps)
+        return planted
+
+    return plant_maps
+
+
+def noisy_maps(seed: int, separation=lambda model: 0.3):
+    """For `plant`: random maps, higher by `separation` where the image is bright, as anomalies of make_dataset are."""
+    rng = np.random.default_rng(seed)
+    return lambda model, image: np.clip(rng.normal(0.4 + separation(model) * (image[0] > 0.75), 0.15), 0, 1)
+
+
+@pytest.fixture
 def undrawn(monkeypatch):
-    """Curves of a batch are empty files: each takes half a second to draw."""
+    """Curves of a batch are empty files: each takes half a second to draw, and no setting omits them."""
     monkeypatch.setattr("reporting.curves.batch_curves", lambda path, *_: path.write_bytes(b""))
+
+
+def wait_until(condition, process: subprocess.Popen, seconds: float = 120) -> None:
+    """Until a condition holds while a process runs."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end and process.poll() is None, process.communicate()
+        time.sleep(0.01)
 
 
 STARTED: list[subprocess.Popen] = []
 
 
 def start_process(command, folder: Path, stderr=subprocess.PIPE, **variables: str) -> subprocess.Popen:
-    """A process in a session of its own, with one thread; what a test that fails leaves of it is ended.
+    """A process in a session of its own, with one thread; ended after the test where it still runs.
 
     variables: of its environment.
     """
@@ -132,41 +212,13 @@ def start_process(command, folder: Path, stderr=subprocess.PIPE, **variables: st
 
 
 @pytest.fixture(autouse=True)
-def nothing_is_left():
-    """Ends what a test that has failed leaves running."""
+def end_processes():
+    """Ends processes that a failed test has left running."""
     yield
     for process in STARTED:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
     STARTED.clear()
-
-
-def planted_detections(planted: dict, rng: np.random.Generator, separation=lambda model: 0.3):
-    """In place of inference.detect.detect: random maps, by `separation` higher inside the masks. Kept in `planted` by
-    (title, variant, index)."""
-
-    def detect(model, dataset, config, title, ranks=None):
-        shift = separation(model)
-        for idx in range(len(dataset)):
-            sample = dataset[idx]
-            mask, valid, region = (sample[key][0].numpy() > 0 for key in ("mask", "valid", "region"))
-            scores = np.clip(rng.normal(0.4 + shift * mask, 0.15), 0, 1).astype(np.float32)
-            image = sample["image"].permute(1, 2, 0).numpy()
-            found = inference.NetworkOutput(idx, image, image, scores, mask, valid, region)
-            planted[title, dataset.variant, idx] = found
-            yield found
-
-    return detect
-
-
-def checked(outcome, words) -> None:
-    """A mistake told as it should be: exit status 2, one or two lines, all words in them."""
-    status, _, error = outcome
-    said = [line for line in error.splitlines() if line.strip() and "|" not in line]  # progress bars aside
-    assert status == 2 and "Traceback" not in error, error
-    assert said[0].startswith("error: ") and len(said) <= 2, said
-    for word in words:
-        assert word in "\n".join(said), error
 
 
 def rows_of(path) -> list[dict[str, str]]:
@@ -201,3 +253,47 @@ def two(workplace, trained_two):
     make_dataset(workplace, "wood")
     shutil.copytree(trained_two[0] / "checkpoints", workplace / "checkpoints")
     return workplace
+
+
+@pytest.fixture
+def ready(two, cli):
+    """A workplace with thresholds and results, and a copy of the run's folder in another place."""
+    assert cli("--threshold", "--detection")[0] == 0
+    shutil.copytree(two / "checkpoints/tile/tiny", two / "elsewhere/run")
+    return two
+
+
+BRACKET_SIZE = 96
+
+
+def bracket(rng: np.random.Generator, angle: float | None = None, is_anomalous: bool = False):
+    """A bright angle with a dark stripe, in a random pose, BGR, and its ground-truth mask."""
+    image, mask = np.full((BRACKET_SIZE, BRACKET_SIZE, 3), 40.0), np.zeros((BRACKET_SIZE, BRACKET_SIZE), np.uint8)
+    corners = np.array([[20, 30], [76, 30], [76, 48], [44, 48], [44, 72], [20, 72]])
+    cv2.fillPoly(image, [corners], (150, 170, 190))
+    cv2.rectangle(image, (26, 36), (60, 40), (60, 90, 120), -1)
+    if is_anomalous:
+        cv2.circle(mask, (32, 60), 5, 255, -1)
+        image[mask > 0] = 240
+    angle = rng.uniform(0, 360) if angle is None else angle
+    turn = cv2.getRotationMatrix2D((BRACKET_SIZE / 2, BRACKET_SIZE / 2), angle, 1.0)
+    turn[:, 2] += rng.uniform(-6, 6, 2)
+    image = cv2.warpAffine(image, turn, (BRACKET_SIZE, BRACKET_SIZE), flags=cv2.INTER_LINEAR, borderValue=(40, 40, 40))
+    mask = cv2.warpAffine(mask, turn, (BRACKET_SIZE, BRACKET_SIZE), flags=cv2.INTER_NEAREST)
+    return (image + rng.normal(0, 2, image.shape)).clip(0, 255).astype(np.uint8), mask
+
+
+@pytest.fixture
+def brackets(tmp_path, workplace):
+    """A workplace whose images show a bracket in any pose; the first of train/good is upright."""
+    rng, folder = np.random.default_rng(0), tmp_path / "mvtec/bracket"
+    for i in range(6):
+        write(folder / f"train/good/{i:03}.png", bracket(rng, 0 if i == 0 else None)[0])
+    for i in range(2):
+        write(folder / f"test/good/{i:03}.png", bracket(rng)[0])
+        image, mask = bracket(rng, is_anomalous=True)
+        write(folder / f"test/blob/{i:03}.png", image)
+        write(folder / f"ground_truth/blob/{i:03}_mask.png", mask)
+    text = SETTINGS.format(root=tmp_path.as_posix()).replace("category: tile", "category: bracket")
+    (tmp_path / "config.yaml").write_text(text.replace("img_size: 32", "img_size: 96"))
+    return tmp_path

@@ -1,4 +1,4 @@
-"""Conclusions about checkpoints and techniques."""
+"""evaluation/comparison.py: which checkpoint and technique is best, and whether differences are significant."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ def test_the_earliest_checkpoint_within_one_standard_error_is_chosen():
     assert comparison.label_free(rows, val_ap, None)["overall"]["checkpoint"] == "1000"
 
 
-def test_over_categories_it_lies_within_the_error_in_each_or_has_the_best_rank():
+def test_over_categories_the_chosen_checkpoint_is_within_the_error_in_each_or_has_the_best_rank():
     rows = [row(name, category=category) for name in ("1", "2", "3") for category in ("a", "b")]
     val_ap = {"a": {"1": 0.59, "2": 0.60, "3": 0.61}, "b": {"1": 0.30, "2": 0.50, "3": 0.51}}
     errors = {"a": {"3": 0.05}, "b": {"3": 0.02}}
@@ -47,7 +47,7 @@ def test_pixel_metrics_are_compared_on_the_same_pixels():
     assert best["unmasked"]["pixel_ap"]["value"] == 0.9
 
 
-def test_the_paired_bootstrap_sees_small_differences_of_scores_that_move_together():
+def test_the_paired_bootstrap_finds_small_differences_of_correlated_scores():
     rng = np.random.default_rng(0)
     labels = np.array([0] * 60 + [1] * 60)
     shared = rng.normal(1.5 * labels, 1.0)

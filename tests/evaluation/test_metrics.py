@@ -1,4 +1,4 @@
-"""Metrics and thresholds against golden values and brute force."""
+"""evaluation/metrics.py: pixel metrics against golden values and brute force."""
 
 import json
 import tracemalloc
@@ -6,14 +6,13 @@ import tracemalloc
 import cv2
 import numpy as np
 import pytest
-from conftest import DATA
+from conftest import GOLDEN
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import auc, average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
+from sklearn.metrics import auc, average_precision_score, roc_auc_score
 
-from evaluation import image_metrics, ranking
+from evaluation import image_metrics, metrics, ranking
 from evaluation.metrics import PixelMetrics
-from evaluation.thresholds import NominalScores
 
 
 def measured(maps, masks, valid=None) -> PixelMetrics:
@@ -74,8 +73,8 @@ def made_up(kind: str, count: int = 12) -> tuple[list[np.ndarray], list[np.ndarr
     return maps, masks
 
 
-def test_golden():
-    data, golden = np.load(DATA / "metrics.npz"), json.loads((DATA / "metrics.json").read_text())
+def test_metrics_of_the_golden_maps():
+    data, golden = np.load(GOLDEN / "metrics.npz"), json.loads((GOLDEN / "metrics.json").read_text())
     pixels = measured(data["maps"], data["masks"] > 0)
     result = pixels.compute(0.5)
     for key, own in {
@@ -136,7 +135,7 @@ def test_invalid_pixels_count_nowhere():
     assert curve["pro"][0] == 0 and abs(curve["pro"][1] - 3 / 8) < 1e-12  # nothing is above the first threshold
 
 
-def test_memory_is_flat():
+def test_memory_does_not_grow_with_the_number_of_images():
     maps, masks = made_up("spread", 2)
     maps = [cv2.resize(scores, (256, 256)) for scores in maps]
     masks = [cv2.resize(mask.astype(np.uint8), (256, 256)) > 0 for mask in masks]
@@ -153,99 +152,28 @@ def test_memory_is_flat():
 
 def test_undefined_pixel_metrics_are_none():
     pixels = PixelMetrics()
-    assert "anomalous" in pixels.missing
+    assert pixels.missing
     pixels.update(np.full((4, 4), 0.5, np.float32), np.zeros((4, 4), bool))
     assert (
         set(pixels.compute(0.5).values()) == {None} and pixels.curves() is None and pixels.optimal_threshold() is None
     )
     all_anomalous = PixelMetrics()
     all_anomalous.update(np.full((4, 4), 0.5, np.float32), np.ones((4, 4), bool))
-    assert all_anomalous.missing == "no nominal pixel"
+    both = PixelMetrics()
+    both.update(np.full((4, 4), 0.5, np.float32), np.eye(4) > 0)
+    assert all_anomalous.missing and all_anomalous.missing != PixelMetrics().missing and not both.missing
 
 
 @pytest.mark.parametrize("scores", [np.full((4, 4), 1.5), np.full((4, 4), np.nan), np.zeros((5, 4))])
-def test_bad_maps_are_refused(scores):
-    with pytest.raises(ValueError, match="must"):
+def test_an_invalid_anomaly_map_is_an_error(scores):
+    with pytest.raises(ValueError, match=r"\(5, 4\).*\(4, 4\)" if scores.shape == (5, 4) else r"\[0, 1\]"):
         PixelMetrics().update(scores.astype(np.float32), np.zeros((4, 4), bool))
-
-
-@given(st.lists(st.tuples(st.booleans(), st.integers(0, 6)), min_size=1, max_size=40), st.sampled_from([bool, np.int8]))
-def test_image_metrics_with_ties_are_those_of_scikit_learn(images, dtype):
-    labels, scores = np.array([label for label, _ in images], dtype), np.array([score / 7 for _, score in images])
-    found, curves = image_metrics.image_metrics(labels, scores), image_metrics.image_curves(labels, scores)
-    if len(set(labels.tolist())) < 2:
-        assert set(found.values()) == {None} and curves is None
-        return
-    assert found["image_auroc"] == pytest.approx(roc_auc_score(labels, scores))
-    assert found["image_ap"] == pytest.approx(average_precision_score(labels, scores))
-    precision, recall, _ = precision_recall_curve(labels, scores)
-    assert found["image_f1"] == pytest.approx((2 * precision * recall / np.maximum(precision + recall, 1e-9)).max())
-    fpr, tpr, thresholds = roc_curve(labels, scores, drop_intermediate=False)
-    for key, expected in (("fpr", fpr), ("tpr", tpr), ("threshold", thresholds)):
-        np.testing.assert_allclose(curves[key], expected, rtol=1e-12)
-    np.testing.assert_allclose(curves["precision"][1:], precision[:-1][::-1], rtol=1e-12)
 
 
 def test_counts_of_very_many_pixels_do_not_overflow():
     fp, tp = np.array([0, 10**10, 2 * 10**10]), np.array([0, 10**10, 10**10])
     values = ranking.ranking_metrics(fp, tp)
     assert [values[name] for name in ("auroc", "ap", "f1")] == pytest.approx([0.75, 0.5, 2 / 3])
-
-
-def test_the_optimal_threshold_lies_below_the_score_it_lets_pass():
-    lower, upper = 1 + 2.0**-52, 1 + 2.0**-51  # no number between them; half of their sum is the upper one
-    threshold = image_metrics.optimal_image_threshold(np.array([0, 1]), np.array([lower, upper]))
-    assert lower <= threshold < upper
-
-
-def test_image_metrics_at_a_threshold():
-    labels, scores = np.array([0, 0, 0, 1, 1]), np.array([0.1, 0.5, 0.7, 0.6, 0.9])
-    result = image_metrics.image_metrics_at(labels, scores, 0.5)  # 0.5 itself is not above it
-    assert result == {
-        "accuracy": 0.8, "image_f1_at_threshold": 0.8, "true_positives": 2, "false_positives": 1,
-        "true_negatives": 2, "false_negatives": 0,
-    }  # fmt: skip
-    assert image_metrics.image_metrics(labels, scores)["image_auroc"] == pytest.approx(5 / 6)
-    assert image_metrics.image_metrics(labels, scores)["image_f1"] == pytest.approx(0.8)
-    assert set(image_metrics.image_metrics(np.ones(3), np.ones(3)).values()) == {None}
-
-
-def test_optimal_image_threshold():
-    labels, scores = np.array([0, 0, 1, 1]), np.array([0.1, 0.3, 0.6, 0.8])
-    assert image_metrics.optimal_image_threshold(labels, scores) == pytest.approx(0.45)
-    # The lowest score reaches the largest F1: nothing lies below it, and it must still be above the threshold.
-    lowest = image_metrics.optimal_image_threshold(np.array([1, 1, 0]), np.array([0.2, 0.2, 0.2]))
-    at_lowest = image_metrics.image_metrics_at(np.array([1, 1, 0]), np.full(3, 0.2), lowest)
-    assert lowest < 0.2 and at_lowest["true_positives"] == 2
-    neighbours = np.float32([0.3, np.nextafter(np.float32(0.3), 1)])
-    between = image_metrics.optimal_image_threshold(np.array([0, 1]), neighbours)
-    assert image_metrics.image_metrics_at(np.array([0, 1]), neighbours, between)["accuracy"] == 1
-    assert image_metrics.optimal_image_threshold(np.zeros(2), np.ones(2)) is None
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.integers(0, 2**32 - 1), st.floats(0, 100), st.integers(1, 3000))
-def test_nominal_thresholds_are_numpys(seed, p, count):
-    scores = np.random.default_rng(seed).random(count)
-    summary = NominalScores(p, 3, count + seed % 100)
-    for part in np.array_split(scores, 1 + seed % 7):
-        summary.update(part)
-    result = summary.compute()
-    assert result["max"] == scores.max()
-    assert result["p_quantile"] == pytest.approx(np.percentile(scores, p), abs=1e-12)
-    assert result["k_sigma"] == pytest.approx(scores.mean() + 3 * scores.std(), abs=1e-12)
-
-
-def test_nominal_thresholds_keep_only_the_tail():
-    rng, summary = np.random.default_rng(0), NominalScores(99, 3, 200 * 65536)
-    tracemalloc.start()
-    for _ in range(200):
-        summary.update(rng.random(65536, np.float32))
-    assert tracemalloc.get_traced_memory()[0] < 5e6  # all of them would be 105 MB
-    tracemalloc.stop()
-    assert summary.compute()["p_quantile"] == pytest.approx(0.99, abs=1e-3)
-    with pytest.raises(ValueError, match="no scores"):
-        NominalScores(99, 3, 0).compute()
 
 
 @pytest.mark.parametrize("value", [0.0, -0.0, 0.1, 0.4725, 0.5, 0.7, 1.0])
@@ -270,3 +198,21 @@ def test_the_optimal_threshold_reaches_the_largest_f1():
         f1 = 2 * (predicted & mask).sum() / (predicted.sum() + mask.sum())
         assert pixels.compute()["pixel_f1"] == pytest.approx(f1)
         assert pixels.compute(pixels.optimal_threshold())["pixel_f1_at_threshold"] == pytest.approx(f1)
+
+
+def test_the_pointing_game_tolerates_half_a_window():
+    anomaly_map = np.zeros((100, 100), np.float32)
+    anomaly_map[50, 50] = 1
+    smoothed = metrics.smooth(anomaly_map)
+    assert smoothed.max() == metrics.image_score(anomaly_map)
+    for column, is_pointing_game_hit in ((50, True), (70, True), (71, False)):
+        mask = np.zeros((100, 100), bool)
+        mask[50, column] = True
+        assert metrics.is_pointing_game_hit(smoothed, mask) == is_pointing_game_hit
+
+
+def test_a_constant_map_fails_the_pointing_game():
+    """As untrained networks give it: each of its pixels is the maximum."""
+    mask = np.zeros((64, 64), bool)
+    mask[30:34, 30:34] = True
+    assert not metrics.is_pointing_game_hit(metrics.smooth(np.full((64, 64), 0.47, np.float32)), mask)

@@ -1,6 +1,7 @@
 """Tiles: what networks are trained on and detect in, and how their maps become one."""
 
 import json
+import re
 import subprocess
 import sys
 from itertools import pairwise
@@ -8,13 +9,13 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, SETTINGS, checked, make_dataset, rows_of, write
+from conftest import ROOT, SETTINGS, make_dataset, rows_of, write
+from messages import assert_line, assert_user_error
 
 from config import load_config
-from data.mvtec import TestSample
-from data_loader import DRAEMTestDataset, DRAEMTrainDataset
+from data_loader import DRAEMTrainDataset
 from inference import tiles
-from inference.detect import Networks, detect
+from inference.detect import Networks
 from model import DRAEM
 from synthesis import AnomalySynthesizer
 
@@ -48,7 +49,7 @@ def seeded_model():
         ((320, 64), (32, 64), 0.5, 19),
     ],
 )
-def test_tiles_cover_a_picture_and_their_weights_sum_to_one(size, tile, overlap, count):
+def test_tiles_cover_the_image_and_their_weights_sum_to_one(size, tile, overlap, count):
     found = tiles.cut(size, tile, overlap)
     assert len(found) == count
     total = np.zeros(size)
@@ -77,70 +78,70 @@ def test_a_constant_map_stays_constant():
         assert not whole.is_done
         whole.add(tile, torch.full((3, 64, 64), 0.3), torch.full((64, 64), 0.7))
     assert whole.is_done
-    np.testing.assert_allclose(whole.anomaly_map, 0.7, atol=1e-6)
-    np.testing.assert_allclose(whole.reconstruction, 0.3, atol=1e-6)
+    np.testing.assert_allclose(whole.output[1], 0.7, atol=1e-6)
+    np.testing.assert_allclose(whole.output[0], 0.3, atol=1e-6)
 
 
 @pytest.mark.parametrize(
     ("size", "tile", "overlap"),
     [((448, 1120), (128, 128), 0.25), ((320, 320), (64, 128), 0.75), ((96, 160), (64, 64), 0)],
 )
-def test_a_certain_map_stays_a_probability(size, tile, overlap):
-    """Softmax gives 1 where a defect is clear; the sum of weights is 1 but for rounding."""
+def test_blended_maps_stay_in_0_to_1(size, tile, overlap):
+    """A map of 1 everywhere; the sum of weights is 1 except for rounding."""
     found = tiles.cut(size, tile, overlap)
     whole = tiles.Blended(size, len(found))
     for one in found:
         whole.add(one, torch.zeros(3, *tile), torch.ones(tile))
-    assert whole.anomaly_map.max() == 1 and whole.anomaly_map.min() > 1 - 1e-6
+    assert whole.output[1].max() == 1 and whole.output[1].min() > 1 - 1e-6
 
 
-def test_weights_take_less_room_than_the_picture():
-    """They would be sixteen pictures of their own at an overlap of 0.75."""
+def test_weights_take_less_memory_than_the_image():
+    """Stored for each tile they would take sixteen times the memory of the image at an overlap of 0.75."""
     kept = {
         tensor.data_ptr(): tensor.nbytes for tile in tiles.cut((2048, 2048), (256, 256), 0.75) for tensor in tile[2:]
     }
     assert sum(kept.values()) < 2048 * 2048 / 50
 
 
-def test_a_tile_of_the_whole_picture_gives_the_untiled_map(workplace):
-    pictures = [torch.from_numpy(noise(3, 64, 96)) for _ in range(5)]
+def test_a_tile_as_large_as_the_image_gives_the_untiled_map(workplace):
+    images = [torch.from_numpy(noise(3, 64, 96)) for _ in range(5)]
     made = []
     for settings in ((), ("data.tile_size=[64, 96]",)):
         config = settings_of(workplace, "data.img_size=[64, 96]", *settings)
-        made.append(list(Networks(seeded_model(), config, 5)(pictures)))
+        made.append(list(Networks(seeded_model(), config, 5)(images)))
     for (reconstruction, anomaly_map), (other_reconstruction, other_map) in zip(*made, strict=True):
         assert torch.equal(anomaly_map, other_map) and torch.equal(reconstruction, other_reconstruction)
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 7, 64])
 def test_maps_are_blended_from_those_of_the_tiles(workplace, batch_size):
-    """Tiles of several pictures share batches; whatever their size, each picture gets its own."""
+    """Tiles of several images share batches; whatever their size, each image gets its own."""
     config = settings_of(workplace, *TILED, f"data.test_batch_size={batch_size}", "data.tile_overlap=0.3")
-    pictures, alone = (
+    images, alone = (
         [noise(3, 96, 160) // (i + 1) for i in range(3)],
         settings_of(workplace, "data.img_size=64"),
     )
     single = Networks(seeded_model(), alone, 1)
     network = Networks(seeded_model(), config, 3)
-    for picture, (reconstruction, anomaly_map) in zip(pictures, network(map(torch.from_numpy, pictures)), strict=True):
+    for image, (reconstruction, anomaly_map) in zip(images, network(map(torch.from_numpy, images)), strict=True):
         expected, weights = np.zeros((4, 96, 160)), np.zeros((96, 160))
         window = np.outer(*[np.sin(np.pi * (np.arange(64) + 0.5) / 64) ** 2] * 2)
         for top in (0, 32):
             for left in (0, 32, 64, 96):
                 where = slice(top, top + 64), slice(left, left + 64)
-                [(part, part_map)] = single([torch.from_numpy(picture[(slice(None), *where)].copy())])
+                [(part, part_map)] = single([torch.from_numpy(image[(slice(None), *where)].copy())])
                 expected[(slice(None), *where)] += window * np.concatenate([part, part_map[None]])
                 weights[where] += window
         np.testing.assert_allclose(reconstruction, (expected / weights)[:3], atol=1e-5)
         np.testing.assert_allclose(anomaly_map, (expected / weights)[3], atol=1e-6)
 
 
-def test_training_samples_are_tiles_from_random_places():
-    """Each pixel of the pictures tells where it is from."""
+def test_training_samples_are_tiles_at_random_positions():
+    """The values of a pixel are its position."""
     rows, columns = np.mgrid[:96, :160].astype(np.uint8)
-    pictures = [np.dstack([rows, columns, np.full_like(rows, i)]) for i in range(3)]
+    images = [np.dstack([rows, columns, np.full_like(rows, i)]) for i in range(3)]
     synthesizer = AnomalySynthesizer([noise(64, 32, 3)], (64, 32))
-    dataset = DRAEMTrainDataset(pictures, synthesizer, seed=5, per_image=4)
+    dataset = DRAEMTrainDataset(images, synthesizer, seed=5, per_image=4)
     assert len(dataset) == 12
     places, counts = set(), [0, 0, 0]
     for key in range(60):  # five epochs
@@ -153,21 +154,20 @@ def test_training_samples_are_tiles_from_random_places():
         counts[key % 3] += 1
         top, left = int(image[0, 0, 0]), int(image[1, 0, 0])
         if np.array_equal(image[0, :, 0], np.arange(top, top + 64)):
-            np.testing.assert_array_equal(image, pictures[key % 3][top : top + 64, left : left + 32].transpose(2, 0, 1))
+            np.testing.assert_array_equal(image, images[key % 3][top : top + 64, left : left + 32].transpose(2, 0, 1))
             places.add((top, left))
     assert len(places) > 30 and max(top for top, _ in places) > 24 and max(left for _, left in places) > 100
     assert min(counts) > 8
 
 
-def test_samples_of_a_tile_as_large_as_the_picture_are_those_without_tiles():
-    pictures, textures = [noise(64, 64, 3)], [noise(64, 64, 3) // 2]
-    datasets = [
-        DRAEMTrainDataset(pictures, AnomalySynthesizer(textures, (64, 64)), per_image=count) for count in (1, 1)
-    ]
-    datasets[1]._tile = lambda image, rng: image
-    for key in range(8):
-        for name in ("image", "augmented_image", "anomaly_mask"):
-            assert torch.equal(*(dataset[key][name] for dataset in datasets))
+def test_samples_of_a_tile_as_large_as_the_image_are_those_of_the_image():
+    image, synthesizer = noise(64, 64, 3), AnomalySynthesizer([noise(64, 64, 3) // 2], (64, 64))
+    dataset = DRAEMTrainDataset([image], synthesizer)
+    for key in range(8):  # epochs of one sample
+        sample, expected = dataset[key], synthesizer.corrupt(image, np.random.default_rng([0, key, 0, 1]))
+        for name, array in zip(("image", "augmented_image", "anomaly_mask"), expected, strict=True):
+            array = array[..., None] if array.ndim == 2 else array
+            np.testing.assert_array_equal(sample[name], array.transpose(2, 0, 1), err_msg=name)
 
 
 @pytest.mark.parametrize(
@@ -181,14 +181,14 @@ def test_samples_of_a_tile_as_large_as_the_picture_are_those_without_tiles():
         (("train.tiles_per_image=40",), 1),
     ],
 )
-def test_how_many_tiles_an_epoch_has(workplace, settings, count):
+def test_the_number_of_tiles_in_an_epoch(workplace, settings, count):
     config = settings_of(workplace, "data.img_size=[96, 160]", *settings)
     assert tiles.per_image(config.data, config.train.tiles_per_image) == count
 
 
 @pytest.fixture(scope="module")
 def tiled(tmp_path_factory):
-    """A workplace whose pictures are of two sizes; for the settings of a run of tiles."""
+    """A workplace whose images are of two sizes; for the settings of a run of tiles."""
     root = make_dataset(tmp_path_factory.mktemp("tiled"))
     write(root / "mvtec/tile/test/good/003.png", noise(100, 170, 3) // 8 + 90)
     text = SETTINGS.replace("img_size: 32", "img_size: [64, 96]\n  tile_size: 32").format(root=root.as_posix())
@@ -196,8 +196,8 @@ def tiled(tmp_path_factory):
     return root
 
 
-def test_every_mode_works_on_tiles(tiled):
-    """Detection, the thresholds' program entrance, --predict and the exported file give one score for a picture."""
+def test_every_mode_works_on_tiles_and_gives_the_same_scores(tiled):
+    """Detection, --predict and the exported file give one score for an image."""
     command = [
         sys.executable,
         ROOT / "main.py",
@@ -210,7 +210,7 @@ def test_every_mode_works_on_tiles(tiled):
     command += ["--predict", tiled / "mvtec/tile/test", "--output", tiled / "out", "--export", "onnx"]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=tiled)
     assert done.returncode == 0, done.stderr
-    assert "training tile on 4 images, 6 tiles of each in an epoch (2 held out)" in done.stdout
+    assert_line(done.stdout, "tile", 4, 6, 2)
     log = (tiled / "checkpoints/tile/tiny/train_log.csv").read_text().splitlines()
     assert len(log) == 3 and "nan" not in log[-1]
     scores = {
@@ -231,49 +231,49 @@ def test_every_mode_works_on_tiles(tiled):
         assert float(said[path]) == pytest.approx(float(row["score"]), abs=2e-6)
 
 
-def test_no_more_pictures_are_held_than_fill_a_batch(tiled):
-    for settings, pictures in ((("data.tile_size=32",), 64 // 12), (("data.tile_size=null",), 64)):
+def test_as_many_images_are_in_memory_as_fill_a_batch(tiled):
+    for settings, images in ((("data.tile_size=32",), 64 // 12), (("data.tile_size=null",), 64)):
         network = Networks(seeded_model(), settings_of(tiled, "data.test_batch_size=64", *settings), 1)
-        assert network.images_at_once == pictures
+        assert network.images_at_once == images
     assert Networks(seeded_model(), settings_of(tiled), 1).images_at_once == 1
 
 
 @pytest.mark.parametrize(
-    ("settings", "words"),
+    ("settings", "names"),
     [
-        (["data.tile_size=64"], ["data.tile_size = 64", "at most data.img_size = [32, 32]"]),
-        (["data.img_size=[64, 96]", "data.tile_size=[96, 64]"], ["at most data.img_size = [64, 96]"]),
-        (["data.img_size=64", "data.tile_size=40"], ["data.tile_size = 40", "multiple of 32"]),
-        (["data.tile_size=0"], ["data.tile_size = 0", "multiple of 32"]),
-        (["data.tile_overlap=0.8"], ["data.tile_overlap = 0.8", "from 0 to 0.75"]),
-        (["data.tile_overlap=-0.1"], ["data.tile_overlap = -0.1", "from 0 to 0.75"]),
-        (["train.tiles_per_image=0"], ["train.tiles_per_image = 0", "from 1"]),
+        (["data.tile_size=64"], ["data.tile_size = 64", "data.img_size = [32, 32]"]),
+        (
+            ["data.img_size=[64, 96]", "data.tile_size=[96, 64]"],
+            ["data.tile_size = [96, 64]", "data.img_size = [64, 96]"],
+        ),
+        (["data.img_size=64", "data.tile_size=40"], ["data.tile_size = 40", "32"]),
+        (["data.tile_size=0"], ["data.tile_size = 0", "32"]),
+        (["data.tile_overlap=0.8"], ["data.tile_overlap = 0.8", "0.75"]),
+        (["data.tile_overlap=-0.1"], ["data.tile_overlap = -0.1", "0.75"]),
+        (["train.tiles_per_image=0"], ["train.tiles_per_image = 0", "1"]),
     ],
 )
-def test_sizes_that_do_not_fit(workplace, cli, settings, words):
-    checked(cli("--train", *sets(*settings)), words)
+def test_tile_sizes_that_do_not_fit_are_user_errors(workplace, cli, settings, names):
+    assert_user_error(cli("--train", *sets(*settings)), *names)
 
 
-def test_a_checkpoint_of_another_tile_size_is_refused(two, cli):
-    """Whatever mode, and where training would go on."""
+def test_a_checkpoint_of_another_tile_size_is_a_user_error(two, cli):
+    """In every mode, and where a training would resume."""
     tiled = sets("data.img_size=64", "data.tile_size=32")
     assert cli("--train", *tiled, *sets("data.run_name=tiled"))[0] == 0
     for mode in (["--threshold"], ["--detection"], ["--predict", str(two / "mvtec/tile/test")], ["--export", "onnx"]):
-        words = (
-            ["data.tile_size = [32, 32]", "trained with null"]
-            if mode[0] in ("--threshold", "--detection")
-            else ["was trained with"]
-        )
-        checked(cli(*mode, *tiled), words)
+        is_of_dataset = mode[0] in ("--threshold", "--detection")  # the others take what is not set from the checkpoint
+        names = ["data.tile_size = [32, 32]", "null"] if is_of_dataset else ["data.img_size = (64, 64)", "(32, 32)"]
+        assert_user_error(cli(*mode, *tiled), "last.pt", *names)
         other = sets("data.img_size=64", "data.tile_size=64", "data.run_name=tiled")
-        checked(cli(*mode, *other), ["data.tile_size = ", "was trained with"])
-    wanted = ["last.pt: trained with", "data.tile_size = [32, 32], now [64, 64]"]
-    checked(cli("--train", *sets("data.img_size=64", "data.tile_size=64", "data.run_name=tiled")), wanted)
+        assert_user_error(cli(*mode, *other), "last.pt", re.compile(r"data\.tile_size = [\[(]64, 64.*[\[(]32, 32"))
+    resumed = cli("--train", *sets("data.img_size=64", "data.tile_size=64", "data.run_name=tiled"))
+    assert_user_error(resumed, "last.pt", re.compile(r"data\.tile_size = \[32, 32\].*\[64, 64\]"))
     more = sets("data.img_size=64", "data.tile_size=32", "data.run_name=tiled", "train.tiles_per_image=3")
-    checked(cli("--train", *more), ["train.tiles_per_image = auto, now 3"])
+    assert_user_error(cli("--train", *more), "last.pt", re.compile(r"train\.tiles_per_image = auto.*\b3\b"))
 
 
-def test_a_state_that_lacks_a_setting_is_refused(two, cli):
+def test_a_state_that_lacks_a_setting_is_not_resumed(two, cli):
     path = two / "checkpoints/tile/tiny/last.pt"
     content = torch.load(path, weights_only=True)
     for place in (content["settings"]["data"], content["provenance"]["settings"]):
@@ -282,16 +282,6 @@ def test_a_state_that_lacks_a_setting_is_refused(two, cli):
     content.pop("checksum")
     torch.save(content, path)
     for more in ([], sets("data.tile_size=32")):
-        checked(cli("--train", *sets("train.epochs=3"), *more), ["last.pt", "data.tile_size", "train.resume=never"])
+        resumed = cli("--train", *sets("train.epochs=3"), *more)
+        assert_user_error(resumed, "last.pt", "data.tile_size", "train.resume=never")
     assert cli("--detection", *sets("data.load_epoch=last", "metrics.threshold=false"))[0] == 0
-
-
-def test_detection_needs_memory_for_a_picture_and_a_batch(workplace, monkeypatch):
-    """However many tiles a picture has, no more than one batch of them is made at once."""
-    config = settings_of(workplace, "data.img_size=256", "data.tile_size=32", "data.test_batch_size=4")
-    picture = TestSample(write(workplace / "large.png", noise(256, 256, 3)), False, "large.png")
-    sizes, passes = [], Networks._pass
-    monkeypatch.setattr(Networks, "_pass", lambda self, images: sizes.append(len(images)) or passes(self, images))
-    found = list(detect(seeded_model(), DRAEMTestDataset([picture] * 2, config.data.img_size), config, ""))
-    assert sizes == [4] * (2 * 121 // 4) + [2] and len(found) == 2
-    np.testing.assert_allclose(found[0].anomaly_map, found[1].anomaly_map, atol=1e-6)

@@ -1,11 +1,11 @@
-"""Synthetic anomalies and the training dataset."""
+"""synthesis.py: synthetic anomalies, and that training samples of them depend on the seed alone."""
 
 import json
 
 import numpy as np
 import pytest
 import torch
-from conftest import DATA, make_dataset, write
+from conftest import GOLDEN, make_dataset, write
 
 import data_loader
 import synthesis
@@ -26,7 +26,7 @@ def nominal():
 
 
 @pytest.mark.parametrize("degrees", [-90.0, -33.3, 0.0, 12.0, 90.0])
-def test_rotation_is_imgaugs(degrees, nominal):
+def test_rotation_equals_imgaugs(degrees, nominal):
     import imgaug.augmenters as iaa  # behind synthesis, which puts in place what imgaug misses in NumPy 2
 
     np.testing.assert_array_equal(rotate(nominal, degrees), iaa.Affine(rotate=degrees).augment_image(nominal))
@@ -35,8 +35,8 @@ def test_rotation_is_imgaugs(degrees, nominal):
     np.testing.assert_allclose(rotate(noise, degrees), expected, atol=1e-3)
 
 
-def test_statistics_are_the_originals(textures):
-    reference = json.loads((DATA / "synthesis_stats.json").read_text())
+def test_statistics_equal_the_originals(textures):
+    reference = json.loads((GOLDEN / "synthesis_stats.json").read_text())
     synthesizer = AnomalySynthesizer(textures, (256, 256))
     image = np.zeros((256, 256, 3), np.uint8)
     samples = [synthesizer(image, np.random.default_rng([3, k])) for k in range(1200)]
@@ -47,7 +47,7 @@ def test_statistics_are_the_originals(textures):
         assert abs(values.mean() - reference[key]) < 4 * error, key
 
 
-def test_a_sample_is_what_the_paper_says(textures, nominal):
+def test_a_sample_follows_the_paper(textures, nominal):
     synthesizer = AnomalySynthesizer(textures, (64, 96))
     rotated = anomalous = 0
     for k in range(300):
@@ -63,10 +63,12 @@ def test_a_sample_is_what_the_paper_says(textures, nominal):
     assert 0.3 < anomalous / 300 < 0.6
 
 
-def test_blend_is_a_convex_sum_of_texture_and_image(textures, nominal, monkeypatch):
-    synthesizer = AnomalySynthesizer(textures, (64, 96))
-    flat = np.full((64, 96, 3), 51, np.uint8)
-    monkeypatch.setattr(synthesizer, "augment_texture", lambda texture, rng: flat)
+def test_the_blend_is_a_convex_sum_of_texture_and_image(textures, nominal):
+    class FlatTexture(AnomalySynthesizer):
+        def augment_texture(self, texture, rng):
+            return np.full_like(texture, 51)
+
+    synthesizer = FlatTexture(textures, (64, 96))
     betas = []
     for k in range(200):
         image, augmented, mask, has_anomaly = synthesizer(nominal, np.random.default_rng(k))
@@ -78,38 +80,44 @@ def test_blend_is_a_convex_sum_of_texture_and_image(textures, nominal, monkeypat
     assert min(betas) + 1e-6 >= 0 and max(betas) < 0.8 and abs(np.mean(betas) - 0.4) < 0.1
 
 
-def test_cutout(textures, nominal, monkeypatch):
-    monkeypatch.setattr(synthesis, "P_CUTOUT", 1.0)
-    heights, values = [], set()
+def test_a_fifth_of_the_samples_are_cutouts_of_the_documented_sizes_and_values(textures, nominal):
+    """They are recognized by their values: all of 0.5 or all of 1, which no blend of image and texture has."""
     synthesizer = AnomalySynthesizer(textures, (64, 96), cut=True)
-    for k in range(300):
+    heights, values = [], set()
+    for k in range(1500):
         _, augmented, mask, has_anomaly = synthesizer(nominal, np.random.default_rng(k))
+        inside = set(np.unique(augmented[mask[..., 0] == 1]).tolist())
+        if inside not in ({0.5}, {1.0}):
+            continue
         rows, columns = np.flatnonzero(mask[..., 0].any(1)), np.flatnonzero(mask[..., 0].any(0))
         height, width = len(rows), len(columns)
         assert has_anomaly[0] == 1 and mask.sum() == height * width
         assert 10 <= height <= 32 and 10 <= width <= 48
-        values |= set(np.unique(augmented[mask[..., 0] == 1]))
+        values |= inside
         heights.append(height)
     assert values == {0.5, 1.0} and min(heights) == 10 and max(heights) == 32
+    assert abs(len(heights) / 1500 - 0.2) < 4 * np.sqrt(0.16 / 1500)
 
 
-def test_cutout_takes_a_fifth_of_the_samples(textures, nominal, monkeypatch):
-    synthesizer = AnomalySynthesizer(textures, (64, 96), cut=True)
-    calls = []
-    cut_out = synthesizer._cut_out
-    monkeypatch.setattr(synthesizer, "_cut_out", lambda *a: calls.append(1) or cut_out(*a))
+def test_no_anomaly_is_synthesized_for_samples_that_stay_nominal(textures, nominal):
+    """Half of the samples take a texture; the others none, so that no time is spent on them."""
+    used = []
+
+    class Recorded(AnomalySynthesizer):
+        def augment_texture(self, texture, rng):
+            used.append(1)
+            return texture
+
+        def perlin_mask(self, rng):
+            used.append(2)
+            return super().perlin_mask(rng)
+
+    synthesizer = Recorded(textures, (64, 96))
     for k in range(1000):
-        synthesizer(nominal, np.random.default_rng(k))
-    assert abs(len(calls) / 1000 - 0.2) < 4 * np.sqrt(0.16 / 1000)
-
-
-def test_nothing_is_synthesized_for_clean_samples(textures, nominal, monkeypatch):
-    synthesizer = AnomalySynthesizer(textures, (64, 96))
-    monkeypatch.setattr(synthesis, "P_CLEAN", 1.0)
-    synthesizer.textures = None
-    for name in ("read_all", "augmenters", "perlin_noise"):
-        monkeypatch.setattr(synthesis, name, None)
-    assert synthesizer(nominal, np.random.default_rng(0))[3][0] == 0
+        before = len(used)
+        has_anomaly = synthesizer(nominal, np.random.default_rng(k))[3][0]
+        assert used[before:] in ([], [1, 2]) and (used[before:] or not has_anomaly)
+    assert abs(len(used) / 2000 - 0.5) < 4 * np.sqrt(0.25 / 1000)
 
 
 def test_augmenters_depend_on_the_generator_alone(textures, nominal):
@@ -168,7 +176,7 @@ def test_samples_do_not_depend_on_how_workers_are_started(tmp_path):
     assert all(torch.equal(here[0][key][order], there[0][key]) for key in there[0])
 
 
-def test_no_two_samples_repeat_each_other(tmp_path):
+def test_no_two_samples_are_equal(tmp_path):
     make_dataset(tmp_path, n_train=1)
     file = list_nominal(tmp_path / "mvtec" / "tile") * 40
     textures = folders.list_textures(tmp_path / "textures")
@@ -177,7 +185,7 @@ def test_no_two_samples_repeat_each_other(tmp_path):
     assert len(seen) == len(set(seen)) > 20
 
 
-def test_training_sample(tmp_path):
+def test_the_shapes_of_a_training_batch(tmp_path):
     make_dataset(tmp_path)
     sample = next(iter(samples(tmp_path, 0)))
     shapes = {key: tuple(value.shape) for key, value in sample.items()}

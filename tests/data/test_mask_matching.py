@@ -1,0 +1,152 @@
+"""data/mask_matching.py: which ground-truth mask belongs to which image."""
+
+import shutil
+
+import numpy as np
+import pytest
+from conftest import make_dataset, write
+from messages import assert_names, raises_user_error
+
+from data.folders import DatasetNotes
+from data.mvtec import (
+    list_nominal,
+    list_test,
+)
+
+IMAGE = np.random.default_rng(0).integers(90, 110, (40, 48, 3), dtype=np.uint8)
+
+
+MASK = np.pad(np.full((10, 10), 255, np.uint8), ((10, 20), (10, 28)))
+
+
+@pytest.fixture
+def category(tmp_path):
+    return make_dataset(tmp_path) / "mvtec/tile"
+
+
+def spots(category, notes=None):
+    """Masks of the images of test/spot, as their names within the category."""
+    found = [image for image in list_test(category, notes) if image.name.startswith("test/spot")]
+    return {
+        image.name.removeprefix("test/spot/"): [mask.relative_to(category).as_posix() for mask in image.masks]
+        for image in found
+    }
+
+
+def test_a_mask_that_marks_pixels_of_a_nominal_image_is_a_user_error(category):
+    write(category / "ground_truth/good/000_mask.png", MASK * 0)
+    assert len(list_test(category)) == 6
+    write(category / "ground_truth/good/001_mask.png", MASK)
+    with raises_user_error("good/001_mask.png"):
+        list_test(category)
+
+
+def test_images_that_differ_only_in_the_suffix(category):
+    write(category / "test/spot/000.jpg", IMAGE)
+    with raises_user_error("000_mask.png", "000.jpg", "000.png"):
+        list_test(category)
+    write(category / "ground_truth/spot/000_mask.jpg", MASK)
+    assert spots(category)["000.jpg"] == ["ground_truth/spot/000_mask.jpg"]
+    assert spots(category)["000.png"] == ["ground_truth/spot/000_mask.png"]
+    (category / "ground_truth/spot/000_mask.jpg").rename(category / "ground_truth/spot/000.jpg_mask.png")
+    assert spots(category)["000.jpg"] == ["ground_truth/spot/000.jpg_mask.png"]
+
+
+@pytest.mark.parametrize("folder", ["train/good", "test/good", "test/dent"])
+def test_a_mask_with_the_name_of_its_image_beside_it_is_a_user_error(category, folder):
+    write(category / folder / "000.jpg", IMAGE)
+    write(category / folder / "000.png", MASK)
+    with raises_user_error(category / folder / "000.png", "000.jpg", "ground_truth"):
+        list_nominal(category)
+        list_test(category)
+
+
+@pytest.mark.parametrize("name", ["000_mask.png", "000_label.bmp", "000-gt.png", "masks/000.png", "mask_000.png"])
+def test_masks_beside_images_are_matched(category, name):
+    shutil.rmtree(category / "ground_truth")
+    for i in ("001", "002"):
+        write(category / "test/spot" / name.replace("000", i), MASK)
+    write(category / "test/spot" / name, MASK)
+    notes = DatasetNotes()
+    assert spots(category, notes)["000.png"] == [f"test/spot/{name}"] and len(list_test(category)) == 6
+    [line] = notes.lines()
+    assert_names(line, "test/spot")
+    write(category / "train/good" / name, MASK * 0)
+    assert len(list_nominal(category, notes)) == 6
+    assert_names(notes.lines()[-1], 1, name.rpartition("/")[2])
+
+
+@pytest.mark.parametrize("name", ["Spot", "SPOT", "s-pot", "sp_ot"])
+def test_mask_folders_that_differ_in_case_and_signs(category, name):
+    (category / "ground_truth/spot").rename(category / "ground_truth/x")
+    (category / "ground_truth/x").rename(category / "ground_truth" / name)
+    notes = DatasetNotes()
+    assert spots(category, notes)["000.png"] == [f"ground_truth/{name}/000_mask.png"]
+    [line] = notes.lines()
+    assert_names(line, "test/spot", f"ground_truth/{name}")
+
+
+def test_a_mask_folder_of_a_similar_name_is_a_user_error(category):
+    (category / "ground_truth/spot").rename(category / "ground_truth/spots")
+    with raises_user_error("ground_truth/spots", "test/spot"):
+        list_test(category)
+
+
+@pytest.mark.parametrize("name", ["masks", "GroundTruth", "gt"])
+def test_other_names_of_the_ground_truth_folder(category, name):
+    (category / "ground_truth").rename(category / name)
+    assert spots(category)["000.png"] == [f"{name}/spot/000_mask.png"]
+    shutil.copytree(category / name, category / "labels")
+    with raises_user_error(name, "labels", "ground_truth"):
+        list_test(category)
+
+
+def test_masks_without_a_folder_of_their_anomaly_type(category):
+    for mask in (category / "ground_truth/spot").iterdir():
+        mask.rename(category / "ground_truth" / mask.name)
+    assert spots(category)["001.png"] == ["ground_truth/001_mask.png"]
+    write(category / "test/dent/001.png", IMAGE)
+    with raises_user_error("001_mask.png", "test/dent/001.png", "test/spot/001.png"):
+        list_test(category)
+
+
+@pytest.mark.parametrize("names", [("000/000.png", "000/001.png"), ("000_mask_1.png", "000_mask_2.png")])
+def test_several_masks_of_an_image_are_united(category, names):
+    (category / "ground_truth/spot/000_mask.png").unlink()
+    for place, name in enumerate(names):
+        write(category / "ground_truth/spot" / name, np.roll(MASK, 15 * place, axis=1))
+    assert spots(category)["000.png"] == [f"ground_truth/spot/{name}" for name in names]
+    from data_loader import DRAEMTestDataset
+
+    [image] = [image for image in list_test(category) if image.name == "test/spot/000.png"]
+    mask = DRAEMTestDataset([image], (40, 48)).read(0)[1]
+    np.testing.assert_array_equal(mask, np.maximum(MASK, np.roll(MASK, 15, axis=1)))
+
+
+def test_all_missing_masks_are_named_in_one_error(category):
+    for i in (0, 2):
+        (category / f"ground_truth/spot/00{i}_mask.png").unlink()
+    with raises_user_error("000.png", 1, "000_mask.png", "002_mask.png"):
+        list_test(category)
+
+
+def test_masks_named_like_no_image_are_a_user_error(category):
+    for number, path in enumerate(sorted((category / "ground_truth/spot").iterdir())):
+        path.rename(path.with_name(f"mask{number + 100}.png"))
+    with raises_user_error("mask100.png", 2, "test/spot", "000_mask.png"):
+        list_test(category)
+
+
+def test_masks_without_an_image_are_counted(category):
+    write(category / "ground_truth/spot/999_mask.png", MASK)
+    write(category / "ground_truth/rust/000_mask.png", MASK)
+    notes = DatasetNotes()
+    list_test(category, notes)
+    assert_names(notes.lines()[0], 2, "ground_truth/spot/999_mask.png")
+
+
+def test_a_missing_mask_is_a_user_error(tmp_path):
+    category = make_dataset(tmp_path) / "mvtec/tile"
+    (category / "ground_truth/spot/001_mask.png").unlink()
+    with raises_user_error("spot/001.png", "001_mask.png"):
+        list_test(category)

@@ -1,0 +1,42 @@
+"""engine/check.py, --check: what a dataset has, and what would stop training or detection."""
+
+import re
+import shutil
+
+import numpy as np
+from conftest import write
+from messages import assert_line, assert_user_error, lines_with
+
+
+def test_check_reports_a_dataset_and_writes_nothing(workplace, cli):
+    category = workplace / "mvtec/tile"
+    shutil.copy(category / "train/good/000.png", category / "test/good/copy.png")
+    write(category / "train/good/.thumbs/0.png", np.zeros((8, 8), np.uint8))
+    before = sorted(workplace.rglob("*"))
+    status, out, _ = cli("--check", "True")
+    assert status == 0 and sorted(workplace.rglob("*")) == before
+    for facts in (
+        (4, 2, "train/good"),  # to train on, held out
+        (4, "good", 3, "spot"),  # test images
+        (4, "48 x 40"),
+        (1, "good/.thumbs"),  # hidden folders
+        (3, "0 and 255"),  # masks
+        ("p_quantile", 2, "34 %"),
+        (2, 4, 2, re.compile(r"\d (s|min|h)")),  # steps an epoch, of two epochs, and their time
+    ):
+        assert_line(out, *facts)
+    # The copy is of a training or of a held-out image, as the split has it.
+    assert_line(out, 1, "good/copy.png")
+
+
+def test_check_names_everything_that_would_stop_training_or_detection(workplace, cli):
+    category = workplace / "mvtec/tile"
+    (category / "train/good/003.png").write_bytes(b"no image")
+    write(category / "ground_truth/spot/002_mask.png", np.full((40, 48), 128, np.uint8))
+    write(category / "ground_truth/spot/001_mask.png", np.zeros((10, 10), np.uint8))
+    status, out, error = cli("--check", "True")
+    assert status == 2 and "Traceback" not in error
+    for path in ("train/good/003.png", "ground_truth/spot/002_mask.png", "ground_truth/spot/001_mask.png"):
+        assert len(lines_with(out, f"{category / path}")) == 1
+    (category / "ground_truth/spot/000_mask.png").unlink()
+    assert_user_error(cli("--check", "True"), "spot/000.png", "000_mask.png")

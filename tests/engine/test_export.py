@@ -1,0 +1,157 @@
+"""engine/export.py, --export, and the programs of deploy/ that run its file."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import onnxruntime
+import pytest
+from conftest import GOLDEN, ROOT, SETTINGS, make_dataset, rows_of
+from messages import assert_user_error, error_of
+
+LEARNS = ("--set", "train.epochs=30", "--set", "train.save_from=30", "--set", "train.learning_rate=1e-2")
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """A run with thresholds and an exported file. Anomalous images score about 0.9, nominal ones 0.16."""
+    root = make_dataset(tmp_path_factory.mktemp("exported"))
+    (root / "config.yaml").write_text(SETTINGS.format(root=root.as_posix()))
+    image = cv2.imread(str(root / "mvtec/tile/test/spot/000.png"))
+    for name in ("large.png", "größe 1.png"):
+        (root / name).write_bytes(cv2.imencode(".png", cv2.resize(image, (200, 120)))[1].tobytes())
+    images = [root / "mvtec/tile/test", root / "large.png", root / "größe 1.png"]
+    command = [sys.executable, ROOT / "main.py", "--config", root / "config.yaml", *LEARNS, "--train", "--threshold"]
+    command += ["--export", "onnx", "--output", root / "out", "--predict", *images]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == f"export: {(root / 'checkpoints/tile/tiny/export/tile_30.onnx').as_posix()}"
+    difference = re.findall(r"\b\d\.\de-\d\d\b", done.stdout)  # of a map, from the networks here
+    assert len(difference) == 1 and float(difference[0]) < 1e-4
+    return root
+
+
+def verdicts(text):
+    """Path -> verdict and score, as a deployed program has printed them."""
+    lines = (line.split(maxsplit=2) for line in text.splitlines())
+    return {path: (verdict, float(score)) for verdict, score, path in lines}
+
+
+def check_verdicts(exported, text):
+    expected = {row["path"]: row for row in rows_of(exported / "out/predictions.csv")}
+    found = verdicts(text)
+    assert found.keys() == expected.keys() and len(found) == 8
+    assert {verdict for verdict, _ in found.values()} == {"anomalous", "nominal"}
+    for path, (verdict, score) in found.items():
+        assert verdict == expected[path]["verdict"] and score == pytest.approx(float(expected[path]["score"]), abs=2e-6)
+
+
+def test_the_file_accepts_any_batch_and_image_size(exported):
+    file = exported / "checkpoints/tile/tiny/export/tile_30.onnx"
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    rng = np.random.default_rng(1)
+    for count, height, width in ((1, 32, 32), (5, 64, 96), (2, 32, 160)):
+        images = rng.integers(0, 256, (count, height, width, 3), dtype=np.uint8)
+        maps, scores = session.run(None, {"image": images})
+        assert maps.shape == (count, height, width) and scores.shape == (count,) and maps.dtype == np.float32
+        smooth = [cv2.blur(one, (21, 21), borderType=cv2.BORDER_CONSTANT).max() for one in maps.astype(np.float64)]
+        np.testing.assert_allclose(scores, smooth, atol=1e-6)
+
+
+def test_the_file_has_its_settings_and_thresholds(exported):
+    folder = exported / "checkpoints/tile/tiny"
+    facts = json.loads((folder / "export/tile_30.json").read_text())
+    limits = json.loads((folder / "thresholds/checkpoint_30/no_masking.json").read_text())
+    assert facts["img_size"] == [32, 32] and facts["channels"] == "BGR" and facts["category"] == "tile"
+    assert facts["image_threshold"] == limits["image"]["p_quantile"] and facts["checkpoint"] == "30"
+    assert facts["epoch"] == 30 and facts["thresholds"]["max"]["image"] == limits["image"]["max"]
+    assert facts["thresholds"]["conformal"] == {"image": None, "pixel": None}  # never alarms
+    session = onnxruntime.InferenceSession(folder / "export/tile_30.onnx", providers=["CPUExecutionProvider"])
+    stored = session.get_modelmeta().custom_metadata_map
+    assert {key: stored[key] for key in ("channels", "category", "fingerprint")} == {
+        key: facts[key] for key in ("channels", "category", "fingerprint")
+    }
+    assert json.loads(stored["img_size"]) == [32, 32]
+    assert json.loads(stored["pixel_threshold"]) == facts["pixel_threshold"]
+
+
+def test_the_deployed_program_gives_the_same_verdicts(exported):
+    paths = [row["path"] for row in rows_of(exported / "out/predictions.csv")]
+    command = [sys.executable, ROOT / "deploy/detect.py", exported / "checkpoints/tile/tiny/export/tile_30.onnx"]
+    done = subprocess.run([*command, *paths], capture_output=True, text=True, cwd=exported)
+    check_verdicts(exported, done.stdout)
+    (exported / "broken.png").write_text("no image")
+    done = subprocess.run([*command, "broken.png", paths[0]], capture_output=True, text=True, cwd=exported)
+    assert done.returncode == 2 and "broken.png" in done.stderr and len(verdicts(done.stdout)) == 1
+    lines = (ROOT / "deploy/detect.py").read_text().splitlines()
+    assert len(lines) < 100 and not any(line.startswith(("import torch", "from inference")) for line in lines)
+
+
+def test_the_deployed_program_in_c_plus_plus_gives_the_same_verdicts(exported, tmp_path):
+    openvino = pytest.importorskip("openvino")
+    if not shutil.which("cmake") or not shutil.which("c++"):
+        pytest.skip("no compiler here")
+
+    folder = Path(openvino.__file__).parent / "cmake"
+    configure = ["cmake", "-S", ROOT / "deploy", "-B", tmp_path, f"-DOpenVINO_DIR={folder}"]
+    configured = subprocess.run(configure, capture_output=True, text=True)
+    if "OpenCV" in configured.stderr:
+        pytest.skip("OpenCV's headers are not here")
+    assert configured.returncode == 0, configured.stderr
+    built = subprocess.run(["cmake", "--build", tmp_path], capture_output=True, text=True)
+    assert built.returncode == 0, built.stdout + built.stderr
+    facts = json.loads((exported / "checkpoints/tile/tiny/export/tile_30.json").read_text())
+    paths = [row["path"] for row in rows_of(exported / "out/predictions.csv")]
+    model = exported / "checkpoints/tile/tiny/export/tile_30.onnx"
+    command = [tmp_path / "detect", model, repr(facts["image_threshold"]), "32", "32", *paths]
+    done = subprocess.run(command, capture_output=True, text=True)
+    check_verdicts(exported, done.stdout)
+
+
+def test_prediction_and_export_with_the_originals_weights(workplace, cli):
+    shutil.copytree(GOLDEN / "official_format", workplace / "official")
+    name = "DRAEM_seg_large_ae_large_0.0001_800_bs8_bottle_"
+    sets = ("--set", f"data.load_epoch={workplace}/official/{name}.pckl", "--set", "model.base_width=8")
+    images = str(workplace / "mvtec/tile/test")
+    arguments = (
+        "--threshold",
+        "--detection",
+        "--predict",
+        images,
+        "--output",
+        str(workplace / "out"),
+        "--export",
+        "onnx",
+    )
+    status, out, error = cli(*arguments, *sets)
+    assert status == 0, error
+    file = workplace / f"checkpoints/tile/tiny/export/tile_{name}.onnx"
+    assert out.splitlines()[-1] == f"export: {file}" and file.is_file()
+    rows = {row["path"].partition("tile/")[2]: row for row in rows_of(workplace / "out/predictions.csv")}
+    for row in rows_of(workplace / f"results/tiny/tile/checkpoint_{name}/no_masking/scores.csv"):
+        assert float(rows[row["path"]]["score"]) == pytest.approx(float(row["score"]), abs=1e-6)
+        assert rows[row["path"]]["verdict"] == ("anomalous" if row["prediction"] == "1" else "nominal")
+
+
+def test_unknown_formats_and_missing_packages_are_user_errors(cli, monkeypatch):
+    assert_user_error(cli("--export", "tflite"), "--export tflite", "onnx")
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)  # as where it is not installed
+    assert_user_error(cli("--export", "onnx"), "--export", "onnxruntime", "requirements-export.txt")
+
+
+def test_a_file_that_gives_other_maps_is_not_kept(two, cli, monkeypatch):
+    """As where ONNX Runtime has a fault."""
+    run = onnxruntime.InferenceSession.run
+
+    def run_otherwise(self, *arguments):
+        maps, scores = run(self, *arguments)
+        return [maps + np.float32(0.01), scores]
+
+    monkeypatch.setattr(onnxruntime.InferenceSession, "run", run_otherwise)
+    error_of(cli("--export", "onnx"), status=1)
+    assert not list((two / "checkpoints/tile/tiny").rglob("*.onnx"))

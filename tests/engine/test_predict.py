@@ -1,0 +1,259 @@
+"""engine/predict.py, --predict: inference on new images gives what detection gives; also thresholds for a new place."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from conftest import rows_of, write
+from messages import assert_line, assert_user_error, lines_with
+from PIL import Image
+
+from inference import checkpoint
+from inference.detector import Detector
+
+REGION = ("--set", "masking.regions={tile: [[0, 20, 0, 24]]}", "--set", "metrics.masking=true")
+
+
+def predict(cli, *arguments):
+    status, out, error = cli("--predict", *map(str, arguments))
+    assert status == 0, error
+    return out
+
+
+def predicted_in(out):
+    return Path(out.splitlines()[-1].removeprefix("predictions: "))
+
+
+def test_scores_and_maps_equal_those_of_detection(ready, cli):
+    out = predict(cli, ready / "mvtec/tile/test", "--output", ready / "out")
+    assert predicted_in(out) == ready / "out"
+    rows = {row["path"].partition("tile/")[2]: row for row in rows_of(ready / "out/predictions.csv")}
+    expected = rows_of(ready / "results/tiny/tile/checkpoint_2/no_masking/scores.csv")
+    assert len(expected) == len(rows) == 6
+    detector = Detector.load(ready / "checkpoints/tile/tiny")
+    for row in expected:
+        found = rows[row["path"]]
+        assert float(found["score"]) == pytest.approx(float(row["score"]), abs=1e-6)
+        assert found["verdict"] == ("anomalous" if row["prediction"] == "1" else "nominal") and not found["error"]
+        assert (float(found["relative"]) > 0.5) == (found["verdict"] == "anomalous")
+        label = row["path"].removeprefix("test/")
+        levels = cv2.imread(str(ready / "out/maps" / label), cv2.IMREAD_UNCHANGED)
+        assert levels.shape == (40, 48) and levels.dtype == np.uint16
+        seen = detector(cv2.imread(str(ready / "mvtec/tile" / row["path"])))
+        np.testing.assert_allclose(levels / 65535, seen.anomaly_map, atol=1e-5)
+        assert float(found["area"]) == pytest.approx(seen.mask.mean(), abs=1e-6)
+        assert int(found["regions"]) == len(seen.regions)
+        assert found["box"] == (" ".join(map(str, seen.regions[0][:4])) if seen.regions else "")
+        assert (ready / "out/panels" / label).is_file()
+
+
+def test_prediction_needs_only_the_folder_of_a_run(ready, call, monkeypatch, tmp_path_factory):
+    away = tmp_path_factory.mktemp("away")
+    shutil.move(ready / "elsewhere/run", away / "run")
+    shutil.copytree(ready / "mvtec/tile/test", away / "images")
+    shutil.rmtree(ready / "mvtec")
+    (away / "empty.yaml").write_text("")
+    monkeypatch.chdir(away)
+    weights = ("--set", "data.load_epoch=run/epoch_0002.pt")
+    status, out, error = call("main", "--config", "empty.yaml", *weights, "--predict", "images")
+    assert status == 0, error
+    folder = away / predicted_in(out)
+    assert folder.parts[-2:] == ("predictions", "images") and folder.is_relative_to(away / "results/tiny/tile")
+    assert {row["verdict"] for row in rows_of(folder / "predictions.csv")} <= {"anomalous", "nominal"}
+    found = Detector.load("run")(cv2.imread("images/spot/000.png"))
+    [row] = [row for row in rows_of(folder / "predictions.csv") if row["path"] == "images/spot/000.png"]
+    assert found.score == pytest.approx(float(row["score"]), abs=1e-6) and found.verdict == row["verdict"]
+
+
+def test_settings_that_contradict_the_checkpoint_are_user_errors(ready, call):
+    weights = ready / "elsewhere/run/epoch_0002.pt"
+    (ready / "own.yaml").write_text(f"data: {{img_size: 64, load_epoch: {weights}}}")
+    images = ("--predict", str(ready / "mvtec/tile/test/good"))
+    outcome = call("main", "--config", str(ready / "own.yaml"), *images)
+    assert_user_error(outcome, "data.img_size = (64, 64)", weights, "(32, 32)")
+    outcome = call("main", "--set", "data.white_level=4095", *images)
+    assert_user_error(outcome, "data.white_level = 4095", "last.pt")
+
+
+def test_without_thresholds_there_are_scores_and_no_verdict(two, cli):
+    out = predict(cli, two / "mvtec/tile/test/good", "--output", two / "out")
+    assert len(lines_with(out, "python main.py --threshold True")) == 1
+    rows = rows_of(two / "out/predictions.csv")
+    assert len(rows) == 3 and all(row["score"] and not row["verdict"] and not row["threshold"] for row in rows)
+    assert len(list((two / "out/maps").iterdir())) == 3
+
+
+def test_an_infinite_conformal_threshold_makes_every_image_nominal(ready, cli):
+    """As of fewer held-out images than its false-positive rate needs."""
+    never = ("--set", "metrics.threshold_type=conformal")
+    predict(cli, ready / "mvtec/tile/test/spot", "--output", ready / "out", *never)
+    rows = rows_of(ready / "out/predictions.csv")
+    assert {(row["verdict"], row["threshold"], row["regions"]) for row in rows} == {("nominal", "inf", "0")}
+    assert json.loads((ready / "out/made_with.json").read_text())["thresholds"] == ["conformal", "inf", "inf"]
+    predict(cli, ready / "mvtec/tile/test/spot", "--output", ready / "out", "--resume", *never)
+    assert '"conformal": {"image": null, "pixel": null}' in (ready / "out/report.html").read_text()
+
+
+def test_images_that_cannot_be_decoded_are_rows_with_an_error(ready, cli):
+    images, good = ready / "images", cv2.imread(str(ready / "mvtec/tile/test/good/000.png"))
+    whole = write(images / "whole.png", good).read_bytes()
+    (images / "zero.png").write_bytes(b"")
+    (images / "cut.png").write_bytes(whole[:200])
+    (images / "text.png").write_text("no image")
+    header = bytearray(whole)
+    header[16:24] = (20000).to_bytes(4, "big") * 2
+    (images / "header.png").write_bytes(header)
+    write(images / "one.png", good[:1, :1])
+    write(images / "deep.png", good.astype(np.uint16) * 257)
+    Image.fromarray(good[..., ::-1]).convert("CMYK").save(images / "cmyk.jpg")
+    Image.fromarray(good[..., ::-1]).convert("P").save(images / "palette.png")
+    Image.fromarray(good[..., ::-1]).convert("RGBA").save(images / "alpha.png")
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.fromarray(good[..., ::-1]).save(images / "turned.jpg", exif=turned)
+    status, out, _ = cli("--predict", str(images), "--output", str(ready / "out"))
+    assert status == 1
+    assert_line(out, "4 of 11", "predictions.csv")
+    rows = {row["path"].rpartition("/")[2]: row for row in rows_of(ready / "out/predictions.csv")}
+    assert {name for name, row in rows.items() if row["error"]} == {"zero.png", "cut.png", "text.png", "header.png"}
+    assert all(name in row["error"] for name, row in rows.items() if row["error"])
+    assert cv2.imread(str(ready / "out/maps/turned.jpg.png"), cv2.IMREAD_UNCHANGED).shape == (48, 40)
+    same = [float(rows[name]["score"]) for name in ("whole.png", "deep.png", "alpha.png")]
+    assert same == pytest.approx([same[0]] * 3, abs=1e-6)
+
+
+def test_an_interrupted_prediction_is_resumed(ready, cli, on_forward, batch_sizes):
+    images, output = ready / "mvtec/tile/test", ready / "out"
+    pairs = ("--set", "data.test_batch_size=2")
+    is_interrupted = True
+
+    def interrupt(*_):
+        if is_interrupted and len(batch_sizes) == 3:
+            raise KeyboardInterrupt
+
+    on_forward(interrupt)
+    assert cli("--predict", str(images), "--output", str(output), *pairs)[0] == 130
+    first = rows_of(output / "predictions.csv")
+    assert 2 <= len(first) < 6
+    with (output / "predictions.csv").open("a") as stream:
+        stream.write("half/a/row.png,0.12")
+    is_interrupted = False
+    batch_sizes.clear()
+    out = predict(cli, images, "--output", output, "--resume", *pairs)
+    assert_line(out, f"{len(first)} of 6")
+    assert sum(batch_sizes) == 6 - len(first)
+    rows = rows_of(output / "predictions.csv")
+    assert rows[: len(first)] == first and len({row["path"] for row in rows}) == len(rows) == 6
+    other = cli("--predict", str(images), "--output", str(output), "--resume", "--set", "metrics.threshold_type=max")
+    assert_user_error(other, output, "--resume", "--output")
+
+
+def test_images_of_the_same_name_have_separate_maps(ready, cli):
+    test = ready / "mvtec/tile/test"
+    predict(cli, test / "good", test / "spot", test / "good/000.png", test / "spot/000.png", "--output", ready / "out")
+    found = {path.relative_to(ready / "out/maps").as_posix() for path in (ready / "out/maps").rglob("*.png")}
+    names = {f"{folder}/00{i}.png" for folder in ("good", "spot") for i in range(3)}
+    assert found == names | {"000.png", "000~2.png"}
+    assert len(rows_of(ready / "out/predictions.csv")) == 8
+
+
+def test_an_image_that_a_region_does_not_fit_is_a_row_with_an_error(ready, cli):
+    write(ready / "images/small.png", np.full((16, 20, 3), 100, np.uint8))
+    shutil.copy(ready / "mvtec/tile/test/good/000.png", ready / "images/fits.png")
+    assert cli("--threshold", *REGION)[0] == 0
+    status, _, _ = cli("--predict", str(ready / "images"), "--output", str(ready / "out"), *REGION)
+    rows = {row["path"].rpartition("/")[2]: row for row in rows_of(ready / "out/predictions.csv")}
+    assert status == 1 and "masking.regions.tile" in rows["small.png"]["error"] and rows["fits.png"]["verdict"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "names"),
+    [
+        (("--predict", "nowhere"), ["nowhere"]),
+        (("--predict", "{root}/empty"), ["{root}/empty"]),
+        (("--predict", "{root}/mvtec", "--set", "data.load_epoch=7"), ["data.load_epoch", "epoch_0007.pt", "1, 2"]),
+        (("--predict", "{root}/mvtec", "--set", "data.category=none"), ["data.load_epoch", "none/tiny/last.pt"]),
+        (
+            ("--predict", "{root}/mvtec/tile/test", "--output", "{root}/config.yaml"),
+            ["{root}/config.yaml", "--output"],
+        ),
+        (("--predict", "{root}/mvtec/tile/test", "--output", "{root}/mvtec"), ["{root}/mvtec", "--output"]),
+        (("--output", "{root}/x", "--train"), ["--output", "--predict"]),
+        (("--resume",), ["--train True"]),
+        (("--nominal", "{root}/mvtec", "--train"), ["--nominal", "--threshold"]),
+        (("--threshold", "--nominal", "{root}/empty"), ["--nominal {root}/empty"]),
+        (
+            ("--threshold", "--nominal", "{root}/mvtec/tile/train/good", "--set", "data.load_epoch=9"),
+            ["data.load_epoch", "epoch_0009.pt"],
+        ),
+        (("--resume", "--check"), ["--resume", "--predict"]),
+        (("--watch", "{root}/config.yaml"), ["--watch {root}/config.yaml"]),
+        (("--watch", "{root}/mvtec", "--output", "{root}/mvtec/out"), ["{root}/mvtec/out", "--output"]),
+    ],
+)
+def test_paths_and_flags_that_do_not_fit_are_user_errors(two, cli, arguments, names):
+    (two / "empty").mkdir()
+    outcome = cli(*(argument.format(root=two) for argument in arguments))
+    assert_user_error(outcome, *(name.format(root=two) for name in names))
+
+
+def test_thresholds_from_other_nominal_images_are_kept_beside_the_old_ones(ready, cli):
+    station, rng = ready / "station 2", np.random.default_rng(1)
+    for i in range(5):
+        write(station / f"{i}.png", rng.integers(150, 200, (40, 48, 3), dtype=np.uint8))
+    shutil.copy(ready / "mvtec/tile/train/good/000.png", station / "copy.png")
+    shutil.copy(ready / "mvtec/tile/train/good/003.png", station / "copy2.png")
+    old = (ready / "checkpoints/tile/tiny/thresholds/checkpoint_2/no_masking.json").read_text()
+    arguments = (
+        "--threshold",
+        "--nominal",
+        str(station),
+        "--predict",
+        str(station),
+        "--output",
+        str(ready / "out"),
+    )
+    status, out, error = cli(*arguments)
+    assert status == 0, error
+    path = ready / "checkpoints/tile/tiny/thresholds/checkpoint_2/no_masking_from_station 2.json"
+    assert f"thresholds: {path}" in out.splitlines() and path.with_name("no_masking.json").read_text() == old
+    content, rows = json.loads(path.read_text()), rows_of(ready / "out/predictions.csv")
+    held_out = list(checkpoint.read(ready / "checkpoints/tile/tiny/last.pt")["images"]["held_out"])
+    trained = sum(name not in held_out for name in ("000.png", "003.png"))
+    assert trained and content["pictures"] == 7 - trained
+    assert_line(out, re.compile(rf"\b{trained}\b"), re.compile("(?i)trained"))
+    scores = {float(row["score"]) for row in rows}
+    assert set(content["image_scores"]) <= scores and content["image"]["max"] == max(content["image_scores"])
+    assert {float(row["threshold"]) for row in rows} == {content["image"]["p_quantile"]}
+    summary = (ready / "out/summary.txt").read_text()
+    assert_line(summary, "Kolmogorov-Smirnov", content["pictures"])
+    assert "--nominal" not in summary  # advice for scores that differ, which the next test has
+    chosen = ("--output", ready / "again", "--set", "metrics.nominal=station 2")
+    assert_line(predict(cli, station, *chosen), "Kolmogorov-Smirnov", content["pictures"])
+    assert Detector.load(ready / "checkpoints/tile/tiny", nominal="station 2").thresholds.image == rows_limit(rows)
+    missing = ("--predict", str(station), "--set", "metrics.nominal=other")
+    assert_line(cli(*missing)[1], "no_masking_from_other.json")
+
+
+def rows_limit(rows):
+    return float(rows[0]["threshold"])
+
+
+def test_scores_that_differ_significantly_from_those_of_the_thresholds_are_reported(ready, cli, plant):
+    """Networks give brighter images higher scores; thresholds come from 20 dark ones."""
+    plant(lambda model, image: np.full(image.shape[1:], image.mean()))
+    for name, low in (("dark", 90), ("bright", 150)):
+        for i in range(20):
+            image = np.random.default_rng(100 + i).integers(low, low + 20, (40, 48, 3), dtype=np.uint8)
+            write(ready / name / f"{i}.png", image)
+    assert cli("--threshold", "--nominal", str(ready / "dark"))[0] == 0
+    advice = {}
+    for name in ("dark", "bright"):
+        out = predict(cli, ready / name, "--output", ready / f"out {name}", "--set", "metrics.nominal=dark")
+        assert_line(out, "Kolmogorov-Smirnov", 20)
+        advice[name] = lines_with(out, "--threshold True", "--nominal")
+    assert advice["bright"] and not advice["dark"]

@@ -1,0 +1,115 @@
+"""engine/train_all.py: categories one after another, what is complete, failures, interrupts and times."""
+
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+
+import numpy as np
+from conftest import ROOT, make_dataset, write
+from messages import assert_line, assert_names
+
+from engine import train_all
+from inference import checkpoint
+
+
+def test_every_category_is_trained_and_its_time_written(trained_two):
+    root, out = trained_two
+    assert out.splitlines()[-1] == f"training times: {root}/checkpoints/training_times.txt"
+    assert_line(out, "tile, wood")
+    lines = (root / "checkpoints/training_times.txt").read_text().splitlines()
+    assert [line.split()[0] for line in lines] == ["category", "tile", "wood"]
+    for line in lines[1:]:
+        _, seconds, clock, epochs, device = line.split()
+        assert int(epochs) == 2 and device == "cpu" and clock == f"0:00:{int(seconds):02}"
+    for name in ("tile", "wood"):
+        text = (root / f"checkpoints/{name}/tiny/train_all.yaml").read_text()
+        assert f"category: {name}" in text and "# a comment to keep" in text and "# which one" in text
+        assert (root / f"checkpoints/{name}/tiny/config.yaml").read_text() == text
+    assert "category: tile" in (root / "config.yaml").read_text()
+
+
+def test_complete_categories_are_skipped_and_failures_do_not_end_the_others(two, call):
+    before = {path: path.read_bytes() for path in two.rglob("*.pt")}
+    (two / "checkpoints/wall").write_text("a file where a run's folder should be")
+    make_dataset(two, "wall")
+    write(two / "mvtec/broken/train/good/0.png", np.zeros((40, 48), np.uint8))
+    (two / "mvtec/broken/train/good/1.png").write_bytes(b"x")
+    (two / "mvtec/broken/train/good/2.png").write_bytes(b"x")
+    status, out, error = call("train_all", "--update_config", "--set", "train.epochs=2")
+    assert status == 1 and "Traceback" not in error
+    assert_line(out, "tile, wood")
+    broken, wall = [line for line in out.splitlines() if line.startswith("failed: ")]
+    assert_names(broken, "failed: broken", re.compile(r"broken/train/good/\d\.png"))
+    assert_names(wall, "failed: wall", two / "checkpoints/wall")
+    assert all(path.read_bytes() == content for path, content in before.items())
+    text = (two / "config.yaml").read_text()
+    assert "category: broken " in text and "# which one" in text and "# a comment to keep" in text
+    status, out, _ = call("train_all", "--categories", "wood", "--set", "train.learning_rate=0.5")
+    assert status == 1
+    assert_line(out, "failed: wood", re.compile(r"train\.learning_rate = 0\.001\b.*\b0\.5\b"), "--force")
+    assert call("train_all", "--categories", "wood", "--force")[0] == 0
+    assert (two / "checkpoints/wood/tiny/epoch_0002.pt").stat().st_mtime > (
+        two / "checkpoints/tile/tiny/epoch_0002.pt"
+    ).stat().st_mtime
+    assert len((two / "checkpoints/training_times.txt").read_text().splitlines()) == 4
+
+
+def test_a_killed_process_fails_one_category(two, call, monkeypatch):
+    killer = two / "killer.py"
+    killer.write_text(
+        "import os, runpy, sys\n"
+        "if 'wood' in sys.argv[-1]: os.kill(os.getpid(), 9)\n"
+        f"sys.path.insert(0, {str(ROOT)!r})\nsys.argv[0] = 'main.py'\n"
+        f"runpy.run_path({str(ROOT / 'main.py')!r}, run_name='__main__')\n"
+    )
+    # In place of main.py, as no other program can be timed to kill the process of one category.
+    monkeypatch.setattr("engine.train_all.MAIN", killer)
+    status, out, _ = call("train_all", "--set", "train.epochs=3")
+    assert status == 1
+    assert_line(out, "failed: wood", 9)
+    assert checkpoint.saved_epochs(two / "checkpoints/tile/tiny") == [1, 2, 3]
+    assert checkpoint.saved_epochs(two / "checkpoints/wood/tiny") == [1, 2]
+
+
+def test_times_of_concurrent_batches_are_all_written(tmp_path):
+    """As of an array job. Through private functions: eight real batches would take minutes."""
+    path, start = tmp_path / "training_times.txt", Barrier(8)
+
+    def batch(name):
+        start.wait()
+        for number in range(50):
+            train_all._append(path, f"{name}{number}\n")
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(batch, "abcdefgh"))
+    lines = path.read_text().splitlines()
+    assert lines.count(train_all.TIMES_HEAD.rstrip()) == 1 and len(set(lines)) == 1 + 8 * 50
+
+
+def test_a_signal_reaches_the_training_process(workplace):
+    command = [
+        sys.executable,
+        ROOT / "train_all.py",
+        "--config",
+        workplace / "config.yaml",
+        "--set",
+        "train.epochs=2000",
+    ]
+    process = subprocess.Popen(command, cwd=workplace, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    log = workplace / "checkpoints/tile/tiny/last.pt"
+    end, error = time.monotonic() + 60, []
+    threading.Thread(target=lambda: error.append(process.stderr.read()), daemon=True).start()
+    while not log.is_file():
+        assert time.monotonic() < end and process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 143
+    time.sleep(0.2)
+    assert_line(error[0], re.compile(re.escape(str(log)) + r"(?!.*\|)"))
+    assert checkpoint.read(log)["epoch"] >= 1
+    assert not (workplace / "checkpoints/tile/tiny/.owner.json").exists()

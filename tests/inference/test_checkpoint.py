@@ -1,0 +1,66 @@
+"""inference/checkpoint.py: reading checkpoints, also the original's pair of files."""
+
+import json
+import re
+import shutil
+
+import numpy as np
+import torch
+from conftest import GOLDEN
+from messages import assert_user_error
+
+from inference import detect as inference
+
+PAIR = "DRAEM_seg_large_ae_large_0.0001_800_bs8_bottle_"
+
+
+def test_detection_with_the_originals_weights(workplace, cli):
+    shutil.copytree(GOLDEN / "official_format", workplace / "official")
+    sets = ("--set", f"data.load_epoch={workplace}/official/{PAIR}.pckl", "--set", "model.base_width=8")
+    status, out, _ = cli("--threshold", "--detection", *sets)
+    assert status == 0
+    assert out.splitlines()[-1].endswith(f"/results/tiny/tile/checkpoint_{PAIR}/no_masking")
+    assert_user_error(cli("--detection", *sets[:2]), f"{PAIR}.pckl", "model.base_width=8")
+    (workplace / f"official/{PAIR}_seg.pckl").unlink()
+    assert_user_error(cli("--detection", *sets), f"official/{PAIR}_seg.pckl", f"{PAIR}.pckl")
+
+
+def test_the_originals_weights_give_the_originals_anomaly_maps():
+    golden = np.load(GOLDEN / "forward.npz")
+    pair = {
+        net: torch.load(GOLDEN / f"official_format/{PAIR}{end}.pckl", weights_only=True)
+        for net, end in (("reconstructive", ""), ("discriminative", "_seg"))
+    }
+    model = inference.DRAEM(8, 4).eval()
+    model.load_state_dict({f"{net}.{key}": value for net, state in pair.items() for key, value in state.items()})
+    with torch.no_grad():
+        probability = torch.softmax(model(torch.from_numpy(golden["x"]))[1], dim=1)[:, 1]
+    np.testing.assert_allclose(probability, golden["probability"], rtol=1e-5, atol=1e-7)
+
+
+def test_of_weights_from_elsewhere_the_training_images_are_not_known(workplace, cli):
+    """The original's, and those of the earlier code, whose pair has other names."""
+    folder = GOLDEN / "official_format"
+    stem = "DRAEM_seg_large_ae_large_0.0001_800_bs8_bottle_"
+    (workplace / "old").mkdir()
+    shutil.copy(folder / f"{stem}.pckl", workplace / "old/bottle_run_REC_MODEL_700.pth")
+    shutil.copy(folder / f"{stem}_seg.pckl", workplace / "old/bottle_run_SEG_MODEL_700.pth")
+    sets = ("--set", "model.base_width=8", "--set")
+    results = workplace / "results/tiny/tile"
+    for pair in (folder / f"{stem}.pckl", workplace / "old/bottle_run_REC_MODEL_700.pth"):
+        assert cli("--threshold", "--detection", *sets, f"data.load_epoch={pair}")[0] == 0
+        kept = workplace / f"checkpoints/tile/tiny/thresholds/checkpoint_{pair.stem}/no_masking.json"
+        assert json.loads(kept.read_text())["held_out"] is None
+        metrics = results / f"checkpoint_{pair.stem}/no_masking/p_quantile/metrics.json"
+        assert json.loads(metrics.read_text())["notes"]["nominal"]
+    first, second = (
+        (results / f"checkpoint_{name}/no_masking/scores.csv").read_text()
+        for name in (stem, "bottle_run_REC_MODEL_700")
+    )
+    assert first == second
+    second_file = workplace / "old/bottle_run_SEG_MODEL_700.pth"
+    other = cli("--detection", *sets, f"data.load_epoch={second_file}")
+    assert_user_error(other, "bottle_run_SEG_MODEL_700.pth", re.compile("_REC_MODEL_"))
+    second_file.unlink()
+    alone = cli("--detection", *sets, f"data.load_epoch={workplace}/old/bottle_run_REC_MODEL_700.pth")
+    assert_user_error(alone, "old/bottle_run_SEG_MODEL_700.pth", "bottle_run_REC_MODEL_700.pth")

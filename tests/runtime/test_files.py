@@ -1,0 +1,168 @@
+"""runtime/files.py: files and folders that are replaced, locks, leftovers, writing in the background."""
+
+import multiprocessing
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT
+
+from runtime import files as runtime_files
+from runtime.errors import UserError
+from runtime.files import (
+    Background,
+    shared_lock,
+    run_lock,
+    remove_leftovers,
+    remove_unused,
+    atomic_write,
+    atomic_folder,
+    write_text,
+)
+
+
+def write_many(path, letter, count):
+    for _ in range(count):
+        write_text(path, letter * 200_000)
+
+
+def test_a_file_of_two_writers_is_always_one_of_theirs(tmp_path):
+    """Each has a temporary file of its own; a reader sees one text or the other."""
+    path, context = tmp_path / "a.txt", multiprocessing.get_context("spawn")
+    writers = [context.Process(target=write_many, args=(path, letter, 150)) for letter in "ab"]
+    for writer in writers:
+        writer.start()
+    seen = set()
+    while any(writer.is_alive() for writer in writers):
+        if path.is_file():
+            seen.add(path.read_text())
+    assert all(writer.exitcode == 0 for writer in writers)
+    assert seen <= {"a" * 200_000, "b" * 200_000} and path.read_text() in ("a" * 200_000, "b" * 200_000)
+    assert [one.name for one in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_a_folder_is_replaced_completely_or_not_at_all(tmp_path):
+    folder = tmp_path / "results"
+    with atomic_folder(folder) as beside:
+        (beside / "a").write_text("old")
+    with pytest.raises(RuntimeError), atomic_folder(folder) as beside:
+        (beside / "b").write_text("new")
+        raise RuntimeError
+    assert [path.name for path in folder.iterdir()] == ["a"]
+    with atomic_folder(folder) as beside:
+        (beside / "b").write_text("new")
+    assert [path.name for path in folder.iterdir()] == ["b"] and [path.name for path in tmp_path.iterdir()] == [
+        "results"
+    ]
+
+
+def test_two_processes_can_replace_a_folder_at_once(tmp_path, monkeypatch):
+    """One puts its folder in place between the two steps of the other: the last one stays, complete."""
+    folder, replace, tried = tmp_path / "results", os.replace, []
+
+    def replace_late(source, target):
+        if target == folder and not tried:
+            tried.append(1)
+            folder.mkdir()
+            (folder / "theirs").write_text("x")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", replace_late)
+    with atomic_folder(folder) as beside:
+        (beside / "ours").write_text("x")
+    assert tried and [path.name for path in folder.iterdir()] == ["ours"]
+    assert [path.name for path in tmp_path.iterdir()] == ["results"]
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_a_folder_that_cannot_be_replaced_keeps_the_old_one(tmp_path, monkeypatch, is_there):
+    folder, replace = tmp_path / "results", os.replace
+    if is_there:
+        write_many(folder / "old", "a", 1)
+
+    def refuse(source, target):
+        if target == folder and (Path(source) / "new").exists():
+            raise PermissionError(13, "refused")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(PermissionError, match="refused"), atomic_folder(folder) as beside:
+        (beside / "new").write_text("x")
+    assert [path.name for path in tmp_path.iterdir()] == (["results"] if is_there else [])
+
+
+KILLED = """
+import os, signal, sys, pathlib
+sys.path.insert(0, sys.argv[1])
+from runtime.files import atomic_write, atomic_folder
+folder = pathlib.Path(sys.argv[2])
+with atomic_write(folder / "a.pt") as beside, atomic_folder(folder / "r"):
+    beside.write_bytes(b"half")
+    print("writing", flush=True)
+    sys.stdin.readline()
+"""
+
+
+def test_leftovers_of_killed_processes_are_removed_and_files_in_use_are_not(tmp_path):
+    command = [sys.executable, "-c", KILLED, str(ROOT), str(tmp_path)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "writing\n"
+    parts = sorted(path.name for path in tmp_path.iterdir())
+    assert len(parts) == 2 and all(".part" in name for name in parts)
+    remove_leftovers(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == parts  # in use
+    process.kill()
+    process.wait()
+    remove_leftovers(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_background_work_is_bounded_by_bytes(monkeypatch):
+    monkeypatch.setattr(runtime_files, "PENDING", 10_000)  # the real number of bytes would fill the memory
+    go, done = threading.Event(), []
+    background = Background()
+    background.do(lambda array: go.wait(10), np.zeros(6_000, np.uint8))
+    feeder = threading.Thread(
+        target=lambda: [background.do(done.append, np.zeros(6_000, np.uint8)), done.append("free")]
+    )
+    feeder.start()
+    feeder.join(0.3)
+    assert feeder.is_alive() and "free" not in map(str, done)  # 12,000 bytes would wait
+    go.set()
+    feeder.join()
+    background.wait()
+    assert len(done) == 2
+
+
+def test_an_empty_run_folder_is_removed_after_an_error(tmp_path):
+    with pytest.raises(UserError), run_lock(tmp_path / "run"):
+        raise UserError("subject", "problem", "fix")
+    assert not (tmp_path / "run").exists()
+    with run_lock(tmp_path / "run"):
+        (tmp_path / "run/a").write_text("x")
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [".lock", "a"]
+
+
+def test_a_shared_lock_ends_with_its_process(tmp_path):
+    (tmp_path / "a").write_text("x")
+    process = multiprocessing.get_context("fork").Process(target=lambda: [shared_lock(tmp_path / "a"), time.sleep(60)])
+    with shared_lock(tmp_path / "a"):
+        assert not remove_unused(tmp_path / "a")
+        process.start()
+    process.kill()
+    process.join()
+    assert remove_unused(tmp_path / "a") and not (tmp_path / "a").exists()
+
+
+def test_a_failed_write_keeps_the_old_file(tmp_path):
+    path = tmp_path / "a.txt"
+    write_text(path, "old")
+    with pytest.raises(RuntimeError), atomic_write(path) as beside:
+        beside.write_text("half")
+        raise RuntimeError
+    assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["a.txt"]

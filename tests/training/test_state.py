@@ -1,0 +1,146 @@
+"""training/state.py, the state of a training: learning rates, what is saved and when, what a run resumes from."""
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import pytest
+import torch
+from pydantic import create_model
+from conftest import GOLDEN
+from messages import assert_line, assert_user_error
+
+import config
+import config_types
+from config import load_config
+from engine import train
+from inference import checkpoint
+from inference.checkpoint import TrainingImages
+from runtime.provenance import Provenance
+from runtime.errors import UserError
+from training import state
+from training.state import TrainingSource, TrainingState, learning_rate_factor
+
+
+def config_of(workplace, *overrides):
+    return load_config(workplace / "config.yaml", overrides)
+
+
+def weights(path):
+    return checkpoint.read(path)["model"]
+
+
+def same(first, second) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_learning_rates_drop_as_the_originals(workplace):
+    """x 0.2 after round(0.8 E) and round(0.9 E) epochs: ten epochs, and seven, where it drops twice at once."""
+    factor = learning_rate_factor(config_of(workplace, "train.epochs=10"))
+    assert [factor(done) for done in range(10)] == pytest.approx([1] * 8 + [0.2, 0.04])
+    factor = learning_rate_factor(config_of(workplace, "train.epochs=7"))
+    assert [factor(done) for done in range(7)] == pytest.approx([1] * 6 + [0.04])
+
+
+def test_learning_rates_equal_the_golden_ones(workplace):
+    factor = learning_rate_factor(config_of(workplace, "train.epochs=10"))
+    golden = np.load(GOLDEN / "trajectory.npz")["losses_l2_ssim_focal_lr"][:, 3]
+    assert [1e-4 * factor(step // 2) for step in range(20)] == pytest.approx(golden.tolist(), rel=1e-9)
+
+
+@pytest.mark.parametrize(("before", "after"), [("bf16", "fp32"), ("fp32", "bf16")])
+def test_a_run_resumes_in_another_precision(workplace, monkeypatch, before, after):
+    """Weights get another memory format with it, as on some devices: each must keep its own moments.
+
+    The choice of a format is replaced, since on a CPU both precisions have the same one.
+    """
+    layouts = {torch.bfloat16: torch.channels_last, torch.float32: torch.contiguous_format}
+    for module in ("training.state", "training.loop"):
+        monkeypatch.setattr(f"{module}.memory_format", lambda device, precision: layouts[precision])
+    train.run(config_of(workplace, "train.epochs=1", f"train.precision={before}", "train.visualize=false"), "")
+    config = config_of(workplace, "train.epochs=2", f"train.precision={after}")
+    content = checkpoint.read(config.run_folder / "last.pt")
+    state = TrainingState(config, "", TrainingSource(Provenance(), TrainingImages(**content["images"])))
+    state.resume(content)
+    model, optimizer = state.model, state.optimizer
+    layout = torch.channels_last if after == "bf16" else torch.contiguous_format
+    assert all(value.is_contiguous(memory_format=layout) for value in model.parameters() if value.ndim == 4)
+    names = [name for name, _ in model.named_parameters()]
+    expected = {name: content["optimizer"]["state"][i] for i, name in enumerate(names)}
+    for name, parameter in model.named_parameters():
+        for key in ("exp_avg", "exp_avg_sq"):
+            state = optimizer.state[parameter][key]
+            assert state.stride() == parameter.stride() and torch.equal(state, expected[name][key])
+
+
+def test_a_state_without_embedded_images_is_resumed(workplace):
+    config = config_of(workplace, "train.epochs=1")
+    train.run(config, "")
+    last = config.run_folder / "last.pt"
+    content = checkpoint.read(last)
+    del content["embedded_assets"], content["checksum"]
+    state.write_checkpoint(last, content)
+    assert train.run(config_of(workplace, "train.epochs=2"), "").name == "epoch_0002.pt"
+
+
+def test_states_are_saved_with_kept_epochs_and_at_intervals(workplace, monkeypatch):
+    """After the first epoch, with each that is kept, and every SAVE_EVERY seconds, which are 30."""
+    saved, replace = [], os.replace
+
+    def record(source, target):
+        if Path(target).name == "last.pt":
+            saved.append(checkpoint.read(Path(source))["epoch"])
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", record)
+    settings = ["train.epochs=5", "train.save_from=3", "train.save_every=3", "train.visualize=false"]
+    for seconds, expected in ((1e9, [1, 3, 5]), (0, [1, 2, 3, 4, 5])):
+        monkeypatch.setattr("training.state.SAVE_EVERY", seconds)
+        saved.clear()
+        train.run(config_of(workplace, *settings, f"data.run_name=every{seconds:.0f}"), "")
+        assert saved == expected
+
+
+def test_a_damaged_state_falls_back_to_the_one_before(workplace, cli):
+    settings = ("train.epochs=3", "train.visualize=false", "train.save_from=2", "train.save_every=1")
+    config = config_of(workplace, *settings)
+    reference = weights(train.run(config, ""))
+    last, before = (config.run_folder / name for name in ("last.pt", "last_before.pt"))
+    assert checkpoint.read(last)["epoch"] == 3 and checkpoint.read(before)["epoch"] == 2
+    content = checkpoint.read(last)
+    content["model"]["reconstructive.decoder.fin_out.0.bias"] += 1  # as a faulty disk might, with the rest intact
+    sets = [word for one in settings for word in ("--set", one)]
+    whole = last.read_bytes(), before.read_bytes()
+    for damage in (
+        lambda: torch.save(content, last),
+        lambda: last.write_bytes(whole[0][:-1000]),
+        lambda: last.write_bytes(b""),
+        lambda: last.unlink(),
+    ):
+        before.write_bytes(whole[1])
+        damage()
+        for path in config.run_folder.glob("epoch_*.pt"):
+            path.unlink()
+        status, out, error = cli("--train", *sets)
+        assert status == 0, error
+        assert_line(out, last, "last_before.pt", 2)
+        assert same(weights(config.run_folder / "epoch_0003.pt"), reference)
+    last.write_bytes(b"")
+    before.write_bytes(b"")
+    assert_user_error(cli("--train", *sets), last, "train.resume=never")
+
+
+def test_a_new_setting_is_refused_on_resume_by_its_declaration_alone(workplace, monkeypatch):
+    """The schema is replaced by one with a made-up setting, of which nothing else knows."""
+    made_up = Annotated[int, config_types.whole(1, 9), config_types.WEIGHTS]
+    section = create_model("Train", __base__=config.Train, made_up=(made_up, 1))
+    schema = create_model("Config", __base__=config.Config, train=(section, section()))
+    for module in ("config", "inference.checkpoint"):
+        monkeypatch.setattr(f"{module}.Config", schema)
+    train.run(config_of(workplace, "train.epochs=1", "train.visualize=false"), "")
+    with pytest.raises(UserError) as caught:
+        train.run(config_of(workplace, "train.epochs=2", "train.made_up=2"), "")
+    assert "made_up = 1" in caught.value.problem and "last.pt" in caught.value.subject
+    path = train.run(config_of(workplace, "train.epochs=2", "train.visualize=false"), "")
+    assert checkpoint.load_metadata(path).settings.train.made_up == 1

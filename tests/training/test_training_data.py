@@ -1,0 +1,53 @@
+"""training/data.py: which images and textures a training uses, and which are held out."""
+
+import json
+import re
+
+import numpy as np
+from conftest import write
+from messages import assert_line, assert_user_error
+
+from config import load_config
+from inference import checkpoint
+from training.data import datasets, find_files, split
+
+
+def test_a_fifth_of_the_textures_is_held_out_for_val_ap(workplace, cli):
+    for i in range(3, 10):
+        write(workplace / f"textures/kind/{i}.png", np.random.default_rng(i).integers(0, 256, (50, 60, 3)))
+    config = load_config(workplace / "config.yaml")
+    train, samples = datasets(config, split(config, find_files(config)))
+    used = [{texture.tobytes() for texture in one.synthesizer.textures} for one in (train, samples.nominal)]
+    assert [len(some) for some in used] == [8, 2] and not used[0] & used[1]
+    config = load_config(workplace / "config.yaml", ["data.val_split=0"])
+    train, samples = datasets(config, split(config, find_files(config)))
+    assert len(train.synthesizer.textures) == 10 and samples is None
+
+
+def test_images_of_a_validation_folder_are_held_out(workplace, cli):
+    for i in range(4):
+        image = np.random.default_rng(100 + i).integers(90, 110, (40, 48, 3), dtype=np.uint8)
+        write(workplace / f"mvtec/tile/validation/good/{i}.png", image)
+    status, out, _ = cli("--train", "--threshold")
+    assert status == 0
+    assert_line(out, "tile", 6, 4)
+    kept = json.loads((workplace / "checkpoints/tile/tiny/thresholds/checkpoint_2/no_masking.json").read_text())
+    assert kept["pictures"] == 4 and kept["held_out"] is True
+    kept = checkpoint.read(workplace / "checkpoints/tile/tiny/last.pt")
+    assert set(kept["images"]["held_out"]) == {f"validation/good/{i}.png" for i in range(4)}
+    write(workplace / "mvtec/tile/validation/good/9.png", np.full((40, 48, 3), 7, np.uint8))
+    assert cli("--train", "--set", "train.epochs=3")[0] == 0
+    kept = checkpoint.read(workplace / "checkpoints/tile/tiny/last.pt")
+    assert len(kept["images"]["held_out"]) == 5 and len(kept["images"]["training"]) == 6
+
+
+def test_groups_are_held_out_together(workplace, cli):
+    good = workplace / "mvtec/tile/train/good"
+    for path in sorted(good.iterdir()):
+        path.rename(good / f"part{int(path.stem) // 2}_{path.name}")
+    assert cli("--train", "--set", "data.split_by=(part\\d)_")[0] == 0
+    kept = checkpoint.read(workplace / "checkpoints/tile/tiny/last.pt")["images"]
+    parts = [{name[:5] for name in kept[part]} for part in ("training", "held_out")]
+    assert [len(names) for names in parts] == [2, 1] and not parts[0] & parts[1]
+    anew = ("--set", "data.run_name=other", "--set", "data.split_by=(shift)")
+    assert_user_error(cli("--train", *anew), "data.split_by", "(shift)", re.compile(r"part\d_\d+\.png"))

@@ -24,9 +24,7 @@ def main() -> int:
     add_flag(
         "--checkpoints", nargs="+", default=CHECKPOINTS, metavar="EPOCH", help="epochs, or last (default: all kept)"
     )
-    add_flag(
-        "--maskings", nargs="+", choices=("no", "pre", "post"), default=MASKINGS, help="(default: all that apply)"
-    )
+    add_flag("--maskings", nargs="+", choices=("no", "pre", "post"), default=MASKINGS, help="(default: all that apply)")
     add_flag(
         "--registrations", nargs="+", type=boolean, default=REGISTRATIONS, metavar="True|False", help="(default: both)"
     )

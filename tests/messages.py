@@ -7,6 +7,7 @@ import pytest
 
 from runtime.errors import UserError
 
+
 def assert_names(text: str, *names: object) -> None:
     """Each of the names stands in the text as a whole: file names, keys, values, flags; never words of a sentence.
 

@@ -13,7 +13,7 @@ from messages import raises_user_error
 
 import data_loader
 from data import cache
-from data.cache import DecodedImages, ArrayCache
+from data.cache import ArrayCache, DecodedImages
 from data.image_io import read_image
 from runtime.device import core_count
 from synthesis import AnomalySynthesizer

@@ -16,12 +16,12 @@ from runtime import files as runtime_files
 from runtime.errors import UserError
 from runtime.files import (
     Background,
-    shared_lock,
-    run_lock,
+    atomic_folder,
+    atomic_write,
     remove_leftovers,
     remove_unused,
-    atomic_write,
-    atomic_folder,
+    run_lock,
+    shared_lock,
     write_text,
 )
 

@@ -7,9 +7,9 @@ from typing import Annotated
 import numpy as np
 import pytest
 import torch
-from pydantic import create_model
 from conftest import GOLDEN
 from messages import assert_line, assert_user_error
+from pydantic import create_model
 
 import config
 import config_types
@@ -17,8 +17,8 @@ from config import load_config
 from engine import train
 from inference import checkpoint
 from inference.checkpoint import TrainingImages
-from runtime.provenance import Provenance
 from runtime.errors import UserError
+from runtime.provenance import Provenance
 from training import state
 from training.state import TrainingSource, TrainingState, learning_rate_factor
 

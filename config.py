@@ -17,7 +17,7 @@ from runtime.errors import UserError, UserErrors
 
 REGIONS = "masking.regions"
 UNUSED_KEYS = {"input_channel", "save_txt", "comparison"}  # of earlier code
-TRAINED_WITH = "the checkpoint's settings"  # a source of values
+TRAINED_WITH = "the checkpoint's settings"  # what `source_of` says of settings that a checkpoint brought along
 
 
 class _Section(BaseModel):
@@ -153,7 +153,10 @@ class Config(_Section):
         return self.source_of(key) not in ("config.yaml", TRAINED_WITH)
 
     def with_values(self, changes: dict[str, Any], source: str | None = None) -> "Config":
-        """A copy with values, `section.key` -> value, that are not checked again. source: where they are from."""
+        """A copy with changed values, `section.key` -> value, which are not validated again.
+
+        source: where they are from; None keeps what is recorded.
+        """
         sections: dict[str, dict[str, Any]] = {}
         for key, value in changes.items():
             section, _, name = key.partition(".")
@@ -180,13 +183,15 @@ def effects() -> dict[str, Affects]:
 
 
 def keys_that_affect(what: str, recorded_as: str | None = None) -> list[str]:
-    """Keys that affect the weights, maps, thresholds or display, and that a Provenance records by their value (None)
-    or in another way."""
+    """Keys of the settings that affect `what`: weights, maps, thresholds or display.
+
+    recorded_as: those that a Provenance records under this name; None: those that it records by value.
+    """
     return [key for key, one in effects().items() if what in one.what and one.recorded_as == recorded_as]
 
 
 def weight_settings(config: Config) -> dict[str, Any]:
-    """Keys that the weights depend on and their plain values; the default of one that has no effect."""
+    """Settings that the weights depend on, key -> plain value; the default for one that has no effect."""
     plain, values = config.model_dump(mode="json"), {}
     for key, one in effects().items():
         if "weights" not in one.what:

@@ -20,7 +20,7 @@ class Affects:
             (`free`). Empty: fixed where it affects the weights, else free.
         from_checkpoint: inference on new images takes the checkpoint's value `always`, `unless set` by the user, or
             `never`.
-        only_with: key of a setting without which this one affects no weights.
+        only_with: key of a setting that this one needs to have an effect.
         recorded_as: what a Provenance records in place of the value.
     """
 
@@ -85,7 +85,7 @@ def _load_epoch(value: Any) -> Any:
 
 
 def _must(allowed: str, value: Any, is_fine: bool, low: int = 1, high: int = 0) -> Any:
-    """The value, if it is fine or a whole number within bounds."""
+    """The value, if `is_fine` or a whole number from low to high; else ValueError with what is allowed."""
     if is_fine or (type(value) is int and low <= value <= high):
         return value
     raise ValueError(f"must be {allowed}")

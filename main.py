@@ -92,7 +92,7 @@ def main() -> int:
 
 
 def _run(arguments: argparse.Namespace, config: "Config", group: "ProcessGroup | None") -> int:
-    """Run the modes in order. Of several processes all train and detect; the first runs the other modes."""
+    """Run the modes in order. All processes train, compute thresholds and detect; the other modes run in the first."""
     is_first = group is None or group.is_first
     if arguments.check and is_first:
         from engine import check
@@ -107,7 +107,7 @@ def _run(arguments: argparse.Namespace, config: "Config", group: "ProcessGroup |
         from engine import threshold
 
         if group:
-            group.barrier()  # the checkpoint is written
+            group.barrier()  # wait until the first process has written the checkpoint
         if not arguments.nominal:
             print(f"thresholds: {threshold.run(config, group)}")
         elif is_first:

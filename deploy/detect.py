@@ -17,11 +17,7 @@ import onnxruntime
 
 
 class Model:
-    """An exported model.
-
-    Attributes:
-        metadata: entries of the .onnx file: img_size [height, width], white_level, image_threshold and more.
-    """
+    """An exported model. `metadata`: entries of the .onnx file, such as img_size [height, width], white_level."""
 
     def __init__(self, path: str):
         self._session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])

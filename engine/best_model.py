@@ -13,7 +13,9 @@ from runtime.errors import UserError
 
 
 def run(config: Config, categories: Sequence[str] | None) -> Path:
-    """Compare the rows of summary.csv, write and print the report; its path. Of several seeds mean and deviation.
+    """Compare the results in summary.csv, write and print the report, and return its path.
+
+    Where the run has several seeds, mean and standard deviation over them are compared as well.
 
     Args:
         categories: names to compare; None: all in summary.csv.

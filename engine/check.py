@@ -43,7 +43,7 @@ class Look(NamedTuple):
 
 
 class Findings:
-    """Lines to print, and what would stop training or detection."""
+    """The errors found so far, each of which would stop training or detection."""
 
     def __init__(self):
         self.problems: list[UserError | OSError] = []
@@ -95,7 +95,7 @@ def run(config: Config) -> None:
         if test:
             technique = configured(config)
             settled = with_white_level(config, white_level)
-            preparing = partial(Preprocessor, settled, [technique], embedded=reference)
+            preparing = partial(Preprocessor, settled, [technique], embedded=reference, writes=False)
             findings.attempt(lambda: preparing().check(test, [technique]))
             for line in check_bit_depth(test, white_level):
                 print(line)
@@ -109,7 +109,7 @@ def run(config: Config) -> None:
         if not findings.problems:
             _print_time(config, files, white_level)
     for reason, paths in findings.by_reason().items():
-        others = f"; the same of {_some(paths[1:])}" if len(paths) > 1 else ""
+        others = f"; the same for {_some(paths[1:])}" if len(paths) > 1 else ""
         print(f"would stop: {paths[0]}: {reason}{others}" if paths else f"would stop: {reason}")
     if findings.problems:
         first, rest = min(findings.problems, key=str), len(findings.problems) - 1
@@ -144,7 +144,7 @@ def _print_counts(
 
 
 def _look_at(groups: dict[str, Sequence[Path]], white_level: float | None, findings: Findings) -> dict[Path, Look]:
-    """Decode every image once."""
+    """Decode every image once. Images that cannot be read are missing; their errors are in `findings`."""
     paths = [path for files in groups.values() for path in files]
     textures = set(groups["textures"])
 
@@ -184,7 +184,7 @@ def _print_looks(groups: dict[str, Sequence[Path]], looks: dict[Path, Look]) -> 
         known = [file for file in groups[group] if file in looks and looks[file].content in trained]
         if known:
             what = "left out of thresholds" if group == "held out" else "metrics are too optimistic"
-            print(f"{group} images that are training images as well ({what}): {_some(known)}")
+            print(f"{group} images that are also training images ({what}): {_some(known)}")
 
 
 def _some(paths: Sequence[Path]) -> str:
@@ -215,7 +215,7 @@ def _print_masks(test: Sequence[TestSample], looks: dict[Path, Look], findings: 
 
 
 def _kept_reference(config: Config) -> dict[str, dict[str, Any]]:
-    """The reference that a resumed training would use, see `inference.preprocessing.embed_assets`; empty for none."""
+    """The reference that a resumed training would use, see `inference.embedded_assets.embed`; empty for none."""
     last = config.run_folder / "last.pt"
     if not config.data.registration_training or config.train.resume == "never" or not last.is_file():
         return {}
@@ -232,7 +232,7 @@ def _print_registration(
 
     UserError where training would stop.
     """
-    registering = Registration(config, kept.get("reference"))
+    registering = Registration(config, kept.get("reference"), writes=False)
     registering.check()
     held_out = [TestSample(file, False, f"{file.parent.name}/{file.name}") for file in files.held_out]
     for what, samples in (("held-out images", held_out), ("test images", test)):
@@ -242,7 +242,10 @@ def _print_registration(
             print(f"registration: {summary or f'all {len(samples)} {what} registered'}")
         if len(registering.unregistered(samples)) > len(samples) / 2:
             other = "part (one part on a plain background)" if config.data.registration_method == "scene" else "scene"
-            print(f"registration does little here; try data.registration_method={other}, or do without it")
+            print(
+                "most images could not be registered; set "
+                f"data.registration_method={other}, or data.image_registration=false"
+            )
     if config.data.registration_training:
         summary = registering.register_to_train(files.nominal)
         print(f"registration: {summary or f'all {len(files.nominal)} nominal images registered'}")

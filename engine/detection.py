@@ -10,14 +10,14 @@ from typing import Any
 from config import Config, map_settings, threshold_settings
 from data.folders import DatasetNotes, category_folder
 from data.mvtec import TestSample, check_bit_depth, list_test, with_masks_read
-from engine.threshold import NOT_KNOWN, load_thresholds
+from engine.threshold import NOT_KNOWN, load_thresholds, nominal_images
 from evaluation.thresholds import MANUAL, OPTIMAL
 from inference import checkpoint, threshold_file
 from inference.checkpoint import Checkpoint
 from inference.detect import detect
 from inference.preprocessing import Preprocessor, Technique, apply_valid_mask, configured
 from inference.threshold_file import NominalThresholds
-from reporting.result import Result
+from reporting.result import Record, Result
 from runtime import provenance
 from runtime.device import Together
 from runtime.provenance import Content, Provenance
@@ -42,6 +42,8 @@ def run(config: Config, group: Together | None = None) -> Path:
     for line in warnings:
         print(line)
     preprocessor = Preprocessor(config, [technique], embedded=ckpt.assets_for(config))
+    for line in preprocessor.notes:
+        print(line)
     if group and group.rank:
         for _ in detect(ckpt.model, preprocessor.dataset(samples, [technique], group), config, "", group):
             pass
@@ -93,6 +95,22 @@ def provenance_of(
     )
 
 
+def differences(
+    record: Record, path: Path, preprocessor: Preprocessor, technique: Technique, samples: Sequence[TestSample]
+) -> list[str]:
+    """Why results are out of date, in words; empty where they are valid. Reads only checkpoints that have changed."""
+    config = preprocessor.config
+    is_same = record.content.get("checkpoint_file") == path.as_posix()
+    is_same = is_same and record.content.get("checkpoint_state") == list(provenance.file_state(path))
+    weights = record.made_from.weights if is_same else None
+    weights = weights or checkpoint.load(config, path.as_posix()).fingerprint
+    nominal = None
+    if record.made_from.nominal:
+        nominal = provenance.content([one.path for one in nominal_images(config, checkpoint.load_metadata(path))[0]])
+    now = provenance_of(weights, preprocessor, technique, samples, nominal, record.thresholds)
+    return record.made_from.differences(now)
+
+
 @dataclass(frozen=True)
 class TestSet:
     """The test images of a category. warnings: about their masks and bit depth, shown with the results."""
@@ -115,7 +133,7 @@ def evaluate_pass(
 
     Args:
         nominal: technique -> thresholds, None where only `optimal` is asked for. kinds: of thresholds to evaluate.
-        group: see `detect`; this is its first process.
+        group: see `detect`; this is called in the first process only.
 
     Returns:
         tables of the metrics.

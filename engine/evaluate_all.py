@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
@@ -13,19 +12,18 @@ from data import cache
 from data.folders import DatasetNotes, category_folder, chosen_categories
 from data.mvtec import TestSample, check_bit_depth, list_test, with_masks_read
 from engine import ray_jobs
-from engine.detection import TestSet, evaluate_pass, provenance_of, result_folder
+from engine.detection import TestSet, differences, evaluate_pass, result_folder
 from engine.ray_jobs import Options
-from engine.threshold import compute_thresholds, load_thresholds, nominal_images
+from engine.threshold import compute_thresholds, load_thresholds
 from evaluation.thresholds import KINDS, MANUAL, NOMINAL_KINDS
 from inference import checkpoint, threshold_file
-from inference.checkpoint import Checkpoint
+from inference.checkpoint import Checkpoint, CheckpointMetadata
 from inference.preprocessing import MASKINGS, TECHNIQUES, Preprocessor, Technique
 from inference.threshold_file import NominalThresholds
 from registration.register import NoReferencePartError
 from reporting import summary
-from reporting.result import CURVES, Record, read_record
+from reporting.result import CURVES, read_record
 from reporting.summary import Found
-from runtime import provenance
 from runtime.errors import UserError, format_error
 from runtime.files import remove_leftovers, run_lock
 
@@ -161,9 +159,9 @@ def _plan(config: Config, selection: Selection) -> tuple[list[Item], dict[Key, s
         techniques = _techniques(own, selection)
         kept_in = cache.cache_folder(own.data.checkpoint_path) if len(paths) > 1 else None
         try:
-            (own, embedded), notes = _resolve_white_level(own, paths), DatasetNotes()
+            notes = DatasetNotes()
             samples, warnings = with_masks_read(list_test(Path(own.data.data_path) / name, notes))
-            warnings += check_bit_depth(samples, own.data.known_white_level)
+            warnings += check_bit_depth(samples, _white_level(own, paths))
             for line in (*notes.lines(), *warnings):
                 print(f"{name}: {line}")
             # last.pt first: a kept checkpoint of the same epoch takes its place
@@ -173,33 +171,53 @@ def _plan(config: Config, selection: Selection) -> tuple[list[Item], dict[Key, s
         except (UserError, OSError) as error:
             failed[name, "", ""] = format_error(error)
             continue
-        try:
-            preprocessor = Preprocessor(own, techniques, kept_in, embedded)
-        except NoReferencePartError as error:  # then no image of this category can be registered
-            without = [one.name for one in techniques if one.registered]
-            failed |= {
-                (name, str(epoch), technique): format_error(error) for epoch in by_epoch for technique in without
-            }
-            techniques = [one for one in techniques if not one.registered]
-            preprocessor = Preprocessor(own, techniques, kept_in, embedded)
-        preprocessor.check(samples, techniques)
+        prepared: dict[tuple, Preprocessor] = {}
         for epoch, path in sorted(by_epoch.items()):
-            for variant in dict.fromkeys(technique.variant for technique in techniques):
-                together = [technique for technique in techniques if technique.variant == variant]
+            usable, count = techniques, len(prepared)
+            try:
+                ckpt = checkpoint.load_metadata(path)
+            except (UserError, OSError) as error:
+                failed |= {(name, str(epoch), technique.name): format_error(error) for technique in techniques}
+                continue
+            try:
+                preprocessor = _prepare(prepared, own, ckpt, usable, kept_in)
+            except NoReferencePartError as error:  # then no image can be registered
+                usable = [one for one in techniques if not one.registered]
+                failed |= {(name, str(epoch), one.name): format_error(error) for one in techniques if one.registered}
+                preprocessor = _prepare(prepared, own, ckpt, usable, kept_in)
+            if len(prepared) > count:
+                preprocessor.check(samples, usable)
+                for line in preprocessor.notes:
+                    print(f"{name}: {line}")
+            for variant in dict.fromkeys(technique.variant for technique in usable):
+                together = [technique for technique in usable if technique.variant == variant]
                 items.append(Item(path, epoch, TestSet(samples, warnings), preprocessor, together))
     return items, failed
 
 
-def _resolve_white_level(config: Config, paths: Sequence[Path]) -> tuple[Config, dict[str, dict[str, Any]]]:
-    """The settings with the white level of the run's first undamaged checkpoint, and the images embedded in it for
-    masking and registration."""
+def _prepare(
+    prepared: dict[tuple, Preprocessor],
+    config: Config,
+    ckpt: CheckpointMetadata,
+    techniques: list[Technique],
+    kept_in: Path | None = None,
+) -> Preprocessor:
+    """The preprocessor for a checkpoint, kept in `prepared`: checkpoints with the same embedded images share one."""
+    config = checkpoint.resolve_white_level(config, ckpt)
+    embedded = ckpt.assets_for(config)
+    digests = sorted((what, asset["digest"]) for what, asset in embedded.items())
+    key = (config.data.category, *techniques, config.data.white_level, *digests)
+    if key not in prepared:
+        prepared[key] = Preprocessor(config, techniques, kept_in, embedded)
+    return prepared[key]
+
+
+def _white_level(config: Config, paths: Sequence[Path]) -> float | None:
+    """The white level of the run's first undamaged checkpoint."""
     for path in paths:
-        ckpt = None
-        with suppress(UserError):  # evaluating a damaged one will fail
-            ckpt = checkpoint.load_metadata(path)
-        if ckpt:
-            return checkpoint.resolve_white_level(config, ckpt), ckpt.assets_for(config)
-    return config, {}
+        with suppress(UserError):  # a damaged one is reported when it is evaluated
+            return checkpoint.resolve_white_level(config, checkpoint.load_metadata(path)).data.known_white_level
+    return config.data.known_white_level
 
 
 def _techniques(config: Config, selection: Selection) -> list[Technique]:
@@ -229,22 +247,6 @@ def _is_complete(item: Item, kinds: list[str]) -> bool:
         except (UserError, OSError):
             return False  # evaluating it will fail with a message
     return True
-
-
-def differences(
-    record: Record, path: Path, preprocessor: Preprocessor, technique: Technique, samples: Sequence[TestSample]
-) -> list[str]:
-    """Why results are out of date, in words; empty where they are valid. Reads only checkpoints that have changed."""
-    config = preprocessor.config
-    is_same = record.content.get("checkpoint_file") == path.as_posix()
-    is_same = is_same and record.content.get("checkpoint_state") == list(provenance.file_state(path))
-    weights = record.made_from.weights if is_same else None
-    weights = weights or checkpoint.load(config, path.as_posix()).fingerprint
-    nominal = None
-    if record.made_from.nominal:
-        nominal = provenance.content([one.path for one in nominal_images(config, checkpoint.load_metadata(path))[0]])
-    now = provenance_of(weights, preprocessor, technique, samples, nominal, record.thresholds)
-    return record.made_from.differences(now)
 
 
 def _announce(items: list[Item], todo: list[Item], failed: dict, count: int) -> None:
@@ -287,7 +289,7 @@ def _evaluate(item: Item, ckpt: Checkpoint, kinds: list[str]) -> None:
 
 
 def current_results(results: Path, config: Config, failed: dict[Key, str]) -> tuple[list[Found], dict[Key, str]]:
-    """Results on disk that are up to date, in a natural order, and why others are not; without failed items."""
+    """Up-to-date results on disk, sorted, and for each other one the reason. Keys in `failed` are in neither."""
     by_name = {technique.name: technique for technique in TECHNIQUES}
     found, stale = [], {}
     listed: dict[str, list[TestSample]] = {}
@@ -310,14 +312,8 @@ def current_results(results: Path, config: Config, failed: dict[Key, str]) -> tu
                 continue
             if name not in listed:
                 listed[name] = list_test(category_folder(Path(own.data.data_path), name))
-            ckpt = checkpoint.load_metadata(path)
-            own = checkpoint.resolve_white_level(own, ckpt)
-            embedded = ckpt.assets_for(own)
-            digests = tuple(sorted((what, asset["digest"]) for what, asset in embedded.items()))
-            key_of = (name, technique, own.data.white_level, digests)
-            if key_of not in prepared:
-                prepared[key_of] = Preprocessor(own, [technique], embedded=embedded)
-            if changed := differences(record, path, prepared[key_of], technique, listed[name]):
+            preprocessor = _prepare(prepared, own, checkpoint.load_metadata(path), [technique])
+            if changed := differences(record, path, preprocessor, technique, listed[name]):
                 stale[key] = "; ".join(changed)
                 continue
         except (UserError, OSError) as error:

@@ -27,8 +27,8 @@ from runtime.version import program_version
 FORMATS = ("onnx",)
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
 OPSET = 18
-TOLERANCE = 1e-4  # of maps, between the file and the networks here
-ROUNDING = 2e-6  # of scores
+TOLERANCE = 1e-4  # largest difference between maps of the file and of PyTorch
+ROUNDING = 2e-6  # a score this close to the threshold may fall on either side
 
 
 class Graph(nn.Module):

@@ -151,7 +151,7 @@ def made_with(detector: Detector) -> dict:
 
 
 def infer(detector: Detector, images: Sequence[InputImage], predictions: Predictions) -> Iterator[list[list]]:
-    """Rows of the images, in order, a list for each pass of the networks. Maps and panels of a row are written before.
+    """Run inference; yield the rows of each batch, in order, once its maps and panels are written.
 
     Images are read, and maps written, in threads while the networks run.
     """

@@ -28,7 +28,7 @@ class Options(NamedTuple):
 
     Attributes:
         address: `local`, `auto`, or the address of a cluster.
-        gpus, cpus: of each job; gpus None for one where there are any. retries: after a node has died.
+        gpus, cpus: per job; gpus None: 1 if the cluster has GPUs, else 0. retries: after a node has died.
     """
 
     address: str
@@ -103,7 +103,7 @@ class Cluster:
         paths = [str(folder.resolve()) for folder in (Path.cwd(), *folders)]
         pending = {task.remote(events, label, paths, function, jobs[label]): label for label in jobs}
         started: set[str] = set()
-        # Deferred, since an interrupted call of Ray does not say which signal it was.
+        # Deferred: a call of Ray that a signal interrupts does not tell which signal it was.
         with tqdm(total=len(jobs), desc="jobs", unit="job") as bar, signals.deferred() as stop:
             try:
                 while pending:
@@ -180,7 +180,7 @@ def connected(options: Options) -> Iterator[Cluster]:
     except (OSError, ValueError, RuntimeError) as error:  # a ConnectionError too
         text = " ".join(str(error).split())[:160]
         raise UserError(
-            f"--ray {options.address}", f"no Ray there ({text})", "start one, or use --ray local"
+            f"--ray {options.address}", f"cannot connect to Ray ({text})", "start one, or use --ray local"
         ) from error
     signals.interrupts()  # Ray has replaced the handlers
     try:

@@ -43,6 +43,8 @@ def run(config: Config, group: Together | None = None) -> Path:
     ckpt = checkpoint.load(config)
     config = checkpoint.resolve_white_level(config, ckpt)
     preprocessor = Preprocessor(config, [technique], embedded=ckpt.assets_for(config))
+    for line in preprocessor.notes:
+        print(line)
     for content in compute_thresholds(config, ckpt, preprocessor, [technique], group):
         print(_table(content))
     return threshold_file.path_of(config.run_folder, ckpt.name, technique)
@@ -151,7 +153,7 @@ class Scores:
         self._of_images, self.of_pixels = NominalScores(p, k, count), NominalScores(p, k, count * pixels)
         self.image_scores: list[float] = []
         self.unregistered: list[str] = []
-        self._largest: list[float] = []  # pixel of each image
+        self._largest: list[float] = []  # largest pixel score of each image
 
     def update(self, output: NetworkOutput) -> None:
         """Add an image."""
@@ -290,7 +292,9 @@ def _table(content: dict[str, Any]) -> str:
     if content["pixels_left_out"]:
         head.append(f"{content['pixels_left_out']:,} pixels are left out: masked, or outside of the registered image")
     lines = [f"{kind}: {sentence}" for kind, sentence in content["promises"].items()]
-    lines.append(f"valid for images taken like the held-out ones; 1 % needs at least {images_needed(0.01)} of them")
+    lines.append(
+        f"valid for images taken like the held-out ones; a rate of 1 % needs at least {images_needed(0.01)} of them"
+    )
     if content["held_out"] is False:
         lines = ["the false-positive rates of thresholds from training images are not known"]
     return "\n".join([*head, tables.number_table(rows, 22, 10), *lines])

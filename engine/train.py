@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any
 from config import Config, with_white_level
 from data.folders import DatasetNotes
 from data_loader import DRAEMTrainDataset, train_loader
-from inference import checkpoint, networks
+from inference import checkpoint, embedded_assets, networks
 from inference.checkpoint import TrainingImages
-from inference.preprocessing import embed_assets
 from runtime.device import worker_count, worker_errors
 from runtime.errors import UserError
 from runtime.files import remove_leftovers, run_lock
@@ -74,7 +73,7 @@ def run(config: Config, settings_text: str, group: "ProcessGroup | None" = None)
 def _set_up(
     config: Config, settings_text: str, group: "ProcessGroup | None"
 ) -> tuple[TrainingState, TrainingFiles, str | None]:
-    """The state to train from, its files, and the place where a kept state was saved, in words."""
+    """The state to train from, its files, and where in the training it was saved, such as 'step 3 of epoch 2'."""
     notes = DatasetNotes()
     found = find_files(config, notes)
     for line in notes.lines():
@@ -83,7 +82,7 @@ def _set_up(
     kept = read_last(config, made_from)
     files = split(config, found, TrainingImages(**kept["images"]) if kept else None)
     white_level = find_white_level(config, files.nominal, kept)
-    embedded = embed_assets(with_white_level(config, white_level), (kept or {}).get("embedded_assets"))
+    embedded = embedded_assets.embed(with_white_level(config, white_level), (kept or {}).get("embedded_assets"))
     source = TrainingSource(made_from, files.digests(), white_level, embedded)
     state = TrainingState(config, settings_text, source, group)
     if kept:
@@ -118,7 +117,7 @@ def _train(
     validation: SyntheticSamples | None,
     place: str | None,
 ) -> Path:
-    """Train from the state on.
+    """Train from this state to the last epoch.
 
     Args:
         held_out: number of images. place: where the state was saved, in words; None for a new one.

@@ -29,14 +29,14 @@ from training.data import find_files, split
 from training.state import changed_images, changed_settings, provenance_of, training_provenance
 
 MAIN = Path(__file__).resolve().parent.parent / "main.py"
-STATUSES = {signals.INTERRUPTED: signal.SIGINT, signals.TERMINATED: signal.SIGTERM}  # of an interrupted process
+STATUSES = {signals.INTERRUPTED: signal.SIGINT, signals.TERMINATED: signal.SIGTERM}  # exit status -> signal
 POLL_SECONDS = 0.5  # between two checks of a process
 TEMPLATE = "train_all.yaml"  # in a run's folder: the settings that it was started with
 TIMES_HEAD = f"{'category':24}{'seconds':>10}{'h:m:s':>12}{'epochs':>8}  device\n"
 
 
 class Trained(NamedTuple):
-    """The result of a training. error: in one line, None for none. epochs: that it has added."""
+    """The result of a training. error: in one line, None for none. epochs: number of epochs trained."""
 
     error: str | None
     seconds: int
@@ -132,7 +132,7 @@ def with_seed(config: Config, seed: int) -> Config:
 
 
 def _prepare(batch: Batch, label: str) -> bool:
-    """Whether a training is to be run; then its settings are in its folder."""
+    """Whether a training has to run; if so its settings are written to its folder."""
     own = batch.jobs[label]
     try:
         if not batch.is_anew(own) and _is_complete(own):

@@ -180,7 +180,7 @@ def run(config: Config, folder: Path, output: Path | None = None) -> Path:
             print(f"watching {folder}, writing to {written}; Ctrl-C ends it", flush=True)
             _watch(source, detector, predictions, done, counts)
     except Interrupted:
-        print(", ".join(f"{count} {verdict}" for verdict, count in sorted(counts.items())) or "no image came")
+        print(", ".join(f"{count} {verdict}" for verdict, count in sorted(counts.items())) or "no image arrived")
         predictions.write_report(title_of(detector, folder), partial(_label, folder), detector.all_thresholds)
     finally:
         source.stop()
@@ -188,7 +188,10 @@ def run(config: Config, folder: Path, output: Path | None = None) -> Path:
 
 
 def _catch_up(predictions: Predictions, done: Done) -> None:
-    """Note the last rows as done: a kill can come between a row and its note."""
+    """Record the images of the last rows as done.
+
+    The process may have been killed after it wrote a row and before it recorded it.
+    """
     for path in predictions.last_paths():
         if not done.knows(path) and (state := state_of(path)):
             done.add(path, state)

@@ -12,7 +12,7 @@ from evaluation.ranking import ranking_metrics
 DRAWS = 1000
 CHUNK = 100  # draws at once
 LEVEL = 0.95
-IMAGES_AT_ONCE = 500  # whose histograms are dense
+IMAGES_AT_ONCE = 500  # images whose histograms are dense at a time, which limits memory
 
 
 class ImageHistograms:
@@ -85,7 +85,10 @@ def partial_area(x: np.ndarray, y: np.ndarray, limit: float) -> np.ndarray:
 
 
 def image_counts(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Nominal and anomalous images (D, K + 1) that reach each of K falling scores, first none. weights: (D, N)."""
+    """Weighted numbers of nominal and of anomalous images that reach each of K distinct scores, from the highest down.
+
+    weights: (D, N). Two arrays (D, K + 1) that begin with 0.
+    """
     order = np.argsort(-scores, kind="stable")
     ends = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))
     counts = []

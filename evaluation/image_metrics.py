@@ -1,6 +1,7 @@
 """Image-level metrics and curves, computed by scikit-learn from scores and labels.
 
-A score is anomalous where it is greater than the threshold. What is undefined is None. Importing this takes a second.
+A score is anomalous where it is greater than the threshold. What is undefined is None. Importing this takes a second,
+for scikit-learn.
 """
 
 import numpy as np

@@ -37,8 +37,8 @@ METRIC_KEYS = (  # of metrics.json
 SCORE_WINDOW = 21  # pixels, of the average pooling behind an image score
 
 # Bins of the score: leading bits of the float below 0.5 and, mirrored, of 1 - score above, where softmax saturates; 0.5
-# has a bin of its own, so a threshold of 0.5 cuts between bins. Bits dropped are few where most scores lie, and more
-# towards 0: from each tier's lower bound on, this many of the 23 bits behind the exponent.
+# has a bin of its own, so a threshold of 0.5 cuts between bins. Each tier: its lower bound, and how many of the 23 bits
+# of the mantissa are dropped from there on: few where most scores lie, more towards 0.
 _TIERS = ((0.0, 14), (2.0**-32, 12), (2.0**-8, 9), (0.5, 0))
 
 
@@ -54,7 +54,7 @@ def _tier_bins() -> list[tuple[int, int, int, int]]:
 
 _HALF = _tier_bins()[-1][3]  # the bin of 0.5
 _BINS = 2 * _HALF + 1
-_TOGETHER = (2**16, 256, 128)  # of each tier, bins that are one where images have histograms of their own
+_TOGETHER = (2**16, 256, 128)  # of each tier: bins that make one coarse bin of an image's own histogram
 _PENDING = 2**19  # pixels that are binned at once: fewer would spend the time on adding up empty bins
 
 
@@ -109,7 +109,7 @@ def _bin_scores() -> np.ndarray:
 
 @lru_cache(maxsize=1)
 def _coarse() -> np.ndarray:
-    """Of each bin the bin of some 2,000 that it is in where images have histograms of their own; int16 (_BINS,)."""
+    """The coarse bin (of about 2,000, for histograms of single images) of each bin; int16 (_BINS,)."""
     tiers, parts, first = _tier_bins(), [], 0
     for (_, _, _, begin), (_, _, _, end), together in zip(tiers, tiers[1:], _TOGETHER, strict=False):
         parts.append(first + np.arange(end - begin) // together)
@@ -209,7 +209,7 @@ class PixelMetrics:
         return None if self._nominal.any() else "no nominal pixel"
 
     def _cumulated(self) -> dict[str, np.ndarray]:
-        """Counts above each occupied bin's lower edge, from the highest score down, each led by 0."""
+        """Cumulative counts over the occupied bins, from the highest score down; each begins with 0."""
         if self._curve is None:
             self._flush()
             occupied = np.flatnonzero(self._nominal + self._anomalous)[::-1]
@@ -264,7 +264,7 @@ class PixelMetrics:
         return anomalous / max(anomalous + int(self._nominal.sum()), 1)
 
     def coarse_bin(self, threshold: float) -> float:
-        """What the bins of `images` are compared with for a threshold."""
+        """The coarse bin of a threshold: bins of `images` above it are above it. -1: all are; infinity: none is."""
         found = _threshold_bin(threshold)
         return found if found < 0 else np.inf if found == _BINS else float(_coarse()[found])
 

@@ -38,7 +38,7 @@ def f1(fp: np.ndarray, tp: np.ndarray) -> np.ndarray:
 
 
 def youden(fp: np.ndarray, tp: np.ndarray) -> np.ndarray:
-    """Youden's J (true minus false positive rate) times both class sizes, in exact whole numbers. Counts (N,)."""
+    """Youden's J (true- minus false-positive rate) times both class sizes, in exact whole numbers. Counts (N,)."""
     return tp.astype(object) * int(fp[-1]) - fp.astype(object) * int(tp[-1])
 
 
@@ -56,6 +56,9 @@ def last_best(values: np.ndarray) -> int:
 
 
 def midway(scores: np.ndarray, place: int) -> float:
-    """Between the score at an index of a falling row and the next, but below it; just below it where there is none."""
+    """Midway between scores[place] and the next lower score; just below scores[place] if it is the last. They fall.
+
+    Always strictly below scores[place].
+    """
     below = float(np.nextafter(scores[place], -np.inf))
     return below if place + 1 == len(scores) else min(below, (float(scores[place + 1]) + float(scores[place])) / 2)

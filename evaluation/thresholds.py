@@ -131,9 +131,12 @@ def false_positive_estimate(
     """
     if kind == "k_sigma":
         return _estimate_of_sigma(count, k)
-    rank = {"max": count, "p_quantile": (count - 1) * p / 100 + 1}.get(kind)
-    if rank is None:
-        rank = conformal_rank(count, max_false_alarms)
+    ranks = {
+        "max": count,
+        "p_quantile": (count - 1) * p / 100 + 1,
+        "conformal": conformal_rank(count, max_false_alarms),
+    }
+    rank = ranks[kind]
     if rank > count:
         return FalsePositiveEstimate(0.0, 0.0, 0.0)  # the threshold is infinite
     from scipy.stats import beta  # takes most of a second, which not every program should pay at its start

@@ -56,7 +56,7 @@ class CheckpointMetadata:
             stem of a file of another program.
         images: nominal images of the training; None if unknown (weights of another program).
         white_level: of the training images, see `image_io.read_image`.
-        embedded_assets: images for masking and registration, see `inference.preprocessing.embed_assets`.
+        embedded_assets: images for masking and registration, see `inference.embedded_assets.embed`.
         settings: of the training; None if unknown.
     """
 
@@ -117,6 +117,8 @@ def read(path: Path, only_metadata: bool = False) -> dict[str, Any]:
         raise UserError(path, "truncated or not a checkpoint", FIX_HINT) from error
     if not isinstance(content, dict):
         raise UserError(path, "not a checkpoint of this program or of the original", FIX_HINT)
+    if path.suffix not in PAIRS and "pictures" in content:
+        raise UserError(path, "of an earlier, unreleased version of this program", FIX_HINT)
     if path.suffix not in PAIRS and not _is_sound(content):
         raise UserError(path, "damaged, or not a checkpoint of this program", FIX_HINT)
     return content

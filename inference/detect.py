@@ -61,11 +61,13 @@ class Networks:
         self._tiles = tiles.cut(data.img_size, data.input_size, data.tile_overlap, self.device)
         self.images_at_once = max(self._batch_size // len(self._tiles), 1)
         optimized = networks.optimized(model, self.device, self._precision)
-        blank = torch.zeros(self._batch_size, 3, *data.input_size, device=self.device, dtype=self._precision)
         passes = -(-images * len(self._tiles) // self._batch_size)
-        self._run = networks.for_inference(
-            optimized, config.train.compile, blank.contiguous(memory_format=self._layout), passes
-        )
+
+        def blank() -> Tensor:
+            batch = torch.zeros(self._batch_size, 3, *data.input_size, device=self.device, dtype=self._precision)
+            return batch.contiguous(memory_format=self._layout)
+
+        self._run = networks.for_inference(optimized, config.train.compile, blank, passes)
 
     @torch.inference_mode()
     def __call__(self, images: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:

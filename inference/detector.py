@@ -68,7 +68,7 @@ class Detector:
         self.ckpt, self.config, self.technique = ckpt, config, configured(config)
         self._preprocessor = Preprocessor(config, [self.technique], embedded=ckpt.assets_for(config))
         self._networks = Networks(ckpt.model, config, 0)
-        self.notes: list[str] = []
+        self.notes = list(self._preprocessor.notes)
         self.nominal_scores: list[float] = []
         self.all_thresholds: dict[str, Thresholds] = {}
         self.run_folder, self.name = config.run_folder, ckpt.name

@@ -57,17 +57,19 @@ def for_training(
     return Compiled(model, setting, mode="reduce-overhead" if device.type == "cuda" else None)
 
 
-def for_inference(model: nn.Module, setting: str, batch: Tensor, passes: int) -> Callable[[Tensor], Sequence[Tensor]]:
+def for_inference(
+    model: nn.Module, setting: str, blank: Callable[[], Tensor], passes: int
+) -> Callable[[Tensor], Sequence[Tensor]]:
     """The model for inference, compiled if that pays.
 
     Args:
         setting: train.compile: 'on', 'off', or 'auto': compiled if all passes will take longer than PAYS_FROM.
-        batch: (N, 3, H, W), with the shape, type and device of the batches; 'auto' measures the model on it.
+        blank: makes a batch (N, 3, H, W) of the shape, type and device in use; 'auto' measures the model on it.
         passes: number of batches.
     """
     if setting == "off" or (setting == "auto" and passes < FEWEST_PASSES):
         return model
-    if setting == "auto" and _seconds_of_pass(model, batch) * passes <= PAYS_FROM:
+    if setting == "auto" and _seconds_of_pass(model, blank()) * passes <= PAYS_FROM:
         return model
     return Compiled(model, setting, freezing=True)
 

@@ -11,11 +11,11 @@ import torch
 
 from config import Config
 from data.cache import ArrayCache
-from data.image_io import decode_mask_file, from_png, read_size, resize, resize_mask, to_png
+from data.image_io import decode_mask_file, from_png, read_size, resize, resize_mask
 from data.mvtec import TestSample
 from data_loader import DRAEMTestDataset
 from inference import masking
-from registration.register import NoReferencePartError, Registration
+from registration.register import Registration
 from runtime import provenance
 from runtime.device import select_device, select_precision
 from runtime.errors import UserError
@@ -111,7 +111,11 @@ class Preprocessor:
     Args:
         config: the settings. techniques: techniques that will be used.
         kept_in: folder for a cache of registered images, for several passes over them; None: no cache.
-        embedded: images from a checkpoint (see `embed_assets`), used instead of their files.
+        embedded: images from a checkpoint (see `embedded_assets.embed`), used instead of their files.
+        writes: whether a reference without a part may be written to the run's folder, for the user to see.
+
+    Attributes:
+        notes: a sentence for each file that has changed since its copy was embedded.
 
     Raises:
         UserError: masking without a region, or a region or reference image that cannot be read.
@@ -123,9 +127,11 @@ class Preprocessor:
         techniques: Sequence[Technique],
         kept_in: Path | None = None,
         embedded: dict[str, dict[str, Any]] | None = None,
+        writes: bool = True,
     ):
         self.config, self.kept_in, self.embedded = config, kept_in, embedded or {}
-        self.registration = Registration(config, self.embedded.get("reference"))
+        self.registration = Registration(config, self.embedded.get("reference"), writes)
+        self.notes: list[str] = []
         self.key = f"masking.regions.{config.data.category}"
         self._region: np.ndarray | None = None
         self._region_source: Any = None  # rectangles, or the digest of a mask file
@@ -133,6 +139,7 @@ class Preprocessor:
             self._read_region(config.masking.regions.get(config.data.category))
         if any(technique.registered for technique in techniques):
             self.registration.check()  # here, so that a mistake is reported before anything runs
+            self._note_if_changed("reference", "data.registration_reference")
 
     def _read_region(self, region: list[list[int]] | str | None) -> None:
         if region is None:
@@ -142,12 +149,24 @@ class Preprocessor:
                 "set it to [[y0, y1, x0, x1], ...] or to the path of a mask, or set metrics.masking=false",
             )
         if isinstance(region, str) and "region" in self.embedded:
+            self._note_if_changed("region", self.key)
             self._region = from_png(self.embedded["region"]["png"].numpy()) > 0
             region = self.embedded["region"]["digest"]
         elif isinstance(region, str):
             self._region = decode_mask_file(Path(region)).mask
             region = provenance.file_digest(Path(region))
         self._region_source = region
+
+    def _note_if_changed(self, name: str, key: str) -> None:
+        """Add a note if the file of an embedded image is there and has changed. key: of its setting."""
+        path = Path(self.embedded.get(name, {}).get("path", ""))
+        if path.is_file() and provenance.file_digest(path) != self.embedded[name]["digest"]:
+            fix = f"set {key} on the command line"
+            if name == "reference" and self.config.data.registration_training:
+                fix = "train again"
+            self.notes.append(
+                f"{path} has changed since training; its copy in the checkpoint is used; to use the file, {fix}"
+            )
 
     def check(self, samples: Sequence[TestSample], techniques: Sequence[Technique]) -> None:
         """UserError if the masking region does not fit the size of an image, or of the reference if it is registered.
@@ -213,7 +232,7 @@ class Preprocessor:
         if variant.registered:
             self.registration.register(samples, group)
             if self.kept_in:
-                registered = RegisteredImages(self, samples)
+                registered = RegisteredTestImages(self, samples)
         return VariantDataset(samples, self, variant, needs_region, registered)
 
     def resized_region(self, variant: "Variant", path: Path, shape: tuple[int, int] | None) -> np.ndarray:
@@ -246,43 +265,6 @@ class Preprocessor:
         return self._region
 
 
-def embed_assets(config: Config, kept: dict[str, dict[str, Any]] | None = None) -> dict[str, dict[str, Any]]:
-    """Images to store in a checkpoint, so that inference needs no other files: masking `region` and `reference`.
-
-    An image that cannot be read is left out, because training does not need it; detection reports the error.
-
-    Args:
-        kept: embedded images of the training that is resumed; its training images are registered to this reference.
-
-    Returns:
-        name -> {path, digest of the file, png: uint8 tensor with the bytes of a PNG file}. The region is 0 or 255.
-
-    Raises:
-        UserError: training images are registered and the reference cannot be read; no part is found in the reference.
-    """
-    technique, images, embedded = configured(config), {}, {}
-    region = config.masking.regions.get(config.data.category)
-    if technique.masking != "no" and isinstance(region, str):
-        with suppress(UserError):
-            images["region"] = Path(region), decode_mask_file(Path(region)).mask.astype(np.uint8) * 255
-    if config.data.registration_training and kept and "reference" in kept:
-        embedded["reference"] = kept["reference"]
-    elif technique.registered:
-        registering = Registration(config)
-        try:
-            registering.check()
-            images["reference"] = registering.reference_path, registering.reference
-        except NoReferencePartError:
-            raise
-        except UserError:
-            if config.data.registration_training:
-                raise
-    return embedded | {
-        name: {"path": path.as_posix(), "digest": provenance.file_digest(path), "png": torch.from_numpy(to_png(image))}
-        for name, (path, image) in images.items()
-    }
-
-
 class VariantDataset(DRAEMTestDataset):
     """Test images in an input variant. Samples also have `valid` and `region`, bool (1, H, W) (see `ModelInput`).
 
@@ -298,7 +280,7 @@ class VariantDataset(DRAEMTestDataset):
         preprocessor: Preprocessor,
         variant: Variant,
         needs_region: bool,
-        registered: "RegisteredImages | None" = None,
+        registered: "RegisteredTestImages | None" = None,
     ):
         super().__init__(samples, preprocessor.config.data.img_size, preprocessor.registration.white_level)
         self.preprocessor, self.variant, self.needs_region = preprocessor, variant, needs_region
@@ -323,7 +305,7 @@ class VariantDataset(DRAEMTestDataset):
         return sample | {"valid": torch.from_numpy(valid[None]), "region": torch.from_numpy(region[None])}
 
 
-class RegisteredImages(ArrayCache):
+class RegisteredTestImages(ArrayCache):
     """Cache of registered test images: image, mask and valid pixels as planes of a uint8 array (H, W, 5)."""
 
     def __init__(self, preprocessor: Preprocessor, samples: Sequence[TestSample]):

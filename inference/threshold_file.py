@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from config import Config
-from evaluation.thresholds import MANUAL, Thresholds
+from evaluation.thresholds import MANUAL, NOMINAL_KINDS, Thresholds
 from inference.preprocessing import Technique
 from runtime.errors import UserError
 from runtime.provenance import Content, Provenance
@@ -78,6 +78,6 @@ def read(path: Path) -> NominalThresholds:
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(path, "damaged", FIX_HINT) from error
-    if found.made_from is None:
+    if found.made_from is None or not set(NOMINAL_KINDS) <= set(found.by_kind):
         raise UserError(path, "of another version of this program", FIX_HINT)
     return found

@@ -36,11 +36,12 @@ class Registration:
 
     Args:
         config: the settings.
-        embedded: reference from a checkpoint (see `inference.preprocessing.embed_assets`), used instead of its file.
+        embedded: reference from a checkpoint (see `inference.embedded_assets.embed`), used instead of its file.
+        writes: whether a reference without a part may be written to the run's folder, for the user to see.
     """
 
-    def __init__(self, config: Config, embedded: dict[str, Any] | None = None):
-        self.config, self._embedded = config, embedded
+    def __init__(self, config: Config, embedded: dict[str, Any] | None = None, writes: bool = True):
+        self.config, self._embedded, self._writes = config, embedded, writes
         self.white_level = config.data.known_white_level
         self._homographies: dict[Path, np.ndarray | None] = {}  # images are not kept: there may be very many
 
@@ -85,7 +86,7 @@ class Registration:
             return part_pose.reference_of(self.reference)
         except part_pose.NoPartError as error:
             shown, hint = self.config.run_folder / "registration_reference.png", ""
-            if shown.parent.is_dir():  # without a run folder, as in a check before training, nothing is written
+            if self._writes and shown.parent.is_dir():  # before training there is no run folder
                 write_image(shown, _in_red(self.reference, error.silhouette))
                 hint = f" ({shown} shows it in red)"
             raise NoReferencePartError(
@@ -145,22 +146,22 @@ class Registration:
         frame = resize(anomaly_map, self.reference.shape[:2])
         return warp(frame, np.linalg.inv(homography), shape)[0]
 
-    def register(self, samples: Sequence[TestSample], ranks: "Together | None" = None) -> None:
+    def register(self, samples: Sequence[TestSample], group: "Together | None" = None) -> None:
         """Compute the homographies of the images that have none yet.
 
         Args:
-            ranks: processes of a distributed run; each registers a share of the images, and all get all results.
+            group: processes of a distributed run; each registers a share of the images, and all get all results.
         """
         new = [sample.path for sample in samples if sample.path not in self._homographies]
         if not new:
             return
         _ = self._part if self._is_of_parts else self.reference  # computed before threads share it
-        own = new[ranks.rank :: ranks.count] if ranks else new
+        own = new[group.rank :: group.count] if group else new
         with ThreadPoolExecutor(core_count()) as pool:  # OpenCV releases the GIL
             homographies = pool.map(lambda path: self.homography(self.read(path)), own)
             bar = tqdm(homographies, "registration", len(own), unit="image", leave=None, disable=len(own) == 1)
             own_homographies = dict(zip(own, bar, strict=True))
-        for share in ranks.gather(own_homographies) if ranks else [own_homographies]:
+        for share in group.gather(own_homographies) if group else [own_homographies]:
             self._homographies |= share
 
     def registration_summary(self, samples: Sequence[TestSample], what: str) -> str:
@@ -191,7 +192,7 @@ class Registration:
         return [sample.name for sample in samples if self._homographies[sample.path] is None]
 
 
-class RegisteredImages(ArrayCache):
+class RegisteredTrainingImages(ArrayCache):
     """Training images, registered and resized, uint8 (H, W, 3), BGR. Those that cannot be registered are only resized.
 
     Raises:

@@ -54,7 +54,7 @@ def write_report(
 
 
 def _techniques(rows: list[dict[str, Any]]) -> dict[str, list[str]]:
-    """Of each category the techniques that it has results of."""
+    """Category -> techniques that it has results of."""
     found: dict[str, dict[str, None]] = {}
     for row in rows:
         found.setdefault(row["category"], {})[row["technique"]] = None

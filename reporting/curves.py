@@ -16,9 +16,6 @@ def _figure(width: float, height: float):
     return Figure(figsize=(width, height), dpi=110)
 
 
-# Room is fixed, in inches: fitting the layout would double the time.
-
-
 def _finish(figure, path: Path, title: str, columns: int) -> None:
     """Write a figure of several axes with one legend for all."""
     handles = {
@@ -62,9 +59,9 @@ def score_histogram(
 
 
 CURVE_TITLES = {
-    "roc": ("Receiver operating characteristic", "false positive rate", "true positive rate"),
+    "roc": ("Receiver operating characteristic", "false-positive rate", "true positive rate"),
     "precision_recall": ("Precision and recall", "recall", "precision"),
-    "pro": ("Per-region overlap (PRO)", "false positive rate of pixels", "mean overlap with anomalous regions"),
+    "pro": ("Per-region overlap (PRO)", "false-positive rate of pixels", "mean overlap with anomalous regions"),
     "iou": ("Intersection over union of all pixels", "threshold on the anomaly map", "IoU"),
 }
 CURVE_KEYS = {"roc": ("fpr", "tpr"), "precision_recall": ("tpr", "precision"), "pro": ("fpr", "pro")}
@@ -114,7 +111,7 @@ VALUE_NAMES = {"roc": "area", "precision_recall": "area", "pro": "area (to 30 %)
 
 
 def _draw_chance(axes: Axes, name: str, level: str, curve: dict[str, np.ndarray]) -> None:
-    """The line that scores without any information give: the same for all levels, but for precision and recall."""
+    """Draw what random scores give: the diagonal; for precision and recall the share of anomalous images or pixels."""
     if name in ("roc", "pro"):
         if not any(line.get_label() == "chance" for line in axes.lines):
             axes.plot([0, 1], [0, 1], color=CHANCE, linestyle="--", linewidth=1, label="chance", zorder=1)

@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from inference.detect import NetworkOutput
 
 MISTAKES = 8  # of each kind, on the contact sheet
-# Scores may rest on the background where image AUROC reaches the first of these, but pixel AP is below so many times
-# chance, or the pointing game accuracy is below the last.
+# Limits of `warning`: it applies from this image AUROC on, if pixel AP is below so many times the share of anomalous
+# pixels, or the pointing game accuracy is below the last.
 HIGH_AUROC, CHANCE_TIMES, LOW_POINTING_GAME = 0.75, 3, 0.2
 
 
 class Extreme(NamedTuple):
-    """An image whose score is among the most wrong ones of its label."""
+    """One of the worst-scored images of its label."""
 
     idx: int
     image: np.ndarray  # uint8 (H, W, 3)
@@ -90,7 +90,7 @@ class Measurements:
         return self._extremes[label]
 
     def optimal_thresholds(self) -> Thresholds:
-        """Those that are best on these images themselves."""
+        """Thresholds that are optimal on these test images."""
         of_images = image_metrics.optimal_image_threshold(self.labels, self.scores, self._optimal)
         return Thresholds(OPTIMAL, of_images, self.pixels.optimal_threshold(self._optimal))
 
@@ -175,7 +175,7 @@ class Measurements:
         return reasons
 
     def warning(self, values: dict[str, Any]) -> str | None:
-        """A sentence where scores separate the images, but the maps do not show the defects."""
+        """A warning where scores separate the images, but the maps do not show the defects; None otherwise."""
         auroc, ap, hit_rate = (values[key] for key in ("image_auroc", "pixel_ap", metrics.HIT_RATE))
         share = self.pixels.anomalous_share
         if auroc is None or ap is None or auroc < HIGH_AUROC:
@@ -192,7 +192,7 @@ class Measurements:
         )
 
     def compared_with(self, held_out: Sequence[float]) -> str | None:
-        """A sentence where scores of nominal test images differ significantly from those that thresholds come from."""
+        """A warning where scores of nominal test images differ significantly from these; None otherwise."""
         own, others = self.scores[self.labels == 0], np.array(held_out)
         if not differ_significantly(own, others):
             return None

@@ -21,7 +21,7 @@ def _bgr(color: str) -> tuple[int, int, int]:
 
 @lru_cache(maxsize=256)
 def _text(text: str, width: int, size: int = 14, color: str = "#000000") -> np.ndarray:
-    """A strip with a line of text, uint8 (size + 8, width, 3) BGR; the start of a text too long is cut."""
+    """A strip with a line of text, uint8 (size + 8, width, 3) BGR; a text that is too long loses its beginning."""
     font = ImageFont.load_default(size)
     while font.getlength(text) > width - 4 and len(text) > 4:
         text = "…" + text.lstrip("…")[1:]
@@ -49,7 +49,7 @@ def _tile(array: np.ndarray) -> np.ndarray:
 
 
 def _reduced(array: np.ndarray) -> np.ndarray:
-    """Reduced to LARGEST pixels; a mask keeps every pixel that covers a marked one."""
+    """Reduced to LARGEST pixels; a mask's pixel is True where any pixel that it covers is."""
     factor = LARGEST / max(array.shape[:2])
     size = [max(round(side * factor), 1) for side in array.shape[1::-1]]
     if array.dtype == bool:
@@ -159,7 +159,7 @@ def panel(content: PanelContent) -> np.ndarray:
 
 
 def outline(image: np.ndarray, mask: np.ndarray, color: str) -> None:
-    """Draw the outline of a mask (H, W) onto a uint8 image a whole number of times as large, or `_reduced`."""
+    """Draw the outline of a mask (H, W) onto a uint8 image of a multiple of its size, or as `_reduced` makes it."""
     size = (image.shape[1], image.shape[0])
     if size < mask.shape[::-1]:
         mask = _reduced(mask > 0)

@@ -77,7 +77,7 @@ class Predictions:
             there.pop("program_version", None)
         except FileNotFoundError as error:
             raise UserError(folder, "holds other files", "name a new folder with --output") from error
-        except (ValueError, AttributeError):
+        except (ValueError, AttributeError, TypeError):
             there = None
         if keep and there != json.loads(json.dumps(made_with)):
             raise UserError(

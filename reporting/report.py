@@ -58,7 +58,10 @@ class Page:
 
 
 def view_files(label: str, has_truth: bool) -> dict[str, str | None]:
-    """Names of an image's files, relative to the page. label: the image's path without the dataset's folder."""
+    """Names of an image's files, relative to the page.
+
+    label: the image's path within test/, or within the folder of new images.
+    """
     names = {"image": f"images/{label}.jpg", "reconstruction": f"reconstructions/{label}.jpg"}
     names |= {"map": f"maps/{label}.png", "truth": f"truth/{label}.png"}
     found: dict[str, str | None] = {kind: f"{VIEW}/{name}" for kind, name in names.items()}
@@ -144,9 +147,9 @@ def curves_of(levels: dict[str, dict[str, np.ndarray]]) -> list[dict[str, Any]]:
     return [
         curve(title, x, y, {level: levels[level] for level in wanted if level in levels})
         for title, x, y, wanted in (
-            ("ROC", ("fpr", "false positive rate"), ("tpr", "true positive rate"), ("image", "pixel")),
+            ("ROC", ("fpr", "false-positive rate"), ("tpr", "true positive rate"), ("image", "pixel")),
             ("precision and recall", ("tpr", "recall"), ("precision", "precision"), ("image", "pixel")),
-            ("per-region overlap", ("fpr", "false positive rate"), ("pro", "overlap"), ("pixel",)),
+            ("per-region overlap", ("fpr", "false-positive rate"), ("pro", "overlap"), ("pixel",)),
             ("IoU", ("threshold", "pixel threshold"), ("iou", "IoU"), ("pixel",)),
         )
         if any(level in levels for level in wanted)

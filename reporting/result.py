@@ -188,7 +188,7 @@ class Result:
         return notes
 
     def _write_record(self, seconds: float, weights_file: Path) -> None:
-        """Write the record, and keep earlier metrics at other thresholds that were computed from the same."""
+        """Write the record, keeping earlier metrics at other thresholds of the same weights, images and settings."""
         earlier, kinds, made_from = read_record(self._final), list(self.kinds), self.made_from
         if earlier and not earlier.made_from.differences(made_from):
             for kind in earlier.thresholds:

@@ -99,7 +99,7 @@ def write_index(results: Path, there: list[Found]) -> None:
 
 
 def draw_batch(results: Path, there: list[Found]) -> dict[tuple[str], str]:
-    """Draw the curves of several categories or checkpoints unless up to date; what could not be drawn."""
+    """Draw the figures that compare categories and checkpoints, unless up to date; key -> error of a failed one."""
     figures: dict[tuple[str, str, bool], dict[str, Path]] = {}
     for one in there:
         category, name, technique = one.key

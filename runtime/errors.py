@@ -21,13 +21,13 @@ class UserError(Exception):
         super().__init__(self.subject, self.problem, self.fix)  # kept when the error is pickled
 
     def __str__(self) -> str:
-        return f"{self.subject}: {self.problem}; {self.fix}"
+        return "; ".join(filter(None, (": ".join(filter(None, (self.subject, self.problem))), self.fix)))
 
     @classmethod
     def from_text(cls, text: str) -> "UserError":
-        """The error whose text came from another process."""
+        """The error whose text came from another process; its own text is the same."""
         subject, _, rest = text.partition(": ")
-        problem, _, fix = rest.rpartition("; ")
+        problem, _, fix = rest.partition("; ")
         return cls(subject, problem, fix)
 
 

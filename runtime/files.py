@@ -166,12 +166,12 @@ def run_lock(folder: Path) -> Iterator[None]:
         lock.acquire(timeout=TIMEOUT_SECONDS if is_dead else 0)  # its loader processes hold the lock a little longer
     except Timeout:
         raise UserError(
-            folder, f"{holder} is training there", "wait for it, end it, or set another data.run_name"
+            folder, f"{holder} is running there", "wait for it, end it, or set another data.run_name"
         ) from None
     try:
         batch = os.environ.get(BATCH)  # a job of the same batch runs again only if the node of the first has died
         if owner and owner.get("host") != host and not (batch and owner.get("batch") == batch):
-            raise UserError(folder, f"{holder} may still be training there", f"if it is not, delete {owner_path}")
+            raise UserError(folder, f"{holder} may still be running there", f"if it is not, delete {owner_path}")
         write_text(owner_path, json.dumps({"host": host, "process": os.getpid(), "batch": batch}) + "\n")
         try:
             yield

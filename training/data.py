@@ -12,7 +12,7 @@ from data.mvtec import list_nominal, list_validation, nominal_name, split_nomina
 from data_loader import DRAEMTrainDataset
 from inference import tiles
 from inference.checkpoint import TrainingImages
-from registration.register import RegisteredImages, Registration
+from registration.register import RegisteredTrainingImages, Registration
 from runtime import provenance
 from runtime.errors import UserError
 from synthesis import MAX_ROTATION, AnomalySynthesizer
@@ -118,21 +118,20 @@ def datasets(
 ) -> tuple[DRAEMTrainDataset, SyntheticSamples | None]:
     """Training samples, and synthetic samples on held-out images (None without these). Decodes all files.
 
-    reference: embedded image that others are registered to, see `inference.preprocessing.embed_assets`; None for
+    reference: embedded image that others are registered to, see `inference.embedded_assets.embed`; None for
         that of the settings.
     """
     nominal: ArrayCache
     size, seed, folder = config.data.input_size, config.train.seed, cache_folder(config.data.checkpoint_path)
     if config.data.registration_training:
         registration = Registration(with_white_level(config, white_level), reference)
-        nominal, rotation = RegisteredImages(folder, files.nominal, registration), SMALL_ROTATION
+        nominal, rotation = RegisteredTrainingImages(folder, files.nominal, registration), SMALL_ROTATION
     else:
         limit = half_of_disk(folder)
         nominal = DecodedImages(folder, "nominal images", files.nominal, config.data.img_size, white_level, limit)
         rotation = MAX_ROTATION
-    textures = DecodedImages(
-        folder, "textures", files.textures, size
-    )  # can remove cached files that no program has open
+    # After `nominal`, which is in use by now: a new cache file may remove files that no process has open.
+    textures = DecodedImages(folder, "textures", files.textures, size)
     per_image, held_out = tiles.per_image(config.data, config.train.tiles_per_image), set(files.held_out)
     places = [place for place, file in enumerate(files.nominal) if file not in held_out]
     own, others = split_textures(files.textures, seed) if files.held_out else (range(len(textures)), [])

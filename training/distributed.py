@@ -291,7 +291,8 @@ class _Normalize(torch.autograd.Function):
             )
         else:
             dx, of_weight, of_bias = torch.zeros_like(x), torch.zeros_like(weight), torch.zeros_like(weight)
-        # The gradient through mean and variance of the whole batch: w / s (mean of dy + x^ mean of dy x^).
+        # The part of the gradient that goes through mean and variance: -w / s * (mean(dy) + x_hat * mean(dy * x_hat)),
+        # means over the whole batch.
         total = torch.stack((of_bias, of_weight))
         dist.all_reduce(total, group=ctx.group)
         through_mean, through_deviation = total * (-weight * torch.rsqrt(var + ctx.eps) / count)

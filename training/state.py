@@ -99,7 +99,7 @@ class TrainingSource:
     Attributes:
         made_from: provenance. images: that are trained on and held out.
         white_level: of the images, see `image_io.read_image`.
-        embedded_assets: see `inference.preprocessing.embed_assets`.
+        embedded_assets: see `inference.embedded_assets.embed`.
     """
 
     made_from: Provenance
@@ -133,7 +133,7 @@ class TrainingState:
         self.epoch = 0
         self.progress: Progress | None = None
         self._has_folder = self._is_resumed = False
-        self._saved: float | None = None  # when
+        self._saved: float | None = None  # time of the last save, by time.monotonic
 
     @property
     def learning_rate(self) -> float:
@@ -148,9 +148,8 @@ class TrainingState:
     def step(self, epoch: int) -> None:
         """Finish an epoch."""
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # a run interrupted after the last step of an epoch resumes here, without an optimizer step
+            # It warns where no optimizer step came before, as in a run that resumes after the last step of an epoch.
+            warnings.simplefilter("ignore")
             self.scheduler.step()
         self.epoch, self.progress = epoch, None
 

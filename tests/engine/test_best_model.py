@@ -194,10 +194,10 @@ def test_ranks_are_averaged_and_ties_go_to_pixel_ap():
         row("a", "9", 1.0, 1.0, "post_masking"),
     ]  # fmt: skip
     found = comparison.overall(rows)
-    # a: 10 and 20 share group 1 and 2, 9 is third; b: 9 is first, 10 and 20 share 2 and 3
+    # a: 10 and 20 share ranks 1 and 2, 9 is third; b: 9 is first, 10 and 20 share 2 and 3
     assert found["overall"]["image_auroc"]["mean_ranks"] == {"9": 2.0, "10": 2.0, "20": 2.0}
     assert found["overall"]["image_auroc"]["tied"] == ["9", "10", "20"]
-    assert found["headline"]["checkpoint"] == "10"  # pixel AP: 10 group 1.25, 20 2.5, 9 2.25
+    assert found["headline"]["checkpoint"] == "10"  # pixel AP: 10 has rank 1.25, 20 2.5, 9 2.25
     assert found["headline"]["image_auroc"] == pytest.approx(0.8)
     assert found["not_in_every_category"] == ["30"]
     without = [one | {"pixel_ap": None} if one["checkpoint"] == "20" else one for one in rows]

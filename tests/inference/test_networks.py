@@ -53,14 +53,14 @@ def test_training_is_compiled_where_it_pays_or_is_asked_for(counted, setting, de
 
 @pytest.mark.parametrize(("setting", "images", "expected"), [("auto", 10**9, 1), ("auto", 100, 0), ("off", 10**9, 0)])
 def test_inference_is_compiled_where_minutes_of_work_remain(counted, setting, images, expected):
-    network = networks.for_inference(identity, setting, torch.zeros(2, 3), images)
+    network = networks.for_inference(identity, setting, lambda: torch.zeros(2, 3), images)
     for _ in range(5):
         network(torch.zeros(2, 3))
     assert counted == {"compiled": expected, "runs": 5 * expected}
 
 
 def test_a_last_batch_of_another_size_runs_uncompiled(counted):
-    network = networks.for_inference(identity, "on", torch.zeros(4, 3), 3)
+    network = networks.for_inference(identity, "on", lambda: torch.zeros(4, 3), 3)
     assert [len(network(torch.zeros(n, 3))[0]) for n in (4, 4, 2)] == [4, 4, 2]
     assert counted == {"compiled": 1, "runs": 2}
 
@@ -105,7 +105,7 @@ def test_compiled_networks_give_the_same_output():
         encoder, decoder = whole.encoder, whole.decoder
         network = torch.nn.Sequential(encoder.block1, encoder.pool, decoder.up4, decoder.db4, decoder.fin_out)
         expected = network(x)
-        found = networks.for_inference(network, "on", x, 1)(x)
+        found = networks.for_inference(network, "on", lambda: x, 1)(x)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -124,5 +124,5 @@ def test_two_compiled_models_keep_their_own_weights():
         with torch.inference_mode():
             model = Tiny().eval()
             expected = model(x)[1]
-            found = networks.for_inference(model, "on", x, 1)(x)[1]
+            found = networks.for_inference(model, "on", lambda: x, 1)(x)[1]
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)

@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 import pytest
 import skimage
+import torch
 from conftest import image_key, noisy_maps, write
 from messages import assert_names, assert_user_error
 from sklearn.metrics import average_precision_score, roc_auc_score
@@ -14,7 +15,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from config import load_config
 from data.mvtec import TestSample, list_test
 from evaluation import metrics
-from inference import checkpoint, masking, preprocessing
+from inference import checkpoint, embedded_assets, masking, preprocessing
 from inference import detect as inference
 from inference.preprocessing import Preprocessor, Technique
 from registration import homography
@@ -79,6 +80,26 @@ def test_a_mask_file_as_a_region(workplace):
         preprocessor = Preprocessor(config, [Technique("post")])
         samples.append(preprocessor.dataset(images, [Technique("post")])[0]["region"].numpy())
     np.testing.assert_array_equal(*samples)
+
+
+def test_a_file_that_has_changed_since_it_was_embedded_is_noted(workplace):
+    path = write(workplace / "region.png", np.pad(np.full((4, 23), 255, np.uint8), ((5, 31), (7, 18))))
+    reference = sorted((workplace / "mvtec/tile/train/good").iterdir())[0]
+    settings = [f"masking.regions.tile={path.as_posix()}", "metrics.masking=true", "data.image_registration=true"]
+    config, technique = load_config(workplace / "config.yaml", settings), Technique("post", True)
+    embedded = embedded_assets.embed(config)
+    for asset in embedded.values():  # as torch.load returns it
+        asset["png"] = torch.as_tensor(asset["png"])
+    assert Preprocessor(config, [technique], embedded=embedded).notes == []
+    for file in (path, reference):
+        write(file, 255 - cv2.imread(str(file), cv2.IMREAD_UNCHANGED))
+    preprocessor = Preprocessor(config, [technique], embedded=embedded)
+    assert_names(preprocessor.notes[0], path, "masking.regions.tile")
+    assert_names(preprocessor.notes[1], reference, "data.registration_reference")
+    assert preprocessor.region((40, 48), path).sum() == 4 * 23
+    assert len(Preprocessor(config, [Technique("no")], embedded=embedded).notes) == 0
+    reference.unlink()
+    assert len(Preprocessor(config, [technique], embedded=embedded).notes) == 1
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from config import load_config
 from data.cache import ArrayCache
 from data.image_io import read_image
 from data.mvtec import list_nominal, list_test
-from registration.register import RegisteredImages, Registration
+from registration.register import RegisteredTrainingImages, Registration
 
 
 @pytest.fixture
@@ -103,7 +103,7 @@ REGISTERED = ("data.image_registration=true", "data.registration_method=part", "
 def test_training_images_are_aligned_with_the_reference(brackets):
     config = load_config(brackets / "config.yaml", REGISTERED)
     files = list_nominal(brackets / "mvtec/bracket")
-    images = RegisteredImages(brackets / "kept", files, Registration(config))
+    images = RegisteredTrainingImages(brackets / "kept", files, Registration(config))
     assert isinstance(images, ArrayCache) and len(images) == 6
     reference = read_image(files[0]).astype(int)
     for image, file in zip(images, files, strict=True):

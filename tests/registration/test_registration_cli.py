@@ -6,11 +6,13 @@ import re
 import cv2
 import numpy as np
 import pytest
+import torch
 from conftest import BRACKET_SIZE, bracket, rows_of, write
 from messages import assert_line, assert_names, assert_user_error, lines_with
 
 from data.mvtec import list_nominal
 from inference import checkpoint
+from runtime import provenance
 from training.state import write_checkpoint
 
 KEPT = "checkpoints/bracket/tiny/thresholds/checkpoint_2/no_masking_registered.json"
@@ -132,11 +134,31 @@ def test_references_and_settings_that_do_not_fit_are_user_errors(brackets, cli):
         assert_user_error(cli("--train", *some), empty, "0.0 %", "data.registration_reference", shown)
         assert cv2.imread(str(shown)).shape == (BRACKET_SIZE, BRACKET_SIZE, 3)
         shown.unlink()
+        assert_user_error(cli("--check", *some), empty, "0.0 %")
+        assert not shown.exists()  # a check writes nothing
     for file in list_nominal(brackets / "mvtec/bracket")[1:5]:
         image = np.random.default_rng(1).integers(30, 50, (BRACKET_SIZE, BRACKET_SIZE, 3), dtype=np.uint8)
         write(file, image)
     for mode in ("--train", "--check"):
         assert_user_error(cli(mode, *sets(*REGISTERED)), "data.registration_training", "4 of 6", "001.png")
+
+
+def test_checkpoints_with_different_references_are_evaluated_with_their_own(brackets, call):
+    """As after a run that was resumed with another first image; their results stay valid."""
+    assert call("main", "--train", *sets("data.image_registration=true"))[0] == 0
+    path = brackets / "checkpoints/bracket/tiny/epoch_0002.pt"
+    content = checkpoint.read(path)
+    other = write(brackets / "other.png", bracket(np.random.default_rng(9), 120)[0])
+    content["embedded_assets"]["reference"] |= {"path": other.as_posix(), "digest": provenance.file_digest(other)}
+    content["embedded_assets"]["reference"]["png"] = torch.from_numpy(np.fromfile(other, np.uint8))
+    content.pop("checksum", None)
+    write_checkpoint(path, content)
+    chosen = ("--categories", "bracket", "--maskings", "no", "--registrations", "True")
+    for to_evaluate in (8, 0):  # two checkpoints, four thresholds
+        status, out, error = call("evaluate_checkpoints", *chosen)
+        assert status == 0, error
+        assert_line(out, 8, 8 - to_evaluate, to_evaluate)
+        assert len(rows_of(brackets / "results/tiny/summary.csv")) == 8
 
 
 def test_a_training_embeds_its_reference_also_without_masking_regions(brackets, cli):

@@ -8,7 +8,6 @@ prints a line for each image: result, score, path. Exit status: 0 all nominal, 1
 import argparse
 import json
 import sys
-from pathlib import Path
 from typing import Any
 
 import cv2
@@ -74,10 +73,11 @@ def main() -> int:
     parser.add_argument("images", nargs="+", help="image files")
     parser.add_argument("--threshold", type=float, help="image threshold (default: that of the .onnx file)")
     arguments = parser.parse_args()
-    if not Path(arguments.model).is_file():
-        parser.error(f"{arguments.model}: no such file")
-    model, status = Model(arguments.model), 0
-    threshold = model.metadata["image_threshold"] if arguments.threshold is None else arguments.threshold
+    try:
+        model, status = Model(arguments.model), 0
+        threshold = model.metadata["image_threshold"] if arguments.threshold is None else arguments.threshold
+    except Exception as error:  # ONNX Runtime has a class for each; KeyError: of another program
+        parser.error(f"{arguments.model}: not an exported model ({error})")
     if threshold is None:
         parser.error(f"{arguments.model}: has no threshold; set --threshold")
     for path in arguments.images:

@@ -3,24 +3,23 @@
 python -m images.screenshots --results results/sample --checkpoints checkpoints
 
 It trains nothing. To be run before, each with --config configs/sample.yaml: train_all.py, evaluate_checkpoints.py,
-check_best_model.py, and main.py --predict sample/mvtec/board/test --set data.category=board. Needs Chromium.
+check_best_model.py, and main.py --predict sample/mvtec/board/test --set data.category=board. Needs Chromium with
+chromedriver, and requirements-dev.txt.
 """
 
 import argparse
 import shutil
-import subprocess
-import sys
-import tempfile
 from pathlib import Path
 
-import cv2
-import numpy as np
+from selenium import webdriver
+from selenium.webdriver.support.wait import WebDriverWait
 
 HERE = Path(__file__).parent
 CATEGORY, PANEL = "board", "hole/001.png"  # shown by pages and panel
 SAMPLES = "flange"  # whose training samples are shown
 PAGE_SIZE = {"report.png": (1180, 1312), "predictions.png": (1180, 900)}
-MARGIN = 120  # pixels of the window that headless Chromium may leave undrawn
+LOADED = """return [...document.images].every((image) =>
+    image.getBoundingClientRect().top > innerHeight || (image.complete && image.naturalWidth));"""
 
 
 def newest(paths: list[Path]) -> Path:
@@ -28,26 +27,14 @@ def newest(paths: list[Path]) -> Path:
     return max(paths, key=lambda path: int(path.stem.rpartition("_")[2]))
 
 
-def capture(page: Path, to: Path) -> None:
-    """The top of a page as a PNG."""
+def capture(browser: webdriver.Chrome, page: Path, to: Path) -> None:
+    """The top of a page as a PNG, once the images there are loaded."""
     width, height = PAGE_SIZE[to.name]
-    browser = shutil.which("chromium") or shutil.which("google-chrome")
-    if not browser:
-        sys.exit("error: no Chromium; install it and run again")
-    with tempfile.TemporaryDirectory() as folder:
-        # Without a timeout the page is drawn before its lazily loaded images are there.
-        flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars"]
-        flags += [f"--user-data-dir={folder}/profile", f"--screenshot={folder}/page.png", "--timeout=4000"]
-        address = page.resolve().as_uri()
-        subprocess.run(
-            [browser, *flags, f"--window-size={width},{height + MARGIN}", address],
-            check=True,
-            capture_output=True,
-            timeout=120,
-        )
-        cv2.imwrite(
-            str(to), np.asarray(cv2.imread(f"{folder}/page.png"))[:height, :width], [cv2.IMWRITE_PNG_COMPRESSION, 9]
-        )
+    size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    browser.get(page.resolve().as_uri())
+    WebDriverWait(browser, 60).until(lambda page: page.execute_script(LOADED))
+    browser.save_screenshot(str(to))
 
 
 def main() -> None:
@@ -64,11 +51,13 @@ def main() -> None:
         (arguments.results / "best_models.png", "best_models.png"),
     ):
         shutil.copyfile(source, HERE / name)
-    for page, name in (
-        (checkpoint / "no_masking/report.html", "report.png"),
-        (checkpoint / "predictions/test/report.html", "predictions.png"),
-    ):
-        capture(page, HERE / name)
+    options = webdriver.ChromeOptions()
+    for flag in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--hide-scrollbars"):
+        options.add_argument(flag)
+    options.binary_location = shutil.which("chromium") or shutil.which("google-chrome") or ""
+    with webdriver.Chrome(options, webdriver.ChromeService(shutil.which("chromedriver"))) as browser:
+        capture(browser, checkpoint / "no_masking/report.html", HERE / "report.png")
+        capture(browser, checkpoint / "predictions/test/report.html", HERE / "predictions.png")
 
 
 if __name__ == "__main__":

@@ -103,13 +103,14 @@ function drawHistogram() {
     parts.push(svg("text", { x: 14, y: 12, style: "fill: var(--nominal)" }, "nominal images"));
     parts.push(svg("text", { x: 130, y: 12, style: "fill: var(--anomalous)" }, "anomalous images"));
   }
+  const names = [];
   Object.entries(data.thresholds).filter(([, one]) => one.image !== null).forEach(([name, one], row) => {
     const x = place(one.image), y = 28 + 14 * row, isRight = x > 0.85 * wide;
     parts.push(svg("line", { x1: x, x2: x, y1: y - 10, y2: 255, stroke: "var(--soft)", "stroke-dasharray": "4 4" }));
-    parts.push(svg("text", { x: x + (isRight ? -4 : 4), y, "text-anchor": isRight ? "end" : "start" }, name));
+    names.push(svg("text", { class: "name", x: x + (isRight ? -4 : 4), y, "text-anchor": isRight ? "end" : "start" }, name));
   });
   parts.push(svg("line", { id: "line", y1: 12, y2: 265, stroke: "var(--front)", "stroke-width": 3 }));
-  $("histogram").replaceChildren(...parts);
+  $("histogram").replaceChildren(...parts, ...names); // names last, so that no line crosses them
 }
 
 const shownCurves = [];

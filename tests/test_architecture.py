@@ -100,7 +100,8 @@ class Library(load):
         return super().__getattr__(name)
 ctypes.CDLL = Library
 def state():
-    return cv2.getNumThreads(), cv2.utils.logging.getLogLevel(), hasattr(numpy, "sctypes"), used.count("mallopt")
+    level = (getattr(cv2, "getLogLevel", None) or cv2.utils.logging.getLogLevel)()
+    return cv2.getNumThreads(), level, hasattr(numpy, "sctypes"), used.count("mallopt")
 before = state()
 for name in {names}:
     importlib.import_module(name.removesuffix(".__init__"))

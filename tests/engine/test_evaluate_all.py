@@ -145,8 +145,8 @@ def test_a_failed_item_does_not_end_the_others(two, call):
     assert status == 1 and "Traceback" not in error
     failures = [line for line in out.splitlines() if line.startswith("failed: ")]
     assert len(failures) == 2
-    assert_names(failures[0], "failed: untrained", two / "checkpoints/untrained/tiny")
-    assert_names(failures[1], "failed: tile, 1, no_masking", "epoch_0001.pt")
+    assert_names(failures[0], "failed: tile, 1, no_masking", "epoch_0001.pt")
+    assert_names(failures[1], "failed: untrained", two / "checkpoints/untrained/tiny")
     summary = rows_of(two / "results/tiny/summary.csv")
     assert sum(not row["error"] for row in summary) == 12
     assert {(row["category"], row["checkpoint"]) for row in summary if row["error"]} == {

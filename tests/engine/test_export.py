@@ -88,6 +88,9 @@ def test_the_deployed_program_gives_the_same_verdicts(exported):
     (exported / "broken.png").write_text("no image")
     done = subprocess.run([*command, "broken.png", paths[0]], capture_output=True, text=True, cwd=exported)
     assert done.returncode == 2 and "broken.png" in done.stderr and len(verdicts(done.stdout)) == 1
+    for model in ("broken.png", "gone.onnx"):  # not 1, the exit status for anomalous images
+        done = subprocess.run([*command[:2], model, paths[0]], capture_output=True, text=True, cwd=exported)
+        assert done.returncode == 2 and model in done.stderr and "Traceback" not in done.stderr
     lines = (ROOT / "deploy/detect.py").read_text().splitlines()
     assert len(lines) < 100 and not any(line.startswith(("import torch", "from inference")) for line in lines)
 

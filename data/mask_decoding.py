@@ -101,7 +101,7 @@ def _of_levels(levels: np.ndarray, is_lossy: bool) -> DecodedMask:
     between = np.abs(levels.astype(np.float64) - middle) < (high - low) * 0.3
     if between.mean() > BETWEEN:
         raise MaskError(f"has {len(present)} gray levels; a mask has two")
-    return _decoded(levels > middle, f"soft edges, marked from {middle:g} on", warning)
+    return _decoded(levels > middle, f"soft edges (anomalous from level {middle:g} on)", warning)
 
 
 def _noise_floor(high: float) -> float:
@@ -124,7 +124,7 @@ def _of_few_levels(
     middle = present[0] + (high - present[0]) / 2
     if any(level <= middle for level in classes):
         return _decoded((levels > middle) | np.isin(levels, classes), f"levels {_span(present)}", warning or LEVELS)
-    return _decoded(levels > middle, f"soft edges, marked from {middle:g} on", warning)
+    return _decoded(levels > middle, f"soft edges (anomalous from level {middle:g} on)", warning)
 
 
 def _covers_an_area(mask: np.ndarray) -> bool:

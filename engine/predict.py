@@ -82,7 +82,7 @@ def _compared(scores: Sequence[float], nominal: Sequence[float]) -> list[str]:
     statistic = distance(np.array(scores), np.array(nominal))
     compared = f"Kolmogorov-Smirnov distance {statistic:.2f} from the {len(nominal)} scores that thresholds come from: "
     if not differ_significantly(np.array(scores), np.array(nominal)):
-        return [compared + "no significant difference, as for nominal images taken in the same way"]
+        return [compared + "no significant difference"]
     return [
         compared + "a significant difference: many of these images are anomalous, or they are taken in another way; "
         "for nominal images taken in another way compute new thresholds: --threshold True --nominal FOLDER"

@@ -168,8 +168,12 @@ def find(config: Config, load_epoch: int | str) -> Path:
         return path
     if path.is_dir():
         raise UserError("data.load_epoch", f"{path} is a folder", "set it to a checkpoint file")
-    epochs = ", ".join(map(str, saved_epochs(run)))
-    fix = f"set it to one of the saved epochs: {epochs}" if epochs else "train first: python main.py --train True"
+    if epochs := ", ".join(map(str, saved_epochs(run))):
+        fix = f"set it to one of the saved epochs: {epochs}"
+    elif others := ", ".join(sorted(one.name for one in run.parent.glob("*/") if saved_epochs(one))):
+        fix = f"give the --config and --set of the training, or set data.run_name to one of: {others}"
+    else:
+        fix = "train first: python main.py --train True"
     raise UserError("data.load_epoch", f"no checkpoint {path}", fix)
 
 

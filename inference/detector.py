@@ -1,5 +1,6 @@
 """The Python entrance: images in; scores, verdicts, anomaly maps and outlined regions out."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -141,7 +142,13 @@ class Detector:
                 "of a score close to the threshold can differ"
             )
         self.nominal_scores, self.all_thresholds = found.image_scores, found.by_kind
-        return self.all_thresholds[settings.threshold_type]
+        chosen = self.all_thresholds[settings.threshold_type]
+        if chosen.image is not None and math.isinf(chosen.image):
+            self.notes.append(
+                f"no image will be called anomalous: the {chosen.kind} threshold is infinite, as it comes from "
+                f"{len(found.image_scores)} images only; set metrics.threshold_type to another kind"
+            )
+        return chosen
 
     def made_from(self) -> Provenance:
         """What scores depend on besides the images."""

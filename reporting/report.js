@@ -6,6 +6,7 @@ const $ = (id) => document.getElementById(id);
 const images = data.images.map((image, number) => ({ ...image, number }));
 const scored = images.filter((image) => image.score !== null);
 const hasLabels = scored.some((image) => image.label !== null);
+for (const part of document.querySelectorAll(".labeled")) part.hidden = !hasLabels;
 const CHUNK = 120; // tiles built at a time
 const nearEnd = new IntersectionObserver((seen) => { if (seen[0].isIntersecting) build(); }, { rootMargin: "800px" });
 const state = { threshold: data.start, pixel: data.pixel, sort: "worst", filter: "all", folder: "", text: "", open: null };

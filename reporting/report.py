@@ -110,8 +110,13 @@ def write_page(folder: Path, page: Page) -> None:
     }
     first = named.get(page.opens_with or "", {})
     image, pixel = (0.5 if first.get(scope) is None else first[scope] for scope in ("image", "pixel"))
+    about = page.about
+    if first.get("image") is None:
+        about += (
+            " There is no threshold to open with: the line is at 0.5, which means nothing for these scores; drag it."
+        )
     data = {
-        "about": page.about,
+        "about": about,
         "images": [one._asdict() for one in page.images],
         "thresholds": named,
         "start": image,

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 from conftest import rows_of, write
-from messages import assert_line, assert_user_error, lines_with
+from messages import assert_line, assert_names, assert_user_error, lines_with
 from PIL import Image
 
 from inference import checkpoint
@@ -85,12 +85,15 @@ def test_without_thresholds_there_are_scores_and_no_verdict(two, cli):
     rows = rows_of(two / "out/predictions.csv")
     assert len(rows) == 3 and all(row["score"] and not row["verdict"] and not row["threshold"] for row in rows)
     assert len(list((two / "out/maps").iterdir())) == 3
+    about = re.search(r'"about": ?"([^"]*)"', (two / "out/report.html").read_text())[1]
+    assert_names(about, "3 images", "0.5")  # the page says that its line is no threshold
 
 
 def test_an_infinite_conformal_threshold_makes_every_image_nominal(ready, cli):
     """As of fewer held-out images than its false-positive rate needs."""
     never = ("--set", "metrics.threshold_type=conformal")
-    predict(cli, ready / "mvtec/tile/test/spot", "--output", ready / "out", *never)
+    out = predict(cli, ready / "mvtec/tile/test/spot", "--output", ready / "out", *never)
+    assert_line(out, "conformal", 2, "metrics.threshold_type")  # from two held-out images
     rows = rows_of(ready / "out/predictions.csv")
     assert {(row["verdict"], row["threshold"], row["regions"]) for row in rows} == {("nominal", "inf", "0")}
     assert json.loads((ready / "out/made_with.json").read_text())["thresholds"] == ["conformal", "inf", "inf"]
@@ -177,6 +180,7 @@ def test_an_image_that_a_region_does_not_fit_is_a_row_with_an_error(ready, cli):
         (("--predict", "{root}/empty"), ["{root}/empty"]),
         (("--predict", "{root}/mvtec", "--set", "data.load_epoch=7"), ["data.load_epoch", "epoch_0007.pt", "1, 2"]),
         (("--predict", "{root}/mvtec", "--set", "data.category=none"), ["data.load_epoch", "none/tiny/last.pt"]),
+        (("--predict", "{root}/mvtec", "--set", "data.run_name=other"), ["data.load_epoch", "other/last.pt", "tiny"]),
         (
             ("--predict", "{root}/mvtec/tile/test", "--output", "{root}/config.yaml"),
             ["{root}/config.yaml", "--output"],

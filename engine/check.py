@@ -243,7 +243,7 @@ def _print_registration(
         if len(registering.unregistered(samples)) > len(samples) / 2:
             other = "part (one part on a plain background)" if config.data.registration_method == "scene" else "scene"
             print(
-                "most images could not be registered; set "
+                "registration: most of them could not be registered; set "
                 f"data.registration_method={other}, or data.image_registration=false"
             )
     if config.data.registration_training:

@@ -158,22 +158,18 @@ def epoch_of(path: Path) -> int:
 def find(config: Config, load_epoch: int | str) -> Path:
     """Path of the checkpoint for an epoch, 'last' or a path; UserError with the saved epochs if it does not exist."""
     run = config.run_folder
+    path = epoch_path(run, load_epoch) if isinstance(load_epoch, int) else Path(load_epoch)
     if load_epoch == "last":
         path = run / "last.pt"
-    elif isinstance(load_epoch, int):
-        path = epoch_path(run, load_epoch)
-    else:
-        path = Path(load_epoch)
     if path.is_file():
         return path
     if path.is_dir():
         raise UserError("data.load_epoch", f"{path} is a folder", "set it to a checkpoint file")
+    fix = "train first: python main.py --train True"
     if epochs := ", ".join(map(str, saved_epochs(run))):
         fix = f"set it to one of the saved epochs: {epochs}"
     elif others := ", ".join(sorted(one.name for one in run.parent.glob("*/") if saved_epochs(one))):
         fix = f"give the --config and --set of the training, or set data.run_name to one of: {others}"
-    else:
-        fix = "train first: python main.py --train True"
     raise UserError("data.load_epoch", f"no checkpoint {path}", fix)
 
 

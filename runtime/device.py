@@ -27,9 +27,7 @@ def setup() -> None:
     # One thread per process: loader processes already use all cores, and OpenCV's thread pool hangs in forked ones.
     cv2.setNumThreads(1)
     os.environ.setdefault("OPENCV_IO_ENABLE_OPENEXR", "1")  # OpenEXR is built in, but disabled by default
-    # Silent, as errors of decoding are reported as UserError. The function has another name before OpenCV 4.13.
-    set_log_level = getattr(cv2, "setLogLevel", None) or cv2.utils.logging.setLogLevel
-    set_log_level(0)
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # errors of decoding are reported as UserError
     # By default glibc returns the memory of large arrays to the system at once. Each new array then costs a page fault
     # per page, which takes as long as filling it.
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):

@@ -61,7 +61,8 @@ def test_requirements_list_exactly_the_imported_packages():
     own = {room_of(path) for path in sources()}
     exporting = [path for path in sources() if room_of(path) == "deploy" or path.name == "export.py"]
     on_ray = [path for path in sources() if path.name == "ray_jobs.py"]
-    plain = [path for path in sources() if path not in exporting + on_ray]
+    of_browser = [path for path in sources() if path.name == "screenshots.py"]
+    plain = [path for path in sources() if path not in exporting + on_ray + of_browser]
     for files, lists in (
         (plain, ["requirements.txt"]),
         (plain + exporting, ["requirements.txt", "requirements-export.txt"]),
@@ -71,6 +72,9 @@ def test_requirements_list_exactly_the_imported_packages():
         lines = [line for name in lists for line in (ROOT / name).read_text().splitlines() if line[:2] != "-r"]
         listed = {re.split("[=<>]", line)[0] for line in lines} - {"onnxscript"}  # torch's exporter imports it
         assert {DISTRIBUTIONS.get(name, name) for name in used} == listed
+    developing = (ROOT / "requirements-dev.txt").read_text()
+    for name in set().union(*map(rooms_used, of_browser)) - own - set(sys.stdlib_module_names):
+        assert re.search(rf"^{name}>=", developing, re.MULTILINE)
 
 
 def test_the_pure_files_import_nothing_of_the_project():
@@ -100,8 +104,7 @@ class Library(load):
         return super().__getattr__(name)
 ctypes.CDLL = Library
 def state():
-    level = (getattr(cv2, "getLogLevel", None) or cv2.utils.logging.getLogLevel)()
-    return cv2.getNumThreads(), level, hasattr(numpy, "sctypes"), used.count("mallopt")
+    return cv2.getNumThreads(), cv2.utils.logging.getLogLevel(), hasattr(numpy, "sctypes"), used.count("mallopt")
 before = state()
 for name in {names}:
     importlib.import_module(name.removesuffix(".__init__"))

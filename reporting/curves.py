@@ -59,7 +59,7 @@ def score_histogram(
 
 
 CURVE_TITLES = {
-    "roc": ("Receiver operating characteristic", "false-positive rate", "true positive rate"),
+    "roc": ("Receiver operating characteristic", "false-positive rate", "true-positive rate"),
     "precision_recall": ("Precision and recall", "recall", "precision"),
     "pro": ("Per-region overlap (PRO)", "false-positive rate of pixels", "mean overlap with anomalous regions"),
     "iou": ("Intersection over union of all pixels", "threshold on the anomaly map", "IoU"),

@@ -152,7 +152,7 @@ def curves_of(levels: dict[str, dict[str, np.ndarray]]) -> list[dict[str, Any]]:
     return [
         curve(title, x, y, {level: levels[level] for level in wanted if level in levels})
         for title, x, y, wanted in (
-            ("ROC", ("fpr", "false-positive rate"), ("tpr", "true positive rate"), ("image", "pixel")),
+            ("ROC", ("fpr", "false-positive rate"), ("tpr", "true-positive rate"), ("image", "pixel")),
             ("precision and recall", ("tpr", "recall"), ("precision", "precision"), ("image", "pixel")),
             ("per-region overlap", ("fpr", "false-positive rate"), ("pro", "overlap"), ("pixel",)),
             ("IoU", ("threshold", "pixel threshold"), ("iou", "IoU"), ("pixel",)),

@@ -3,6 +3,7 @@
 import csv
 import functools
 import importlib
+import json
 import os
 import shutil
 import signal
@@ -17,6 +18,9 @@ import numpy as np
 import pytest
 import torch
 
+from config import load_config
+from data.mvtec import list_test
+from inference import checkpoint
 from model import DRAEM
 from runtime import cli as command_line
 from runtime.device import setup
@@ -297,3 +301,37 @@ def brackets(tmp_path, workplace):
     text = SETTINGS.format(root=tmp_path.as_posix()).replace("category: tile", "category: bracket")
     (tmp_path / "config.yaml").write_text(text.replace("img_size: 32", "img_size: 96"))
     return tmp_path
+
+
+RESULT = "results/tiny/tile/checkpoint_2/no_masking"
+
+
+def metrics_of(workplace, kind="p_quantile"):
+    return json.loads((workplace / RESULT / kind / "metrics.json").read_text())
+
+
+def detect(cli, *arguments):
+    status, out, error = cli("--threshold", "--detection", *arguments)
+    assert status == 0, error
+    return out
+
+
+def spots(category, notes=None):
+    """Masks of the images of test/spot, as their names within the category."""
+    found = [image for image in list_test(category, notes) if image.name.startswith("test/spot")]
+    return {
+        image.name.removeprefix("test/spot/"): [mask.relative_to(category).as_posix() for mask in image.masks]
+        for image in found
+    }
+
+
+def config_of(workplace, *overrides):
+    return load_config(workplace / "config.yaml", overrides)
+
+
+def weights(path):
+    return checkpoint.read(path)["model"]
+
+
+def same(first, second) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)

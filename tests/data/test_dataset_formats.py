@@ -6,24 +6,13 @@ import re
 import cv2
 import numpy as np
 import pytest
-from conftest import rows_of, write
+from conftest import RESULT, detect, metrics_of, rows_of, write
 from messages import assert_line, assert_names, assert_user_error
 
 from data.mask_decoding import MOST
 from inference import checkpoint
 
-RESULT = "results/tiny/tile/checkpoint_2/no_masking"
 CHANGES = ("image_threshold", "pixel_threshold", "notes")
-
-
-def metrics_of(workplace, kind="p_quantile"):
-    return json.loads((workplace / RESULT / kind / "metrics.json").read_text())
-
-
-def detect(cli, *arguments):
-    status, out, error = cli("--threshold", "--detection", *arguments)
-    assert status == 0, error
-    return out
 
 
 def rewrite(mask, how):

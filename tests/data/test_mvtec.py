@@ -4,7 +4,7 @@ import re
 
 import numpy as np
 import pytest
-from conftest import make_dataset, write
+from conftest import make_dataset, spots, write
 from messages import assert_names, raises_user_error
 
 from data.mask_decoding import MOST
@@ -24,15 +24,6 @@ MASK = np.pad(np.full((10, 10), 255, np.uint8), ((10, 20), (10, 28)))
 @pytest.fixture
 def category(tmp_path):
     return make_dataset(tmp_path) / "mvtec/tile"
-
-
-def spots(category, notes=None):
-    """Masks of the images of test/spot, as their names within the category."""
-    found = [image for image in list_test(category, notes) if image.name.startswith("test/spot")]
-    return {
-        image.name.removeprefix("test/spot/"): [mask.relative_to(category).as_posix() for mask in image.masks]
-        for image in found
-    }
 
 
 def test_subfolders_are_listed(category):

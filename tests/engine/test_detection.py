@@ -7,7 +7,7 @@ import shutil
 import cv2
 import numpy as np
 import pytest
-from conftest import DRAWN, image_key, noisy_maps, rows_of, write
+from conftest import DRAWN, detect, image_key, metrics_of, noisy_maps, rows_of, write
 from messages import assert_line, assert_names, lines_with
 from sklearn.metrics import average_precision_score, roc_auc_score
 
@@ -143,19 +143,6 @@ def test_masks_that_vanish_when_resized_are_named(workplace, cli):
     write(workplace / "mvtec/tile/ground_truth/spot/001_mask.png", mask)
     status, out, _ = cli(*MODES)
     assert status == 0 and len(lines_with(out, "test/spot/001.png")) == 1
-
-
-RESULT = "results/tiny/tile/checkpoint_2/no_masking"
-
-
-def metrics_of(workplace, kind="p_quantile"):
-    return json.loads((workplace / RESULT / kind / "metrics.json").read_text())
-
-
-def detect(cli, *arguments):
-    status, out, error = cli("--threshold", "--detection", *arguments)
-    assert status == 0, error
-    return out
 
 
 def test_a_high_image_auroc_without_localization_is_reported(two, cli, plant):

@@ -6,22 +6,10 @@ import shutil
 
 import cv2
 import numpy as np
-from conftest import rows_of, write
+from conftest import RESULT, detect, metrics_of, rows_of, write
 from messages import assert_line, assert_user_error
 
 from inference import checkpoint
-
-RESULT = "results/tiny/tile/checkpoint_2/no_masking"
-
-
-def metrics_of(workplace, kind="p_quantile"):
-    return json.loads((workplace / RESULT / kind / "metrics.json").read_text())
-
-
-def detect(cli, *arguments):
-    status, out, error = cli("--threshold", "--detection", *arguments)
-    assert status == 0, error
-    return out
 
 
 def test_held_out_images_that_are_also_trained_on_set_no_threshold(workplace, cli):

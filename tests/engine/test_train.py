@@ -9,25 +9,12 @@ import time
 
 import pytest
 import torch
-from conftest import ROOT, wait_until
+from conftest import ROOT, config_of, same, wait_until, weights
 from messages import assert_fix, assert_line, assert_names, assert_user_error, error_of
 
-from config import load_config
 from engine import train
 from inference import checkpoint
 from loss import DRAEMLoss
-
-
-def config_of(workplace, *overrides):
-    return load_config(workplace / "config.yaml", overrides)
-
-
-def weights(path):
-    return checkpoint.read(path)["model"]
-
-
-def same(first, second) -> bool:
-    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
 
 
 def log_of(config) -> list[dict[str, str]]:

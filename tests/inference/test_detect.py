@@ -6,9 +6,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import write
+from conftest import config_of, write
 
-from config import load_config
 from data.mvtec import TestSample
 from data_loader import DRAEMTestDataset
 from inference.detect import detect
@@ -19,7 +18,7 @@ from runtime import signals
 @pytest.mark.parametrize("rank", [0, 1])
 def test_processes_that_share_a_dataset_stop_together(workplace, rank):
     """One of three is interrupted in the second of six rounds: all end after it, and every exchange is complete."""
-    config = settings_of(workplace, "data.test_batch_size=1")
+    config = config_of(workplace, "data.test_batch_size=1")
     sample = {"image": torch.zeros(3, 32, 32), "mask": torch.zeros(1, 32, 32)}
     samples, exchanged, rounds = [sample | {"idx": idx} for idx in range(17)], [], 0
     ranks = SimpleNamespace(rank=rank, count=3, barrier=lambda: None, send=exchanged.append)
@@ -41,10 +40,6 @@ def test_processes_that_share_a_dataset_stop_together(workplace, rank):
     assert rounds == -994 and len(exchanged) == (6 if rank else 11)  # the last round is one of two
 
 
-def settings_of(workplace, *overrides):
-    return load_config(workplace / "config.yaml", overrides)
-
-
 def noise(*shape):
     return np.random.default_rng(sum(shape)).integers(0, 256, shape, dtype=np.uint8)
 
@@ -55,7 +50,7 @@ def seeded_model():
 
 
 def test_a_pass_has_a_batch_of_tiles_however_many_an_image_has(workplace, batch_sizes):
-    config = settings_of(
+    config = config_of(
         workplace, "data.img_size=256", "data.tile_size=32", "data.test_batch_size=4", "train.compile=off"
     )
     image = TestSample(write(workplace / "large.png", noise(256, 256, 3)), False, "large.png")

@@ -9,10 +9,9 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, SETTINGS, make_dataset, rows_of, write
+from conftest import ROOT, SETTINGS, config_of, make_dataset, rows_of, write
 from messages import assert_line, assert_user_error
 
-from config import load_config
 from data_loader import DRAEMTrainDataset
 from inference import tiles
 from inference.detect import Networks
@@ -24,10 +23,6 @@ TILED = ("data.img_size=[96, 160]", "data.tile_size=64")
 
 def sets(*settings):
     return [word for one in settings for word in ("--set", one)]
-
-
-def settings_of(workplace, *overrides):
-    return load_config(workplace / "config.yaml", overrides)
 
 
 def noise(*shape):
@@ -107,7 +102,7 @@ def test_a_tile_as_large_as_the_image_gives_the_untiled_map(workplace):
     images = [torch.from_numpy(noise(3, 64, 96)) for _ in range(5)]
     made = []
     for settings in ((), ("data.tile_size=[64, 96]",)):
-        config = settings_of(workplace, "data.img_size=[64, 96]", *settings)
+        config = config_of(workplace, "data.img_size=[64, 96]", *settings)
         made.append(list(Networks(seeded_model(), config, 5)(images)))
     for (reconstruction, anomaly_map), (other_reconstruction, other_map) in zip(*made, strict=True):
         assert torch.equal(anomaly_map, other_map) and torch.equal(reconstruction, other_reconstruction)
@@ -116,10 +111,10 @@ def test_a_tile_as_large_as_the_image_gives_the_untiled_map(workplace):
 @pytest.mark.parametrize("batch_size", [1, 4, 7, 64])
 def test_maps_are_blended_from_those_of_the_tiles(workplace, batch_size):
     """Tiles of several images share batches; whatever their size, each image gets its own."""
-    config = settings_of(workplace, *TILED, f"data.test_batch_size={batch_size}", "data.tile_overlap=0.3")
+    config = config_of(workplace, *TILED, f"data.test_batch_size={batch_size}", "data.tile_overlap=0.3")
     images, alone = (
         [noise(3, 96, 160) // (i + 1) for i in range(3)],
-        settings_of(workplace, "data.img_size=64"),
+        config_of(workplace, "data.img_size=64"),
     )
     single = Networks(seeded_model(), alone, 1)
     network = Networks(seeded_model(), config, 3)
@@ -182,7 +177,7 @@ def test_samples_of_a_tile_as_large_as_the_image_are_those_of_the_image():
     ],
 )
 def test_the_number_of_tiles_in_an_epoch(workplace, settings, count):
-    config = settings_of(workplace, "data.img_size=[96, 160]", *settings)
+    config = config_of(workplace, "data.img_size=[96, 160]", *settings)
     assert tiles.per_image(config.data, config.train.tiles_per_image) == count
 
 
@@ -233,9 +228,9 @@ def test_every_mode_works_on_tiles_and_gives_the_same_scores(tiled):
 
 def test_as_many_images_are_in_memory_as_fill_a_batch(tiled):
     for settings, images in ((("data.tile_size=32",), 64 // 12), (("data.tile_size=null",), 64)):
-        network = Networks(seeded_model(), settings_of(tiled, "data.test_batch_size=64", *settings), 1)
+        network = Networks(seeded_model(), config_of(tiled, "data.test_batch_size=64", *settings), 1)
         assert network.images_at_once == images
-    assert Networks(seeded_model(), settings_of(tiled), 1).images_at_once == 1
+    assert Networks(seeded_model(), config_of(tiled), 1).images_at_once == 1
 
 
 @pytest.mark.parametrize(

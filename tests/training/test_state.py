@@ -7,13 +7,12 @@ from typing import Annotated
 import numpy as np
 import pytest
 import torch
-from conftest import GOLDEN
+from conftest import GOLDEN, config_of, same, weights
 from messages import assert_line, assert_user_error
 from pydantic import create_model
 
 import config
 import config_types
-from config import load_config
 from engine import train
 from inference import checkpoint
 from inference.checkpoint import TrainingImages
@@ -21,18 +20,6 @@ from runtime.errors import UserError
 from runtime.provenance import Provenance
 from training import state
 from training.state import TrainingSource, TrainingState, learning_rate_factor
-
-
-def config_of(workplace, *overrides):
-    return load_config(workplace / "config.yaml", overrides)
-
-
-def weights(path):
-    return checkpoint.read(path)["model"]
-
-
-def same(first, second) -> bool:
-    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
 
 
 def test_learning_rates_drop_as_the_originals(workplace):

@@ -42,7 +42,7 @@ class Data(_Section):
     test_batch_size: Annotated[int, kinds.whole(1, 4096), kinds.NOTHING] = 8
     val_split: Annotated[float, Field(strict=True, ge=0, lt=1), kinds.WEIGHTS] = 0.2
     split_by: Annotated[kinds.Grouping, kinds.WEIGHTS] = None
-    white_level: Annotated[kinds.WhiteLevel, Affects(("weights", "maps"))] = "auto"
+    white_level: Annotated[kinds.WhiteLevel, Affects(("weights", "maps"), from_checkpoint="unless set")] = "auto"
     num_workers: Annotated[int | str, kinds.auto_or(0, 1024), kinds.NOTHING] = "auto"
     image_registration: Annotated[kinds.Flag, kinds.TECHNIQUE] = False
     registration_method: Annotated[Literal["scene", "part"], kinds.REFERENCE] = "scene"

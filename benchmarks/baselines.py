@@ -35,11 +35,11 @@ def perlin_noise(shape: tuple[int, int], res: tuple[int, int], rng: np.random.Ge
 
 def sample(files: Sequence[Path], textures: Sequence[Path], helper: AnomalySynthesizer, rng: np.random.Generator):
     """A training sample: files decoded, an anomaly synthesized, and half of the time thrown away."""
-    image = read_image(files[rng.integers(len(files))], helper.image_size)
+    image = read_image(files[int(rng.integers(len(files)))], helper.image_size)
     if rng.random() < 0.3:
         image = rotate(image, rng.uniform(-90, 90))
     image = image / np.float32(255)
-    texture = helper.augment_texture(read_image(textures[rng.integers(len(textures))], helper.image_size), rng)
+    texture = helper.augment_texture(read_image(textures[int(rng.integers(len(textures)))], helper.image_size), rng)
     noise = perlin_noise(helper.image_size, tuple(2 ** rng.integers(0, 6, 2)), rng)
     mask = (rotate(noise, rng.uniform(-90, 90)) > 0.5)[..., None].astype(np.float32)
     beta = rng.uniform(0, 0.8)
@@ -80,7 +80,7 @@ def focal_loss(logits: Tensor, mask: Tensor) -> Tensor:
     return (-((1 - p) ** 2) * p.log()).mean()
 
 
-def train_step(model: DRAEM, optimizer: torch.optim.Optimizer, batch: dict[str, Tensor], device: str = "cpu") -> float:
+def train_step(model: DRAEM, optimizer: torch.optim.Optimizer, batch: dict[str, Tensor], device: torch.device) -> float:
     """One step; returns the loss, which waits for it."""
     image, augmented = (scaled(batch[key], torch.device(device)) for key in ("image", "augmented_image"))
     mask = batch["anomaly_mask"].to(device)
@@ -116,7 +116,7 @@ def pixel_metrics(maps: Sequence[np.ndarray], masks: Sequence[np.ndarray]) -> di
         "pixel_auroc": roc_auc_score(labels, scores),
         "pixel_ap": average_precision_score(labels, scores),
         "pixel_f1": float(np.max(2 * precision * recall / np.maximum(precision + recall, 1e-12))),
-        "pro": float(np.trapezoid(y, x) / 0.3 if hasattr(np, "trapezoid") else np.trapz(y, x) / 0.3),
+        "pro": float(np.trapezoid(y, x)) / 0.3,
     }
 
 
@@ -138,7 +138,9 @@ def detection(files: Sequence[tuple[Path, Path | None]], forward: Callable, fold
     maps, masks = [], []
     for i, (file, mask_file) in enumerate(files):
         image = cv2.resize(cv2.imread(str(file)), (size, size)).astype(np.float32) / 255
-        mask = np.zeros((size, size), bool) if mask_file is None else cv2.imread(str(mask_file), 0) > 127
+        mask = np.zeros((size, size), bool)
+        if mask_file is not None:
+            mask = np.asarray(cv2.imread(str(mask_file), 0)) > 127
         anomaly_map = forward(image)
         maps.append(anomaly_map)
         masks.append(mask)

@@ -6,7 +6,7 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import cv2
@@ -32,7 +32,7 @@ def run(benchmarks: dict[str, Callable[[], None]]) -> None:
     """Run the benchmark that the first word of the command line names."""
     global _description
     names = argparse.ArgumentParser(
-        description="\n".join(f"{name}: {work.__doc__.splitlines()[0]}" for name, work in benchmarks.items()),
+        description="\n".join(f"{name}: {(work.__doc__ or '').splitlines()[0]}" for name, work in benchmarks.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="NAME --help lists the flags of a benchmark",
         add_help=len(sys.argv) < 3,
@@ -68,7 +68,7 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 def compare(
-    title: str, works: dict[str, Callable[[], object]], runs: int = 5, warmup: int = 1, per: int = 1
+    title: str, works: Mapping[str, Callable[[], object]], runs: int = 5, warmup: int = 1, per: int = 1
 ) -> dict[str, list[float]]:
     """Time the works in turn and print a line for each; the first is the baseline of the ratios. Their seconds.
 

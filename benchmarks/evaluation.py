@@ -67,7 +67,7 @@ def bench_detection() -> None:
         def baseline() -> None:
             baselines.detection(files, lambda image: image[..., 0], root, flags.size)
 
-        times = {"plain": [], "project": []}
+        times: dict[str, list[float]] = {"plain": [], "project": []}
         for run in range(flags.runs + 1):
             taken = common.seconds(baseline) / flags.few
             whole = common.seconds(lambda: main_py("--detection"))

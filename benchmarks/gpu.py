@@ -1,7 +1,7 @@
 """Row 10: full-size networks on a CUDA GPU: training end to end with the loader, and inference."""
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -22,7 +22,7 @@ def endless(dataset: data_loader.DRAEMTrainDataset, batch: int, workers: int) ->
     """Batches of training samples, epoch after epoch."""
     loader = data_loader.train_loader(dataset, batch, workers, pin_memory=True)
     while True:
-        loader.batch_sampler.sampler.epoch += 1
+        loader.batch_sampler.sampler.epoch += 1  # type: ignore[union-attr]  # it is `train_loader`'s own
         yield from loader
 
 
@@ -38,15 +38,15 @@ def main() -> None:
     device = torch.device("cuda")
     precision = select_precision("auto", device)
 
-    def compare(title: str, batch: int, works: dict[str, Callable[[], object]]) -> None:
+    def compare(title: str, batch: int, works: Mapping[str, Callable[[], object]]) -> None:
         """Many steps of each, so that what a loader has made ahead cannot hide that it is slow; few of the baseline."""
-        times = {name: [] for name in works}
+        times: dict[str, list[float]] = {name: [] for name in works}
         for run in range(flags.runs + 1):
             for name, work in works.items():
                 is_plain = name == "plain fp32"
                 steps = max(flags.steps // 10, 1) if is_plain else flags.steps
                 torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = not is_plain
-                taken = common.seconds(lambda work=work, steps=steps: [work() for _ in range(steps)])
+                taken = common.seconds(lambda: [work() for _ in range(steps)])  # noqa: B023  # called at once
                 if run:  # the first compiles and chooses algorithms
                     times[name].append(taken / steps / batch)
         common.report(title, times)
@@ -61,7 +61,7 @@ def main() -> None:
         trainer, eager = Trainer(flags.width, flags.channels), Trainer(flags.width, flags.channels, compile_="off")
         model = DRAEM(flags.width, flags.channels).to(device).train()
         optimizer = baselines.optimizer(model)
-        works = {
+        works: dict[str, Callable[[], object]] = {
             "plain fp32": lambda: baselines.train_step(model, optimizer, next(loaders[0]), device),
             "project, compile off": lambda: eager.step(next(loaders[1])),
             "project": lambda: trainer.step(next(loaders[2])),

@@ -3,6 +3,7 @@
 import subprocess
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -37,6 +38,10 @@ class RandomImages(Dataset):
     def __getitem__(self, idx: int) -> dict[str, torch.Tensor | int]:
         return {"image": torch.rand(3, self.size, self.size), "mask": torch.zeros(1, self.size, self.size), "idx": idx}
 
+    def name(self, idx: int) -> str:
+        """Name of an image, for messages."""
+        return str(idx)
+
 
 def bench_networks() -> None:
     """Row 4: inference of the full-size networks: 1, 8 and 200 images, as the program runs them.
@@ -55,9 +60,9 @@ def bench_networks() -> None:
         for n in (1, 8):
             x = torch.rand(n, 3, flags.size, flags.size, device=device)
             ours = x.to(precision).contiguous(memory_format=memory_format(device, precision))
-            works = {
-                "plain, one by one": lambda x=x: [model(image) for image in x.split(1)],
-                "project": lambda x=ours: network(x)[1].float().cpu(),
+            works: dict[str, Callable[[], object]] = {
+                "plain, one by one": lambda: [model(image) for image in x.split(1)],  # noqa: B023  # called at once
+                "project": lambda: network(ours)[1].float().cpu(),  # noqa: B023
             }
             times = common.compare(f"{n} images" if n > 1 else "1 image", works, flags.runs, per=n)
         names = [f"{key}={value}" for key, value in (("base_width", flags.width), ("base_channels", flags.channels))]
@@ -117,13 +122,14 @@ def bench_predict() -> None:
                 predict(next(photos.iterdir())), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
             )
             while not rows.is_file() or rows.read_text().count("\n") < 2:
-                assert process.poll() in (None, 0), process.stderr.read()
+                assert process.poll() in (None, 0), process.stderr and process.stderr.read()
                 time.sleep(0.01)
             taken = time.perf_counter() - start
             process.communicate()
             return taken
 
-        times, first = {"the networks alone": [], "--predict, whole process": []}, []
+        times: dict[str, list[float]] = {"the networks alone": [], "--predict, whole process": []}
+        first = []
         for run in range(flags.runs + 1):
             alone = common.seconds(networks) / flags.images
             whole = common.seconds(lambda: subprocess.run(predict(photos), check=True, capture_output=True))
@@ -142,9 +148,9 @@ def bench_tiles() -> None:
     Time both in turn; a ratio of 0.91 or more means that tiles cost at most 1.1 times as much.
     """
     flags = common.arguments(height=448, width=1120, tile=128, width1=16, width2=8, batch=8, images=2)
-    data = Data(img_size=[flags.height, flags.width], tile_size=flags.tile, test_batch_size=flags.batch)
+    data = Data(img_size=(flags.height, flags.width), tile_size=(flags.tile, flags.tile), test_batch_size=flags.batch)
     config = Config(data=data, model=Model(base_width=flags.width1, base_channels=flags.width2))
-    count = len(tiles.cut(data.img_size, data.tile_size, data.tile_overlap))
+    count = len(tiles.cut(data.img_size, data.input_size, data.tile_overlap))
     common.header(
         f"{flags.width} x {flags.height} in {count} tiles of {flags.tile}, networks {flags.width1}/{flags.width2}"
     )
@@ -155,7 +161,7 @@ def bench_tiles() -> None:
     device = select_device("auto")
     precision = select_precision("auto", device)
     network, layout = optimized(model, device, precision), memory_format(device, precision)
-    x = torch.rand(flags.batch, 3, *data.tile_size, device=device).to(precision).contiguous(memory_format=layout)
+    x = torch.rand(flags.batch, 3, *data.input_size, device=device).to(precision).contiguous(memory_format=layout)
 
     def passes() -> None:
         """As many tiles, in batches of the same size; the last one can be smaller."""
@@ -170,7 +176,7 @@ def bench_tiles() -> None:
     common.compare("detection, an image", {"forward passes": passes, "tiles": detection}, per=flags.images)
 
     rows = [image.permute(1, 2, 0).contiguous().numpy() for image in images]
-    synthesizer = AnomalySynthesizer([row[: flags.tile, : flags.tile] for row in rows], data.tile_size)
+    synthesizer = AnomalySynthesizer([row[: flags.tile, : flags.tile] for row in rows], data.input_size)
     whole = DRAEMTrainDataset([row[: flags.tile, : flags.tile] for row in rows], synthesizer)
     cut = DRAEMTrainDataset(rows, synthesizer, per_image=16)
 

@@ -55,7 +55,7 @@ def bench_synthesis() -> None:
             for _ in range(flags.samples // 4):
                 baselines.sample(files, textures, helper, rng)
 
-        times = {"plain": [], "project": []}
+        times: dict[str, list[float]] = {"plain": [], "project": []}
         for run in range(flags.runs + 1):
             for name, work, n in (("plain", baseline, flags.samples // 4), ("project", ours, flags.samples)):
                 taken = common.seconds(work) / n
@@ -80,14 +80,15 @@ class Trainer:
         self.device = select_device("auto")
         self.precision = select_precision(precision, self.device)
         layout = memory_format(self.device, self.precision)
-        self.model = DRAEM(width, channels).to(self.device, memory_format=layout).train()
+        self.model = DRAEM(width, channels).train()
+        self.model.to(self.device, memory_format=layout)  # type: ignore[call-overload]  # torch's stubs lack it
         self.network = networks.for_training(self.model, compile_, self.device, steps=700 * 25)
         self.optimizer = torch.optim.Adam(self.model.parameters(), 1e-4, fused=True)
         self.criterion = DRAEMLoss().to(self.device)
 
-    def step(self, batch: dict[str, Tensor]) -> None:
+    def step(self, batch: dict[str, Tensor]) -> object:
         """One step."""
-        train_step(self.network, self.criterion, self.optimizer, batch, Compute(self.device, self.precision))
+        return train_step(self.network, self.criterion, self.optimizer, batch, Compute(self.device, self.precision))
 
 
 def compare_steps(width: int, channels: int, size: int, batch_size: int, runs: int) -> None:
@@ -172,7 +173,7 @@ def bench_epoch() -> None:
     )
     trainer, batch = Trainer(flags.width, flags.channels), random_batch(flags.size, flags.batch)
     trainer.step(batch)
-    times = {"steps alone": [], "whole epoch": []}
+    times: dict[str, list[float]] = {"steps alone": [], "whole epoch": []}
     with tempfile.TemporaryDirectory() as folder:
         settings = common.make_dataset(Path(folder), flags.size, flags.images, 1, 1, textures=120)
         settings += [f"model.base_width={flags.width}", f"model.base_channels={flags.channels}"]
@@ -202,7 +203,8 @@ def work(flags) -> None:
     uses_cuda = device.type == "cuda"
     together = ProcessGroup(uses_cuda) if "RANK" in os.environ else None
     precision = select_precision("auto", device)
-    model = DRAEM(flags.width, flags.channels).to(device, memory_format=memory_format(device, precision)).train()
+    model, layout = DRAEM(flags.width, flags.channels).train(), memory_format(device, precision)
+    model.to(device, memory_format=layout)  # type: ignore[call-overload]  # torch's stubs lack it
     optimizer = torch.optim.Adam(model.parameters(), 1e-4, fused=True)
     network = together.wrap_ddp(model) if together else model
     criterion = DRAEMLoss(*([together.extremes] if together else [])).to(device)
@@ -243,8 +245,11 @@ def bench_processes() -> None:
     launcher = ["-m", "torch.distributed.run", "--nproc_per_node", str(flags.processes)]
 
     def seconds_of(commands: list[list[str]]) -> float:
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        started = [subprocess.Popen(command, cwd=common.ROOT, env=environment, **pipes) for command in commands]
+        pipe = subprocess.PIPE
+        started = [
+            subprocess.Popen(command, cwd=common.ROOT, env=environment, stdout=pipe, stderr=pipe, text=True)
+            for command in commands
+        ]
         outs = [process.communicate() for process in started]
         found = [
             float(line.removeprefix(SAYS)) for out, _ in outs for line in out.splitlines() if line.startswith(SAYS)
@@ -252,7 +257,7 @@ def bench_processes() -> None:
         assert found, outs
         return max(found)
 
-    times = {"independent processes": [], "together": []}
+    times: dict[str, list[float]] = {"independent processes": [], "together": []}
     for _ in range(flags.runs):
         times["independent processes"].append(seconds_of([common.python(*words)] * flags.processes))
         times["together"].append(seconds_of([common.python(*launcher, *words)]))

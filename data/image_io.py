@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
@@ -298,6 +299,19 @@ def to_png(image: np.ndarray) -> np.ndarray:
 def from_png(data: np.ndarray) -> np.ndarray:
     """Decode the bytes that `to_png` returned: the image with its data type and channels."""
     return np.asarray(cv2.imdecode(data, cv2.IMREAD_UNCHANGED))
+
+
+@dataclass(frozen=True)
+class EmbeddedImage:
+    """An image kept in a checkpoint: path and digest of its file, and its content as PNG, uint8 (N,)."""
+
+    path: str
+    digest: str
+    png: np.ndarray
+
+    def decode(self) -> np.ndarray:
+        """The image with its data type and channels."""
+        return from_png(self.png)
 
 
 def write_image(path: Path, image: np.ndarray) -> None:

@@ -13,10 +13,11 @@ import torch
 from tqdm import tqdm
 
 import data_loader
-from config import Config, with_white_level
+from config import Config
 from data import image_io
 from data.folders import DatasetNotes, category_folder, list_textures
-from data.mvtec import TestSample, check_bit_depth, list_nominal, list_test, list_validation
+from data.image_io import EmbeddedImage
+from data.mvtec import TestSample, list_nominal, list_test, list_validation
 from evaluation.thresholds import false_positive_estimate, images_needed
 from inference import checkpoint, tiles
 from inference.preprocessing import Preprocessor, configured
@@ -28,7 +29,7 @@ from runtime.device import Compute, core_count, memory_format, select_device, se
 from runtime.errors import UserError
 from synthesis import AnomalySynthesizer
 from training import loop
-from training.data import DatasetFiles, TrainingFiles, find_white_level, split
+from training.data import DatasetFiles, TrainingFiles, resolve_white_level, split
 
 STEPS = 3  # measured, after one for warm-up
 SHOWN = 5  # names listed of each kind
@@ -86,28 +87,25 @@ def run(config: Config) -> None:
     for line in notes.lines():
         print(line)
     if files:
-        white_level = findings.attempt(lambda: find_white_level(config, files.nominal, None))
+        settled = findings.attempt(lambda: resolve_white_level(config, files.nominal)) or config
         groups = {"training": files.training, "held out": files.held_out, "test": [one.path for one in test or []]}
-        looks = _look_at(groups | {"textures": textures}, white_level, findings)
+        looks = _look_at(groups | {"textures": textures}, settled.data.known_white_level, findings)
         _print_looks(groups, looks)
         _print_masks(test or [], looks, findings)
         reference = _kept_reference(config)
         if test:
             technique = configured(config)
-            settled = with_white_level(config, white_level)
             preparing = partial(Preprocessor, settled, [technique], embedded=reference, writes=False)
-            findings.attempt(lambda: preparing().check(test, [technique]))
-            for line in check_bit_depth(test, white_level):
+            for line in findings.attempt(lambda: preparing().check(test, [technique])) or []:
                 print(line)
         _print_sizes(config, [looks[file] for names in groups.values() for file in names if file in looks])
         for line in _without_effect(config):
             print(line)
         if config.data.image_registration:
-            settled = with_white_level(config, white_level)
             findings.attempt(lambda: _print_registration(settled, files, test or [], reference))
         _print_false_positive_estimate(config, len(files.held_out))
         if not findings.problems:
-            _print_time(config, files, white_level)
+            _print_time(settled, files)
     for reason, paths in findings.by_reason().items():
         others = f"; the same for {_some(paths[1:])}" if len(paths) > 1 else ""
         print(f"would stop: {paths[0]}: {reason}{others}" if paths else f"would stop: {reason}")
@@ -214,19 +212,19 @@ def _print_masks(test: Sequence[TestSample], looks: dict[Path, Look], findings: 
         print(f"masks: {warning}: {_some(masks)}")
 
 
-def _kept_reference(config: Config) -> dict[str, dict[str, Any]]:
+def _kept_reference(config: Config) -> dict[str, EmbeddedImage]:
     """The reference that a resumed training would use, see `inference.embedded_assets.embed`; empty for none."""
     last = config.run_folder / "last.pt"
     if not config.data.registration_training or config.train.resume == "never" or not last.is_file():
         return {}
     with suppress(UserError):  # training reports a damaged one
-        kept = checkpoint.read(last, only_metadata=True)
-        return {name: one for name, one in kept.get("embedded_assets", {}).items() if name == "reference"}
+        kept = checkpoint.load_metadata(last).embedded_assets
+        return {name: one for name, one in kept.items() if name == "reference"}
     return {}
 
 
 def _print_registration(
-    config: Config, files: TrainingFiles, test: Sequence[TestSample], kept: dict[str, dict[str, Any]]
+    config: Config, files: TrainingFiles, test: Sequence[TestSample], kept: dict[str, EmbeddedImage]
 ) -> None:
     """Print how many images can be registered. kept: the reference of a training to resume.
 
@@ -295,13 +293,13 @@ def _print_false_positive_estimate(config: Config, count: int) -> None:
         print(f"a false-positive rate of 1 % needs at least {images_needed(0.01)} held-out images")
 
 
-def _print_time(config: Config, files: TrainingFiles, white_level: float | None) -> None:
+def _print_time(config: Config, files: TrainingFiles) -> None:
     """Print the number of training steps, and an estimate of their time from a few measured ones."""
     train, device = config.train, select_device(config.train.device)
     precision = select_precision(train.precision, device)
     count = len(files.training) * tiles.per_image(config.data, train.tiles_per_image)
-    size = min(train.batch_size, count)
-    images = [image_io.read_image(file, config.data.input_size, white_level) for file in files.training[:size]]
+    size, white = min(train.batch_size, count), config.data.known_white_level
+    images = [image_io.read_image(file, config.data.input_size, white) for file in files.training[:size]]
     dataset = data_loader.DRAEMTrainDataset(images, AnomalySynthesizer(files.textures[:4], config.data.input_size), 0)
     batch = torch.utils.data.default_collate([dataset[place] for place in range(size)])
     model, layout = DRAEM(config.model.base_width, config.model.base_channels), memory_format(device, precision)

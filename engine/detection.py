@@ -9,7 +9,7 @@ from typing import Any
 
 from config import Config, map_settings, threshold_settings
 from data.folders import DatasetNotes, category_folder
-from data.mvtec import TestSample, check_bit_depth, list_test, with_masks_read
+from data.mvtec import TestSample, list_test, with_masks_read
 from engine.threshold import NOT_KNOWN, load_thresholds, nominal_images
 from evaluation.thresholds import MANUAL, OPTIMAL
 from inference import checkpoint, threshold_file
@@ -37,12 +37,10 @@ def run(config: Config, group: Together | None = None) -> Path:
         print(line)
     samples, warnings = with_masks_read(samples)
     ckpt = checkpoint.load(config)
-    config = checkpoint.resolve_white_level(config, ckpt)
-    warnings += check_bit_depth(samples, config.data.known_white_level)
-    for line in warnings:
-        print(line)
-    preprocessor = Preprocessor(config, [technique], embedded=ckpt.assets_for(config))
-    for line in preprocessor.notes:
+    preprocessor = Preprocessor.for_checkpoint(config, ckpt, [technique])
+    config = preprocessor.config
+    warnings += preprocessor.check(samples, [technique])
+    for line in (*warnings, *preprocessor.notes):
         print(line)
     if group and group.rank:
         for _ in detect(ckpt.model, preprocessor.dataset(samples, [technique], group), config, "", group):

@@ -1,16 +1,16 @@
 """Evaluation of categories x checkpoints x techniques x thresholds: what to do, what is complete, and the passes."""
 
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from tqdm import tqdm
 
 from config import Config, with_category
 from data import cache
 from data.folders import DatasetNotes, category_folder, chosen_categories
-from data.mvtec import TestSample, check_bit_depth, list_test, with_masks_read
+from data.mvtec import TestSample, list_test, with_masks_read
 from engine import ray_jobs
 from engine.detection import TestSet, differences, evaluate_pass, result_folder
 from engine.ray_jobs import Options
@@ -161,7 +161,6 @@ def _plan(config: Config, selection: Selection) -> tuple[list[Item], dict[Key, s
         try:
             notes = DatasetNotes()
             samples, warnings = with_masks_read(list_test(Path(own.data.data_path) / name, notes))
-            warnings += check_bit_depth(samples, _white_level(own, paths))
             for line in (*notes.lines(), *warnings):
                 print(f"{name}: {line}")
             # last.pt first: a kept checkpoint of the same epoch takes its place
@@ -171,7 +170,7 @@ def _plan(config: Config, selection: Selection) -> tuple[list[Item], dict[Key, s
         except (UserError, OSError) as error:
             failed[name, "", ""] = format_error(error)
             continue
-        prepared: dict[tuple, Preprocessor] = {}
+        prepared: dict[tuple, Prepared] = {}
         for epoch, path in sorted(by_epoch.items()):
             usable, count = techniques, len(prepared)
             try:
@@ -180,44 +179,43 @@ def _plan(config: Config, selection: Selection) -> tuple[list[Item], dict[Key, s
                 failed |= {(name, str(epoch), technique.name): format_error(error) for technique in techniques}
                 continue
             try:
-                preprocessor = _prepare(prepared, own, ckpt, usable, kept_in)
+                ready = _prepare(prepared, own, ckpt, usable, samples, kept_in)
             except NoReferencePartError as error:  # then no image can be registered
                 usable = [one for one in techniques if not one.registered]
                 failed |= {(name, str(epoch), one.name): format_error(error) for one in techniques if one.registered}
-                preprocessor = _prepare(prepared, own, ckpt, usable, kept_in)
+                ready = _prepare(prepared, own, ckpt, usable, samples, kept_in)
             if len(prepared) > count:
-                preprocessor.check(samples, usable)
-                for line in preprocessor.notes:
+                for line in (*ready.warnings, *ready.preprocessor.notes):
                     print(f"{name}: {line}")
+            test_set = TestSet(samples, warnings + ready.warnings)
             for variant in dict.fromkeys(technique.variant for technique in usable):
                 together = [technique for technique in usable if technique.variant == variant]
-                items.append(Item(path, epoch, TestSet(samples, warnings), preprocessor, together))
+                items.append(Item(path, epoch, test_set, ready.preprocessor, together))
     return items, failed
 
 
+class Prepared(NamedTuple):
+    """A preprocessor, and what it warns of about the test images."""
+
+    preprocessor: Preprocessor
+    warnings: list[str]
+
+
 def _prepare(
-    prepared: dict[tuple, Preprocessor],
+    prepared: dict[tuple, Prepared],
     config: Config,
     ckpt: CheckpointMetadata,
     techniques: list[Technique],
+    samples: list[TestSample],
     kept_in: Path | None = None,
-) -> Preprocessor:
+) -> Prepared:
     """The preprocessor for a checkpoint, kept in `prepared`: checkpoints with the same embedded images share one."""
-    config = checkpoint.resolve_white_level(config, ckpt)
-    embedded = ckpt.assets_for(config)
-    digests = sorted((what, asset["digest"]) for what, asset in embedded.items())
-    key = (config.data.category, *techniques, config.data.white_level, *digests)
+    digests = sorted((what, asset.digest) for what, asset in ckpt.assets_for(config).items())
+    key = (config.data.category, *techniques, ckpt.white_level, *digests)
     if key not in prepared:
-        prepared[key] = Preprocessor(config, techniques, kept_in, embedded)
+        preprocessor = Preprocessor.for_checkpoint(config, ckpt, techniques, kept_in)
+        prepared[key] = Prepared(preprocessor, preprocessor.check(samples, techniques))
     return prepared[key]
-
-
-def _white_level(config: Config, paths: Sequence[Path]) -> float | None:
-    """The white level of the run's first undamaged checkpoint."""
-    for path in paths:
-        with suppress(UserError):  # a damaged one is reported when it is evaluated
-            return checkpoint.resolve_white_level(config, checkpoint.load_metadata(path)).data.known_white_level
-    return config.data.known_white_level
 
 
 def _techniques(config: Config, selection: Selection) -> list[Technique]:
@@ -293,7 +291,7 @@ def current_results(results: Path, config: Config, failed: dict[Key, str]) -> tu
     by_name = {technique.name: technique for technique in TECHNIQUES}
     found, stale = [], {}
     listed: dict[str, list[TestSample]] = {}
-    prepared: dict[tuple, Preprocessor] = {}
+    prepared: dict[tuple, Prepared] = {}
     for folder in sorted(results.glob("*/checkpoint_*/*")):
         name, epoch = folder.parent.parent.name, folder.parent.name.removeprefix("checkpoint_")
         key = (name, epoch, folder.name)
@@ -312,7 +310,7 @@ def current_results(results: Path, config: Config, failed: dict[Key, str]) -> tu
                 continue
             if name not in listed:
                 listed[name] = list_test(category_folder(Path(own.data.data_path), name))
-            preprocessor = _prepare(prepared, own, checkpoint.load_metadata(path), [technique])
+            preprocessor, _ = _prepare(prepared, own, checkpoint.load_metadata(path), [technique], listed[name])
             if changed := differences(record, path, preprocessor, technique, listed[name]):
                 stale[key] = "; ".join(changed)
                 continue

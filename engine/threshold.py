@@ -1,6 +1,5 @@
 """The threshold mode: thresholds from nominal images that were not trained on."""
 
-import json
 import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,12 +10,19 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from config import Config, map_settings, threshold_settings
+from config import Config, Metrics, map_settings, threshold_settings
 from data.folders import category_folder, images_below
 from data.mask_matching import and_n_more, name_in
 from data.mvtec import TestSample, list_nominal, list_validation, split_nominal
 from evaluation.metrics import image_score
-from evaluation.thresholds import NominalScores, NoScoresError, conformal, false_positive_estimate, images_needed
+from evaluation.thresholds import (
+    NominalScores,
+    NoScoresError,
+    Thresholds,
+    conformal,
+    false_positive_estimate,
+    images_needed,
+)
 from inference import checkpoint, threshold_file
 from inference.checkpoint import Checkpoint, CheckpointMetadata
 from inference.detect import NetworkOutput, detect
@@ -27,9 +33,7 @@ from reporting import tables
 from runtime import provenance
 from runtime.device import Together, core_count
 from runtime.errors import UserError
-from runtime.files import write_text
 from runtime.provenance import Provenance
-from runtime.version import program_version
 
 NOT_KNOWN = "whether these weights were trained on the images that thresholds come from is not known"
 
@@ -41,12 +45,11 @@ def run(config: Config, group: Together | None = None) -> Path:
     """
     technique = configured(config)
     ckpt = checkpoint.load(config)
-    config = checkpoint.resolve_white_level(config, ckpt)
-    preprocessor = Preprocessor(config, [technique], embedded=ckpt.assets_for(config))
+    preprocessor = Preprocessor.for_checkpoint(config, ckpt, [technique])
     for line in preprocessor.notes:
         print(line)
-    for content in compute_thresholds(config, ckpt, preprocessor, [technique], group):
-        print(_table(content))
+    for found in compute_thresholds(preprocessor.config, ckpt, preprocessor, [technique], group):
+        print(_table(found, config.metrics))
     return threshold_file.path_of(config.run_folder, ckpt.name, technique)
 
 
@@ -85,7 +88,7 @@ def run_on(config: Config, folder: Path) -> Path:
     made_from = replace(detector.made_from(), nominal=provenance.content(left), settings=settings)
     path = threshold_file.path_of(detector.run_folder, detector.name, detector.technique, folder.resolve().name)
     held_out = None if detector.ckpt.images is None else True
-    print(_table(_save(path, config, detector.ckpt, scores, made_from, held_out)))
+    print(_table(_save(path, config, detector.ckpt, scores, made_from, held_out), config.metrics))
     return path
 
 
@@ -164,22 +167,20 @@ class Scores:
         self.of_pixels.update(counted)
         self._largest.append(float(counted.max(initial=0)))
 
-    def thresholds(self, max_false_alarms: float) -> dict[str, dict[str, float | None]]:
-        """`image` and `pixel`, each threshold kind -> value; conformal is None where there are too few images."""
-        found: dict[str, dict[str, float | None]] = {
-            "image": {**self._of_images.compute()},
-            "pixel": {**self.of_pixels.compute()},
-        }
-        for scope, scores in (("image", self.image_scores), ("pixel", self._largest)):
-            limit = conformal(np.array(scores), max_false_alarms)
-            found[scope]["conformal"] = limit if math.isfinite(limit) else None
-        return found
+    def thresholds(self, max_false_alarms: float) -> dict[str, Thresholds]:
+        """Threshold kind -> thresholds; conformal ones are infinite where there are too few images."""
+        image, pixel = self._of_images.compute(), self.of_pixels.compute()
+        image["conformal"], pixel["conformal"] = (
+            conformal(np.array(scores), max_false_alarms) for scores in (self.image_scores, self._largest)
+        )
+        return {kind: Thresholds(kind, value, pixel[kind]) for kind, value in image.items()}
 
 
 def _false_positive_sentence(config: Config, kind: str, count: int, threshold: float | None) -> str:
     """The false-positive rate to expect of an image threshold, in a sentence."""
     limit = config.metrics.max_false_alarms
-    if threshold is None:
+    assert threshold is not None  # only `optimal` ones can be undefined
+    if math.isinf(threshold):
         return (
             f"no image is called anomalous: {count} images are too few for a false-positive rate of at most "
             f"{limit:.3g}, {images_needed(limit)} are needed"
@@ -204,8 +205,8 @@ def compute_thresholds(
     preprocessor: Preprocessor,
     techniques: Sequence[Technique],
     group: Together | None = None,
-) -> list[dict[str, Any]]:
-    """Compute and save the thresholds of techniques that share an input variant, in one pass; the files' content.
+) -> list[NominalThresholds]:
+    """Compute and save the thresholds of techniques that share an input variant, in one pass; these.
 
     group: see `detect`; processes other than the first return nothing.
     """
@@ -223,13 +224,13 @@ def compute_thresholds(
             own.update(apply_valid_mask(result, technique))
     if group and group.rank:
         return []
-    contents = []
+    found = []
     for technique, own in zip(techniques, scores, strict=True):
         made_from = provenance_of(config, ckpt.fingerprint, preprocessor, technique, samples)
         own.unregistered = preprocessor.registration.unregistered(samples) if technique.registered else []
         path = threshold_file.path_of(config.run_folder, ckpt.name, technique)
-        contents.append(_save(path, config, ckpt, own, made_from, is_held_out))
-    return contents
+        found.append(_save(path, config, ckpt, own, made_from, is_held_out))
+    return found
 
 
 def _save(
@@ -239,63 +240,54 @@ def _save(
     scores: Scores,
     made_from: Provenance,
     is_held_out: bool | None,
-) -> dict[str, Any]:
-    """Write a threshold file; its content."""
-    count, settings, (height, width) = len(scores.image_scores), config.metrics, config.data.img_size
+) -> NominalThresholds:
+    """Write a threshold file; the thresholds."""
+    count, (height, width) = len(scores.image_scores), config.data.img_size
     try:
-        thresholds = scores.thresholds(settings.max_false_alarms)
+        by_kind = scores.thresholds(config.metrics.max_false_alarms)
     except NoScoresError as error:
         key = f"masking.regions.{config.data.category}"
         raise UserError(key, error, "leave some of the image outside the regions") from error
-    sentences = {
-        kind: _false_positive_sentence(config, kind, count, value) for kind, value in thresholds["image"].items()
-    }
-    content = {
-        "provenance": made_from.to_json(),
-        "checkpoint": ckpt.name,
-        "checkpoint_file": ckpt.path.as_posix(),
-        "pictures": count,
-        "held_out": is_held_out,
-        "unregistered": scores.unregistered,
-        "pixels_left_out": count * height * width - scores.of_pixels.count,
-        # Apart from the others: None where there are too few images.
-        "conformal": {scope: found.pop("conformal") for scope, found in thresholds.items()},
-        **thresholds,
-        "p": settings.p,
-        "k": settings.k,
-        "max_false_alarms": settings.max_false_alarms,
-        "promises": sentences,
-        "image_scores": scores.image_scores,
-        "settings": config.model_dump(mode="json"),
-        "program_version": program_version(),
-    }
-    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
-    return content
+    found = NominalThresholds(
+        by_kind,
+        is_held_out,
+        {kind: _false_positive_sentence(config, kind, count, one.image) for kind, one in by_kind.items()},
+        scores.image_scores,
+        scores.unregistered,
+        count * height * width - scores.of_pixels.count,
+        made_from,
+    )
+    threshold_file.write(path, config, ckpt, found)
+    return found
 
 
-def _table(content: dict[str, Any]) -> str:
+def _table(found: NominalThresholds, settings: Metrics) -> str:
+    """The thresholds, and what to expect of them, as text."""
     source = {
         True: "held-out nominal images",
         None: "nominal images (whether these weights were trained on them is not known)",
         False: "TRAINING images (val_split is 0: nothing was held out, so these thresholds are too low)",
-    }[content["held_out"]]
-    p, k = content["p"], content["k"]
-    names = {"max": "max", "p_quantile": f"p_quantile (p = {p:g})", "k_sigma": f"k_sigma (k = {k:g})"}
+    }[found.held_out]
+    names = {
+        "max": "max",
+        "p_quantile": f"p_quantile (p = {settings.p:g})",
+        "k_sigma": f"k_sigma (k = {settings.k:g})",
+        "conformal": f"conformal ({settings.max_false_alarms:g})",
+    }
     rows: list[tuple[Any, ...]] = [("", "image", "pixel")]
-    rows += [(name, content["image"][kind], content["pixel"][kind]) for kind, name in names.items()]
-    values = [content["conformal"][scope] for scope in ("image", "pixel")]
-    label = f"conformal ({content['max_false_alarms']:g})"
-    rows.append((label, *("none" if value is None else value for value in values)))
-    head = [f"thresholds from {content['pictures']} {source}"]
-    if content["unregistered"]:
-        head.append(f"{len(content['unregistered'])} of them could not be registered and stay unregistered")
-    if content["pixels_left_out"]:
-        head.append(f"{content['pixels_left_out']:,} pixels are left out: masked, or outside of the registered image")
-    lines = [f"{kind}: {sentence}" for kind, sentence in content["promises"].items()]
+    for kind, name in names.items():
+        _, *values = found.by_kind[kind]
+        rows.append((name, *("none" if value is not None and math.isinf(value) else value for value in values)))
+    head = [f"thresholds from {len(found.image_scores)} {source}"]
+    if found.unregistered:
+        head.append(f"{len(found.unregistered)} of them could not be registered and stay unregistered")
+    if found.pixels_left_out:
+        head.append(f"{found.pixels_left_out:,} pixels are left out: masked, or outside of the registered image")
+    lines = [f"{kind}: {sentence}" for kind, sentence in found.false_positive_rates.items()]
     lines.append(
         f"valid for images taken like the held-out ones; a rate of 1 % needs at least {images_needed(0.01)} of them"
     )
-    if content["held_out"] is False:
+    if found.held_out is False:
         lines = ["the false-positive rates of thresholds from training images are not known"]
     return "\n".join([*head, tables.number_table(rows, 22, 10), *lines])
 

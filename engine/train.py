@@ -2,18 +2,17 @@
 
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from config import Config, with_white_level
 from data.folders import DatasetNotes
 from data_loader import DRAEMTrainDataset, train_loader
 from inference import checkpoint, embedded_assets, networks
-from inference.checkpoint import TrainingImages
 from runtime.device import worker_count, worker_errors
 from runtime.errors import UserError
 from runtime.files import remove_leftovers, run_lock
 from runtime.provenance import Provenance
-from training.data import TrainingFiles, datasets, find_files, find_white_level, split
+from training.data import TrainingFiles, datasets, find_files, resolve_white_level, split
 from training.journal import Journal
 from training.loop import Trainer
 from training.state import (
@@ -21,8 +20,6 @@ from training.state import (
     TrainingSource,
     TrainingState,
     changed_images,
-    place_in,
-    provenance_of,
     read_last,
     training_provenance,
 )
@@ -62,9 +59,8 @@ def run(config: Config, settings_text: str, group: "ProcessGroup | None" = None)
             state, files, place = _set_up(config, settings_text, group)
             samples = None
             if state.epoch < config.train.epochs:
-                samples = datasets(
-                    config, files, state.source.white_level, state.source.embedded_assets.get("reference")
-                )
+                settled = with_white_level(config, state.source.white_level)
+                samples = datasets(settled, files, state.source.embedded_assets.get("reference"))
         if samples is None:
             return _trained_already(state)
         return _train(state, len(files.held_out), *samples, place)
@@ -80,27 +76,28 @@ def _set_up(
         print(line)
     made_from = training_provenance(config, found.nominal + found.validation, found.textures)
     kept = read_last(config, made_from)
-    files = split(config, found, TrainingImages(**kept["images"]) if kept else None)
-    white_level = find_white_level(config, files.nominal, kept)
-    embedded = embedded_assets.embed(with_white_level(config, white_level), (kept or {}).get("embedded_assets"))
-    source = TrainingSource(made_from, files.digests(), white_level, embedded)
+    files = split(config, found, kept.source.images if kept else None)
+    settled = resolve_white_level(config, files.nominal, kept.source if kept else None)
+    embedded = embedded_assets.embed(settled, kept.source.embedded_assets if kept else None)
+    source = TrainingSource(made_from, files.digests(), settled.data.known_white_level, embedded)
     state = TrainingState(config, settings_text, source, group)
     if kept:
         state.resume(kept)
-        _print_changes(config.run_folder / "last.pt", kept, state)
-    return state, files, place_in(kept) if kept else None
+        _print_changes(config.run_folder / "last.pt", kept.source, state.source)
+    return state, files, kept.place if kept else None
 
 
-def _print_changes(path: Path, kept: dict[str, Any], state: TrainingState) -> None:
+def _print_changes(path: Path, kept: TrainingSource, now: TrainingSource) -> None:
     """Print which images have changed since a state was saved: training resumes, but the user should know."""
-    if changed := changed_images(TrainingImages(**kept["images"]), state.source.images):
+    if changed := changed_images(kept.images, now.images):
         print(f"images of train/good have changed since {path} was saved: {changed}")
-    there, now = provenance_of(path, kept), state.source.made_from
-    for changed in Provenance(textures=there.textures).differences(Provenance(textures=now.textures)):
+    textures, textures_now = kept.made_from.textures, now.made_from.textures
+    for changed in Provenance(textures=textures).differences(Provenance(textures=textures_now)):
         print(f"since {path} was saved {changed}")
     for key in FOLDERS:  # other settings are refused by `read_last`
-        if there.settings[key] != now.settings[key]:
-            print(f"{key} was {there.settings[key]}, is now {now.settings[key]}: the same images")
+        before, after = kept.made_from.settings[key], now.made_from.settings[key]
+        if before != after:
+            print(f"{key} was {before}, is now {after}: the same images")
 
 
 def _trained_already(state: TrainingState) -> Path:

@@ -19,14 +19,14 @@ from data.folders import chosen_categories
 from engine import ray_jobs
 from engine.ray_jobs import Options
 from inference import checkpoint
-from inference.checkpoint import TrainingImages, epoch_path
+from inference.checkpoint import epoch_path
 from runtime import signals
 from runtime.device import select_device
 from runtime.errors import UserError, format_error
 from runtime.files import run_lock, write_text
 from runtime.signals import Interrupted
 from training.data import find_files, split
-from training.state import changed_images, changed_settings, provenance_of, training_provenance
+from training.state import changed_images, changed_settings, training_provenance
 
 MAIN = Path(__file__).resolve().parent.parent / "main.py"
 STATUSES = {signals.INTERRUPTED: signal.SIGINT, signals.TERMINATED: signal.SIGTERM}  # exit status -> signal
@@ -205,17 +205,17 @@ def _is_complete(config: Config) -> bool:
     run, last = config.run_folder, epoch_path(config.run_folder, config.train.epochs)
     if not last.is_file():
         return False
-    content = checkpoint.read(last, only_metadata=True)
+    known = checkpoint.load_metadata(last)
     found = find_files(config)
     now = training_provenance(config, found.nominal + found.validation, found.textures)
-    if changed := changed_settings(provenance_of(last, content), now):
+    assert known.made_from and known.images  # of this program
+    if changed := changed_settings(known.made_from, now):
         raise UserError(
             run,
             f"complete, but trained with {', '.join(changed)}",
             "set it back, set another data.run_name, or give --force",
         )
-    images = TrainingImages(**content["images"])
-    if differences := changed_images(images, split(config, found, images).digests()):
+    if differences := changed_images(known.images, split(config, found, known.images).digests()):
         print(f"{config.data.category}: complete, but images of train/good have changed since: {differences}")
     return True
 

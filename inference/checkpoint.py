@@ -1,10 +1,8 @@
 """Read checkpoints of this program, and pairs of weight files of the original DRAEM."""
 
-import hashlib
 import pickle
 import re
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,13 +12,13 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from config import Config, with_checkpoint_settings, with_white_level
-from data.folders import category_folder
-from data.image_io import find_white_level
+from data.folders import nominal_folders
+from data.image_io import EmbeddedImage, find_white_level
 from data.mvtec import list_nominal
+from inference.fingerprint import fingerprint
 from model import DRAEM
-from runtime.device import core_count
 from runtime.errors import UserError
-from runtime.provenance import file_state
+from runtime.provenance import Provenance, file_state
 
 # Pairs of weight files: suffix -> pattern in the reconstructive network's stem, its replacement in the other stem.
 PAIRS = {
@@ -33,8 +31,6 @@ WIDTH_KEYS = {
     "model.base_width": "reconstructive.encoder.block1.0.weight",
     "model.base_channels": "discriminative.encoder_segment.block1.0.weight",
 }
-
-CHECKSUM = "sha256 of tensors"  # name of the method, stored before the checksum
 
 FIX_HINT = "set data.load_epoch to another checkpoint, or train again with train.resume=never"
 
@@ -57,22 +53,23 @@ class CheckpointMetadata:
         images: nominal images of the training; None if unknown (weights of another program).
         white_level: of the training images, see `image_io.read_image`.
         embedded_assets: images for masking and registration, see `inference.embedded_assets.embed`.
-        settings: of the training; None if unknown.
+        settings, made_from: of the training, and what it was trained on; None if unknown.
     """
 
     name: str
     path: Path
     images: TrainingImages | None = None
     white_level: float | None = None
-    embedded_assets: dict[str, dict[str, Any]] = field(default_factory=dict)
+    embedded_assets: dict[str, EmbeddedImage] = field(default_factory=dict)
     settings: Config | None = None
+    made_from: Provenance | None = None
 
     @property
     def is_of_registered(self) -> bool:
         """Whether the model was trained on registered images."""
         return self.settings is not None and self.settings.data.registration_training
 
-    def assets_for(self, config: Config) -> dict[str, dict[str, Any]]:
+    def assets_for(self, config: Config) -> dict[str, EmbeddedImage]:
         """The embedded images to use: those whose setting, and the category, are as in training and not set explicitly.
 
         The reference of a training on registered images is always used; UserError if the checkpoint does not have it.
@@ -190,16 +187,17 @@ def load(config: Config, load_epoch: int | str | None = None) -> Checkpoint:
     else:
         weights = content["model"]
     model = DRAEM(config.model.base_width, config.model.base_channels)
-    metadata = _metadata(path, content)
+    metadata = metadata_of(path, content)
     check_widths(path, weights, config)
-    _check_fit(path, metadata["settings"], config)
+    _check_fit(path, metadata.settings, config)
     try:
         model.load_state_dict(weights)
         own = fingerprint(weights)
     except (RuntimeError, TypeError, AttributeError) as error:
         raise UserError(path, "its weights are not those of a DRAEM model", FIX_HINT) from error
     name = _name(config, path, content["epoch"], own) if content else path.stem
-    return Checkpoint(name, path, **metadata, model=model, fingerprint=own)
+    known = {one.name: getattr(metadata, one.name) for one in fields(metadata)} | {"name": name}
+    return Checkpoint(**known, model=model, fingerprint=own)
 
 
 def check_widths(path: Path, weights: dict[str, Tensor], config: Config) -> None:
@@ -250,27 +248,32 @@ def _second_of_pair(path: Path) -> Path:
 def load_metadata(path: Path) -> CheckpointMetadata:
     """Read a checkpoint without its weights."""
     if path.suffix in PAIRS:
-        return CheckpointMetadata(path.stem, path)
-    return _metadata_of(path, file_state(path))
+        return metadata_of(path, {})
+    return _cached_metadata(path, file_state(path))
 
 
 @cache
-def _metadata_of(path: Path, _: tuple) -> CheckpointMetadata:
+def _cached_metadata(path: Path, _: tuple) -> CheckpointMetadata:
     """Metadata of a checkpoint, cached for each state of the file: a batch reads it for every result."""
-    content = read(path, only_metadata=True)
-    return CheckpointMetadata(str(content["epoch"]), path, **_metadata(path, content))
+    return metadata_of(path, read(path, only_metadata=True))
 
 
-def _metadata(path: Path, content: dict[str, Any]) -> dict[str, Any]:
-    """Metadata fields of a Checkpoint. content: of the file; empty for weights of another program."""
+def metadata_of(path: Path, content: dict[str, Any]) -> CheckpointMetadata:
+    """Metadata in the content of a checkpoint file; empty content: weights of another program."""
     if not content:
-        return {"settings": None}
-    return {
-        "images": TrainingImages(**content["images"]),
-        "white_level": content.get("white_level"),
-        "embedded_assets": content.get("embedded_assets", {}),
-        "settings": _settings_of(path, content["settings"]),
-    }
+        return CheckpointMetadata(path.stem, path)
+    return CheckpointMetadata(
+        str(content["epoch"]),
+        path,
+        TrainingImages(**content["images"]),
+        content.get("white_level"),
+        {
+            name: EmbeddedImage(one["path"], one["digest"], one["png"].numpy().copy())
+            for name, one in content.get("embedded_assets", {}).items()
+        },
+        _settings_of(path, content["settings"]),
+        Provenance.from_json(content.get("provenance")),
+    )
 
 
 def _settings_of(path: Path, values: dict[str, Any]) -> Config:
@@ -283,16 +286,19 @@ def _settings_of(path: Path, values: dict[str, Any]) -> Config:
 def resolve_white_level(config: Config, ckpt: CheckpointMetadata) -> Config:
     """The settings with the white level of the training in place of 'auto'; UserError if they have another one.
 
-    For weights of another program, 'auto' is estimated from train/good.
+    For weights of another program, 'auto' is estimated from train/good where that folder is there.
     """
     is_known, wanted = ckpt.images is not None, config.data.white_level
-    if isinstance(wanted, str):  # auto
-        category = category_folder(Path(config.data.data_path), config.data.category)
-        return with_white_level(config, ckpt.white_level if is_known else find_white_level(list_nominal(category)))
+    if isinstance(wanted, str) and is_known:  # auto
+        return with_white_level(config, ckpt.white_level)
+    if isinstance(wanted, str):
+        category = Path(config.data.data_path) / config.data.category
+        nominal = list_nominal(category) if nominal_folders(category / "train") else []
+        return with_white_level(config, find_white_level(nominal) if nominal else None)
     if is_known and wanted != ckpt.white_level:
         trained = "images of 8 or full 16 bits" if ckpt.white_level is None else f"white_level {ckpt.white_level:g}"
         raise UserError(f"data.white_level = {wanted:g}", f"{ckpt.path} was trained with {trained}", "set it to auto")
-    return with_white_level(config, wanted)
+    return config
 
 
 def for_new_images(config: Config) -> tuple[Config, Path]:
@@ -303,48 +309,3 @@ def for_new_images(config: Config) -> tuple[Config, Path]:
     path = find(config, config.data.load_epoch)
     trained = load_metadata(path).settings
     return (with_checkpoint_settings(config, trained, path) if trained else config), path
-
-
-def fingerprint(weights: dict[str, Tensor]) -> str:
-    """First 16 hexadecimal digits of the SHA-256 of all weights. It does not depend on the file that holds them."""
-    digest = hashlib.sha256()
-    for name in sorted(weights):
-        digest.update(name.encode())
-        digest.update(_bytes(weights[name]))
-    return digest.hexdigest()[:16]
-
-
-def _bytes(tensor: Tensor) -> memoryview:
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
-
-
-def checksum(content: dict[str, Any]) -> str:
-    """SHA-256 of the content of a checkpoint, except its entry `checksum`; with the name of the method before it."""
-    digest = hashlib.sha256()
-    tensors: list[Tensor] = []
-
-    def feed(value: Any) -> None:
-        if isinstance(value, Tensor):
-            digest.update(f"tensor {len(tensors)}".encode())
-            tensors.append(value)
-        elif isinstance(value, dict):
-            for key in sorted(value, key=str):
-                digest.update(repr(key).encode())
-                feed(value[key])
-        elif isinstance(value, (list, tuple)):
-            for one in value:
-                feed(one)
-        else:
-            digest.update(repr(value).encode())
-
-    feed({key: value for key, value in content.items() if key != "checksum"})
-    with ThreadPoolExecutor(core_count()) as pool:  # hashing releases the GIL
-        for one in pool.map(lambda tensor: hashlib.sha256(_bytes(tensor)).digest(), tensors):
-            digest.update(one)
-    return f"{CHECKSUM} {digest.hexdigest()}"
-
-
-def is_damaged(content: dict[str, Any]) -> bool:
-    """Whether the content of a checkpoint differs from its checksum. False without a checksum, or with an older one."""
-    stored = str(content.get("checksum"))
-    return stored.startswith(f"{CHECKSUM} ") and checksum(content) != stored

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from config import Config, map_settings, with_white_level
+from config import Config, map_settings
 from data.image_io import resize
 from evaluation.metrics import Region, image_score, regions
 from evaluation.thresholds import MANUAL, Thresholds, relative
@@ -62,12 +62,9 @@ class Detector:
     """
 
     def __init__(self, ckpt: Checkpoint, config: Config):
-        if config.is_explicit("data.white_level"):
-            config = checkpoint.resolve_white_level(config, ckpt)  # refuses another one than the checkpoint's
-        elif ckpt.images is not None:
-            config = with_white_level(config, ckpt.white_level)
-        self.ckpt, self.config, self.technique = ckpt, config, configured(config)
-        self._preprocessor = Preprocessor(config, [self.technique], embedded=ckpt.assets_for(config))
+        self.ckpt, self.technique = ckpt, configured(config)
+        self._preprocessor = Preprocessor.for_checkpoint(config, ckpt, [self.technique])
+        self.config = config = self._preprocessor.config
         self._networks = Networks(ckpt.model, config, 0)
         self.notes = list(self._preprocessor.notes)
         self.nominal_scores: list[float] = []
@@ -152,11 +149,8 @@ class Detector:
 
     def made_from(self) -> Provenance:
         """What scores depend on besides the images."""
-        data = self.config.data
-        settings = map_settings(self.config)
-        settings["white_level"] = data.known_white_level
         fields = self._preprocessor.provenance_fields(self.technique)
-        return Provenance(weights=self.ckpt.fingerprint, settings=settings, **fields)
+        return Provenance(weights=self.ckpt.fingerprint, settings=map_settings(self.config), **fields)
 
     def __call__(self, images: np.ndarray | Sequence[np.ndarray]) -> "Detection | list[Detection]":
         """What is found in one image, BGR uint8 (H, W, 3) of any size, or in each of a list.

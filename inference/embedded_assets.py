@@ -2,20 +2,18 @@
 
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
 
 from config import Config
-from data.image_io import decode_mask_file, to_png
+from data.image_io import EmbeddedImage, decode_mask_file, to_png
 from inference.preprocessing import configured
 from registration.register import NoReferencePartError, Registration
 from runtime import provenance
 from runtime.errors import UserError
 
 
-def embed(config: Config, kept: dict[str, dict[str, Any]] | None = None) -> dict[str, dict[str, Any]]:
+def embed(config: Config, kept: dict[str, EmbeddedImage] | None = None) -> dict[str, EmbeddedImage]:
     """Images to store in a checkpoint, so that inference needs no other files: masking `region` and `reference`.
 
     An image that cannot be read is left out, because training does not need it; detection reports the error.
@@ -24,7 +22,7 @@ def embed(config: Config, kept: dict[str, dict[str, Any]] | None = None) -> dict
         kept: embedded images of the training that is resumed; its training images are registered to this reference.
 
     Returns:
-        name -> {path, digest of the file, png: uint8 tensor with the bytes of a PNG file}. The region is 0 or 255.
+        name -> image. The region is 0 or 255.
 
     Raises:
         UserError: training images are registered and the reference cannot be read; no part is found in the reference.
@@ -47,6 +45,6 @@ def embed(config: Config, kept: dict[str, dict[str, Any]] | None = None) -> dict
             if config.data.registration_training:
                 raise
     return embedded | {
-        name: {"path": path.as_posix(), "digest": provenance.file_digest(path), "png": torch.from_numpy(to_png(image))}
+        name: EmbeddedImage(path.as_posix(), provenance.file_digest(path), to_png(image))
         for name, (path, image) in images.items()
     }

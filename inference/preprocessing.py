@@ -11,10 +11,11 @@ import torch
 
 from config import Config
 from data.cache import ArrayCache
-from data.image_io import decode_mask_file, from_png, read_size, resize, resize_mask
-from data.mvtec import TestSample
+from data.image_io import EmbeddedImage, decode_mask_file, read_size, resize, resize_mask
+from data.mvtec import TestSample, check_bit_depth
 from data_loader import DRAEMTestDataset
-from inference import masking
+from inference import checkpoint, masking
+from inference.checkpoint import CheckpointMetadata
 from registration.register import Registration
 from runtime import provenance
 from runtime.device import select_device, select_precision
@@ -126,7 +127,7 @@ class Preprocessor:
         config: Config,
         techniques: Sequence[Technique],
         kept_in: Path | None = None,
-        embedded: dict[str, dict[str, Any]] | None = None,
+        embedded: dict[str, EmbeddedImage] | None = None,
         writes: bool = True,
     ):
         self.config, self.kept_in, self.embedded = config, kept_in, embedded or {}
@@ -141,6 +142,14 @@ class Preprocessor:
             self.registration.check()  # here, so that a mistake is reported before anything runs
             self._note_if_changed("reference", "data.registration_reference")
 
+    @classmethod
+    def for_checkpoint(
+        cls, config: Config, ckpt: CheckpointMetadata, techniques: Sequence[Technique], kept_in: Path | None = None
+    ) -> "Preprocessor":
+        """Preprocessor with the white level and the embedded images of a checkpoint; `config` has the settings used."""
+        config = checkpoint.resolve_white_level(config, ckpt)
+        return cls(config, techniques, kept_in, ckpt.assets_for(config))
+
     def _read_region(self, region: list[list[int]] | str | None) -> None:
         if region is None:
             raise UserError(
@@ -150,8 +159,8 @@ class Preprocessor:
             )
         if isinstance(region, str) and "region" in self.embedded:
             self._note_if_changed("region", self.key)
-            self._region = from_png(self.embedded["region"]["png"].numpy()) > 0
-            region = self.embedded["region"]["digest"]
+            self._region = self.embedded["region"].decode() > 0
+            region = self.embedded["region"].digest
         elif isinstance(region, str):
             self._region = decode_mask_file(Path(region)).mask
             region = provenance.file_digest(Path(region))
@@ -159,8 +168,9 @@ class Preprocessor:
 
     def _note_if_changed(self, name: str, key: str) -> None:
         """Add a note if the file of an embedded image is there and has changed. key: of its setting."""
-        path = Path(self.embedded.get(name, {}).get("path", ""))
-        if path.is_file() and provenance.file_digest(path) != self.embedded[name]["digest"]:
+        image = self.embedded.get(name)
+        path = Path(image.path if image else "")
+        if image and path.is_file() and provenance.file_digest(path) != image.digest:
             fix = f"set {key} on the command line"
             if name == "reference" and self.config.data.registration_training:
                 fix = "train again"
@@ -168,22 +178,27 @@ class Preprocessor:
                 f"{path} has changed since training; its copy in the checkpoint is used; to use the file, {fix}"
             )
 
-    def check(self, samples: Sequence[TestSample], techniques: Sequence[Technique]) -> None:
-        """UserError if the masking region does not fit the size of an image, or of the reference if it is registered.
+    def check(self, samples: Sequence[TestSample], techniques: Sequence[Technique]) -> list[str]:
+        """Check images before a pass; warnings about their bit depth, see `check_bit_depth`.
 
-        Only headers of images are read. An image that cannot be read is ignored; reading it later raises the error.
+        Of most images, only the header is read. One that cannot be read is ignored; reading it later raises the error.
+
+        Raises:
+            UserError: the masking region does not fit the size of an image, or of the reference if it is registered.
         """
+        warnings = check_bit_depth(samples, self.config.data.known_white_level)
         masked = [technique for technique in techniques if technique.masking != "no"]
         if any(technique.registered for technique in masked):
             self.region(self.registration.reference.shape[:2], self.registration.reference_path)
         if all(technique.registered for technique in masked):
-            return
+            return warnings
         shapes: dict[tuple[int, int], Path] = {}
         for sample in samples:
             with suppress(UserError):
                 shapes.setdefault(read_size(sample.path), sample.path)
         for shape, path in shapes.items():
             self.region(shape, path)
+        return warnings
 
     def provenance_fields(self, technique: Technique) -> dict[str, Any]:
         """Fields of a Provenance that follow from the preprocessing: technique, region, reference and precision."""

@@ -7,9 +7,12 @@ from pathlib import Path
 
 from config import Config
 from evaluation.thresholds import MANUAL, NOMINAL_KINDS, Thresholds
+from inference.checkpoint import Checkpoint
 from inference.preprocessing import Technique
 from runtime.errors import UserError
+from runtime.files import write_text
 from runtime.provenance import Content, Provenance
+from runtime.version import program_version
 
 FIX_HINT = "run: python main.py --threshold True (with the same --config and --set)"
 
@@ -19,10 +22,11 @@ class NominalThresholds:
     """Thresholds that do not depend on the test set.
 
     Attributes:
-        by_kind: threshold kind -> thresholds.
+        by_kind: threshold kind -> thresholds; infinite ones where there are too few images.
         held_out: whether the nominal images that they come from were not trained on; None where that is not known.
         false_positive_rates: threshold kind -> what to expect, a sentence.
-        image_scores: of these images.
+        image_scores: of these images. unregistered: names of those that could not be registered.
+        pixels_left_out: number of their pixels that are masked, or outside of the registered image.
         made_from: what they were computed from; None for those of the settings.
     """
 
@@ -30,6 +34,8 @@ class NominalThresholds:
     held_out: bool | None = True
     false_positive_rates: dict[str, str] = field(default_factory=dict)
     image_scores: list[float] = field(default_factory=list)
+    unregistered: list[str] = field(default_factory=list)
+    pixels_left_out: int = 0
     made_from: Provenance | None = None
 
     @property
@@ -60,6 +66,32 @@ def manual(config: Config) -> NominalThresholds:
     return NominalThresholds({MANUAL: Thresholds(MANUAL, **values)})
 
 
+def write(path: Path, config: Config, ckpt: Checkpoint, found: NominalThresholds) -> None:
+    """Write the thresholds of a checkpoint; conformal ones apart from the others, null where they are infinite."""
+    assert found.made_from is not None  # only manual ones are without
+    values = {scope: {kind: getattr(one, scope) for kind, one in found.by_kind.items()} for scope in ("image", "pixel")}
+    conformal = {scope: kinds.pop("conformal") for scope, kinds in values.items()}
+    content = {
+        "provenance": found.made_from.to_json(),
+        "checkpoint": ckpt.name,
+        "checkpoint_file": ckpt.path.as_posix(),
+        "pictures": len(found.image_scores),
+        "held_out": found.held_out,
+        "unregistered": found.unregistered,
+        "pixels_left_out": found.pixels_left_out,
+        "conformal": {scope: value if math.isfinite(value) else None for scope, value in conformal.items()},
+        **values,
+        "p": config.metrics.p,
+        "k": config.metrics.k,
+        "max_false_alarms": config.metrics.max_false_alarms,
+        "promises": found.false_positive_rates,
+        "image_scores": found.image_scores,
+        "settings": config.model_dump(mode="json"),
+        "program_version": program_version(),
+    }
+    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
 def read(path: Path) -> NominalThresholds:
     """Thresholds of a file; UserError where it is damaged, or of another version of this program."""
     try:
@@ -74,6 +106,8 @@ def read(path: Path) -> NominalThresholds:
             content["held_out"],
             dict(content["promises"]),
             [float(score) for score in content["image_scores"]],
+            [str(name) for name in content["unregistered"]],
+            int(content["pixels_left_out"]),
             Provenance.from_json(content.get("provenance")),
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
@@ -13,7 +13,7 @@ from tqdm import tqdm
 from config import Config
 from data.cache import ArrayCache, half_of_disk
 from data.folders import category_folder
-from data.image_io import from_png, read_image, resize, write_image
+from data.image_io import EmbeddedImage, read_image, resize, write_image
 from data.mvtec import TestSample, list_nominal
 from registration import part_pose
 from registration.homography import register as register_scene
@@ -36,11 +36,11 @@ class Registration:
 
     Args:
         config: the settings.
-        embedded: reference from a checkpoint (see `inference.embedded_assets.embed`), used instead of its file.
+        embedded: reference from a checkpoint, used instead of its file.
         writes: whether a reference without a part may be written to the run's folder, for the user to see.
     """
 
-    def __init__(self, config: Config, embedded: dict[str, Any] | None = None, writes: bool = True):
+    def __init__(self, config: Config, embedded: EmbeddedImage | None = None, writes: bool = True):
         self.config, self._embedded, self._writes = config, embedded, writes
         self.white_level = config.data.known_white_level
         self._homographies: dict[Path, np.ndarray | None] = {}  # images are not kept: there may be very many
@@ -61,7 +61,7 @@ class Registration:
     def reference_path(self) -> Path:
         """Path of the reference image: as configured, else the first image of train/good."""
         if self._embedded:
-            return Path(self._embedded["path"])
+            return Path(self._embedded.path)
         if self.config.data.registration_reference is not None:
             path = Path(self.config.data.registration_reference)
             if not path.is_file():
@@ -76,7 +76,7 @@ class Registration:
     def reference(self) -> np.ndarray:
         """The reference image, uint8 (H, W, 3), BGR."""
         if self._embedded:
-            return from_png(self._embedded["png"].numpy())
+            return self._embedded.decode()
         return self.read(self.reference_path)
 
     @cached_property
@@ -98,7 +98,7 @@ class Registration:
     @cached_property
     def digest(self) -> str:
         """Digest of everything that registration depends on besides the images: reference and method."""
-        digest = self._embedded["digest"] if self._embedded else provenance.file_digest(self.reference_path)
+        digest = self._embedded.digest if self._embedded else provenance.file_digest(self.reference_path)
         if self._is_of_parts:
             digest += " part" + (", mirrored" if self.config.data.registration_mirror else "")
         return digest

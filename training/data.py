@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from config import Config, with_white_level
 from data import image_io
 from data.cache import ArrayCache, DecodedImages, Subset, cache_folder, half_of_disk
 from data.folders import DatasetNotes, category_folder, list_textures
+from data.image_io import EmbeddedImage
 from data.mvtec import list_nominal, list_validation, nominal_name, split_nominal
 from data_loader import DRAEMTrainDataset
 from inference import tiles
@@ -16,6 +16,7 @@ from registration.register import RegisteredTrainingImages, Registration
 from runtime import provenance
 from runtime.errors import UserError
 from synthesis import MAX_ROTATION, AnomalySynthesizer
+from training.state import TrainingSource
 from training.validation import SyntheticSamples, split_textures
 
 SMALL_ROTATION = 5  # degrees, of nominal images that are registered
@@ -101,34 +102,34 @@ def split(config: Config, files: DatasetFiles, kept: TrainingImages | None = Non
     return TrainingFiles(files.category, training, [file for file in nominal if file in held_out], files.textures)
 
 
-def find_white_level(config: Config, nominal: list[Path], kept: dict[str, Any] | None) -> float | None:
-    """The value of white in images of more than 8 bits: of the settings, of the kept state, or found in the images."""
+def resolve_white_level(config: Config, nominal: list[Path], kept: TrainingSource | None = None) -> Config:
+    """The settings with the white level in place of `auto`: that of the state to resume, or found in the images."""
     if not isinstance(config.data.white_level, str):
-        return config.data.white_level
-    if kept is not None:
-        return kept.get("white_level")
+        return config
+    if kept:
+        return with_white_level(config, kept.white_level)
     white_level = image_io.find_white_level(nominal)
     if white_level is not None:
         print(f"images have more than 8 bits: {white_level:g} counts as white (data.white_level)")
-    return white_level
+    return with_white_level(config, white_level)
 
 
 def datasets(
-    config: Config, files: TrainingFiles, white_level: float | None = None, reference: dict[str, Any] | None = None
+    config: Config, files: TrainingFiles, reference: EmbeddedImage | None = None
 ) -> tuple[DRAEMTrainDataset, SyntheticSamples | None]:
     """Training samples, and synthetic samples on held-out images (None without these). Decodes all files.
 
-    reference: embedded image that others are registered to, see `inference.embedded_assets.embed`; None for
-        that of the settings.
+    config: with the white level resolved. reference: embedded image that others are registered to; None for that of
+        the settings.
     """
     nominal: ArrayCache
     size, seed, folder = config.data.input_size, config.train.seed, cache_folder(config.data.checkpoint_path)
     if config.data.registration_training:
-        registration = Registration(with_white_level(config, white_level), reference)
+        registration = Registration(config, reference)
         nominal, rotation = RegisteredTrainingImages(folder, files.nominal, registration), SMALL_ROTATION
     else:
-        limit = half_of_disk(folder)
-        nominal = DecodedImages(folder, "nominal images", files.nominal, config.data.img_size, white_level, limit)
+        limit, white = half_of_disk(folder), config.data.known_white_level
+        nominal = DecodedImages(folder, "nominal images", files.nominal, config.data.img_size, white, limit)
         rotation = MAX_ROTATION
     # After `nominal`, which is in use by now: a new cache file may remove files that no process has open.
     textures = DecodedImages(folder, "textures", files.textures, size)

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 
 from config import Config, effects, weight_settings
-from inference import checkpoint
+from data.image_io import EmbeddedImage
+from inference import checkpoint, fingerprint
 from inference.checkpoint import TrainingImages
 from model import DRAEM
 from runtime import provenance
@@ -47,14 +48,6 @@ def learning_rate_factor(config: Config) -> Callable[[int], float]:
     """Epochs done -> factor of the learning rate."""
     milestones = [round(share * config.train.epochs) for share in config.train.lr_milestones]
     return lambda epochs_done: config.train.lr_gamma ** sum(epochs_done >= milestone for milestone in milestones)
-
-
-def provenance_of(path: Path, content: dict[str, Any]) -> Provenance:
-    """What a checkpoint of this program was trained on."""
-    known = Provenance.from_json(content.get("provenance"))
-    if known is None:
-        raise UserError(path, "damaged, or of an earlier version", START_ANEW)
-    return known
 
 
 def changed_settings(there: Provenance, now: Provenance, ignoring: Iterable[str] = ()) -> list[str]:
@@ -105,7 +98,47 @@ class TrainingSource:
     made_from: Provenance
     images: TrainingImages
     white_level: float | None = None
-    embedded_assets: dict[str, dict[str, Any]] = field(default_factory=dict)
+    embedded_assets: dict[str, EmbeddedImage] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class SavedState:
+    """A state to resume from, as last.pt holds it.
+
+    Attributes:
+        source: what it was trained on. model, optimizer, scheduler: torch's state dictionaries.
+        epoch, progress: see `TrainingState`.
+    """
+
+    source: TrainingSource
+    epoch: int
+    model: dict[str, torch.Tensor]
+    optimizer: dict[str, Any]
+    scheduler: dict[str, Any]
+    progress: Progress | None
+
+    @classmethod
+    def read(cls, path: Path) -> "SavedState":
+        """Read last.pt; UserError where it is damaged, or cannot be resumed from."""
+        content = checkpoint.read(path)
+        if fingerprint.is_damaged(content):
+            raise UserError(path, "damaged", START_ANEW)
+        if not {"model", "optimizer", "scheduler", "epoch", "settings", "images"} <= content.keys():
+            raise UserError(path, "not a state to resume from", START_ANEW)
+        known, progress = checkpoint.metadata_of(path, content), content.get("progress")
+        if known.made_from is None or known.images is None:
+            raise UserError(path, "damaged, or of an earlier version", START_ANEW)
+        if progress:
+            sample = {name: one.numpy() for name, one in progress["sample"].items()}
+            progress = Progress(**progress | {"sample": sample})
+        source = TrainingSource(known.made_from, known.images, known.white_level, known.embedded_assets)
+        model, optimizer, scheduler = (content[name] for name in ("model", "optimizer", "scheduler"))
+        return cls(source, content["epoch"], model, optimizer, scheduler, progress or None)
+
+    @property
+    def place(self) -> str:
+        """The place in the training where it was saved, in words."""
+        return place_of(self.progress.step if self.progress else None, self.epoch)
 
 
 class TrainingState:
@@ -163,7 +196,10 @@ class TrainingState:
         return content | {
             "images": asdict(self.source.images),
             "white_level": self.source.white_level,
-            "embedded_assets": self.source.embedded_assets,
+            "embedded_assets": {
+                name: asdict(one) | {"png": torch.from_numpy(one.png)}
+                for name, one in self.source.embedded_assets.items()
+            },
         }
 
     def save_checkpoint(self) -> None:
@@ -183,7 +219,7 @@ class TrainingState:
             content["progress"]["sample"] = {
                 name: torch.from_numpy(one) for name, one in (self.progress.sample or {}).items()
             }
-        content["checksum"] = checkpoint.checksum(content)
+        content["checksum"] = fingerprint.checksum(content)
         write_checkpoint(path, content)
         self._saved = time.monotonic()
         return path
@@ -204,12 +240,12 @@ class TrainingState:
         run = self.config.run_folder
         self._earlier = [path for pattern in EARLIER for path in run.glob(pattern)]
 
-    def resume(self, content: dict[str, Any]) -> None:
+    def resume(self, saved: SavedState) -> None:
         """Continue from a state that `read_last` has checked."""
         config, path = self.config, self.config.run_folder / "last.pt"
         try:
-            self.model.load_state_dict(content["model"])
-            self.optimizer.load_state_dict(content["optimizer"])
+            self.model.load_state_dict(saved.model)
+            self.optimizer.load_state_dict(saved.optimizer)
         except (RuntimeError, ValueError) as error:
             raise UserError(path, "does not fit this model", START_ANEW) from error
         # The fused optimizer step needs moments in the memory format of the weights, not in that they were saved in.
@@ -218,17 +254,14 @@ class TrainingState:
                 if value.shape == parameter.shape:
                     state[key] = torch.empty_like(parameter).copy_(value)
         # Epochs, rate and milestones are those of the current settings, so that a run can be extended.
-        self.scheduler.load_state_dict(content["scheduler"] | {"base_lrs": [config.train.learning_rate]})
+        self.scheduler.load_state_dict(saved.scheduler | {"base_lrs": [config.train.learning_rate]})
         for group in self.optimizer.param_groups:
-            group["lr"] = config.train.learning_rate * learning_rate_factor(config)(content["epoch"])
-        self.epoch, self._is_resumed = content["epoch"], True
-        if progress := content.get("progress"):
-            sample = {name: one.numpy() for name, one in progress["sample"].items()}
-            self.progress = Progress(**progress | {"sample": sample})
+            group["lr"] = config.train.learning_rate * learning_rate_factor(config)(saved.epoch)
+        self.epoch, self.progress, self._is_resumed = saved.epoch, saved.progress, True
 
 
-def read_last(config: Config, now: Provenance) -> dict[str, Any] | None:
-    """Content of last.pt, None where there is none or train.resume is never.
+def read_last(config: Config, now: Provenance) -> SavedState | None:
+    """The state in last.pt, None where there is none or train.resume is never.
 
     Args:
         now: what would be trained on. Changed images do not prevent resuming.
@@ -237,23 +270,21 @@ def read_last(config: Config, now: Provenance) -> dict[str, Any] | None:
         UserError: it belongs to other settings, or cannot be used.
     """
     path = config.run_folder / "last.pt"
-    saved = checkpoint.saved_epochs(config.run_folder)
-    is_there = path.is_file() or (path.with_name(BEFORE_LAST).is_file() and not saved)
+    epochs = checkpoint.saved_epochs(config.run_folder)
+    is_there = path.is_file() or (path.with_name(BEFORE_LAST).is_file() and not epochs)
     if config.train.resume == "never" or not is_there:
         if config.train.resume == "must":
             raise UserError("train.resume = must", f"there is no {path}", "set train.resume to auto to start anew")
-        if config.train.resume == "auto" and saved:
+        if config.train.resume == "auto" and epochs:
             raise UserError(
                 path,
                 "missing, but checkpoints of a run are there",
                 "restore it, set another data.run_name, or train.resume=never to replace that run",
             )
         return None
-    content = _read_sound(path)
-    if not {"model", "optimizer", "scheduler", "epoch", "settings", "images"} <= content.keys():
-        raise UserError(path, "not a state to resume from", START_ANEW)
-    checkpoint.check_widths(path, content["model"], config)
-    there = provenance_of(path, content)
+    saved = _read_sound(path)
+    checkpoint.check_widths(path, saved.model, config)
+    there = saved.source.made_from
     if missing := [key for key in now.settings if key not in there.settings]:
         raise UserError(path, f"of an earlier version, without {missing[0]}", START_ANEW)
     extendable = [key for key, one in effects().items() if one.resumes == "extendable"]
@@ -263,40 +294,28 @@ def read_last(config: Config, now: Provenance) -> dict[str, Any] | None:
             f"trained with {', '.join(changed)}",
             "set it back, or set another data.run_name or train.resume=never",
         )
-    return content
+    return saved
 
 
-def _read_sound(path: Path) -> dict[str, Any]:
-    """Content of last.pt, or, where that is damaged, of the previous one, with a message."""
+def _read_sound(path: Path) -> SavedState:
+    """The state in last.pt, or, where that is damaged, of the previous one, with a message."""
     before = path.with_name(BEFORE_LAST)
     try:
-        content = _checked(path)
+        saved = SavedState.read(path)
     except (UserError, FileNotFoundError) as error:
         try:
-            content = _checked(before)
+            saved = SavedState.read(before)
         except (UserError, FileNotFoundError):
             raise error from None
         what = f"{path}: {error.problem if isinstance(error, UserError) else 'missing'}"
-        lost = f"what was trained after {place_in(content)} is trained again"
+        lost = f"what was trained after {saved.place} is trained again"
         print(f"{what}; resuming from {before.name}: {lost}")
-    return content
-
-
-def _checked(path: Path) -> dict[str, Any]:
-    content = checkpoint.read(path)
-    if checkpoint.is_damaged(content):
-        raise UserError(path, "damaged", START_ANEW)
-    return content
+    return saved
 
 
 def place_of(step: int | None, epochs_done: int) -> str:
     """The place in a training, in words. step: of the epoch after those done, None between epochs."""
     return f"step {step} of epoch {epochs_done + 1}" if step else f"epoch {epochs_done}"
-
-
-def place_in(content: dict[str, Any]) -> str:
-    """The place in the training where a file was saved, in words."""
-    return place_of((content.get("progress") or {}).get("step"), content["epoch"])
 
 
 def write_checkpoint(path: Path, content: dict[str, Any]) -> None:

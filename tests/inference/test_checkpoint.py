@@ -5,11 +5,15 @@ import re
 import shutil
 
 import numpy as np
+import pytest
 import torch
-from conftest import GOLDEN
+from conftest import GOLDEN, write
 from messages import assert_user_error
 
+from config import load_config
+from inference import checkpoint
 from inference import detect as inference
+from runtime.errors import UserError
 
 PAIR = "DRAEM_seg_large_ae_large_0.0001_800_bs8_bottle_"
 
@@ -64,3 +68,17 @@ def test_of_weights_from_elsewhere_the_training_images_are_not_known(workplace, 
     second_file.unlink()
     alone = cli("--detection", *sets, f"data.load_epoch={workplace}/old/bottle_run_REC_MODEL_700.pth")
     assert_user_error(alone, "old/bottle_run_SEG_MODEL_700.pth", "bottle_run_REC_MODEL_700.pth")
+
+
+def test_the_white_level_of_another_programs_weights_is_that_of_the_nominal_images(workplace):
+    config, ckpt = load_config(workplace / "config.yaml"), checkpoint.CheckpointMetadata("other", workplace)
+    assert checkpoint.resolve_white_level(config, ckpt).data.white_level is None  # 8 bits
+    for path in sorted((workplace / "mvtec/tile/train/good").iterdir()):
+        write(path, np.full((40, 48), 4000, np.uint16))
+    assert checkpoint.resolve_white_level(config, ckpt).data.white_level == 4095
+    shutil.rmtree(workplace / "mvtec")  # prediction needs no dataset
+    assert checkpoint.resolve_white_level(config, ckpt).data.white_level is None
+    known = checkpoint.CheckpointMetadata("1", workplace, checkpoint.TrainingImages({}, {}), 1023)
+    assert checkpoint.resolve_white_level(config, known).data.white_level == 1023
+    with pytest.raises(UserError, match=r"data\.white_level"):
+        checkpoint.resolve_white_level(config.with_values({"data.white_level": 4095}), known)

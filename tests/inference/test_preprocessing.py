@@ -7,7 +7,6 @@ import cv2
 import numpy as np
 import pytest
 import skimage
-import torch
 from conftest import image_key, noisy_maps, write
 from messages import assert_names, assert_user_error
 from sklearn.metrics import average_precision_score, roc_auc_score
@@ -88,8 +87,6 @@ def test_a_file_that_has_changed_since_it_was_embedded_is_noted(workplace):
     settings = [f"masking.regions.tile={path.as_posix()}", "metrics.masking=true", "data.image_registration=true"]
     config, technique = load_config(workplace / "config.yaml", settings), Technique("post", True)
     embedded = embedded_assets.embed(config)
-    for asset in embedded.values():  # as torch.load returns it
-        asset["png"] = torch.as_tensor(asset["png"])
     assert Preprocessor(config, [technique], embedded=embedded).notes == []
     for file in (path, reference):
         write(file, 255 - cv2.imread(str(file), cv2.IMREAD_UNCHANGED))

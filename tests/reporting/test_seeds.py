@@ -7,6 +7,7 @@ from conftest import rows_of
 from messages import assert_line, lines_with
 
 from inference import checkpoint
+from inference.fingerprint import fingerprint
 
 
 def test_seeds_are_separate_runs_whose_means_are_reported(two, call):
@@ -15,7 +16,7 @@ def test_seeds_are_separate_runs_whose_means_are_reported(two, call):
     assert status == 0, error
     assert_line(out, re.compile(r"tile, seed 0\b.*tile, seed 1\b"))
     weights = [
-        checkpoint.fingerprint(checkpoint.read(two / f"checkpoints/tile/{run}/epoch_0002.pt")["model"])
+        fingerprint(checkpoint.read(two / f"checkpoints/tile/{run}/epoch_0002.pt")["model"])
         for run in ("tiny", "tiny_seed0", "tiny_seed1")
     ]
     assert weights[0] == weights[1] != weights[2]  # the settings' own seed is 0

@@ -15,11 +15,9 @@ import config
 import config_types
 from engine import train
 from inference import checkpoint
-from inference.checkpoint import TrainingImages
 from runtime.errors import UserError
-from runtime.provenance import Provenance
 from training import state
-from training.state import TrainingSource, TrainingState, learning_rate_factor
+from training.state import SavedState, TrainingState, learning_rate_factor
 
 
 def test_learning_rates_drop_as_the_originals(workplace):
@@ -47,14 +45,14 @@ def test_a_run_resumes_in_another_precision(workplace, monkeypatch, before, afte
         monkeypatch.setattr(f"{module}.memory_format", lambda device, precision: layouts[precision])
     train.run(config_of(workplace, "train.epochs=1", f"train.precision={before}", "train.visualize=false"), "")
     config = config_of(workplace, "train.epochs=2", f"train.precision={after}")
-    content = checkpoint.read(config.run_folder / "last.pt")
-    state = TrainingState(config, "", TrainingSource(Provenance(), TrainingImages(**content["images"])))
-    state.resume(content)
+    saved = SavedState.read(config.run_folder / "last.pt")
+    state = TrainingState(config, "", saved.source)
+    state.resume(saved)
     model, optimizer = state.model, state.optimizer
     layout = torch.channels_last if after == "bf16" else torch.contiguous_format
     assert all(value.is_contiguous(memory_format=layout) for value in model.parameters() if value.ndim == 4)
     names = [name for name, _ in model.named_parameters()]
-    expected = {name: content["optimizer"]["state"][i] for i, name in enumerate(names)}
+    expected = {name: saved.optimizer["state"][i] for i, name in enumerate(names)}
     for name, parameter in model.named_parameters():
         for key in ("exp_avg", "exp_avg_sq"):
             state = optimizer.state[parameter][key]

@@ -1,0 +1,57 @@
+"""Digests of weights: the fingerprint that results name a model by, and the checksum of a saved state."""
+
+import hashlib
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from runtime.device import core_count
+
+CHECKSUM = "sha256 of tensors"  # name of the method, stored before the checksum
+
+
+def fingerprint(weights: dict[str, Tensor]) -> str:
+    """First 16 hexadecimal digits of the SHA-256 of all weights. It does not depend on the file that holds them."""
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        digest.update(name.encode())
+        digest.update(_bytes(weights[name]))
+    return digest.hexdigest()[:16]
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+
+
+def checksum(content: dict[str, Any]) -> str:
+    """SHA-256 of the content of a checkpoint, except its entry `checksum`; with the name of the method before it."""
+    digest = hashlib.sha256()
+    tensors: list[Tensor] = []
+
+    def feed(value: Any) -> None:
+        if isinstance(value, Tensor):
+            digest.update(f"tensor {len(tensors)}".encode())
+            tensors.append(value)
+        elif isinstance(value, dict):
+            for key in sorted(value, key=str):
+                digest.update(repr(key).encode())
+                feed(value[key])
+        elif isinstance(value, (list, tuple)):
+            for one in value:
+                feed(one)
+        else:
+            digest.update(repr(value).encode())
+
+    feed({key: value for key, value in content.items() if key != "checksum"})
+    with ThreadPoolExecutor(core_count()) as pool:  # hashing releases the GIL
+        for one in pool.map(lambda tensor: hashlib.sha256(_bytes(tensor)).digest(), tensors):
+            digest.update(one)
+    return f"{CHECKSUM} {digest.hexdigest()}"
+
+
+def is_damaged(content: dict[str, Any]) -> bool:
+    """Whether the content of a checkpoint differs from its checksum. False without a checksum, or with an older one."""
+    stored = str(content.get("checksum"))
+    return stored.startswith(f"{CHECKSUM} ") and checksum(content) != stored

@@ -1,22 +1,17 @@
-"""The schema of config.yaml: load, override, check, edit."""
+"""The schema of config.yaml: each setting, its allowed values, and what it affects."""
 
-import difflib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 from pydantic.fields import FieldInfo
 
 import config_types as kinds
-from config_types import Affects, allowed_values
+from config_types import Affects
 from evaluation.thresholds import OPTIMAL
-from runtime import yaml_file
-from runtime.cli import CONFIG
-from runtime.errors import UserError, UserErrors
+from runtime.errors import UserError
 
-REGIONS = "masking.regions"
-UNUSED_KEYS = {"input_channel", "save_txt", "comparison"}  # of earlier code
 TRAINED_WITH = "the checkpoint's settings"  # what `source_of` says of settings that a checkpoint brought along
 
 
@@ -168,7 +163,8 @@ class Config(_Section):
         return copy
 
 
-def _fields(section: str) -> dict[str, FieldInfo]:
+def fields_of(section: str) -> dict[str, FieldInfo]:
+    """Name -> field, of a section of the settings."""
     model: Any = Config.model_fields[section].annotation
     return model.model_fields
 
@@ -178,7 +174,7 @@ def effects() -> dict[str, Affects]:
     return {
         f"{section}.{name}": next(one for one in field.metadata if isinstance(one, Affects))
         for section in Config.model_fields
-        for name, field in _fields(section).items()
+        for name, field in fields_of(section).items()
     }
 
 
@@ -248,98 +244,3 @@ def with_category(config: Config, name: str) -> Config:
 def with_white_level(config: Config, white_level: float | None) -> Config:
     """The settings with the value of white that images are read with, None for that of their files."""
     return config.with_values({"data.white_level": white_level})
-
-
-def _unknown_key(source: str, key: str) -> UserError:
-    if key.split(".")[-1] in UNUSED_KEYS:
-        return UserError(f"{source} {key}", "this key of earlier code has no use here", "remove it")
-    known = list(effects())
-    candidates = known if "." in key else list(Config.model_fields)
-    same_name = [other for other in known if other.split(".")[-1] == key.split(".")[-1]]
-    near = same_name or difflib.get_close_matches(key, candidates, 1, 0)
-    return UserError(f"{source} {key}", "unknown key", f"the nearest known one is {near[0]}")
-
-
-def _is_text(key: str) -> bool:
-    section, _, name = key.partition(".")
-    field = _fields(section)[name]
-    return field.annotation in (str, str | None) or key == "data.load_epoch"
-
-
-def _wrong_value(source: str, error: dict[str, Any], text: str) -> UserError:
-    """source: the file or flag that has the value. error: pydantic's. text: of the settings file."""
-    path = error["loc"]
-    if error["type"] in ("extra_forbidden", "invalid_key"):
-        return _unknown_key(source, ".".join(map(str, path[:2])))
-    field = _fields(path[0]).get(path[1]) if len(path) > 1 else None
-    value = repr(error["input"]) if isinstance(error["input"], str) else error["input"]
-    allowed = allowed_values(error, field, yaml_file.as_written(text, *path))
-    return UserError(f"{source} {'.'.join(map(str, path))} = {value}", "not an allowed value", f"it {allowed}")
-
-
-def load_config(path: Path | str, overrides: Iterable[str] = ()) -> Config:
-    """Read and check settings.
-
-    Args:
-        path: YAML file.
-        overrides: `section.key=value`, the value in YAML; for a key of text type taken as written.
-
-    Raises:
-        UserError: unreadable file, bad YAML (line and column), unknown keys, values out of range; all at once.
-    """
-    path = Path(path)
-    text = yaml_file.read(path)
-    values = yaml_file.parse(text, str(path))
-    if values is None:
-        values = {}
-    if not isinstance(values, dict):
-        raise UserError(
-            path, f"must hold the sections {', '.join(Config.model_fields)}", "see config.yaml beside main.py"
-        )
-    values = {section: {} if keys is None else keys for section, keys in values.items()}
-    in_file = {section: list(keys) for section, keys in values.items() if isinstance(keys, dict)}
-    problems, overridden = [], set()
-    for override in overrides:
-        key, equals, written = override.partition("=")
-        key, region = key.strip(), {}
-        if not equals:
-            raise UserError(f"--set {override}", "is not section.key=value", "write e.g. --set data.category=bottle")
-        if key.startswith(f"{REGIONS}."):  # of one category
-            category, key = key[len(REGIONS) + 1 :], REGIONS
-            region = {category: yaml_file.parse(written, f"--set {REGIONS}.{category}")}
-        if key not in effects():
-            problems.append(_unknown_key("--set", key))
-            continue
-        overridden.add(key)
-        section, name = key.split(".")
-        if isinstance(values.setdefault(section, {}), dict):
-            there = values[section].get(name)
-            if region:
-                values[section][name] = (there if isinstance(there, dict) else {}) | region
-            else:
-                values[section][name] = written if _is_text(key) else yaml_file.parse(written, f"--set {key}")
-    try:
-        config = Config.model_validate(values)
-    except ValidationError as error:
-        for item in error.errors():
-            source = "--set" if ".".join(map(str, item["loc"][:2])) in overridden else f"{path}:"
-            problems.append(_wrong_value(source, {**item}, text))
-    if problems:
-        raise UserErrors(problems) if len(problems) > 1 else problems[0]
-    if path != CONFIG:
-        config._sources |= {f"{section}.{key}": f"--config {path}" for section in in_file for key in in_file[section]}
-    config._sources |= dict.fromkeys(overridden, "--set")
-    return config
-
-
-def edit_config(path: Path | str, changes: dict[str, Any]) -> str:
-    """Text of a settings file with values changed (`section.key` -> value) and everything else kept, comments too."""
-    return yaml_file.edit(path, changes)
-
-
-def settings_text(path: Path | str, config: Config) -> str:
-    """Text of a settings file, comments kept, with every value as it is in `config`."""
-    sections = config.model_dump(mode="json").items()
-    return yaml_file.edit(
-        path, {f"{section}.{key}": value for section, keys in sections for key, value in keys.items()}
-    )

@@ -43,7 +43,7 @@ def main() -> int:
         if epoch != "last" and not (epoch.isdecimal() and int(epoch)):
             parser.error(f"--checkpoints {epoch}: must be last or an epoch from 1")
 
-    from config import load_config
+    from config_file import load_config
     from engine import evaluate_all, ray_jobs
     from runtime.device import setup
 

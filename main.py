@@ -82,7 +82,7 @@ def main() -> int:
 
     if is_launched() and os.environ["RANK"] != "0":
         os.environ["TQDM_DISABLE"] = "1"  # read when tqdm is imported
-    from config import load_config
+    from config_file import load_config
     from runtime.device import setup
 
     setup()
@@ -99,7 +99,7 @@ def _run(arguments: argparse.Namespace, config: "Config", group: "ProcessGroup |
 
         check.run(config)
     if arguments.train:
-        from config import settings_text
+        from config_file import settings_text
         from engine import train
 
         print(f"checkpoint: {train.run(config, settings_text(arguments.config, config), group)}")

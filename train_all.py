@@ -28,7 +28,7 @@ def main() -> int:
     add_config_flags(parser)
     arguments = parser.parse_args()
 
-    from config import load_config
+    from config_file import load_config
     from engine import ray_jobs, train_all
     from runtime.device import setup
 

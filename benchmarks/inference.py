@@ -13,7 +13,8 @@ from torch.utils.data import Dataset
 
 import data_loader
 from benchmarks import common
-from config import Config, Data, Model, load_config
+from config import Config, Data, Model
+from config_file import load_config
 from data.mvtec import list_test
 from data_loader import DRAEMTrainDataset
 from evaluation import image_metrics, metrics

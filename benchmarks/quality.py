@@ -14,7 +14,8 @@ import numpy as np
 
 import data_loader
 from benchmarks import common
-from config import Config, load_config
+from config import Config
+from config_file import load_config
 from data.mvtec import list_test
 from engine import detection, threshold, train
 from images.draw_parts import lever

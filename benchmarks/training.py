@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 import data_loader
 from benchmarks import baselines, common
-from config import load_config
+from config_file import load_config
 from data import folders
 from data.mvtec import list_nominal
 from engine import train

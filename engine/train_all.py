@@ -14,7 +14,8 @@ from typing import IO, NamedTuple
 from filelock import FileLock
 from tqdm import tqdm
 
-from config import Config, edit_config, settings_text, with_category
+from config import Config, with_category
+from config_file import edit_config, settings_text
 from data.folders import chosen_categories
 from engine import ray_jobs
 from engine.ray_jobs import Options

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 
-from config import load_config
+from config_file import load_config
 from data.mvtec import list_test
 from inference import checkpoint
 from model import DRAEM

@@ -25,6 +25,7 @@ FLOORS = (  # a file imports from its own floor's room or those below
     ("data_loader",),
     ("synthesis", "registration"),
     ("data",),
+    ("config_file",),
     ("config",),
     ("config_types",),
     ("evaluation", "model", "loss", "perlin", "runtime"),

@@ -1,4 +1,4 @@
-"""config.py and config_types.py: config.yaml, its schema and overrides; also runtime/yaml_file.py."""
+"""config.py, config_types.py and config_file.py: config.yaml, its schema and overrides; also runtime/yaml_file.py."""
 
 import re
 
@@ -7,7 +7,8 @@ import yaml
 from conftest import ROOT
 from messages import assert_fix, assert_line, assert_names, raises_user_error
 
-from config import Config, edit_config, load_config, settings_text
+from config import Config
+from config_file import edit_config, load_config, settings_text
 from runtime.errors import UserError
 
 

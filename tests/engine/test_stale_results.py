@@ -13,7 +13,7 @@ import pytest
 from conftest import ROOT, make_dataset, rows_of, write
 from messages import assert_line, assert_user_error, lines_with
 
-from config import load_config
+from config_file import load_config
 from inference import checkpoint
 from training.data import datasets, find_files, split
 

@@ -10,7 +10,7 @@ import torch
 from conftest import GOLDEN, write
 from messages import assert_user_error
 
-from config import load_config
+from config_file import load_config
 from inference import checkpoint
 from inference import detect as inference
 from runtime.errors import UserError

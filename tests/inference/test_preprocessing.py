@@ -11,7 +11,7 @@ from conftest import image_key, noisy_maps, write
 from messages import assert_names, assert_user_error
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from config import load_config
+from config_file import load_config
 from data.mvtec import TestSample, list_test
 from evaluation import metrics
 from inference import checkpoint, embedded_assets, masking, preprocessing

@@ -11,7 +11,7 @@ import skimage
 from conftest import write
 from messages import assert_line, assert_user_error
 
-from config import load_config
+from config_file import load_config
 from data.cache import ArrayCache
 from data.image_io import read_image
 from data.mvtec import list_nominal, list_test

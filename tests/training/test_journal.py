@@ -5,7 +5,7 @@ import csv
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from config import load_config
+from config_file import load_config
 from engine import train
 
 

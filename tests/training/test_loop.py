@@ -13,7 +13,7 @@ import torch
 from conftest import ROOT, make_dataset, start_process, wait_until
 from messages import assert_line, assert_names, lines_with
 
-from config import load_config
+from config_file import load_config
 from engine import train
 from inference import checkpoint
 from runtime import signals

@@ -7,7 +7,7 @@ import numpy as np
 from conftest import write
 from messages import assert_line, assert_user_error
 
-from config import load_config
+from config_file import load_config
 from inference import checkpoint
 from training.data import datasets, find_files, split
 

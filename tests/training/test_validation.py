@@ -5,7 +5,7 @@ import pytest
 from conftest import image_key, model_key, rows_of
 from sklearn.metrics import average_precision_score
 
-from config import load_config
+from config_file import load_config
 from model import DRAEM
 from training import validation
 from training.data import datasets, find_files, split

@@ -121,7 +121,7 @@ def test_a_new_setting_is_refused_on_resume_by_its_declaration_alone(workplace, 
     made_up = Annotated[int, config_types.whole(1, 9), config_types.WEIGHTS]
     section = create_model("Train", __base__=config.Train, made_up=(made_up, 1))
     schema = create_model("Config", __base__=config.Config, train=(section, section()))
-    for module in ("config", "inference.checkpoint"):
+    for module in ("config", "config_file", "inference.checkpoint"):
         monkeypatch.setattr(f"{module}.Config", schema)
     train.run(config_of(workplace, "train.epochs=1", "train.visualize=false"), "")
     with pytest.raises(UserError) as caught:

@@ -69,8 +69,13 @@ class Train(_Section):
         int | str, kinds.auto_or(1, 2**16), Affects(("weights",), only_with="data.tile_size")
     ] = "auto"
     learning_rate: Annotated[kinds.PositiveRate, kinds.EXTENDS] = 1e-4
+    lr_schedule: Annotated[Literal["steps", "one_cycle"], kinds.WEIGHTS] = "steps"
     lr_milestones: Annotated[kinds.Milestones, kinds.EXTENDS] = [0.8, 0.9]
     lr_gamma: Annotated[kinds.PositiveRate, kinds.EXTENDS] = 0.2
+    weight_decay: Annotated[float, Field(strict=True, ge=0, le=1), kinds.WEIGHTS] = 0.0
+    gradient_clip: Annotated[kinds.OptionalPositive, kinds.WEIGHTS] = None
+    ema_decay: Annotated[kinds.OptionalShare, kinds.WEIGHTS] = None
+    loss_weights: Annotated[kinds.LossWeights, kinds.WEIGHTS] = [1.0, 1.0, 1.0]
     cut: Annotated[kinds.Flag, kinds.WEIGHTS] = True
     seed: Annotated[int, kinds.whole(0, 2**32 - 1), kinds.WEIGHTS] = 0
     device: Annotated[kinds.Device, kinds.NOTHING] = "auto"
@@ -83,6 +88,14 @@ class Train(_Section):
     save_every: Annotated[int, kinds.whole(1, 1_000_000), kinds.NOTHING] = 50
     visualize: Annotated[kinds.Flag, kinds.DISPLAY] = True
     visualize_every: Annotated[int, kinds.whole(1, 1_000_000), kinds.DISPLAY] = 10
+
+
+class Synthesis(_Section):
+    clean_share: Annotated[float, Field(strict=True, ge=0, le=1), kinds.WEIGHTS] = 0.5
+    max_transparency: Annotated[float, Field(strict=True, ge=0, le=1), kinds.WEIGHTS] = 0.8
+    gray_textures: Annotated[Literal["never", "auto"], kinds.WEIGHTS] = "never"
+    own_images: Annotated[float, Field(strict=True, ge=0, le=1), kinds.WEIGHTS] = 0.0
+    light: Annotated[float, Field(strict=True, ge=0, le=1), kinds.WEIGHTS] = 0.0
 
 
 class Metrics(_Section):
@@ -119,6 +132,7 @@ class Config(_Section):
     data: Data = Data()
     model: Model = Model()
     train: Train = Train()
+    synthesis: Synthesis = Synthesis()
     metrics: Metrics = Metrics()
     masking: Masking = Masking()
     _sources: dict[str, str] = PrivateAttr(default_factory=dict)
@@ -244,3 +258,16 @@ def with_category(config: Config, name: str) -> Config:
 def with_white_level(config: Config, white_level: float | None) -> Config:
     """The settings with the value of white that images are read with, None for that of their files."""
     return config.with_values({"data.white_level": white_level})
+
+
+def recipe(config: Config) -> str:
+    """What differs from the published recipe: keys and values, or `as published`."""
+    now, published = config.model_dump(mode="json"), Config().model_dump(mode="json")
+    differ = [
+        f"{key} = {now[section][name]}"
+        for key, one in effects().items()
+        for section, name in [key.split(".")]
+        if "weights" in one.what and section in ("model", "train", "synthesis") and key != "train.seed"
+        if now[section][name] != published[section][name]
+    ]
+    return ", ".join(differ) or "as published"

@@ -1,7 +1,7 @@
 """Settings files and the command line -> Config: read, check, edit."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,27 +44,38 @@ def _wrong_value(source: str, error: dict[str, Any], text: str) -> UserError:
     return UserError(f"{source} {'.'.join(map(str, path))} = {value}", "not an allowed value", f"it {allowed}")
 
 
-def load_config(path: Path | str, overrides: Iterable[str] = ()) -> Config:
+Files = Path | str | Sequence[Path | str]
+
+
+def _paths(files: Files) -> list[Path]:
+    return [Path(files)] if isinstance(files, (Path, str)) else list(map(Path, files)) or [CONFIG]
+
+
+def load_config(files: Files, overrides: Iterable[str] = ()) -> Config:
     """Read and check settings.
 
     Args:
-        path: YAML file.
+        files: YAML files, of which the later one wins; none: config.yaml.
         overrides: `section.key=value`, the value in YAML; for a key of text type taken as written.
 
     Raises:
         UserError: unreadable file, bad YAML (line and column), unknown keys, values out of range; all at once.
     """
-    path = Path(path)
-    text = yaml_file.read(path)
-    values = yaml_file.parse(text, str(path))
-    if values is None:
-        values = {}
-    if not isinstance(values, dict):
-        raise UserError(
-            path, f"must hold the sections {', '.join(Config.model_fields)}", "see config.yaml beside main.py"
-        )
-    values = {section: {} if keys is None else keys for section, keys in values.items()}
-    in_file = {section: list(keys) for section, keys in values.items() if isinstance(keys, dict)}
+    values: dict[str, Any] = {}
+    file_of: dict[tuple[str, ...], tuple[Path, str]] = {}  # (section,) and (section, key) -> file, its text
+    for path in _paths(files):
+        text = yaml_file.read(path)
+        of_file = yaml_file.parse(text, str(path))
+        if of_file is not None and not isinstance(of_file, dict):
+            raise UserError(
+                path, f"must hold the sections {', '.join(Config.model_fields)}", "see config.yaml beside main.py"
+            )
+        for section, keys in (of_file or {}).items():
+            keys, before = ({} if keys is None else keys), values.get(section)
+            file_of[section,] = path, text
+            for key in keys if isinstance(keys, dict) else ():
+                file_of[section, key] = path, text
+            values[section] = before | keys if isinstance(before, dict) and isinstance(keys, dict) else keys
     problems, overridden = [], set()
     for override in overrides:
         key, equals, written = override.partition("=")
@@ -89,12 +100,15 @@ def load_config(path: Path | str, overrides: Iterable[str] = ()) -> Config:
         config = Config.model_validate(values)
     except ValidationError as error:
         for item in error.errors():
-            source = "--set" if ".".join(map(str, item["loc"][:2])) in overridden else f"{path}:"
+            place = tuple(map(str, item["loc"][:2]))
+            path, text = file_of.get(place) or file_of.get(place[:1]) or (CONFIG, "")
+            source = "--set" if ".".join(place) in overridden else f"{path}:"
             problems.append(_wrong_value(source, {**item}, text))
     if problems:
         raise UserErrors(problems) if len(problems) > 1 else problems[0]
-    if path != CONFIG:
-        config._sources |= {f"{section}.{key}": f"--config {path}" for section in in_file for key in in_file[section]}
+    for place, (path, _) in file_of.items():
+        if path != CONFIG and len(place) == 2:
+            config._sources[".".join(place)] = f"--config {path}"
     config._sources |= dict.fromkeys(overridden, "--set")
     return config
 
@@ -104,9 +118,9 @@ def edit_config(path: Path | str, changes: dict[str, Any]) -> str:
     return yaml_file.edit(path, changes)
 
 
-def settings_text(path: Path | str, config: Config) -> str:
-    """Text of a settings file, comments kept, with every value as it is in `config`."""
+def settings_text(files: Files, config: Config) -> str:
+    """Text of the first settings file, comments kept, with every value as it is in `config`."""
     sections = config.model_dump(mode="json").items()
     return yaml_file.edit(
-        path, {f"{section}.{key}": value for section, keys in sections for key, value in keys.items()}
+        _paths(files)[0], {f"{section}.{key}": value for section, keys in sections for key, value in keys.items()}
     )

@@ -1,6 +1,8 @@
 """Types of settings: which values are allowed, and what a setting affects."""
 
+import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -162,6 +164,19 @@ def _milestones(values: Any) -> Any:
     return list(_must("a list of numbers between 0 and 1 that rise, e.g. [0.8, 0.9]", values, is_fine))
 
 
+def _optional(allowed: str, is_fine: Callable[[float], bool]) -> BeforeValidator:
+    def check(value: Any) -> Any:
+        return _must(f"null, or {allowed}", value, value is None or (type(value) in (int, float) and is_fine(value)))
+
+    return BeforeValidator(check)
+
+
+def _loss_weights(values: Any) -> Any:
+    is_list = isinstance(values, (list, tuple)) and len(values) == 3
+    is_fine = is_list and all(type(value) in (int, float) and 0 < value <= 1000 for value in values)
+    return [float(value) for value in _must("three numbers above 0: of l2, ssim and focal", values, is_fine)]
+
+
 def whole(low: int, high: int) -> Any:
     return Field(strict=True, ge=low, le=high)
 
@@ -179,6 +194,9 @@ Grouping = Annotated[str | None, AfterValidator(_split_by)]
 WhiteLevel = Annotated[float | str, BeforeValidator(_white_level)]
 Device = Annotated[str, BeforeValidator(_device)]
 Milestones = Annotated[list[float], BeforeValidator(_milestones)]
+LossWeights = Annotated[list[float], BeforeValidator(_loss_weights)]
+OptionalPositive = Annotated[float | None, _optional("a number above 0", lambda value: 0 < value < math.inf)]
+OptionalShare = Annotated[float | None, _optional("a number between 0 and 1", lambda value: 0 < value < 1)]
 Compile = Annotated[Literal["auto", "on", "off"], BeforeValidator(_compile)]
 ThresholdType = Annotated[
     Literal["max", "p_quantile", "k_sigma", "conformal", "manual"], BeforeValidator(_threshold_type)

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+Extremes = Callable[[Tensor], Sequence[Tensor]]
+
 
 class SSIM(nn.Module):
     """1 - structural similarity (Z. Wang et al., 'Image quality assessment', 2004), averaged over all pixels.
@@ -19,9 +21,7 @@ class SSIM(nn.Module):
             a share of a batch, it must return those of the whole batch.
     """
 
-    def __init__(
-        self, window_size: int = 11, sigma: float = 1.5, extremes: Callable[[Tensor], Sequence[Tensor]] = torch.aminmax
-    ):
+    def __init__(self, window_size: int = 11, sigma: float = 1.5, extremes: Extremes = torch.aminmax):
         super().__init__()
         self.extremes = extremes
         x = torch.arange(window_size, dtype=torch.float64) - window_size // 2
@@ -88,15 +88,20 @@ class FocalLoss(nn.Module):
 
 
 class DRAEMLoss(nn.Module):
-    """The three terms of the loss, with equal weights. Computed in float32 for bfloat16 and float16 inputs.
+    """The three terms of the loss. Computed in float32 for bfloat16 and float16 inputs.
 
     Args:
-        extremes: see `SSIM`.
+        extremes: see `SSIM`. weights: of l2, ssim and focal; equal in the paper.
     """
 
-    def __init__(self, extremes: Callable[[Tensor], Sequence[Tensor]] = torch.aminmax):
+    def __init__(self, extremes: Extremes = torch.aminmax, weights: Sequence[float] = (1, 1, 1)):
         super().__init__()
-        self.ssim, self.focal = SSIM(extremes=extremes), FocalLoss()
+        self.ssim, self.focal, self.weights = SSIM(extremes=extremes), FocalLoss(), tuple(weights)
+
+    def total(self, terms: dict[str, Tensor]) -> Tensor:
+        """The loss: the weighted sum of the terms."""
+        l2, ssim, focal = self.weights
+        return l2 * terms["l2"] + ssim * terms["ssim"] + focal * terms["focal"]
 
     def forward(self, reconstruction: Tensor, logits: Tensor, image: Tensor, mask: Tensor) -> dict[str, Tensor]:
         """Terms of the loss for one batch.
@@ -106,7 +111,7 @@ class DRAEMLoss(nn.Module):
             image: nominal image, the target of the reconstruction, (N, 3, H, W). mask: (N, 1, H, W) of 0 and 1.
 
         Returns:
-            scalars `l2`, `ssim` and `focal`; their sum is the loss.
+            scalars `l2`, `ssim` and `focal`, without their weights.
         """
         with torch.autocast(reconstruction.device.type, enabled=False):
             if reconstruction.dtype in (torch.bfloat16, torch.float16):

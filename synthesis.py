@@ -7,18 +7,26 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from data.image_io import read_all, rotate
+from config import Synthesis
+from data.image_io import read_all, resize, rotate
 from perlin import perlin_noise
 from runtime.device import restore_numpy_table
 
 P_ROTATE = 0.3  # probability that a nominal image is rotated
-P_CLEAN = 0.5  # probability that a sample of the Perlin branch has no anomaly
 P_CUTOUT = 0.2  # probability of a cutout instead of the Perlin branch, if cutouts are enabled
 MAX_ROTATION = 90  # degrees, for nominal images and the noise; the paper says 45 for images
 MAX_LATTICE_EXPONENT = 5  # the noise has 2^0 to 2^5 lattice periods along each axis
 NOISE_THRESHOLD = 0.5  # noise above this value marks the anomaly
-MAX_BETA = 0.8  # maximum weight of the nominal image inside the anomaly
+GRAY = 3  # levels
+PUBLISHED = Synthesis()
+GRID = 8  # cells along each axis of a shuffled image
 MIN_CUTOUT = 10  # pixels, smallest side of a cutout
+
+
+def are_gray(images: Sequence[np.ndarray]) -> bool:
+    """Whether images, uint8 (H, W, 3), have no color: their channels differ by less than GRAY. Looks at 20 of them."""
+    some = [images[index] for index in range(0, len(images), -(-len(images) // 20))]
+    return bool(np.mean([np.ptp(image, axis=2).mean() for image in some]) < GRAY)
 
 
 @lru_cache(maxsize=1)
@@ -49,6 +57,8 @@ class AnomalySynthesizer:
         image_size: (height, width) of the samples.
         cut: whether to use, with probability 0.2, a uniform rectangle (cutout) instead of Perlin noise.
         max_rotation: largest rotation of nominal images in degrees.
+        settings: the section `synthesis`; its defaults are the original's.
+        own_images: nominal images of the category, uint8 (H, W, 3), BGR, that settings.own_images takes patches of.
 
     Raises:
         ValueError: no texture.
@@ -60,12 +70,15 @@ class AnomalySynthesizer:
         image_size: tuple[int, int],
         cut: bool = False,
         max_rotation: float = MAX_ROTATION,
+        settings: Synthesis = PUBLISHED,
+        own_images: Sequence[np.ndarray] = (),
     ):
         if not len(textures):
             raise ValueError("synthesis needs at least one texture")
         self.textures = read_all(textures, image_size)
         self.image_size = (image_size[0], image_size[1])
-        self.cut, self.max_rotation = cut, max_rotation
+        self.cut, self.max_rotation, self.settings, self.own_images = cut, max_rotation, settings, own_images
+        self._is_gray = settings.gray_textures == "auto" and len(own_images) > 0 and are_gray(own_images)
 
     def augment_texture(self, texture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Apply three different random augmenters in random order; uint8 (H, W, 3), BGR, to the same."""
@@ -85,12 +98,34 @@ class AnomalySynthesizer:
         noise = perlin_noise(self.image_size, (int(rows), int(columns)), rng=rng)
         return rotate(noise, rng.uniform(-MAX_ROTATION, MAX_ROTATION)) > NOISE_THRESHOLD
 
+    def _own_texture(self, rng: np.random.Generator) -> np.ndarray:
+        """A nominal image, turned by a multiple of 90 degrees, and shifted or with its GRID x GRID cells shuffled."""
+        image, size = self.own_images[int(rng.integers(len(self.own_images)))], self.image_size
+        top, left = (int(rng.integers(whole - part + 1)) for whole, part in zip(image.shape, size, strict=False))
+        image = resize(np.rot90(image[top : top + size[0], left : left + size[1]], int(rng.integers(4))), size)
+        if rng.random() < 0.5:
+            return np.roll(image, (int(rng.integers(1, size[0])), int(rng.integers(1, size[1]))), axis=(0, 1))
+        cells = image.reshape(GRID, size[0] // GRID, GRID, size[1] // GRID, 3).swapaxes(1, 2)
+        shuffled = rng.permutation(cells.reshape(GRID * GRID, *cells.shape[2:]))
+        return shuffled.reshape(cells.shape).swapaxes(1, 2).reshape(image.shape)
+
+    def _relight(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Change gain and gamma, both by a factor of up to 2 to the power of `settings.light`."""
+        gain, gamma = 2 ** (self.settings.light * rng.uniform(-1, 1, 2))
+        table = 255 * np.clip(gain * np.linspace(0, 1, 256) ** gamma, 0, 1)
+        return cv2.LUT(image, np.rint(table).astype(np.uint8))
+
     # Both take an image, float32 (H, W, 3) in [0, 1], change it in place, and return it with the mask, bool (H, W).
 
     def _blend_perlin(self, image: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        texture = self.augment_texture(self.textures[int(rng.integers(len(self.textures)))], rng)
+        if self.settings.own_images and rng.random() < self.settings.own_images:
+            texture = self._own_texture(rng)
+        else:
+            texture = self.augment_texture(self.textures[int(rng.integers(len(self.textures)))], rng)
+        if self._is_gray:
+            texture = cv2.cvtColor(cv2.cvtColor(texture, cv2.COLOR_BGR2GRAY), cv2.COLOR_GRAY2BGR)
         mask = self.perlin_mask(rng)
-        beta = np.float32(rng.uniform(0, MAX_BETA))
+        beta = np.float32(rng.uniform(0, self.settings.max_transparency))
         # Blending the whole image and copying the masked pixels is faster than indexing with the mask.
         blended = np.multiply(texture, (1 - beta) / 255, dtype=np.float32)
         blended += beta * image
@@ -120,11 +155,13 @@ class AnomalySynthesizer:
         """
         if rng.random() < P_ROTATE:
             image = rotate(image, rng.uniform(-self.max_rotation, self.max_rotation))
+        if self.settings.light:
+            image = self._relight(image, rng)
         scaled = image.astype(np.float32) / 255
         # Decided before synthesis: the original synthesizes an anomaly for every sample and discards half of them.
         if self.cut and rng.random() < P_CUTOUT:
             return image, *self._cut_out(scaled, rng)
-        if rng.random() < P_CLEAN:
+        if rng.random() < self.settings.clean_share:
             return image, scaled, np.zeros(self.image_size, bool)
         return image, *self._blend_perlin(scaled, rng)
 

@@ -1,6 +1,6 @@
 """Train every category of a dataset, one after the other, each in a process of its own."""
 
-from runtime.cli import Parser, add_config_flags, add_ray_flags, boolean, run
+from runtime.cli import CONFIG, Parser, add_config_flags, add_ray_flags, boolean, run
 
 # Predefined parameters. Each can be given as a flag of the same name, e.g. --categories bottle cable
 CATEGORIES = None  # names of categories; None: every folder of data.data_path that has train/good
@@ -33,9 +33,9 @@ def main() -> int:
     from runtime.device import setup
 
     setup()
-    config = load_config(arguments.config, arguments.set)
+    config, settings = load_config(arguments.config, arguments.set), (arguments.config or [CONFIG])[0]
     selection = train_all.Selection(arguments.categories, arguments.seeds, arguments.force, arguments.update_config)
-    failures = train_all.run(config, arguments.config, selection, ray_jobs.options_of(arguments))
+    failures = train_all.run(config, settings, selection, ray_jobs.options_of(arguments))
     return 1 if failures else 0
 
 

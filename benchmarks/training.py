@@ -207,7 +207,7 @@ def work(flags) -> None:
     model.to(device, memory_format=layout)  # type: ignore[call-overload]  # torch's stubs lack it
     optimizer = torch.optim.Adam(model.parameters(), 1e-4, fused=True)
     network = together.wrap_ddp(model) if together else model
-    criterion = DRAEMLoss(*([together.extremes] if together else [])).to(device)
+    criterion = DRAEMLoss(together.extremes if together else torch.aminmax).to(device)
     image = torch.randint(0, 256, (flags.batch, 3, flags.size, flags.size), dtype=torch.uint8)
     batch = {"image": image, "augmented_image": image / 255, "anomaly_mask": image[:, :1] > 128}
 

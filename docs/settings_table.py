@@ -19,8 +19,9 @@ For those who change a setting and want to know what has to be computed again: w
 a resumed run and inference on new images take another value. Written by `python -m docs.settings_table`.
 
 [config.yaml](../config.yaml) explains each setting, with its range and the value of the original. A setting is changed
-in a file of your own (`--config PATH`, short `-cfg`), which names only what differs from config.yaml, or on the command
-line (`--set section.key=value`, repeatable). An unknown key or a value out of range stops a program before it starts.
+in a file of your own (`--config PATH`, short `-cfg`, repeatable: the later file wins), which names only what differs
+from config.yaml, or on the command line (`--set section.key=value`, repeatable). An unknown key or a value out of range
+stops a program before it starts.
 
 - **affects**: *weights*: train again. *anomaly maps*: compute thresholds and results again. *thresholds*: compute these
   again. *display*: which thresholds are applied, and what is drawn or listed. *nothing*: where files are, which

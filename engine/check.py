@@ -13,7 +13,7 @@ import torch
 from tqdm import tqdm
 
 import data_loader
-from config import Config
+from config import Config, recipe
 from data import image_io
 from data.folders import DatasetNotes, category_folder, list_textures
 from data.image_io import EmbeddedImage
@@ -105,6 +105,7 @@ def run(config: Config) -> None:
             findings.attempt(lambda: _print_registration(settled, files, test or [], reference))
         _print_false_positive_estimate(config, len(files.held_out))
         if not findings.problems:
+            print(f"recipe: {recipe(config)}")
             _print_time(settled, files)
     for reason, paths in findings.by_reason().items():
         others = f"; the same for {_some(paths[1:])}" if len(paths) > 1 else ""

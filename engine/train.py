@@ -4,7 +4,7 @@ from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from config import Config, with_white_level
+from config import Config, recipe, with_white_level
 from data.folders import DatasetNotes
 from data_loader import DRAEMTrainDataset, train_loader
 from inference import checkpoint, embedded_assets, networks
@@ -12,16 +12,22 @@ from runtime.device import worker_count, worker_errors
 from runtime.errors import UserError
 from runtime.files import remove_leftovers, run_lock
 from runtime.provenance import Provenance
-from training.data import TrainingFiles, datasets, find_files, resolve_white_level, split
+from training.data import (
+    TrainingFiles,
+    changed_images,
+    datasets,
+    find_files,
+    resolve_white_level,
+    split,
+    training_provenance,
+)
 from training.journal import Journal
 from training.loop import Trainer
 from training.state import (
     FOLDERS,
     TrainingSource,
     TrainingState,
-    changed_images,
     read_last,
-    training_provenance,
 )
 from training.validation import SyntheticSamples
 
@@ -102,7 +108,8 @@ def _print_changes(path: Path, kept: TrainingSource, now: TrainingSource) -> Non
 
 def _trained_already(state: TrainingState) -> Path:
     folder, done = state.config.run_folder, state.epoch
-    print(f"{folder}: already trained for {done} epochs; raise train.epochs to resume, or set train.resume=never")
+    more = "" if state.config.train.lr_schedule == "one_cycle" else "raise train.epochs to resume, or "
+    print(f"{folder}: already trained for {done} epochs; {more}set train.resume=never to train anew")
     last = checkpoint.epoch_path(folder, state.config.train.epochs)
     return next(path for path in (last, checkpoint.epoch_path(folder, done), folder / "last.pt") if path.is_file())
 
@@ -128,6 +135,7 @@ def _train(
         f"training {config.data.category} on {len(dataset.images)} images{each} ({held_out} held out), {state.device}, "
         f"{state.precision}{together}"
     )
+    print(f"recipe: {recipe(config)}")
     if place:
         print(f"resuming after {place}, where {folder / 'last.pt'} was saved")
     workers = worker_count(config.data.num_workers, state.device)

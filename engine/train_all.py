@@ -26,8 +26,8 @@ from runtime.device import select_device
 from runtime.errors import UserError, format_error
 from runtime.files import run_lock, write_text
 from runtime.signals import Interrupted
-from training.data import find_files, split
-from training.state import changed_images, changed_settings, training_provenance
+from training.data import changed_images, find_files, split, training_provenance
+from training.state import changed_settings
 
 MAIN = Path(__file__).resolve().parent.parent / "main.py"
 STATUSES = {signals.INTERRUPTED: signal.SIGINT, signals.TERMINATED: signal.SIGTERM}  # exit status -> signal

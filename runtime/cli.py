@@ -46,10 +46,11 @@ def add_config_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-cfg",
         "--config",
+        action="append",
         type=Path,
-        default=CONFIG,
+        default=[],
         metavar="PATH",
-        help="settings (default: config.yaml beside main.py)",
+        help="settings (default: config.yaml beside main.py); repeatable, the later file wins",
     )
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="e.g. --set train.epochs=100; repeatable"

@@ -99,10 +99,14 @@ def workplace(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def call(workplace: Path, monkeypatch, capsys):
-    """Call a program with these arguments, in this process: exit status, standard output, standard error."""
+    """Call a program with these arguments, in this process: exit status, standard output, standard error.
+
+    With the settings file of `workplace`, unless the arguments name another.
+    """
 
     def call_program(name: str, *arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", [f"{name}.py", "--config", str(workplace / "config.yaml"), *arguments])
+        settings = [] if "--config" in arguments else ["--config", str(workplace / "config.yaml")]
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", *settings, *arguments])
         capsys.readouterr()
         with pytest.raises(SystemExit) as exit_:
             command_line.run(importlib.import_module(name).main)

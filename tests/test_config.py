@@ -7,7 +7,7 @@ import yaml
 from conftest import ROOT
 from messages import assert_fix, assert_line, assert_names, raises_user_error
 
-from config import Config
+from config import Config, recipe
 from config_file import edit_config, load_config, settings_text
 from runtime.errors import UserError
 
@@ -222,3 +222,47 @@ def test_written_settings_are_the_same_to_every_yaml_reader(tmp_path, name):
     path = write(tmp_path / "c.yaml", settings_text(ROOT / "config.yaml", config))
     assert load_config(path) == config and "learning_rate: 1.0e-05" in path.read_text(encoding="utf-8")
     assert_same_for_every_reader(path)
+
+
+def test_of_several_settings_files_the_later_wins(tmp_path):
+    own, other = tmp_path / "own.yaml", tmp_path / "recipe.yaml"
+    own.write_text("data:\n  category: hazelnut\ntrain:\n  epochs: 5\n  seed: 3\nmodel:\n")
+    other.write_text("train:\n  epochs: 9\n  ema_decay: 0.9\n")
+    config = load_config([own, other], ["train.seed=4"])
+    assert (config.data.category, config.train.epochs, config.train.seed) == ("hazelnut", 9, 4)
+    sources = [config.source_of(f"train.{key}") for key in ("epochs", "seed", "ema_decay", "batch_size")]
+    assert sources == [f"--config {other}", "--set", f"--config {other}", "config.yaml"]
+    assert config.source_of("data.category") == f"--config {own}" and config.is_explicit("data.category")
+    assert load_config([other, own]).train.epochs == 5 and load_config([]) == Config()
+    again = tmp_path / "again.yaml"
+    again.write_text(settings_text([own, other], config))
+    assert load_config(again) == config
+    other.write_text("train:\n  epochs: 0\n")
+    with pytest.raises(UserError, match=r"recipe\.yaml"):
+        load_config([own, other])
+    own.write_text("train:\n  epoch: 0\n")
+    with raises_user_error("own.yaml: train.epoch", "recipe.yaml: train.epochs = 0"):
+        load_config([own, other])
+
+
+def test_the_recipe_names_what_differs_from_the_published_one():
+    config = load_config([], ["train.epochs=7", "data.category=x", "synthesis.light=0.5", "train.resume=never"])
+    assert recipe(config) == "train.epochs = 7, synthesis.light = 0.5" and recipe(Config()) == "as published"
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "train.lr_schedule=cosine",
+        "train.ema_decay=1",
+        "train.gradient_clip=0",
+        "train.loss_weights=[1, 0, 1]",
+        "train.loss_weights=1",
+        "train.weight_decay=-1",
+        "synthesis.own_images=2",
+        "synthesis.gray_textures=always",
+    ],
+)
+def test_values_of_a_recipe_are_checked(override):
+    with pytest.raises(UserError, match=override.split("=")[0]):
+        load_config([], [override])

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from config import Config, with_white_level
+from config import Config, weight_settings, with_white_level
 from data import image_io
 from data.cache import ArrayCache, DecodedImages, Subset, cache_folder, half_of_disk
 from data.folders import DatasetNotes, category_folder, list_textures
@@ -15,8 +15,9 @@ from inference.checkpoint import TrainingImages
 from registration.register import RegisteredTrainingImages, Registration
 from runtime import provenance
 from runtime.errors import UserError
+from runtime.provenance import Provenance
 from synthesis import MAX_ROTATION, AnomalySynthesizer
-from training.state import TrainingSource
+from training.state import FOLDERS, TrainingSource
 from training.validation import SyntheticSamples, split_textures
 
 SMALL_ROTATION = 5  # degrees, of nominal images that are registered
@@ -102,6 +103,23 @@ def split(config: Config, files: DatasetFiles, kept: TrainingImages | None = Non
     return TrainingFiles(files.category, training, [file for file in nominal if file in held_out], files.textures)
 
 
+def training_provenance(config: Config, files: list[Path], textures: list[Path]) -> Provenance:
+    """What a training would be made from with the current settings and files."""
+    settings = weight_settings(config) | {key: Path(config[key]).resolve().as_posix() for key in FOLDERS}
+    return Provenance(pictures=provenance.content(files), textures=provenance.content(textures), settings=settings)
+
+
+def changed_images(before: TrainingImages, after: TrainingImages) -> str:
+    """Nominal images added, removed and replaced, in words; empty where none is."""
+    there, now = (images.training | images.held_out for images in (before, after))
+    old, new = set(there.values()), set(now.values())
+    replaced = {name for name in there.keys() & now.keys() if there[name] not in new and now[name] not in old}
+    added = [name for name, digest in now.items() if digest not in old and name not in replaced]
+    removed = [name for name, digest in there.items() if digest not in new and name not in replaced]
+    counts = {"added": len(added), "removed": len(removed), "replaced": len(replaced)}
+    return ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+
+
 def resolve_white_level(config: Config, nominal: list[Path], kept: TrainingSource | None = None) -> Config:
     """The settings with the white level in place of `auto`: that of the state to resume, or found in the images."""
     if not isinstance(config.data.white_level, str):
@@ -136,8 +154,9 @@ def datasets(
     per_image, held_out = tiles.per_image(config.data, config.train.tiles_per_image), set(files.held_out)
     places = [place for place, file in enumerate(files.nominal) if file not in held_out]
     own, others = split_textures(files.textures, seed) if files.held_out else (range(len(textures)), [])
-    synthesizer = AnomalySynthesizer(Subset(textures, own), size, config.train.cut, rotation)
-    dataset = DRAEMTrainDataset(Subset(nominal, places), synthesizer, seed, per_image=per_image)
+    images = Subset(nominal, places)
+    synthesizer = AnomalySynthesizer(Subset(textures, own), size, config.train.cut, rotation, config.synthesis, images)
+    dataset = DRAEMTrainDataset(images, synthesizer, seed, per_image=per_image)
     if not files.held_out:
         return dataset, None
     synthesizer = AnomalySynthesizer(Subset(textures, others), size, max_rotation=rotation)

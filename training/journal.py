@@ -56,7 +56,7 @@ class Journal:
         row: dict[str, Any] = {
             "epoch": epoch,
             **losses,
-            "loss": sum(losses.values()),
+            "loss": sum(weight * losses[term] for term, weight in zip(TERMS, self._settings.loss_weights, strict=True)),
             "learning_rate": result.learning_rate,
         }
         row |= {"samples_per_second": round(result.samples_per_second, 2), "seconds": round(result.seconds, 3)}

@@ -82,7 +82,7 @@ class Trainer:
         val_ap: tuple[float | None, float | None] = (None, None)
         if is_kept and self.validation:
             check = functools.partial(_check, stop, state)
-            val_ap = synthetic_pixel_ap(state.model, self.validation, state.config, state.group, check)
+            val_ap = synthetic_pixel_ap(state.inference_model, self.validation, state.config, state.group, check)
         rate = len(self.loader.dataset) / seconds  # type: ignore[arg-type]  # data_loader's has a length
         if journal and progress.sample:
             journal.add(EpochResult(epoch, losses, state.learning_rate, rate, seconds, *val_ap), progress.sample)
@@ -107,13 +107,15 @@ class Trainer:
         batches: Any = loader.batch_sampler  # data_loader's
         size, count = batches.batch_size, batches.sampler.count
         batches.sampler.epoch, batches.sampler.start = epoch, progress.step * size
-        criterion, pending = DRAEMLoss(*([group.extremes] if group else [])).to(state.device), []
+        weights, extremes = state.config.train.loss_weights, group.extremes if group else torch.aminmax
+        criterion, pending = DRAEMLoss(extremes, weights).to(state.device), []
         compute = Compute(state.device, state.precision)
         total = progress.step + len(loader)
         bar = tqdm(
             loader, f"epoch {epoch}", initial=progress.step, total=total, leave=False, unit="batch", disable=None
         )
         for batch in bar:
+            state.set_learning_rate((progress.step + 0.5) / total)
             of_all = min(size, count - progress.step * size)  # samples of all processes together
             share = len(batch["image"]) / of_all
             terms, outputs = train_step(
@@ -189,7 +191,7 @@ def train_step(
         terms = dict.fromkeys(TERMS, (outputs[0].sum() + outputs[1].sum()) * 0)
     else:
         terms = criterion(*outputs, image, mask)
-    loss: Tensor = sum(terms.values())  # type: ignore[assignment]  # begins with the int 0
+    loss = criterion.total(terms)
     optimizer.zero_grad(set_to_none=True)
     (loss if weight is None else loss * weight).backward()
     optimizer.step()

@@ -3,26 +3,25 @@
 import os
 import shutil
 import time
-import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
 
-from config import Config, effects, weight_settings
+from config import Config, effects
 from data.image_io import EmbeddedImage
 from inference import checkpoint, fingerprint
 from inference.checkpoint import TrainingImages
 from model import DRAEM
-from runtime import provenance
 from runtime.device import memory_format, select_device, select_precision
 from runtime.errors import UserError
 from runtime.files import atomic_write, write_text
 from runtime.provenance import Provenance
 from runtime.version import program_version
+from training.optimizer import averaged, learning_rate, make_optimizer
 
 if TYPE_CHECKING:
     from training.distributed import ProcessGroup
@@ -44,29 +43,12 @@ FOLDERS = ("data.data_path", "data.anomaly_source_path")
 START_ANEW = "set train.resume=never to start anew"
 
 
-def learning_rate_factor(config: Config) -> Callable[[int], float]:
-    """Epochs done -> factor of the learning rate."""
-    milestones = [round(share * config.train.epochs) for share in config.train.lr_milestones]
-    return lambda epochs_done: config.train.lr_gamma ** sum(epochs_done >= milestone for milestone in milestones)
-
-
 def changed_settings(there: Provenance, now: Provenance, ignoring: Iterable[str] = ()) -> list[str]:
     """Settings that affect the weights and have changed; folders with the same content elsewhere have not."""
     is_same = (there.pictures == now.pictures, there.textures == now.textures)
     moved = [key for key, same in zip(FOLDERS, is_same, strict=True) if same]
     old, new = (replace(one, pictures=None, textures=None) for one in (there, now))
     return old.differences(new, ignoring=(*ignoring, *moved))
-
-
-def changed_images(before: TrainingImages, after: TrainingImages) -> str:
-    """Nominal images added, removed and replaced, in words; empty where none is."""
-    there, now = (images.training | images.held_out for images in (before, after))
-    old, new = set(there.values()), set(now.values())
-    replaced = {name for name in there.keys() & now.keys() if there[name] not in new and now[name] not in old}
-    added = [name for name, digest in now.items() if digest not in old and name not in replaced]
-    removed = [name for name, digest in there.items() if digest not in new and name not in replaced]
-    counts = {"added": len(added), "removed": len(removed), "replaced": len(replaced)}
-    return ", ".join(f"{count} {what}" for what, count in counts.items() if count)
 
 
 @dataclass
@@ -106,7 +88,8 @@ class SavedState:
     """A state to resume from, as last.pt holds it.
 
     Attributes:
-        source: what it was trained on. model, optimizer, scheduler: torch's state dictionaries.
+        source: what it was trained on. model, optimizer: torch's state dictionaries.
+        average: averaged weights, and the number of steps that they are of; None without averaging.
         epoch, progress: see `TrainingState`.
     """
 
@@ -114,7 +97,7 @@ class SavedState:
     epoch: int
     model: dict[str, torch.Tensor]
     optimizer: dict[str, Any]
-    scheduler: dict[str, Any]
+    average: tuple[dict[str, torch.Tensor], int] | None
     progress: Progress | None
 
     @classmethod
@@ -123,7 +106,7 @@ class SavedState:
         content = checkpoint.read(path)
         if fingerprint.is_damaged(content):
             raise UserError(path, "damaged", START_ANEW)
-        if not {"model", "optimizer", "scheduler", "epoch", "settings", "images"} <= content.keys():
+        if not {"model", "optimizer", "epoch", "settings", "images"} <= content.keys():
             raise UserError(path, "not a state to resume from", START_ANEW)
         known, progress = checkpoint.metadata_of(path, content), content.get("progress")
         if known.made_from is None or known.images is None:
@@ -132,8 +115,10 @@ class SavedState:
             sample = {name: one.numpy() for name, one in progress["sample"].items()}
             progress = Progress(**progress | {"sample": sample})
         source = TrainingSource(known.made_from, known.images, known.white_level, known.embedded_assets)
-        model, optimizer, scheduler = (content[name] for name in ("model", "optimizer", "scheduler"))
-        return cls(source, content["epoch"], model, optimizer, scheduler, progress or None)
+        model, average = content["model"], None
+        if "raw_model" in content:
+            model, average = content["raw_model"], (content["model"], content["averaged_steps"])
+        return cls(source, content["epoch"], model, content["optimizer"], average, progress or None)
 
     @property
     def place(self) -> str:
@@ -161,17 +146,28 @@ class TrainingState:
         self.model = DRAEM(config.model.base_width, config.model.base_channels).train()
         layout = memory_format(self.device, self.precision)
         self.model.to(self.device, memory_format=layout)  # type: ignore[call-overload]  # torch's stubs lack it
-        self.optimizer = torch.optim.Adam(self.model.parameters(), config.train.learning_rate, fused=True)
-        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, learning_rate_factor(config))
+        self.optimizer = make_optimizer(self.model, config.train)
+        decay = config.train.ema_decay
+        self._average = averaged(self.model, self.optimizer, decay) if decay is not None else None
         self.epoch = 0
         self.progress: Progress | None = None
         self._has_folder = self._is_resumed = False
         self._saved: float | None = None  # time of the last save, by time.monotonic
 
     @property
+    def inference_model(self) -> DRAEM:
+        """The model that inference uses: of averaged weights where train.ema_decay is set."""
+        return cast(DRAEM, self._average.module) if self._average else self.model
+
+    @property
     def learning_rate(self) -> float:
-        """Of the current epoch."""
+        """Of the last step."""
         return self.optimizer.param_groups[0]["lr"]
+
+    def set_learning_rate(self, done: float) -> None:
+        """Set the rate of the next step. done: share of the epoch, in the middle of this step."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.config.train, self.epoch + done)
 
     def is_kept(self, epoch: int) -> bool:
         """Whether the checkpoint of an epoch is kept."""
@@ -180,10 +176,6 @@ class TrainingState:
 
     def step(self, epoch: int) -> None:
         """Finish an epoch."""
-        with warnings.catch_warnings():
-            # It warns where no optimizer step came before, as in a run that resumes after the last step of an epoch.
-            warnings.simplefilter("ignore")
-            self.scheduler.step()
         self.epoch, self.progress = epoch, None
 
     def is_due(self) -> bool:
@@ -191,7 +183,11 @@ class TrainingState:
         return self.is_kept(self.epoch) or self._saved is None or time.monotonic() - self._saved >= SAVE_EVERY
 
     def _content(self) -> dict[str, Any]:
-        content = {"model": self.model.state_dict(), "epoch": self.epoch, "program_version": program_version()}
+        content = {
+            "model": self.inference_model.state_dict(),
+            "epoch": self.epoch,
+            "program_version": program_version(),
+        }
         content |= {"settings": self.config.model_dump(mode="json"), "provenance": self.source.made_from.to_json()}
         return content | {
             "images": asdict(self.source.images),
@@ -213,7 +209,9 @@ class TrainingState:
         path = self.config.run_folder / "last.pt"
         if not self.writes:
             return path
-        content = self._content() | {"optimizer": self.optimizer.state_dict(), "scheduler": self.scheduler.state_dict()}
+        content = self._content() | {"optimizer": self.optimizer.state_dict()}
+        if self._average:
+            content |= {"raw_model": self.model.state_dict(), "averaged_steps": int(self._average.n_averaged)}
         if self.progress:
             content["progress"] = asdict(self.progress)
             content["progress"]["sample"] = {
@@ -242,10 +240,13 @@ class TrainingState:
 
     def resume(self, saved: SavedState) -> None:
         """Continue from a state that `read_last` has checked."""
-        config, path = self.config, self.config.run_folder / "last.pt"
+        path = self.config.run_folder / "last.pt"
         try:
             self.model.load_state_dict(saved.model)
             self.optimizer.load_state_dict(saved.optimizer)
+            if self._average and saved.average:
+                self._average.module.load_state_dict(saved.average[0])
+                self._average.n_averaged.fill_(saved.average[1])
         except (RuntimeError, ValueError) as error:
             raise UserError(path, "does not fit this model", START_ANEW) from error
         # The fused optimizer step needs moments in the memory format of the weights, not in that they were saved in.
@@ -253,10 +254,6 @@ class TrainingState:
             for key, value in state.items():
                 if value.shape == parameter.shape:
                     state[key] = torch.empty_like(parameter).copy_(value)
-        # Epochs, rate and milestones are those of the current settings, so that a run can be extended.
-        self.scheduler.load_state_dict(saved.scheduler | {"base_lrs": [config.train.learning_rate]})
-        for group in self.optimizer.param_groups:
-            group["lr"] = config.train.learning_rate * learning_rate_factor(config)(saved.epoch)
         self.epoch, self.progress, self._is_resumed = saved.epoch, saved.progress, True
 
 
@@ -288,6 +285,14 @@ def read_last(config: Config, now: Provenance) -> SavedState | None:
     if missing := [key for key in now.settings if key not in there.settings]:
         raise UserError(path, f"of an earlier version, without {missing[0]}", START_ANEW)
     extendable = [key for key, one in effects().items() if one.resumes == "extendable"]
+    if config.train.lr_schedule == "one_cycle":  # the rate of every step follows from the number of epochs
+        if changed := changed_settings(there, now, ignoring=[key for key in now.settings if key not in extendable]):
+            raise UserError(
+                path,
+                f"a one-cycle training, with {', '.join(changed)}; it ends with its last epoch",
+                "set it back, or train anew: another data.run_name or train.resume=never",
+            )
+        extendable = []
     if changed := changed_settings(there, now, ignoring=extendable):
         raise UserError(
             path,
@@ -332,9 +337,3 @@ def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
                 os.link(path, before)
             except OSError:  # a drive without links
                 shutil.copyfile(path, before)
-
-
-def training_provenance(config: Config, files: list[Path], textures: list[Path]) -> Provenance:
-    """What a training would be made from with the current settings and files."""
-    settings = weight_settings(config) | {key: Path(config[key]).resolve().as_posix() for key in FOLDERS}
-    return Provenance(pictures=provenance.content(files), textures=provenance.content(textures), settings=settings)

@@ -9,6 +9,7 @@ from conftest import GOLDEN, make_dataset, write
 
 import data_loader
 import synthesis
+from config import Synthesis
 from data import folders
 from data.mvtec import list_nominal
 from synthesis import AnomalySynthesizer, rotate
@@ -196,3 +197,59 @@ def test_the_shapes_of_a_training_batch(tmp_path):
         "has_anomaly": (2, 1),
         "idx": (2,),
     }
+
+
+def test_the_defaults_of_the_recipe_change_no_sample(textures, nominal):
+    plain = AnomalySynthesizer(textures, (64, 96), cut=True)
+    with_settings = AnomalySynthesizer(textures, (64, 96), cut=True, settings=Synthesis(), own_images=[nominal])
+    for k in range(50):
+        pairs = zip(*(one.corrupt(nominal, np.random.default_rng(k)) for one in (plain, with_settings)), strict=True)
+        assert all(np.array_equal(*pair) for pair in pairs)
+
+
+def test_shares_of_clean_samples_and_of_transparency(textures, nominal):
+    black = [np.zeros((64, 96, 3), np.uint8)]
+    settings = Synthesis(clean_share=0.1, max_transparency=0, own_images=1.0)
+    synthesizer = AnomalySynthesizer(textures, (64, 96), settings=settings, own_images=black)
+    drawn = [synthesizer.corrupt(np.maximum(nominal, 1), np.random.default_rng(k))[1:] for k in range(300)]
+    changed = [(augmented == 0).all(axis=2) & mask for augmented, mask in drawn]
+    assert all(np.array_equal(one, mask) for one, (_, mask) in zip(changed, drawn, strict=True))
+    plain = AnomalySynthesizer(textures, (64, 96))
+    shares = [
+        np.mean([one.corrupt(nominal, np.random.default_rng(k))[2].any() for k in range(1500)])
+        for one in (synthesizer, plain)
+    ]
+    assert shares[0] == pytest.approx(0.9 * shares[1] / 0.5, abs=0.07)
+
+
+def test_anomalies_from_own_images_keep_every_pixel_in_another_place(textures, nominal):
+    settings = Synthesis(own_images=1.0)
+    synthesizer = AnomalySynthesizer(textures, (64, 64), settings=settings, own_images=[nominal[:, :64]])
+    for k in range(20):
+        own = synthesizer._own_texture(np.random.default_rng(k))
+        assert own.shape == (64, 64, 3) and not np.array_equal(own, nominal[:, :64])
+        for channel in range(3):
+            assert np.array_equal(np.bincount(own[..., channel].ravel()), np.bincount(nominal[:, :64, channel].ravel()))
+    tiles = AnomalySynthesizer(textures, (32, 64), settings=settings, own_images=[nominal])  # of a larger image
+    assert tiles._own_texture(np.random.default_rng(0)).shape == (32, 64, 3)
+
+
+def test_textures_are_gray_where_the_nominal_images_are(textures, nominal):
+    gray = np.repeat(nominal[..., :1], 3, axis=2)
+    for images, is_gray in (([gray], True), ([nominal], False)):
+        settings = Synthesis(clean_share=0, max_transparency=0, gray_textures="auto")
+        synthesizer = AnomalySynthesizer(textures, (64, 96), settings=settings, own_images=images)
+        for k in range(10):
+            _, augmented, mask = synthesizer.corrupt(gray, np.random.default_rng(k))
+            filled = augmented[mask]
+            assert not len(filled) or (np.ptp(filled, axis=1).max() < 1e-6) == is_gray
+
+
+def test_light_changes_gain_and_gamma_of_the_target_too(textures, nominal):
+    synthesizer = AnomalySynthesizer(textures, (64, 96), settings=Synthesis(light=0.5, clean_share=1))
+    means = []
+    for k in range(60):
+        image, augmented, _ = synthesizer.corrupt(nominal, np.random.default_rng(k))
+        np.testing.assert_array_equal(image.astype(np.float32) / 255, augmented)
+        means.append(image.mean())
+    assert np.std(means) > 5 and min(means) > 0.5 * nominal.mean() and max(means) < 1.5 * nominal.mean()

@@ -30,6 +30,7 @@ made, scaled, read, losses = state.TrainingState.__init__, loop.scaled, loop._re
 def double(self, *arguments):
     made(self, *arguments)
     self.model.double()
+    self._average and self._average.double()
 def record(pending, progress, epoch, group):
     before, count = dict(progress.losses), progress.count
     read(pending, progress, epoch, group)
@@ -44,6 +45,14 @@ finally:
 """
 ONE = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
 SHORT = ["data.img_size=64", "train.batch_size=4", "train.epochs=2", "train.learning_rate=1e-5", "data.val_split=0"]
+
+
+# Averaged weights are compared. Without decay and clipping: these act on biases whose gradients are rounding alone.
+RECIPE = (
+    "train.lr_schedule=one_cycle",
+    "train.ema_decay=0.9",
+    "train.loss_weights=[1, 2, 3]",
+)
 
 
 def free_port() -> str:
@@ -75,18 +84,19 @@ def place(tmp_path_factory):
     return root
 
 
-def test_losses_and_weights_equal_those_of_one_process(place):
+@pytest.mark.parametrize(("recipe", "counts"), [((), (2, 3)), (RECIPE, (3,))])
+def test_losses_and_weights_equal_those_of_one_process(place, recipe, counts):
     """Shares of a batch are equal, unequal, and empty: of the last batch a third process has none."""
     found = {}
-    for count in (0, 2, 3):
-        settings = [*SHORT, f"data.run_name=together{count}", "train.visualize=false"]
+    for count in (0, *counts):
+        settings = [*SHORT, f"data.run_name=together{count}{len(recipe)}", "train.visualize=false", *recipe]
         status, _, error = run(place, count, settings, "--train", script=place / "double.py")
         assert status == 0, error
-        path = place / f"checkpoints/tile/together{count}/epoch_0002.pt"
+        path = place / f"checkpoints/tile/together{count}{len(recipe)}/epoch_0002.pt"
         found[count] = np.array(json.loads((place / "losses.json").read_text())), checkpoint.read(path)["model"]
     losses, weights = found[0]
     assert losses.shape == (6, 3)
-    for count in (2, 3):
+    for count in counts:
         np.testing.assert_allclose(found[count][0], losses, rtol=0, atol=1e-9)
         assert found[count][1].keys() == weights.keys()
         for name, value in weights.items():

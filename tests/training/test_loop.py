@@ -11,13 +11,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import ROOT, make_dataset, start_process, wait_until
-from messages import assert_line, assert_names, lines_with
+from messages import assert_line, assert_names, assert_user_error, lines_with
 
 from config_file import load_config
 from engine import train
 from inference import checkpoint
 from runtime import signals
-from training import loop
+from training import loop, optimizer
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals are other ones there")
 
@@ -70,6 +70,62 @@ def test_a_training_interrupted_at_random_steps_ends_with_the_same_weights(workp
                 assert_names(str(stopped), config.run_folder / "last.pt")
         assert done == 6 and same(weights(path), reference) and rows(config) == rows(whole)
     assert stops >= (20 if workers == 0 else 3)
+
+
+RECIPE = (
+    "train.lr_schedule=one_cycle",
+    "train.learning_rate=0.01",
+    "train.ema_decay=0.9",
+    "train.weight_decay=0.1",
+    "train.gradient_clip=0.5",
+    "train.loss_weights=[1, 2, 3]",
+    "synthesis.own_images=0.5",
+    "synthesis.light=0.5",
+    "synthesis.gray_textures=auto",
+)
+
+
+def test_a_one_cycle_training_with_averaged_weights_resumes_exactly(workplace, on_forward):
+    short = ("train.epochs=3", "train.batch_size=4", "data.val_split=0", *RECIPE)  # six steps
+    whole = config_of(workplace, *short, "data.run_name=whole")
+    reference = weights(train.run(whole, ""))
+    config, steps = config_of(workplace, *short), []
+
+    def interrupt(model, batch, output):
+        steps.append(1)
+        if len(steps) in (3, 5) and model.training:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    on_forward(interrupt)
+    for _ in range(2):
+        with pytest.raises(signals.Interrupted):
+            train.run(config, "")
+    assert same(weights(train.run(config, "")), reference) and len(steps) == 6 and rows(config) == rows(whole)
+    ends = [checkpoint.read(one.run_folder / "last.pt") for one in (whole, config)]
+    assert same(ends[0]["raw_model"], ends[1]["raw_model"]) and not same(ends[0]["raw_model"], reference)
+    assert same(ends[0]["model"], reference) and ends[0]["averaged_steps"] == ends[1]["averaged_steps"] == 6
+    log = [float(row[5]) for row in rows(config)[1:]]  # of the last step of each epoch, in its middle
+    assert log == pytest.approx([loop_rate(config, step) for step in (1.5, 3.5, 5.5)])
+
+
+def loop_rate(config, step: float) -> float:
+    return optimizer.learning_rate(config.train, step / 2)
+
+
+def test_the_end_of_a_one_cycle_training_cannot_be_moved(workplace, cli):
+    train.run(config_of(workplace, *RECIPE), "")
+    sets = [word for one in RECIPE for word in ("--set", one)]
+    for key, value in (("train.epochs", 4), ("train.learning_rate", 0.02)):
+        outcome = cli("--train", *sets, "--set", "train.epochs=3", "--set", f"{key}={value}")
+        assert_user_error(outcome, "last.pt", f"{key} = ", str(value), "train.resume=never")
+    for other in (
+        "train.ema_decay=0.8",
+        "synthesis.light=0.1",
+        "train.gradient_clip=null",
+        "train.loss_weights=[1, 1, 1]",
+    ):
+        outcome = cli("--train", *sets, "--set", "train.epochs=3", "--set", other)
+        assert_user_error(outcome, "last.pt", other.split("=")[0], "train.resume=never")
 
 
 def test_a_training_interrupted_during_validation_repeats_no_step(workplace, on_forward):

@@ -4,10 +4,9 @@ import os
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import pytest
 import torch
-from conftest import GOLDEN, config_of, same, weights
+from conftest import config_of, same, weights
 from messages import assert_line, assert_user_error
 from pydantic import create_model
 
@@ -17,21 +16,7 @@ from engine import train
 from inference import checkpoint
 from runtime.errors import UserError
 from training import state
-from training.state import SavedState, TrainingState, learning_rate_factor
-
-
-def test_learning_rates_drop_as_the_originals(workplace):
-    """x 0.2 after round(0.8 E) and round(0.9 E) epochs: ten epochs, and seven, where it drops twice at once."""
-    factor = learning_rate_factor(config_of(workplace, "train.epochs=10"))
-    assert [factor(done) for done in range(10)] == pytest.approx([1] * 8 + [0.2, 0.04])
-    factor = learning_rate_factor(config_of(workplace, "train.epochs=7"))
-    assert [factor(done) for done in range(7)] == pytest.approx([1] * 6 + [0.04])
-
-
-def test_learning_rates_equal_the_golden_ones(workplace):
-    factor = learning_rate_factor(config_of(workplace, "train.epochs=10"))
-    golden = np.load(GOLDEN / "trajectory.npz")["losses_l2_ssim_focal_lr"][:, 3]
-    assert [1e-4 * factor(step // 2) for step in range(20)] == pytest.approx(golden.tolist(), rel=1e-9)
+from training.state import SavedState, TrainingState
 
 
 @pytest.mark.parametrize(("before", "after"), [("bf16", "fp32"), ("fp32", "bf16")])

@@ -1,0 +1,189 @@
+"""Training recipes against each other: candidates x categories x seeds x budgets of samples.
+
+Results are kept in recipe.csv beside this file; what it has is not trained again.
+"""
+
+import contextlib
+import csv
+import io
+import itertools
+import json
+import multiprocessing
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks import common
+from config import Config
+from config_file import load_config
+from engine import detection, train
+from runtime.device import select_device, select_precision
+from training.data import find_files, split
+
+TABLE = Path(__file__).with_name("recipe.csv")
+CATEGORIES = ("bottle", "brick", "magnetic_tile", "welding_cropped", "ballscrew")  # chosen on; pcb only at the end
+METRICS = ("image_auroc", "pixel_auroc", "pixel_ap", "pro")
+KEYS = ("candidate", "category", "seed", "samples")
+COLUMNS = (*KEYS, *METRICS, "val_ap", "seconds", "precision", "processor")
+FULL = 12_500  # samples of a budget of 100 %
+
+COMMON = ["data.img_size=128", "model.base_width=16", "model.base_channels=8", "train.cut=false", "data.val_split=0.2"]
+PUBLISHED = ["train.learning_rate=0.001", "train.batch_size=4"]
+ONE_CYCLE = ["train.lr_schedule=one_cycle", "train.batch_size=2", "train.learning_rate=0.002"]
+EMA = ["train.ema_decay=0.998"]
+GRAY, OWN = ["synthesis.gray_textures=auto"], ["synthesis.own_images=0.5"]
+CANDIDATES = {
+    "published": PUBLISHED,
+    "published, averaged": PUBLISHED + EMA,
+    "published, gray": PUBLISHED + GRAY,
+    "one-cycle 1e-3, batch 4": ["train.lr_schedule=one_cycle", *PUBLISHED],
+    "one-cycle 3e-3, batch 4": ["train.lr_schedule=one_cycle", "train.batch_size=4", "train.learning_rate=0.003"],
+    "one-cycle": ONE_CYCLE,
+    "one-cycle, averaged": ONE_CYCLE + EMA,
+    "one-cycle, gray": ONE_CYCLE + GRAY,
+    "one-cycle, own": ONE_CYCLE + OWN,
+    "one-cycle, gray, own": ONE_CYCLE + GRAY + OWN,
+    "one-cycle, clipped": [*ONE_CYCLE, "train.gradient_clip=1.0"],
+    "one-cycle, AdamW": [*ONE_CYCLE, "train.weight_decay=0.01"],
+    "one-cycle, 20 % clean": [*ONE_CYCLE, "synthesis.clean_share=0.2"],
+    "one-cycle, light": [*ONE_CYCLE, "synthesis.light=0.5"],
+    "one-cycle, faint": [*ONE_CYCLE, "synthesis.max_transparency=0.95"],
+    "one-cycle, focal x 10": [*ONE_CYCLE, "train.loss_weights=[1, 1, 10]"],
+    "one-cycle, focal / 10": [*ONE_CYCLE, "train.loss_weights=[1, 1, 0.1]"],
+}
+
+
+def rows() -> list[dict[str, Any]]:
+    """The table; numbers as float."""
+    if not TABLE.is_file():
+        return []
+    with TABLE.open(encoding="utf-8", newline="") as file:
+        found = list(csv.DictReader(file))
+    texts = ("candidate", "category", "precision", "processor")
+    return [{key: value if key in texts else float(value or "nan") for key, value in row.items()} for row in found]
+
+
+def config_of(root: Path, job: tuple[str, str, int, int], work: Path) -> Config:
+    """Settings of a job: as many epochs as come nearest to its samples."""
+    name, category, seed, samples = job
+    sets = [*COMMON, *CANDIDATES[name], f"data.category={category}", f"train.seed={seed}"]
+    sets += [f"data.data_path={root / 'mvtec_layout'}", f"data.anomaly_source_path={root / 'dtd/images'}"]
+    sets += [f"data.checkpoint_path={work / 'checkpoints'}", f"data.results_path={work / 'results'}"]
+    sets += ["metrics.threshold=false", "metrics.visualisation=none", "train.visualize=false", "data.num_workers=0"]
+    config = load_config(common.ROOT / "config.yaml", [*sets, f"data.run_name={abs(hash(job))}"])
+    epochs = max(round(samples / len(split(config, find_files(config)).training)), 1)
+    return config.with_values({"train.epochs": epochs})
+
+
+def train_one(root: Path, job: tuple[str, str, int, int], work: Path) -> dict[str, Any]:
+    """Train and detect; the row of the table."""
+    torch.set_num_threads(1)
+    config, start = config_of(root, job, work), time.perf_counter()
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        train.run(config, "")
+        seconds = time.perf_counter() - start
+        result = detection.run(config)
+    with (config.run_folder / "train_log.csv").open(encoding="utf-8", newline="") as file:
+        val_ap = list(csv.DictReader(file))[-1]["val_ap"]
+    metrics = json.loads((result / "optimal/metrics.json").read_text(encoding="utf-8"))
+    precision = str(select_precision("auto", select_device("auto"))).removeprefix("torch.")
+    found = {key: f"{metrics[key]:.4f}" if metrics[key] is not None else "" for key in METRICS}
+    row = dict(zip(KEYS, job, strict=True)) | found
+    return row | {"val_ap": val_ap, "seconds": round(seconds), "precision": precision, "processor": common.machine()}
+
+
+def _worker(arguments: tuple[Path, tuple[str, str, int, int], Path]) -> dict[str, Any]:
+    return train_one(*arguments)
+
+
+def bench_run() -> None:
+    """Train what the table lacks, and add a row for each."""
+    flags = common.parser()
+    flags.add_argument("--data", type=Path, required=True, help="folder with mvtec_layout/ and dtd/images/")
+    flags.add_argument("--candidates", nargs="+", choices=CANDIDATES, default=list(CANDIDATES), metavar="NAME")
+    flags.add_argument("--categories", nargs="+", default=CATEGORIES, metavar="NAME")
+    flags.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="N")
+    flags.add_argument("--budgets", nargs="+", type=int, default=[FULL // 5], metavar="SAMPLES")
+    flags.add_argument("--processes", type=int, default=2, help="at once, each on one core; default: %(default)s")
+    asked = flags.parse_args()
+    there = {tuple(row[key] for key in KEYS) for row in rows()}
+    jobs = itertools.product(asked.budgets, asked.seeds, asked.candidates, asked.categories)
+    todo = [job for budget, seed, name, category in jobs if (job := (name, category, seed, budget)) not in there]
+    print(f"{len(todo)} trainings")
+    with tempfile.TemporaryDirectory() as folder, multiprocessing.get_context("spawn").Pool(asked.processes) as pool:
+        arguments = [(asked.data.resolve(), job, Path(folder)) for job in todo]
+        for row in pool.imap_unordered(_worker, arguments):
+            is_new = not TABLE.is_file()
+            with TABLE.open("a", encoding="utf-8", newline="") as file:
+                writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+                if is_new:
+                    writer.writeheader()
+                writer.writerow(row)
+            print("  ".join(str(row[key]) for key in COLUMNS[:-1]), flush=True)
+
+
+def paired(found: list[dict[str, Any]], name: str, other: str, metric: str) -> tuple[float, float, float]:
+    """Mean difference of two candidates over the category x seed that both have, with a 95 % bootstrap interval."""
+    values = {
+        one: {(row["category"], row["seed"]): row[metric] for row in found if row["candidate"] == one}
+        for one in (name, other)
+    }
+    both = sorted(values[name].keys() & values[other].keys())
+    differences = np.array([values[name][key] - values[other][key] for key in both])
+    drawn = np.random.default_rng(0).choice(differences, (10_000, len(differences))).mean(axis=1)
+    low, high = np.quantile(drawn, (0.025, 0.975))
+    return float(differences.mean()), float(low), float(high)
+
+
+def bench_table() -> None:
+    """Print, for each budget, means over category x seed, mean ranks, and differences from the published recipe."""
+    for samples, group in itertools.groupby(sorted(rows(), key=lambda row: row["samples"]), lambda row: row["samples"]):
+        found = list(group)
+        names = [name for name in CANDIDATES if any(row["candidate"] == name for row in found)]
+        print(f"{samples:,.0f} samples")
+        for name in names:
+            own = [row for row in found if row["candidate"] == name]
+            ranks = []
+            for row, metric in itertools.product(own, ("image_auroc", "pixel_ap")):
+                same = [one for one in found if (one["category"], one["seed"]) == (row["category"], row["seed"])]
+                ranks.append(1 + sum(one[metric] > row[metric] for one in same))
+            means = "  ".join(f"{key} {statistics.fmean(row[key] for row in own):.3f}" for key in METRICS)
+            line = f"  {name:26} {len(own):3} trainings  mean rank {statistics.fmean(ranks):4.1f}  {means}"
+            if name != "published" and "published" in names:
+                for metric in ("image_auroc", "pixel_ap"):
+                    line += "  {} {:+.3f} ({:+.3f} to {:+.3f})".format(
+                        metric, *paired(found, name, "published", metric)
+                    )
+            print(line)
+            for row in own:
+                figures = "  ".join(f"{row[key]:.3f}" for key in METRICS)
+                print(f"      {row['category']:16} seed {row['seed']:.0f}  {figures}  val_ap {row['val_ap']:.3f}")
+
+
+def bench_figure() -> None:
+    """Draw quality over samples: means over category x seed of the candidates that have more than one budget."""
+    flags = common.parser()
+    flags.add_argument("--out", type=Path, default=common.ROOT / "images/recipe.png", help="default: %(default)s")
+    from matplotlib.figure import Figure
+
+    found, figure = rows(), Figure(figsize=(10, 4), layout="constrained")
+    for axes, metric in zip(figure.subplots(1, 2), ("image_auroc", "pixel_ap"), strict=True):
+        for name in CANDIDATES:
+            budgets = sorted({row["samples"] for row in found if row["candidate"] == name})
+            of_budget = [[r[metric] for r in found if (r["candidate"], r["samples"]) == (name, one)] for one in budgets]
+            if len(budgets) > 1:
+                axes.plot(budgets, list(map(statistics.fmean, of_budget)), "o-", label=name)
+        axes.set(xlabel="training samples", ylabel=metric.replace("_", " "), xscale="log")
+        axes.legend()
+    path = flags.parse_args().out
+    figure.savefig(path, dpi=120)
+    print(path)
+
+
+if __name__ == "__main__":
+    common.run({"run": bench_run, "table": bench_table, "figure": bench_figure})

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from config import Config, weight_settings, with_white_level
+from config import Config, Synthesis, weight_settings, with_white_level
 from data import image_io
 from data.cache import ArrayCache, DecodedImages, Subset, cache_folder, half_of_disk
 from data.folders import DatasetNotes, category_folder, list_textures
@@ -159,7 +159,9 @@ def datasets(
     dataset = DRAEMTrainDataset(images, synthesizer, seed, per_image=per_image)
     if not files.held_out:
         return dataset, None
-    synthesizer = AnomalySynthesizer(Subset(textures, others), size, max_rotation=rotation)
+    # The published anomalies for every recipe, but not in colors that the category does not have.
+    gray = Synthesis(gray_textures=config.synthesis.gray_textures)
+    synthesizer = AnomalySynthesizer(Subset(textures, others), size, False, rotation, gray, images)
     places = [place for place, file in enumerate(files.nominal) if file in held_out]
     synthetic = DRAEMTrainDataset(Subset(nominal, places), synthesizer, seed, stream=4)
     return dataset, SyntheticSamples(synthetic, files.held_out)

@@ -1,8 +1,9 @@
 """training/validation.py, val_ap: average precision on synthetic anomalies of held-out images."""
 
+import cv2
 import numpy as np
 import pytest
-from conftest import image_key, model_key, rows_of
+from conftest import image_key, model_key, rows_of, write
 from sklearn.metrics import average_precision_score
 
 from config_file import load_config
@@ -44,3 +45,15 @@ def test_val_ap_is_the_average_precision_of_the_maps(two, monkeypatch, plant):
     truth = np.concatenate([samples[idx]["mask"].numpy().ravel() for idx in range(200)])
     expected = average_precision_score(truth, np.concatenate([one.ravel() for one in maps]))
     assert value == pytest.approx(expected, abs=1e-5) and 0 < error < 0.2
+
+
+@pytest.mark.parametrize("setting", ["never", "auto"])
+def test_synthetic_anomalies_of_gray_images_are_gray_where_those_of_the_training_are(workplace, setting):
+    for path in sorted((workplace / "mvtec/tile/train/good").iterdir()):
+        write(path, np.repeat(cv2.imread(str(path))[..., :1], 3, axis=2))
+    overrides = [f"synthesis.gray_textures={setting}", "synthesis.own_images=1.0"]  # the second only in the training
+    config = load_config(workplace / "config.yaml", overrides)
+    _, samples = datasets(config, split(config, find_files(config)))
+    filled = [sample["image"][:, sample["mask"][0]] for sample in map(samples.__getitem__, range(40))]
+    spread = max(float((one.amax(0) - one.amin(0)).max()) for one in filled if one.numel())
+    assert (spread < 1e-6) == (setting == "auto")

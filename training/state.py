@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import torch
 
-from config import Config, effects
+from config import Config, effects, weight_settings
 from data.image_io import EmbeddedImage
 from inference import checkpoint, fingerprint
 from inference.checkpoint import TrainingImages
@@ -44,7 +44,11 @@ START_ANEW = "set train.resume=never to start anew"
 
 
 def changed_settings(there: Provenance, now: Provenance, ignoring: Iterable[str] = ()) -> list[str]:
-    """Settings that affect the weights and have changed; folders with the same content elsewhere have not."""
+    """Settings that affect the weights and have changed; folders with the same content elsewhere have not.
+
+    A setting that was not there when the weights were trained had its default then.
+    """
+    there = replace(there, settings=weight_settings(Config()) | there.settings)
     is_same = (there.pictures == now.pictures, there.textures == now.textures)
     moved = [key for key, same in zip(FOLDERS, is_same, strict=True) if same]
     old, new = (replace(one, pictures=None, textures=None) for one in (there, now))
@@ -282,8 +286,6 @@ def read_last(config: Config, now: Provenance) -> SavedState | None:
     saved = _read_sound(path)
     checkpoint.check_widths(path, saved.model, config)
     there = saved.source.made_from
-    if missing := [key for key in now.settings if key not in there.settings]:
-        raise UserError(path, f"of an earlier version, without {missing[0]}", START_ANEW)
     extendable = [key for key, one in effects().items() if one.resumes == "extendable"]
     if config.train.lr_schedule == "one_cycle":  # the rate of every step follows from the number of epochs
         if changed := changed_settings(there, now, ignoring=[key for key in now.settings if key not in extendable]):

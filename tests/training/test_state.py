@@ -54,6 +54,18 @@ def test_a_state_without_embedded_images_is_resumed(workplace):
     assert train.run(config_of(workplace, "train.epochs=2"), "").name == "epoch_0002.pt"
 
 
+def test_a_state_of_before_a_setting_is_resumed_with_its_default(workplace):
+    config = config_of(workplace, "train.epochs=1", "train.visualize=false")
+    train.run(config, "")
+    last = config.run_folder / "last.pt"
+    content = checkpoint.read(last)
+    del content["provenance"]["settings"]["train.ema_decay"], content["checksum"]
+    state.write_checkpoint(last, content)
+    with pytest.raises(UserError, match=r"train\.ema_decay = None, now 0\.9"):
+        train.run(config_of(workplace, "train.epochs=2", "train.ema_decay=0.9"), "")
+    assert train.run(config_of(workplace, "train.epochs=2"), "").name == "epoch_0002.pt"
+
+
 def test_states_are_saved_with_kept_epochs_and_at_intervals(workplace, monkeypatch):
     """After the first epoch, with each that is kept, and every SAVE_EVERY seconds, which are 30."""
     saved, replace = [], os.replace
@@ -106,7 +118,7 @@ def test_a_new_setting_is_refused_on_resume_by_its_declaration_alone(workplace, 
     made_up = Annotated[int, config_types.whole(1, 9), config_types.WEIGHTS]
     section = create_model("Train", __base__=config.Train, made_up=(made_up, 1))
     schema = create_model("Config", __base__=config.Config, train=(section, section()))
-    for module in ("config", "config_file", "inference.checkpoint"):
+    for module in ("config", "config_file", "inference.checkpoint", "training.state"):
         monkeypatch.setattr(f"{module}.Config", schema)
     train.run(config_of(workplace, "train.epochs=1", "train.visualize=false"), "")
     with pytest.raises(UserError) as caught:

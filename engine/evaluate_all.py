@@ -206,15 +206,18 @@ def _prepare(
     config: Config,
     ckpt: CheckpointMetadata,
     techniques: list[Technique],
-    samples: list[TestSample],
+    samples: Sequence[TestSample] = (),
     kept_in: Path | None = None,
 ) -> Prepared:
-    """The preprocessor for a checkpoint, kept in `prepared`: checkpoints with the same embedded images share one."""
+    """The preprocessor for a checkpoint, kept in `prepared`: checkpoints with the same embedded images share one.
+
+    samples: to check; none where the preprocessor only tells whether results are valid.
+    """
     digests = sorted((what, asset.digest) for what, asset in ckpt.assets_for(config).items())
     key = (config.data.category, *techniques, ckpt.white_level, *digests)
     if key not in prepared:
         preprocessor = Preprocessor.for_checkpoint(config, ckpt, techniques, kept_in)
-        prepared[key] = Prepared(preprocessor, preprocessor.check(samples, techniques))
+        prepared[key] = Prepared(preprocessor, preprocessor.check(samples, techniques) if samples else [])
     return prepared[key]
 
 
@@ -310,7 +313,7 @@ def current_results(results: Path, config: Config, failed: dict[Key, str]) -> tu
                 continue
             if name not in listed:
                 listed[name] = list_test(category_folder(Path(own.data.data_path), name))
-            preprocessor, _ = _prepare(prepared, own, checkpoint.load_metadata(path), [technique], listed[name])
+            preprocessor, _ = _prepare(prepared, own, checkpoint.load_metadata(path), [technique])
             if changed := differences(record, path, preprocessor, technique, listed[name]):
                 stale[key] = "; ".join(changed)
                 continue

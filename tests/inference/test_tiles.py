@@ -268,7 +268,7 @@ def test_a_checkpoint_of_another_tile_size_is_a_user_error(two, cli):
     assert_user_error(cli("--train", *more), "last.pt", re.compile(r"train\.tiles_per_image = auto.*\b3\b"))
 
 
-def test_a_state_that_lacks_a_setting_is_not_resumed(two, cli):
+def test_a_state_of_before_tiles_was_trained_without_them(two, cli):
     path = two / "checkpoints/tile/tiny/last.pt"
     content = torch.load(path, weights_only=True)
     for place in (content["settings"]["data"], content["provenance"]["settings"]):
@@ -276,7 +276,10 @@ def test_a_state_that_lacks_a_setting_is_not_resumed(two, cli):
             place.pop(key, None)
     content.pop("checksum")
     torch.save(content, path)
-    for more in ([], sets("data.tile_size=32")):
-        resumed = cli("--train", *sets("train.epochs=3"), *more)
-        assert_user_error(resumed, "last.pt", "data.tile_size", "train.resume=never")
+    before = path.read_bytes()
+    resumed = cli("--train", *sets("train.epochs=3", "data.tile_size=32"))
+    assert_user_error(resumed, "last.pt", "data.tile_size = None", "[32, 32]", "train.resume=never")
+    assert path.read_bytes() == before
     assert cli("--detection", *sets("data.load_epoch=last", "metrics.threshold=false"))[0] == 0
+    assert cli("--train", *sets("train.epochs=3"))[0] == 0
+    assert torch.load(path, weights_only=True)["epoch"] == 3

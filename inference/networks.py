@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import fuse_conv_bn_eval
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from model import DRAEM
 from runtime.device import memory_format
@@ -29,7 +29,12 @@ def _folded(model: DRAEM) -> DRAEM:
         if isinstance(layers, nn.Sequential):
             for i, (convolution, norm) in enumerate(pairwise(list(layers))):
                 if isinstance(norm, nn.BatchNorm2d) and isinstance(convolution, nn.Conv2d):
-                    layers[i], layers[i + 1] = fuse_conv_bn_eval(convolution, norm), nn.Identity()
+                    mean, variance = norm.running_mean, norm.running_var
+                    assert mean is not None and variance is not None  # None only without track_running_stats
+                    convolution.weight, convolution.bias = fuse_conv_bn_weights(
+                        convolution.weight, convolution.bias, mean, variance, norm.eps, norm.weight, norm.bias
+                    )
+                    layers[i + 1] = nn.Identity()
     return model
 
 

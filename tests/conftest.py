@@ -20,6 +20,7 @@ import torch
 
 from config_file import load_config
 from data.mvtec import list_test
+from engine import train
 from inference import checkpoint
 from model import DRAEM
 from runtime import cli as command_line
@@ -236,15 +237,13 @@ def rows_of(path) -> list[dict[str, str]]:
 
 @pytest.fixture(scope="session")
 def trained_two(tmp_path_factory):
-    """Categories tile and wood, trained by train_all.py for two epochs; not to be written to."""
+    """Categories tile and wood, trained for two epochs; not to be written to."""
     root = tmp_path_factory.mktemp("two")
-    make_dataset(root)
-    make_dataset(root, "wood")
     (root / "config.yaml").write_text(SETTINGS.format(root=root.as_posix()))
-    command = [sys.executable, str(ROOT / "train_all.py"), "--config", str(root / "config.yaml")]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr
-    return root, done.stdout
+    for category in ("tile", "wood"):
+        make_dataset(root, category)
+        train.run(config_of(root, f"data.category={category}"), "")
+    return root
 
 
 def copy_of(root: Path, to: Path) -> Path:
@@ -259,7 +258,7 @@ def copy_of(root: Path, to: Path) -> Path:
 def two(workplace, trained_two):
     """A workplace of one's own with both categories trained."""
     make_dataset(workplace, "wood")
-    shutil.copytree(trained_two[0] / "checkpoints", workplace / "checkpoints")
+    shutil.copytree(trained_two / "checkpoints", workplace / "checkpoints")
     return workplace
 
 

@@ -101,7 +101,9 @@ def test_categories_without_nominal_test_images_or_without_held_out_images(two, 
     assert best["label_free"]["overall"]["checkpoint"] in ("1", "2")
     notes = json.loads((two / "results/tiny/tile/checkpoint_1/no_masking/optimal/metrics.json").read_text())["notes"]
     assert notes["image_auroc"]
-    assert call("train_all", "--force", "--set", "data.val_split=0")[0] == 0
+    for category in ("tile", "wood"):
+        again = ("--set", f"data.category={category}", "--set", "data.val_split=0", "--set", "train.resume=never")
+        assert call("main", "--train", *again)[0] == 0
     assert call("evaluate_checkpoints", *PLAIN)[0] == 0
     assert call("check_best_model")[0] == 0
     best = json.loads((two / "results/tiny/best_models.json").read_text())
@@ -156,7 +158,7 @@ def _drop_row(root):
 
 @pytest.fixture(scope="module")
 def evaluated(trained_two, tmp_path_factory):
-    root = copy_of(trained_two[0], tmp_path_factory.mktemp("evaluated"))
+    root = copy_of(trained_two, tmp_path_factory.mktemp("evaluated"))
     command = [sys.executable, str(ROOT / "evaluate_checkpoints.py"), "--config", str(root / "config.yaml"), *PLAIN]
     assert subprocess.run(command, capture_output=True, timeout=240).returncode == 0
     return root

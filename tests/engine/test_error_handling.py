@@ -11,12 +11,14 @@ import sys
 import time
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, SETTINGS, main_py, make_dataset, write
+from conftest import ROOT, SETTINGS, config_of, make_dataset, write
 from messages import assert_user_error
 
+from engine import threshold, train
 from inference import checkpoint
 from training.state import write_checkpoint
 
@@ -172,7 +174,8 @@ def trained(tmp_path_factory):
     root = tmp_path_factory.mktemp("trained")
     make_dataset(root)
     (root / "config.yaml").write_text(SETTINGS.format(root=root.as_posix()))
-    assert main_py("--train", "--threshold", "--config", root / "config.yaml", cwd=root).returncode == 0
+    train.run(config_of(root), "")
+    threshold.run(config_of(root))
     return root
 
 
@@ -231,33 +234,31 @@ def test_an_interrupted_training_has_exit_status_130(workplace, cli, on_forward)
 
 
 # Faults as of a library that the program calls: in the step, in a loader process, while the dataset is read.
-PATCHED = """
-import runpy, sys
-sys.path.insert(0, {root!r})
-{patch}
-sys.argv[0] = "main.py"
-runpy.run_path({main!r}, run_name="__main__")
-"""
+FAULTS = {"step": (torch.optim.Adam, "step"), "loader": (cv2, "warpAffine"), "dataset": (cv2, "imdecode")}
 
 
-def main_with(patch, *arguments, cwd):
-    code = PATCHED.format(root=str(ROOT), patch=patch, main=str(ROOT / "main.py"))
-    command = [sys.executable, "-c", code, "--config", "config.yaml", *arguments]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=240)
-
-
-@pytest.mark.parametrize(
-    "patch",
-    [
-        "import torch\ndef fault(*_): raise ValueError('of the program')\ntorch.optim.Adam.step = fault",
-        "import cv2\ndef fault(*_, **__): raise ValueError('of the program')\ncv2.warpAffine = fault",
-        "import cv2\ndef fault(*_, **__): raise KeyError('of the program')\ncv2.imdecode = fault",
-    ],
-    ids=["step", "loader", "dataset"],
-)
+@pytest.mark.parametrize("place", FAULTS)
 @pytest.mark.parametrize("workers", ["0", "1"])
-def test_a_fault_is_exit_status_1_with_a_traceback(workplace, patch, workers):
-    done = main_with(patch, "--train", "--set", f"data.num_workers={workers}", cwd=workplace)
+def test_a_fault_is_not_reported_as_a_user_error(workplace, cli, monkeypatch, place, workers):
+    def fault(*_, **__):
+        raise ValueError("of the program")
+
+    monkeypatch.setattr(*FAULTS[place], fault)
+    with pytest.raises(ValueError, match="of the program"):
+        cli("--train", "--set", f"data.num_workers={workers}")
+
+
+def test_a_fault_is_exit_status_1_with_a_traceback(workplace):
+    code = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+import main, torch
+def fault(*_): raise ValueError("of the program")
+torch.optim.Adam.step = fault
+main.run(main.main, is_shared=True)
+"""
+    command = [sys.executable, "-c", code, "--config", "config.yaml", "--train", "--set", "data.num_workers=1"]
+    done = subprocess.run(command, cwd=workplace, capture_output=True, text=True, timeout=240)
     assert done.returncode == 1 and "Traceback" in done.stderr and "of the program" in done.stderr
 
 

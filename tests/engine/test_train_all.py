@@ -17,8 +17,11 @@ from engine import train_all
 from inference import checkpoint
 
 
-def test_every_category_is_trained_and_its_time_written(trained_two):
-    root, out = trained_two
+def test_categories_are_trained_once_and_failures_do_not_end_the_others(workplace, call):
+    root = workplace
+    make_dataset(root, "wood")
+    status, out, error = call("train_all")
+    assert status == 0, error
     assert out.splitlines()[-1] == f"training times: {root}/checkpoints/training_times.txt"
     assert_line(out, "tile, wood")
     lines = (root / "checkpoints/training_times.txt").read_text().splitlines()
@@ -33,31 +36,30 @@ def test_every_category_is_trained_and_its_time_written(trained_two):
         assert (root / f"checkpoints/{name}/tiny/config.yaml").read_text() == text
     assert "category: tile" in (root / "config.yaml").read_text()
 
-
-def test_complete_categories_are_skipped_and_failures_do_not_end_the_others(two, call):
-    before = {path: path.read_bytes() for path in two.rglob("*.pt")}
-    (two / "checkpoints/wall").write_text("a file where a run's folder should be")
-    make_dataset(two, "wall")
-    write(two / "mvtec/broken/train/good/0.png", np.zeros((40, 48), np.uint8))
-    (two / "mvtec/broken/train/good/1.png").write_bytes(b"x")
-    (two / "mvtec/broken/train/good/2.png").write_bytes(b"x")
+    # Again: what is complete is skipped, and failures do not end the others.
+    before = {path: path.read_bytes() for path in root.rglob("*.pt")}
+    (root / "checkpoints/wall").write_text("a file where a run's folder should be")
+    make_dataset(root, "wall")
+    write(root / "mvtec/broken/train/good/0.png", np.zeros((40, 48), np.uint8))
+    (root / "mvtec/broken/train/good/1.png").write_bytes(b"x")
+    (root / "mvtec/broken/train/good/2.png").write_bytes(b"x")
     status, out, error = call("train_all", "--update_config", "--set", "train.epochs=2")
     assert status == 1 and "Traceback" not in error
     assert_line(out, "tile, wood")
     broken, wall = [line for line in out.splitlines() if line.startswith("failed: ")]
     assert_names(broken, "failed: broken", re.compile(r"broken/train/good/\d\.png"))
-    assert_names(wall, "failed: wall", two / "checkpoints/wall")
+    assert_names(wall, "failed: wall", root / "checkpoints/wall")
     assert all(path.read_bytes() == content for path, content in before.items())
-    text = (two / "config.yaml").read_text()
+    text = (root / "config.yaml").read_text()
     assert "category: broken " in text and "# which one" in text and "# a comment to keep" in text
     status, out, _ = call("train_all", "--categories", "wood", "--set", "train.learning_rate=0.5")
     assert status == 1
     assert_line(out, "failed: wood", re.compile(r"train\.learning_rate = 0\.001\b.*\b0\.5\b"), "--force")
     assert call("train_all", "--categories", "wood", "--force")[0] == 0
-    assert (two / "checkpoints/wood/tiny/epoch_0002.pt").stat().st_mtime > (
-        two / "checkpoints/tile/tiny/epoch_0002.pt"
+    assert (root / "checkpoints/wood/tiny/epoch_0002.pt").stat().st_mtime > (
+        root / "checkpoints/tile/tiny/epoch_0002.pt"
     ).stat().st_mtime
-    assert len((two / "checkpoints/training_times.txt").read_text().splitlines()) == 4
+    assert len((root / "checkpoints/training_times.txt").read_text().splitlines()) == 4
 
 
 def test_a_killed_process_fails_one_category(two, call, monkeypatch):

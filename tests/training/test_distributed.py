@@ -15,6 +15,8 @@ import torch
 from conftest import ROOT, SETTINGS, make_dataset, rows_of, start_process
 from messages import assert_fix, assert_line, assert_user_error, lines_with
 
+from config_file import load_config
+from engine import train
 from inference import checkpoint
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="gloo and signals are other ones there")
@@ -75,6 +77,12 @@ def run(*arguments, **keywords):
     return process.returncode, out, error
 
 
+def launch_ranks(count, *arguments, **keywords):
+    """Started processes of one training, without torchrun, whose start takes seconds."""
+    common = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    return [launch(*arguments, RANK=rank, LOCAL_RANK=rank, **common, **keywords) for rank in map(str, range(count))]
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     """A workplace with ten nominal images: the last batch of four is one of two."""
@@ -84,30 +92,35 @@ def place(tmp_path_factory):
     return root
 
 
-@pytest.mark.parametrize(("recipe", "counts"), [((), (2, 3)), (RECIPE, (3,))])
-def test_losses_and_weights_equal_those_of_one_process(place, recipe, counts):
+@pytest.mark.parametrize(("recipe", "together"), [((), 2), (RECIPE, 3)])
+def test_losses_and_weights_equal_those_of_one_process(place, recipe, together):
     """Shares of a batch are equal, unequal, and empty: of the last batch a third process has none."""
     found = {}
-    for count in (0, *counts):
+    for count in (1, together):
         settings = [*SHORT, f"data.run_name=together{count}{len(recipe)}", "train.visualize=false", *recipe]
-        status, _, error = run(place, count, settings, "--train", script=place / "double.py")
-        assert status == 0, error
-        path = place / f"checkpoints/tile/together{count}{len(recipe)}/epoch_0002.pt"
-        found[count] = np.array(json.loads((place / "losses.json").read_text())), checkpoint.read(path)["model"]
-    losses, weights = found[0]
-    assert losses.shape == (6, 3)
-    for count in counts:
-        np.testing.assert_allclose(found[count][0], losses, rtol=0, atol=1e-9)
-        assert found[count][1].keys() == weights.keys()
-        for name, value in weights.items():
-            # A bias before batch norm has no effect: its gradient is rounding alone, of which Adam makes steps.
-            is_bias = name.endswith((".0.bias", ".3.bias")) and "fin_out" not in name
-            torch.testing.assert_close(found[count][1][name], value, rtol=0, atol=1e-8 if is_bias else 1e-9)
+        arguments, script = (place, 0, settings, "--train"), place / "double.py"
+        alone = [launch(*arguments, script=script)] if count == 1 else []
+        for process in alone or launch_ranks(count, *arguments, script=script):
+            _, error = process.communicate(timeout=120)
+            assert process.returncode == 0, error
+        content = checkpoint.read(place / f"checkpoints/tile/together{count}{len(recipe)}/last.pt")
+        weights = {
+            (kind, name): value for kind in ("model", "raw_model") for name, value in (content.get(kind) or {}).items()
+        }
+        found[count] = np.array(json.loads((place / "losses.json").read_text())), weights
+    losses, weights = found[1]
+    assert losses.shape == (6, 3) and {kind for kind, _ in weights} == ({"model", "raw_model"} if recipe else {"model"})
+    np.testing.assert_allclose(found[together][0], losses, rtol=0, atol=1e-9)
+    assert found[together][1].keys() == weights.keys()
+    for (kind, name), value in weights.items():
+        # A bias before batch norm has no effect: its gradient is rounding alone, of which Adam makes steps.
+        is_bias = name.endswith((".0.bias", ".3.bias")) and "fin_out" not in name
+        torch.testing.assert_close(found[together][1][kind, name], value, rtol=0, atol=1e-8 if is_bias else 1e-9)
 
 
 def test_processes_share_the_images_and_write_the_same_files(place):
     settings = [*SHORT, "data.val_split=0.4", "data.run_name=modes"]
-    assert run(place, 0, settings, "--train")[0] == 0
+    train.run(load_config(place / "config.yaml", settings), "")
     written = {}
     for count in (0, 2):
         settings[-1:] = ["data.run_name=modes", f"data.results_path={place}/results{count}"]
@@ -127,7 +140,7 @@ def test_processes_share_the_images_and_write_the_same_files(place):
     assert rows[0] == rows[1] and len(rows[0]) == 6
 
 
-def test_a_process_that_dies_ends_the_others_and_another_number_of_processes_resumes(place):
+def test_a_process_that_dies_ends_the_others_and_another_number_of_processes_resumes(place, capsys):
     settings = [*SHORT, "train.epochs=3000", "data.run_name=killed", "train.visualize=false"]
     process, run_folder = launch(place, 2, settings, "--train"), place / "checkpoints/tile/killed"
     end = time.monotonic() + 120
@@ -142,9 +155,8 @@ def test_a_process_that_dies_ends_the_others_and_another_number_of_processes_res
     assert_fix(lost)
     done = checkpoint.read(run_folder / "last.pt")["epoch"]
     settings[-3] = f"train.epochs={done + 2}"
-    status, out, error = run(place, 0, settings, "--train")
-    assert status == 0, error
-    assert_line(out, done, run_folder / "last.pt")
+    train.run(load_config(place / "config.yaml", settings), "")
+    assert_line(capsys.readouterr().out, done, run_folder / "last.pt")
     assert (run_folder / f"epoch_{done + 2:04}.pt").is_file()
     lines = (run_folder / "train_log.csv").read_text().splitlines()
     assert [int(line.split(",")[0]) for line in lines[1:]] == list(range(1, done + 3))
@@ -160,11 +172,10 @@ def rank_of(launcher, rank):
     raise AssertionError(children)
 
 
-def test_all_processes_stop_together_where_one_is_signalled(place):
+def test_all_processes_stop_together_where_one_is_signalled(place, capsys):
     """Processes of another launcher than torchrun; the state is that of the same step of both, and resumes."""
     settings = [*SHORT, "train.epochs=3000", "data.run_name=stopped", "train.visualize=false"]
-    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
-    both = [launch(place, 0, settings, "--train", RANK=rank, LOCAL_RANK=rank, **common) for rank in "01"]
+    both = launch_ranks(2, place, 0, settings, "--train")
     last, end = place / "checkpoints/tile/stopped/last.pt", time.monotonic() + 120
     while not last.is_file():
         assert time.monotonic() < end and both[0].poll() is None, both[0].communicate()
@@ -177,9 +188,8 @@ def test_all_processes_stop_together_where_one_is_signalled(place):
     assert not said[1][0]
     state = checkpoint.read(last)
     settings[-3] = f"train.epochs={state['epoch'] + 1}"
-    status, out, error = run(place, 0, settings, "--train")
-    assert status == 0, error
-    assert_line(out, state["epoch"], last)
+    train.run(load_config(place / "config.yaml", settings), "")
+    assert_line(capsys.readouterr().out, state["epoch"], last)
     log = (last.parent / "train_log.csv").read_text().splitlines()
     assert [int(line.split(",")[0]) for line in log[1:]] == list(range(1, state["epoch"] + 2))
 

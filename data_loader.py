@@ -9,43 +9,15 @@ import numpy as np
 import torch
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler, default_collate
 
+from data.dtd import fetch_dtd as fetch_dtd  # as README calls it
 from data.image_io import read_all, read_image, read_mask, resize, resize_mask
 from data.mvtec import TestSample
 from runtime import signals
 from runtime.device import setup
-from runtime.errors import UserError
 from synthesis import AnomalySynthesizer
 
 SAMPLE_BYTES = 16  # maximum per pixel of a sample: image 3, augmented image 12, mask 1
 PREFETCHED = 2**32  # bytes, maximum size of all prefetched batches, which are in shared memory
-
-
-def fetch_dtd(folder: str | Path = ".") -> Path:
-    """Download the Describable Textures Dataset (600 MB) with torchvision. Returns `folder`/dtd/images.
-
-    Raises:
-        UserError: torchvision cannot be imported, or the download fails.
-    """
-    target = Path(folder) / "dtd" / "images"
-    if target.is_dir():
-        return target
-    try:
-        from torchvision.datasets import DTD
-    except Exception as error:  # a torchvision for another build of torch raises various errors
-        raise UserError(
-            "torchvision",
-            f"cannot be imported ({error})",
-            "install the torchvision that matches your build of torch, or download DTD by hand and put its images "
-            f"folder at {target}",
-        ) from error
-    try:
-        DTD(root=str(folder), download=True)
-    except (OSError, RuntimeError) as error:
-        raise UserError(
-            "DTD", f"cannot be downloaded ({error})", f"download it by hand and put its images folder at {target}"
-        ) from error
-    (Path(folder) / "dtd" / "dtd" / "images").replace(target)
-    return target
 
 
 def _to_tensor(image: np.ndarray) -> torch.Tensor:

@@ -1,7 +1,4 @@
-"""data_loader.py: training and test samples, their types and loaders, and DTD."""
-
-import sys
-import types
+"""data_loader.py: training and test samples, their types and loaders."""
 
 import cv2
 import numpy as np
@@ -53,24 +50,6 @@ def test_a_test_sample(tmp_path):
     assert sample["image"].dtype == torch.uint8 and sample["mask"].dtype == torch.bool
     scaled = data_loader.scaled(sample["image"], torch.device("cpu"))
     np.testing.assert_array_equal(scaled.numpy(), image.transpose(2, 0, 1).astype(np.float32) / 255)
-
-
-def test_dtd_is_downloaded_once(tmp_path, monkeypatch):
-    def download(root, download):
-        (tmp_path / "dtd/dtd/images/banded").mkdir(parents=True)
-        (tmp_path / "dtd/dtd/images/banded/1.jpg").write_bytes(b"x")
-
-    # In place of torchvision, which is not a requirement and would download 600 MB.
-    fake = types.ModuleType("torchvision.datasets")
-    fake.DTD = download
-    monkeypatch.setitem(sys.modules, "torchvision", types.ModuleType("torchvision"))
-    monkeypatch.setitem(sys.modules, "torchvision.datasets", fake)
-    assert data_loader.fetch_dtd(tmp_path) == tmp_path / "dtd/images"
-    assert (tmp_path / "dtd/images/banded/1.jpg").is_file()
-    monkeypatch.setitem(sys.modules, "torchvision.datasets", None)  # its import fails
-    assert data_loader.fetch_dtd(tmp_path).is_dir()  # already there
-    with raises_user_error("torchvision", tmp_path / "elsewhere"):
-        data_loader.fetch_dtd(tmp_path / "elsewhere")
 
 
 def test_samples_have_the_smallest_lossless_types(tmp_path):

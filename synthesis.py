@@ -19,6 +19,7 @@ MAX_LATTICE_EXPONENT = 5  # the noise has 2^0 to 2^5 lattice periods along each 
 NOISE_THRESHOLD = 0.5  # noise above this value marks the anomaly
 GRAY = 3  # levels
 PUBLISHED = Synthesis()
+P_ADJUST = 0.4  # probability of each change of sharpness and contrast
 GRID = 8  # cells along each axis of a shuffled image
 MIN_CUTOUT = 10  # pixels, smallest side of a cutout
 
@@ -109,29 +110,46 @@ class AnomalySynthesizer:
         shuffled = rng.permutation(cells.reshape(GRID * GRID, *cells.shape[2:]))
         return shuffled.reshape(cells.shape).swapaxes(1, 2).reshape(image.shape)
 
+    def _adjusted(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """An image, uint8, in another brightness, and often in another contrast or sharpness."""
+        blur, contrast = rng.random(2) < P_ADJUST
+        if blur:
+            image = cv2.GaussianBlur(image, (0, 0), rng.uniform(1, 4))
+        gain = 2 ** rng.uniform(-1, 1)
+        spread = gain * (2 ** rng.uniform(-2, 1) if contrast else 1)
+        levels = spread * (np.arange(256) - image.mean()) + gain * image.mean() + rng.uniform(-40, 40)
+        return cv2.LUT(image, np.rint(levels.clip(0, 255)).astype(np.uint8))
+
+    def _filling(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """What an anomaly of this image, uint8 (H, W, 3), is filled with, as `settings` have it."""
+        if self.settings.own_images and rng.random() < self.settings.own_images:
+            return self._own_texture(rng)
+        if self.settings.adjusted_images and rng.random() < self.settings.adjusted_images:
+            return self._adjusted(image, rng)
+        return self.augment_texture(self.textures[int(rng.integers(len(self.textures)))], rng)
+
     def _relight(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Change gain and gamma, both by a factor of up to 2 to the power of `settings.light`."""
         gain, gamma = 2 ** (self.settings.light * rng.uniform(-1, 1, 2))
         table = 255 * np.clip(gain * np.linspace(0, 1, 256) ** gamma, 0, 1)
         return cv2.LUT(image, np.rint(table).astype(np.uint8))
 
-    # Both take an image, float32 (H, W, 3) in [0, 1], change it in place, and return it with the mask, bool (H, W).
+    # Both change `scaled`, an image as float32 (H, W, 3) in [0, 1], in place, and return it with the mask, bool (H, W).
 
-    def _blend_perlin(self, image: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        if self.settings.own_images and rng.random() < self.settings.own_images:
-            texture = self._own_texture(rng)
-        else:
-            texture = self.augment_texture(self.textures[int(rng.integers(len(self.textures)))], rng)
+    def _blend_perlin(
+        self, image: np.ndarray, scaled: np.ndarray, rng: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray]:
+        texture = self._filling(image, rng)
         if self._is_gray:
             texture = cv2.cvtColor(cv2.cvtColor(texture, cv2.COLOR_BGR2GRAY), cv2.COLOR_GRAY2BGR)
         mask = self.perlin_mask(rng)
         beta = np.float32(rng.uniform(0, self.settings.max_transparency))
         # Blending the whole image and copying the masked pixels is faster than indexing with the mask.
         blended = np.multiply(texture, (1 - beta) / 255, dtype=np.float32)
-        blended += beta * image
-        return cv2.copyTo(blended, mask.view(np.uint8), image), mask
+        blended += beta * scaled
+        return cv2.copyTo(blended, mask.view(np.uint8), scaled), mask
 
-    def _cut_out(self, image: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    def _cut_out(self, scaled: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         rectangle = []
         for side in self.image_size:
             longest = max(side // 2, 1)
@@ -140,8 +158,8 @@ class AnomalySynthesizer:
             rectangle.append(slice(start, start + length))
         mask = np.zeros(self.image_size, bool)
         mask[tuple(rectangle)] = True
-        image[mask] = rng.choice((0.5, 1.0))
-        return image, mask
+        scaled[mask] = rng.choice((0.5, 1.0))
+        return scaled, mask
 
     def corrupt(self, image: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Synthesize one training sample, in compact data types.
@@ -163,7 +181,7 @@ class AnomalySynthesizer:
             return image, *self._cut_out(scaled, rng)
         if rng.random() < self.settings.clean_share:
             return image, scaled, np.zeros(self.image_size, bool)
-        return image, *self._blend_perlin(scaled, rng)
+        return image, *self._blend_perlin(image, scaled, rng)
 
     def __call__(
         self, image: np.ndarray, rng: np.random.Generator

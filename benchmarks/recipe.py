@@ -37,6 +37,7 @@ PUBLISHED = ["train.learning_rate=0.001", "train.batch_size=4"]
 ONE_CYCLE = ["train.lr_schedule=one_cycle", "train.batch_size=2", "train.learning_rate=0.002"]
 EMA = ["train.ema_decay=0.998"]
 GRAY, OWN = ["synthesis.gray_textures=auto"], ["synthesis.own_images=0.5"]
+MIX = [*ONE_CYCLE, *GRAY, "synthesis.own_images=0.33", "synthesis.adjusted_images=0.5"]  # a third of each kind
 CANDIDATES = {
     "published": PUBLISHED,
     "published, averaged": PUBLISHED + EMA,
@@ -58,6 +59,15 @@ CANDIDATES = {
     "one-cycle, faint": [*ONE_CYCLE, "synthesis.max_transparency=0.95"],
     "one-cycle, focal x 10": [*ONE_CYCLE, "train.loss_weights=[1, 1, 10]"],
     "one-cycle, focal / 10": [*ONE_CYCLE, "train.loss_weights=[1, 1, 0.1]"],
+    "mix": MIX,
+    "mix, focal x 10": [*MIX, "train.loss_weights=[1, 1, 10]"],
+    "mix, 20 % clean": [*MIX, "synthesis.clean_share=0.2"],
+    "mix, averaged": MIX + EMA,
+    "mix, light": [*MIX, "synthesis.light=0.3"],
+    "mix, AdamW": [*MIX, "train.weight_decay=0.01"],
+    "mix, clipped": [*MIX, "train.gradient_clip=1.0"],
+    "mix, opaque": [*MIX, "synthesis.max_transparency=0.5"],
+    "mix, batch 4": [*MIX, "train.batch_size=4", "train.learning_rate=0.003"],
 }
 
 

@@ -234,6 +234,35 @@ def test_anomalies_from_own_images_keep_every_pixel_in_another_place(textures, n
     assert tiles._own_texture(np.random.default_rng(0)).shape == (32, 64, 3)
 
 
+def test_anomalies_of_adjusted_images_have_the_structure_of_the_image_below(textures, nominal):
+    settings = Synthesis(clean_share=0, max_transparency=0, adjusted_images=1.0)
+    synthesizer = AnomalySynthesizer(textures, (64, 96), settings=settings)
+    correlations, changes = [], []
+    for k in range(200):
+        image, augmented, mask = synthesizer.corrupt(nominal, np.random.default_rng(k))
+        np.testing.assert_array_equal(augmented[~mask], image[~mask].astype(np.float32) / 255)
+        before, after = image[mask].astype(float).ravel() / 255, augmented[mask].ravel()
+        is_seen = (after > 0) & (after < 1)  # not clipped
+        if is_seen.sum() > 300 and np.ptp(after[is_seen]) > 0.1:
+            correlations.append(np.corrcoef(before[is_seen], after[is_seen])[0, 1])
+            changes.append(np.mean(after[is_seen] - before[is_seen]))
+    assert len(changes) > 50 and np.median(correlations) > 0.7
+    assert min(changes) < -0.1 and max(changes) > 0.1  # darker and brighter
+
+
+def test_own_and_adjusted_images_and_textures_fill_their_shares(textures, nominal):
+    """own_images is a share of all anomalies, adjusted_images one of the others."""
+    settings = Synthesis(own_images=0.25, adjusted_images=0.5)
+    black = [np.zeros((64, 96, 3), np.uint8)]
+    synthesizer = AnomalySynthesizer(
+        [np.full((64, 96, 3), 255, np.uint8)], (64, 96), settings=settings, own_images=black
+    )
+    synthesizer.augment_texture = lambda texture, rng: texture
+    filled = [synthesizer._filling(nominal, np.random.default_rng(k)) for k in range(2000)]
+    assert np.mean([not one.any() for one in filled]) == pytest.approx(0.25, abs=0.03)
+    assert np.mean([one.min() == 255 for one in filled]) == pytest.approx(0.375, abs=0.03)
+
+
 def test_textures_are_gray_where_the_nominal_images_are(textures, nominal):
     gray = np.repeat(nominal[..., :1], 3, axis=2)
     for images, is_gray in (([gray], True), ([nominal], False)):

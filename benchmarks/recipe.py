@@ -67,6 +67,7 @@ CANDIDATES = {
     "mix, AdamW": [*MIX, "train.weight_decay=0.01"],
     "mix, clipped": [*MIX, "train.gradient_clip=1.0"],
     "mix, opaque": [*MIX, "synthesis.max_transparency=0.5"],
+    "mix, unrotated": [*MIX, "synthesis.max_rotation=0"],
     "mix, batch 4": [*MIX, "train.batch_size=4", "train.learning_rate=0.003"],
 }
 

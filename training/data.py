@@ -16,7 +16,7 @@ from registration.register import RegisteredTrainingImages, Registration
 from runtime import provenance
 from runtime.errors import UserError
 from runtime.provenance import Provenance
-from synthesis import MAX_ROTATION, AnomalySynthesizer
+from synthesis import AnomalySynthesizer
 from training.state import FOLDERS, TrainingSource
 from training.validation import SyntheticSamples, split_textures
 
@@ -141,14 +141,14 @@ def datasets(
         the settings.
     """
     nominal: ArrayCache
+    rotation = config.synthesis.max_rotation
     size, seed, folder = config.data.input_size, config.train.seed, cache_folder(config.data.checkpoint_path)
     if config.data.registration_training:
-        registration = Registration(config, reference)
-        nominal, rotation = RegisteredTrainingImages(folder, files.nominal, registration), SMALL_ROTATION
+        nominal = RegisteredTrainingImages(folder, files.nominal, Registration(config, reference))
+        rotation = min(SMALL_ROTATION, rotation)
     else:
         limit, white = half_of_disk(folder), config.data.known_white_level
         nominal = DecodedImages(folder, "nominal images", files.nominal, config.data.img_size, white, limit)
-        rotation = MAX_ROTATION
     # After `nominal`, which is in use by now: a new cache file may remove files that no process has open.
     textures = DecodedImages(folder, "textures", files.textures, size)
     per_image, held_out = tiles.per_image(config.data, config.train.tiles_per_image), set(files.held_out)

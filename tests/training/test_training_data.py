@@ -4,6 +4,7 @@ import json
 import re
 
 import numpy as np
+import pytest
 from conftest import write
 from messages import assert_line, assert_user_error
 
@@ -22,6 +23,17 @@ def test_a_fifth_of_the_textures_is_held_out_for_val_ap(workplace, cli):
     config = load_config(workplace / "config.yaml", ["data.val_split=0"])
     train, samples = datasets(config, split(config, find_files(config)))
     assert len(train.synthesizer.textures) == 10 and samples is None
+
+
+@pytest.mark.parametrize(("largest", "corners"), [(0, False), (3, False), (90, True)])
+def test_training_images_are_rotated_as_far_as_is_set(workplace, largest, corners):
+    """A rotation by more than a few degrees leaves black corners; one by 0 degrees leaves the image as it is."""
+    config = load_config(workplace / "config.yaml", [f"synthesis.max_rotation={largest}"])
+    train, _ = datasets(config, split(config, find_files(config)))
+    images = [train[key]["image"].permute(1, 2, 0).numpy() for key in range(40)]
+    known = {image.tobytes() for image in train.images}
+    assert any(image.tobytes() not in known for image in images) == (largest > 0)
+    assert any((image[:3, :3] == 0).all() for image in images) == corners
 
 
 def test_images_of_a_validation_folder_are_held_out(workplace, cli):

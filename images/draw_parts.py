@@ -8,7 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from registration import homography, part_pose
+from registration import homography, part_pose, part_segmentation
 
 SIZE, MARGIN, LABEL = 176, 6, 150
 
@@ -68,7 +68,7 @@ def main() -> None:
         transform = part_pose.register(image, target)
         assert transform is not None
         warped, has_source = homography.warp(image, transform, (SIZE, SIZE))
-        warped[~has_source] = part_pose.background_color(image)
+        warped[~has_source] = part_segmentation.background_color(image)
         columns.append((image, warped))
     step = SIZE + MARGIN
     sheet = np.full((2 * step + MARGIN, LABEL + len(columns) * step, 3), 255, np.uint8)

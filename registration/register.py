@@ -15,7 +15,7 @@ from data.cache import ArrayCache, half_of_disk
 from data.folders import category_folder
 from data.image_io import EmbeddedImage, read_image, resize, write_image
 from data.mvtec import TestSample, list_nominal
-from registration import part_pose
+from registration import part_pose, part_segmentation
 from registration.homography import register as register_scene
 from registration.homography import warp
 from runtime import provenance
@@ -84,7 +84,7 @@ class Registration:
         """The part in the reference image."""
         try:
             return part_pose.reference_of(self.reference)
-        except part_pose.NoPartError as error:
+        except part_segmentation.NoPartError as error:
             shown, hint = self.config.run_folder / "registration_reference.png", ""
             if self._writes and shown.parent.is_dir():  # before training there is no run folder
                 write_image(shown, _in_red(self.reference, error.silhouette))
@@ -128,7 +128,7 @@ class Registration:
         size = self.reference.shape[:2]
         warped, has_source = warp(image, homography, size)
         if self._is_of_parts:
-            warped[~has_source] = part_pose.background_color(image)
+            warped[~has_source] = part_segmentation.background_color(image)
         if mask is not None:
             mask, _ = warp(mask, homography, size, cv2.INTER_NEAREST)
         return warped, mask, has_source

@@ -190,15 +190,3 @@ def test_a_round_part_is_shifted_and_not_rotated():
         image = (image + rng.normal(0, 3, image.shape)).clip(0, 255).astype(np.uint8)
         found = part_pose.register(image, reference)
         np.testing.assert_allclose(found, [[1, 0, 128 - center[0]], [0, 1, 128 - center[1]], [0, 0, 1]], atol=0.35)
-
-
-def test_a_reference_without_a_part_is_an_error():
-    with pytest.raises(part_pose.NoPartError, match=r"\b0\.0 %") as caught:
-        part_pose.reference_of(np.full((60, 80, 3), 90, np.uint8))
-    assert caught.value.silhouette.shape == (60, 80) and not caught.value.silhouette.any()
-
-
-def test_the_background_color_is_that_of_the_border():
-    image = np.full((40, 60, 3), (10, 20, 30), np.uint8)
-    image[10:30, 10:40] = 200
-    assert part_pose.background_color(image).tolist() == [10, 20, 30]

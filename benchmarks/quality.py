@@ -18,7 +18,7 @@ from config import Config
 from config_file import load_config
 from data.mvtec import list_test
 from engine import detection, threshold, train
-from images.draw_parts import lever
+from images.draw_parts import bolt, lever
 from inference import checkpoint
 from inference.detect import detect
 from make_sample import CATEGORIES, SIZE, make_sample, trivial_auroc, write_png
@@ -115,12 +115,17 @@ def defect(silhouette: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray
 def draw(root: Path, category: str, seed: int) -> None:
     """Write images of a part: turned by any angle, moved, scaled and brightened by a little, on a gray table."""
     rng = np.random.default_rng(seed)
-    surface, silhouette = {"lever": lambda: lever(False), "cap": cap}[category]()
+    if category != "bolt":
+        surface, silhouette = {"lever": lambda: lever(False), "cap": cap}[category]()
     table = 60 + 12 * np.linspace(-1, 1, SIDE)[None, :, None]
     for kind, count in (("train/good", N_TRAIN), ("test/good", N_GOOD), ("test/damaged", N_BAD)):
         for number in range(count):
-            pose = cv2.getRotationMatrix2D((SIDE / 2, SIDE / 2), rng.uniform(0, 360), rng.uniform(0.92, 1.05))
+            angle = rng.uniform(0, 360)
+            pose = cv2.getRotationMatrix2D((SIDE / 2, SIDE / 2), angle, rng.uniform(0.92, 1.05))
             pose[:, 2] += rng.uniform(-8, 8, 2)
+            if category == "bolt":  # turned about its own axis too; the light comes from one side of the image
+                gray, shape = bolt(SIDE, rng.uniform(0, 2 * np.pi), np.cos(np.radians(angle)))
+                surface, silhouette = np.repeat(gray[..., None], 3, axis=2), shape[..., None].astype(np.float64)
             own, mask = surface, np.zeros((SIDE, SIDE))
             if kind == "test/damaged":
                 mask, levels = defect(silhouette, rng)
@@ -137,7 +142,7 @@ def draw(root: Path, category: str, seed: int) -> None:
 def settings(flags: argparse.Namespace, root: Path, category: str, seed: int, registers: bool) -> Config:
     """The settings of one training."""
     sets = ["data.img_size=128", "model.base_width=16", "model.base_channels=8", "train.learning_rate=1e-3"]
-    sets += ["train.precision=fp32", "train.visualize=false", "metrics.visualisation=none"]
+    sets += ["train.visualize=false", "metrics.visualisation=none", f"train.precision={flags.precision}"]
     sets += [f"train.epochs={flags.epochs}"]
     sets += [f"train.save_from={flags.epochs}", f"train.seed={seed}", f"data.category={category}"]
     sets += [f"data.data_path={flags.data or root / 'mvtec'}", f"data.run_name={registers}{seed}"]
@@ -145,7 +150,8 @@ def settings(flags: argparse.Namespace, root: Path, category: str, seed: int, re
     sets += [f"data.checkpoint_path={root / 'checkpoints'}", f"data.results_path={root / 'results'}"]
     if registers:
         sets += ["data.image_registration=true", "data.registration_method=part", "data.registration_training=true"]
-    return load_config(common.ROOT / "config.yaml", sets)
+    files = [common.ROOT / "config.yaml", *([flags.recipe] if flags.recipe else [])]
+    return load_config(files, sets)
 
 
 def bench_parts() -> None:
@@ -159,6 +165,8 @@ def bench_parts() -> None:
     parser.add_argument("--textures", type=Path, help="folder of textures (default: those of the sample)")
     parser.add_argument("--seeds", type=int, default=3, help="default: %(default)s")
     parser.add_argument("--epochs", type=int, default=30, help="default: %(default)s")
+    parser.add_argument("--precision", default="fp32", help="default: %(default)s")
+    parser.add_argument("--recipe", type=Path, help="settings file of a recipe (default: the published one)")
     parser.add_argument("--keep", type=Path, help="folder for images, checkpoints and results (default: a new one)")
     flags = parser.parse_args()
     common.header(f"registration of parts, {flags.epochs} epochs, 128 x 128, networks 16/8, float32")

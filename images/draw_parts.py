@@ -39,6 +39,30 @@ def lever(defect: bool) -> tuple[np.ndarray, np.ndarray]:
     return small[..., None] * (0.96, 0.99, 1.0), mask[..., None]
 
 
+def bolt(size: int, turn: float, light: float) -> tuple[np.ndarray, np.ndarray]:
+    """Draw a bolt that lies along x, with a hexagonal head and a thread.
+
+    Args:
+        size: pixels. turn: radians by which it is turned about its own axis, which moves thread and faces of the head.
+        light: direction of the light across the bolt, in radians from above; 1 is far from one side.
+
+    Returns:
+        gray values, float (size, size), and silhouette, bool (size, size).
+    """
+    y, x = (np.mgrid[:size, :size] - (size - 1) / 2) / size * 256
+    along = (x + 90) / 180  # from head to tip
+    is_head, is_thread = (along >= 0) & (along < 0.14), (along >= 0.42) & (along <= 1)
+    thread = 2 * np.pi * (x + 0.4 * y) / 9.5 + turn
+    width_of_head = 22 * max(abs(np.cos(turn + face * np.pi / 3)) for face in range(6))
+    radius = np.where(is_thread, (8.7 + 2.2 * np.cos(thread) ** 2) * np.clip((1 - along) / 0.05, 0, 1), 10.5)
+    radius = np.where(is_head, width_of_head, np.where((along < 0) | (along > 1), 0, radius))
+    around = np.arcsin(np.clip(y / np.maximum(radius, 1e-3), -1, 1))
+    face = np.round((around + turn) / (np.pi / 3)) * (np.pi / 3) - turn
+    gray = np.where(is_head, 50 + 110 * np.cos(face - light), 70 + 100 * np.cos(around - light))
+    gray = np.where(is_thread, gray * (0.6 + 0.4 * np.sin(thread)), gray)
+    return gray.clip(0, 255), np.abs(y) <= radius
+
+
 def render(pose: np.ndarray, light: float, defect: bool, rng: np.random.Generator) -> np.ndarray:
     """Render the lever on a gray table, uint8 (SIZE, SIZE, 3).
 

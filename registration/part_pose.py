@@ -20,6 +20,9 @@ CANDIDATES = 3  # number of rotations that are refined
 ROUND = 0.8  # a part that correlates this much with all of its rotations is round
 # Acceptance of the pose
 MIN_OVERLAP = 0.9  # intersection over union of silhouettes
+EDGE = np.ones((3, 3), np.uint8)  # around a silhouette's edge, which threads and teeth move when a part is turned
+DECISIVE, MARGIN = 0.95, 0.05  # overlap of the best rotation, and how much more than any other, if that alone decides
+FITS_LESS = 0.005  # loss of overlap by which a pose that gray values have refined is worse
 KEPT = 0.8  # share of pixels inside that must correlate; the others may be a defect
 MIN_CORRELATION = 0.85  # measured: 0.87 to 1 for correct poses, with light from the opposite side included
 MIN_CORRELATION_ROUND = 0.7  # for a round part: its rotation cannot be wrong, but its details may lie elsewhere
@@ -60,7 +63,7 @@ def register(image: np.ndarray, reference: Reference, mirror: bool = False) -> n
 
     Center, direction and scale come from the moments of the silhouettes. Rotations that the moments cannot distinguish
     are tried. ECC (G. Evangelidis and E. Psarakis, PAMI 2008) refines the best ones. The result is reliable if the
-    silhouettes overlap and the gray values inside correlate.
+    silhouettes fit at one of the rotations only, or if they overlap and the gray values inside correlate.
 
     Args:
         image: uint8, (H, W, 3) BGR or (H, W), of any size. mirror: whether parts may lie upside down.
@@ -87,8 +90,14 @@ def _best_pose(part: Part, target: Part, is_round: bool, mirror: bool) -> np.nda
     choices, small = [(turn, flip) for flip in flips for turn in turns], (_smaller(part), _smaller(target))
     if len(choices) > CANDIDATES:
         choices.sort(key=lambda choice: _similarity(*small, _pose(*small, *choice)), reverse=True)
-    refined = [_refine(part, target, is_round, _pose(part, target, *choice)) for choice in choices[:CANDIDATES]]
-    best = max(refined, key=lambda pose: _similarity(part, target, pose))
+    poses = [_refined_on_shape(part, target, is_round, _pose(part, target, *choice)) for choice in choices[:CANDIDATES]]
+    overlaps = [_overlap(part, target, pose) for pose in poses]
+    *others, (most, best) = sorted(zip(overlaps, poses, strict=True), key=lambda pair: pair[0])
+    if others and most >= DECISIVE and most - others[-1][0] >= MARGIN:
+        # Whatever the gray values are: threads may be turned, and light may come from the other side.
+        return _refined_on_gray(part, target, is_round, best)
+    poses = [_refined_on_gray(part, target, is_round, pose) for pose in poses]
+    best = max(poses, key=lambda pose: _similarity(part, target, pose))
     return best if _is_trusted(part, target, is_round, best) else None
 
 
@@ -141,11 +150,12 @@ def _warp_to_reference(plane: np.ndarray, pose: np.ndarray, target: Part) -> np.
 
 
 def _overlap(part: Part, target: Part, pose: np.ndarray) -> float:
-    """Intersection over union of the warped silhouette and the reference's."""
-    warped = (
-        cv2.warpAffine(part.silhouette.astype(np.uint8), pose[:2], target.gray.shape[::-1], flags=cv2.INTER_NEAREST) > 0
-    )
-    return float((warped & target.silhouette).sum() / (warped | target.silhouette).sum())
+    """Intersection over union of the warped silhouette and the reference's, apart from pixels at the latter's edge."""
+    size = target.gray.shape[::-1]
+    warped = cv2.warpAffine(part.silhouette.astype(np.uint8), pose[:2], size, flags=cv2.INTER_NEAREST) > 0
+    grown, shrunk = (change(target.silhouette.astype(np.uint8), EDGE) > 0 for change in (cv2.dilate, cv2.erode))
+    both = (warped & target.silhouette).sum()
+    return float(both / max(both + (warped & ~grown).sum() + (shrunk & ~warped).sum(), 1))
 
 
 def _smooth(part: Part, target: Part, pose: np.ndarray, where: np.ndarray) -> list[np.ndarray]:
@@ -178,19 +188,35 @@ def _similarity(part: Part, target: Part, pose: np.ndarray) -> float:
     return float((one * other).mean()) * _overlap(part, target, pose)
 
 
-def _refine(part: Part, target: Part, is_round: bool, pose: np.ndarray) -> np.ndarray:
+def _refined_on_shape(part: Part, target: Part, is_round: bool, pose: np.ndarray) -> np.ndarray:
+    shape, other = (cv2.GaussianBlur(one.silhouette * np.uint8(255), (0, 0), 2.0) for one in (part, target))
+    return _refine(shape, other, target, is_round, pose)
+
+
+def _refined_on_gray(part: Part, target: Part, is_round: bool, pose: np.ndarray) -> np.ndarray:
+    """Refined on the gray values, unless the silhouettes then fit less."""
+    refined = _refine(part.gray, target.gray, target, is_round, pose)
+    is_worse = _overlap(part, target, refined) < _overlap(part, target, pose) - FITS_LESS
+    return pose if is_worse else refined
+
+
+def _refine(plane: np.ndarray, other: np.ndarray, target: Part, is_round: bool, pose: np.ndarray) -> np.ndarray:
     """Refine a pose with ECC: by a translation for a round part, else by an affine transform."""
     motion = cv2.MOTION_TRANSLATION if is_round else cv2.MOTION_AFFINE
     # The part is warped by the pose first, so that ECC searches for a small correction only.
-    warped = _warp_to_reference(part.gray, pose, target)
+    warped = _warp_to_reference(plane, pose, target)
     around = cv2.dilate(target.silhouette.astype(np.uint8), np.ones((15, 15), np.uint8))
+    left, top, width, height = cv2.boundingRect(around)
+    window = np.s_[top : top + height, left : left + width]
     correction, stop = np.eye(2, 3, dtype=np.float32), (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 60, 1e-5)
     try:
-        _, correction = cv2.findTransformECC(target.gray, warped, correction, motion, stop, around, 5)
+        _, correction = cv2.findTransformECC(other[window], warped[window], correction, motion, stop, around[window], 5)
     except cv2.error:  # ECC does not converge
         return pose
     # ECC returns the transform from the reference to the image.
-    refined = np.linalg.inv(np.vstack([correction, [0, 0, 1]]).astype(np.float64)) @ pose
+    corner = np.array([[1, 0, left], [0, 1, top], [0, 0, 1.0]])
+    correction = corner @ np.vstack([correction, [0, 0, 1]]).astype(np.float64) @ np.linalg.inv(corner)
+    refined = np.linalg.inv(correction) @ pose
     return refined if np.isfinite(refined).all() else pose
 
 

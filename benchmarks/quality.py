@@ -6,6 +6,7 @@ import io
 import json
 import statistics
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from images.draw_parts import bolt, lever
 from inference import checkpoint
 from inference.detect import detect
 from make_sample import CATEGORIES, SIZE, make_sample, trivial_auroc, write_png
+from registration import part_pose
 
 SHOWN_OF_SAMPLE = ("image_auroc", "pixel_ap", "accuracy")
 
@@ -75,6 +77,7 @@ def bench_sample() -> None:
                 )
 
 
+WRONG = 3  # % of the side
 SIDE, N_TRAIN, N_GOOD, N_BAD = 176, 64, 20, 20
 
 
@@ -204,5 +207,52 @@ def bench_parts() -> None:
                 print(f"{category:10} {'registered' if registers else 'as it is':10}  {means}", flush=True)
 
 
+def bench_poses() -> None:
+    """Poses of drawn bolts, whose true pose is known: how many are found, how exactly, and in which time.
+
+    Each is turned about its own axis by a random angle. Light comes from above or from one side of the image.
+    """
+    parser = common.parser()
+    parser.add_argument("--images", type=int, default=300, help="for each light (default: %(default)s)")
+    parser.add_argument("--size", type=int, default=1024, help="pixels of a side (default: %(default)s)")
+    flags = parser.parse_args()
+    common.header(f"{flags.images} bolts, {flags.size} x {flags.size}; a pose is wrong from {WRONG} % of the side on")
+    size, corners = flags.size, np.array([[-90, -20, 1], [-90, 20, 1], [88, 0, 1]], np.float64).T
+    middle = (size - 1) / 2
+    corners[:2] = corners[:2] * size / 256 + middle
+    for light in (0.0, 0.6, 1.2):
+        rng, errors, taken = np.random.default_rng(0), [], 0.0
+        reference = part_pose.reference_of(bolt_image(size, np.eye(3), light, rng))
+        for _ in range(flags.images):
+            turn = cv2.getRotationMatrix2D((middle, middle), rng.uniform(0, 360), rng.uniform(0.85, 1.15))
+            pose = np.vstack([turn, (0, 0, 1)])
+            pose[:2, 2] += rng.uniform(-0.06, 0.06, 2) * size
+            image, start = bolt_image(size, pose, light, rng), time.perf_counter()
+            found = part_pose.register(image, reference)
+            taken += time.perf_counter() - start
+            if found is not None:
+                errors.append(100 / size * np.linalg.norm((found @ pose @ corners - corners)[:2], axis=0).max())
+        share, wrong = 100 * len(errors) / flags.images, sum(error > WRONG for error in errors)
+        print(
+            f"light {light:.1f}  registered {share:.1f} %  wrong {wrong}  error of a corner, "
+            f"median {np.median(errors):.2f} %, largest {max(errors):.2f} % of the side  {taken / flags.images:.3f} s",
+            flush=True,
+        )
+
+
+def bolt_image(size: int, pose: np.ndarray, light: float, rng: np.random.Generator) -> np.ndarray:
+    """A bolt on a light table that is darker in the corners, uint8 (size, size, 3).
+
+    Args:
+        pose: transform (3, 3) from the bolt's own frame. light: 0 from above, 1.2 from one side of the image.
+    """
+    y, x = np.mgrid[:size, :size] / size - 0.5
+    gray, shape = bolt(size, rng.uniform(0, 2 * np.pi), light * np.cos(np.arctan2(pose[1, 0], pose[0, 0])))
+    inside = cv2.warpPerspective(shape.astype(np.float32), pose, (size, size))
+    gray = cv2.warpPerspective(gray.astype(np.float32), pose, (size, size), borderMode=cv2.BORDER_REPLICATE)
+    image = (inside * gray + (1 - inside) * 210) * (1 - 0.3 * (x**2 + y**2)) * rng.uniform(0.85, 1.1)
+    return np.repeat((image + rng.normal(0, 3, image.shape)).clip(0, 255).astype(np.uint8)[..., None], 3, axis=2)
+
+
 if __name__ == "__main__":
-    common.run({"sample": bench_sample, "parts": bench_parts})
+    common.run({"sample": bench_sample, "parts": bench_parts, "poses": bench_poses})

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import skimage.data
 
-from images.draw_parts import bolt
+from benchmarks.quality import bolt_image
 from registration import part_pose
 
 SIZE = 256
@@ -171,29 +171,17 @@ def test_poses_are_found_under_other_light_and_vignetting(fall):
         assert np.linalg.norm((found @ np.vstack([turn, [0, 0, 1]]) @ ends - ends)[:2], axis=0).max() < 8
 
 
-def bolt_image(size, pose, rng, light):
-    """A bolt turned about its own axis, on a light table that is darker in the corners."""
-    angle = np.arctan2(pose[1, 0], pose[0, 0])
-    gray, shape = bolt(size, rng.uniform(0, 2 * np.pi), light * np.cos(angle))  # lit from one side of the image
-    inside = cv2.warpPerspective(shape.astype(np.float32), pose, (size, size))
-    surface = cv2.warpPerspective(gray.astype(np.float32), pose, (size, size), borderMode=cv2.BORDER_REPLICATE)
-    y, x = np.mgrid[:size, :size] / size - 0.5
-    image = (inside * surface + (1 - inside) * 210) * (1 - 0.3 * (x**2 + y**2)) * rng.uniform(0.85, 1.1)
-    image += rng.normal(0, 3, image.shape)
-    return np.repeat(image.clip(0, 255).astype(np.uint8)[..., None], 3, axis=2)
-
-
 @pytest.mark.parametrize("light", [0.0, 1.2])
 def test_bolts_turned_about_their_own_axis_are_found(light):
     """Threads and faces of the head differ in every image, and shading is reversed in bolts that lie the other way."""
     size, rng = 512, np.random.default_rng(0)
-    reference = part_pose.reference_of(bolt_image(size, np.eye(3), rng, light))
+    reference = part_pose.reference_of(bolt_image(size, np.eye(3), light, rng))
     ends = np.array([[-90, -20, 1], [-90, 20, 1], [88, 0, 1]]).T
     ends[:2] = ends[:2] * size / 256 + (size - 1) / 2
     errors = []
     for _ in range(20):
         pose = random_pose(rng, size)
-        found = part_pose.register(bolt_image(size, pose, rng, light), reference)
+        found = part_pose.register(bolt_image(size, pose, light, rng), reference)
         if found is not None:
             mapped = found @ pose @ ends
             errors.append(np.linalg.norm((mapped / mapped[2] - ends)[:2], axis=0).max() * 256 / size)

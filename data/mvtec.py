@@ -75,8 +75,14 @@ def _nominal_files(folder: Path, notes: DatasetNotes) -> list[Path]:
     return sorted(files)
 
 
+def image_key(category: Path, file: Path) -> str:
+    """Name of a nominal image in a checkpoint, never that of another: its path below train/, or within the category."""
+    name = file.relative_to(category)
+    return Path(*name.parts[1:]).as_posix() if name.parts[0] == "train" else name.as_posix()
+
+
 def nominal_name(category: Path, file: Path) -> str:
-    """Name of a nominal image in a checkpoint: its path within train/good, or else within the category."""
+    """What `data.split_by` is matched with: the path of an image within train/good, or else within the category."""
     name = file.relative_to(category)
     return Path(*name.parts[2:]).as_posix() if name.parts[0] == "train" else name.as_posix()
 

@@ -68,9 +68,12 @@ def run_on(config: Config, folder: Path) -> Path:
     detector = Detector.for_new_images(config)
     trained = set(detector.ckpt.images.training.values()) if detector.ckpt.images else set()
     digests = provenance.file_digests(files)
-    left = [file for file, digest in zip(files, digests, strict=True) if digest not in trained]
-    if len(left) < len(files):
-        print(f"{folder}: {len(files) - len(left)} images were trained on; left out of thresholds")
+    untrained = {digest: file for file, digest in zip(files, digests, strict=True) if digest not in trained}
+    left = sorted(untrained.values())
+    if count := sum(digest in trained for digest in digests):
+        print(f"{folder}: {count} images were trained on; left out of thresholds")
+    if copies := len(files) - count - len(left):
+        print(f"{folder}: {copies} copies of other images, which count once")
     if not left:
         raise UserError(f"--nominal {folder}", "all images there were trained on", "name a folder of others")
     config, (height, width) = detector.config, detector.config.data.img_size
@@ -95,7 +98,7 @@ def run_on(config: Config, folder: Path) -> Path:
 def nominal_images(config: Config, ckpt: CheckpointMetadata) -> tuple[list[TestSample], bool | None]:
     """Nominal images to compute thresholds from, and whether they are held out (False: trained on; None: not known).
 
-    Images are identified by content, so that renamed ones stay held out.
+    Images are identified by content: renamed ones stay held out, and copies count once, as they say nothing new.
     """
     category = category_folder(Path(config.data.data_path), config.data.category)
     own, validation = list_nominal(category), list_validation(category)
@@ -111,9 +114,9 @@ def nominal_images(config: Config, ckpt: CheckpointMetadata) -> tuple[list[TestS
             wanted = {name: digest for name, digest in ckpt.images.held_out.items() if digest not in trained}
             held_out = _found(there, wanted, ckpt)
             if not held_out:  # nothing was held out, but validation images may have been added since
-                held_out = [file for file in validation if digests[file] not in trained]
+                held_out = [there[digest] for digest in {digests[file] for file in validation} - trained]
         else:  # weights of another dataset: trained on none of these
-            held_out = files
+            held_out = list(there.values())
     samples = [TestSample(file, False, name_in(file, category)) for file in sorted(held_out or own)]
     return samples, None if ckpt.images is None else bool(held_out)
 
@@ -127,7 +130,7 @@ def _found(there: dict[str, Path], wanted: dict[str, str], ckpt: CheckpointMetad
             f"held out when {ckpt.path} was trained, now missing",
             "restore it, or train anew",
         )
-    return [there[digest] for digest in wanted.values()]
+    return [there[digest] for digest in set(wanted.values())]
 
 
 def provenance_of(
@@ -211,10 +214,8 @@ def compute_thresholds(
     group: see `detect`; processes other than the first return nothing.
     """
     samples, is_held_out = nominal_images(config, ckpt)
-    if ckpt.images:
-        copies = len(set(ckpt.images.held_out.values()) & set(ckpt.images.training.values()))
-        if copies:
-            print(f"held-out images that are training images as well: {copies}; left out of thresholds")
+    if ckpt.images and (copies := ckpt.images.held_out_copies):
+        print(f"held-out images that are also training images, left out of thresholds: {len(copies)}")
     dataset = preprocessor.dataset(samples, techniques, group)
     height, width = config.data.img_size
     p, k, count = config.metrics.p, config.metrics.k, len(samples)

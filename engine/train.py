@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from config import Config, recipe, with_white_level
 from data.folders import DatasetNotes
+from data.mask_matching import and_n_more
 from data_loader import DRAEMTrainDataset, train_loader
 from inference import checkpoint, embedded_assets, networks
 from runtime.device import worker_count, worker_errors
@@ -85,7 +86,12 @@ def _set_up(
     files = split(config, found, kept.source.images if kept else None)
     settled = resolve_white_level(config, files.nominal, kept.source if kept else None)
     embedded = embedded_assets.embed(settled, kept.source.embedded_assets if kept else None)
-    source = TrainingSource(made_from, files.digests(), settled.data.known_white_level, embedded)
+    images = files.digests()
+    if copies := images.held_out_copies:
+        print(
+            f"held-out images that are also training images (left out of thresholds): {copies[0]}{and_n_more(copies)}"
+        )
+    source = TrainingSource(made_from, images, settled.data.known_white_level, embedded)
     state = TrainingState(config, settings_text, source, group)
     if kept:
         state.resume(kept)

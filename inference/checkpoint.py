@@ -42,6 +42,12 @@ class TrainingImages:
     training: dict[str, str]
     held_out: dict[str, str]
 
+    @property
+    def held_out_copies(self) -> list[str]:
+        """Names of held-out images whose content was trained on as well."""
+        trained = set(self.training.values())
+        return [name for name, digest in self.held_out.items() if digest in trained]
+
 
 @dataclass(frozen=True)
 class CheckpointMetadata:

@@ -8,7 +8,7 @@ from data import image_io
 from data.cache import ArrayCache, DecodedImages, Subset, cache_folder, half_of_disk
 from data.folders import DatasetNotes, category_folder, list_textures
 from data.image_io import EmbeddedImage
-from data.mvtec import list_nominal, list_validation, nominal_name, split_nominal
+from data.mvtec import image_key, list_nominal, list_validation, split_nominal
 from data_loader import DRAEMTrainDataset
 from inference import tiles
 from inference.checkpoint import TrainingImages
@@ -51,7 +51,7 @@ class TrainingFiles:
         """The nominal images by name and content."""
         parts = (
             {
-                nominal_name(self.category, file): digest
+                image_key(self.category, file): digest
                 for file, digest in zip(files, provenance.file_digests(files), strict=True)
             }
             for files in (self.training, self.held_out)
@@ -70,16 +70,14 @@ def split(config: Config, files: DatasetFiles, kept: TrainingImages | None = Non
     """Split into training and held-out images.
 
     Held out are the images of validation/good, or else a share that the seed chooses. With the images of an earlier
-    state (`kept`), those that it held out, identified by content.
+    state (`kept`), those that it held out, also under another name.
 
     Raises:
         UserError: no training or no held-out image is left, or a batch would have a single sample.
     """
     nominal = files.nominal + files.validation
     if kept is not None:
-        digests, found = set(kept.held_out.values()), provenance.file_digests(nominal)
-        held_out = {file for file, digest in zip(nominal, found, strict=True) if digest in digests}
-        held_out |= set(files.validation)
+        held_out = _held_out_before(kept, files.category, nominal) | set(files.validation)
     elif files.validation:
         held_out = set(files.validation)
     else:
@@ -101,6 +99,20 @@ def split(config: Config, files: DatasetFiles, kept: TrainingImages | None = Non
             f"change it, or {'data.tile_size' if config.data.tile_size else 'data.img_size'}",
         )
     return TrainingFiles(files.category, training, [file for file in nominal if file in held_out], files.textures)
+
+
+def _held_out_before(kept: TrainingImages, category: Path, nominal: list[Path]) -> set[Path]:
+    """The images that an earlier state held out.
+
+    An image is known by name and content together, since copies of it may have been trained on. One that is not known
+    so is new or renamed: it is held out if its content was.
+    """
+    trained, held_out = kept.training.items(), set(kept.held_out.values())
+    return {
+        file
+        for file, digest in zip(nominal, provenance.file_digests(nominal), strict=True)
+        if digest in held_out and (image_key(category, file), digest) not in trained
+    }
 
 
 def training_provenance(config: Config, files: list[Path], textures: list[Path]) -> Provenance:

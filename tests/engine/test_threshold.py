@@ -19,7 +19,7 @@ def test_held_out_images_that_are_also_trained_on_set_no_threshold(workplace, cl
     shutil.rmtree(workplace / "checkpoints/tile/tiny")
     (category / "validation/good").mkdir(parents=True)
     for path in (category / "train/good").iterdir():
-        if path.name in held_out:
+        if f"good/{path.name}" in held_out:
             shutil.copy(path, category / "validation/good" / path.name)
     image = cv2.imread(str(category / "test/good/000.png"))
     write(category / "validation/good/new.png", image)

@@ -15,7 +15,7 @@ from config import Config, with_checkpoint_settings, with_white_level
 from data.folders import nominal_folders
 from data.image_io import EmbeddedImage, find_white_level
 from data.mvtec import list_nominal
-from inference.fingerprint import fingerprint
+from inference.fingerprint import fingerprint, is_damaged
 from model import DRAEM
 from runtime.errors import UserError
 from runtime.provenance import Provenance, file_state
@@ -124,6 +124,8 @@ def read(path: Path, only_metadata: bool = False) -> dict[str, Any]:
         raise UserError(path, "of an earlier, unreleased version of this program", FIX_HINT)
     if path.suffix not in PAIRS and not _is_sound(content):
         raise UserError(path, "damaged, or not a checkpoint of this program", FIX_HINT)
+    if not only_metadata and is_damaged(content):
+        raise UserError(path, "damaged: its content does not match its checksum", FIX_HINT)
     return content
 
 

@@ -1,6 +1,8 @@
 """Files: atomic writes, locks, removal of unused files, and writing in background threads."""
 
 import csv
+import ctypes
+import glob
 import json
 import os
 import secrets
@@ -26,6 +28,7 @@ except ImportError:  # Windows: it does not delete open files, so locks are not 
     fcntl = None  # type: ignore[assignment]
 
 PENDING = 2**28  # bytes, maximum size of the arrays that wait for a background thread
+AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of Linux: paths are as for other calls; exchange two paths
 ORPHANED = 86400  # seconds; without locks, an older unfinished file counts as left over
 BATCH = "DRAEM_BATCH"  # environment variable with the name of the batch that a job belongs to
 TIMEOUT_SECONDS = 15  # loader processes of a killed training exit within this time
@@ -57,13 +60,21 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
-    """Yield a temporary folder to write to. It replaces `folder` if the block succeeds, and is deleted if it fails."""
+    """Yield a temporary folder to write to. It replaces `folder` if the block succeeds, and is deleted if it fails.
+
+    Where the system cannot exchange two folders in one step, the old one has another name for a moment. If the process
+    ends then, the next call for this folder gives it its name back.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    beside, old = (folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.part") for _ in range(2))
+    beside, old = (folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.{end}") for end in ("part", "old"))
+    for left in folder.parent.glob(f".{glob.escape(folder.name)}.*.old"):
+        if not folder.exists():
+            os.replace(left, folder)
+        shutil.rmtree(left, ignore_errors=True)
     try:
         with naming(folder), _marked(beside, is_folder=True):
             yield beside
-            while True:
+            while not _exchange(beside, folder):
                 with suppress(FileNotFoundError):
                     os.replace(folder, old)
                 try:
@@ -78,6 +89,15 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
     finally:
         for path in (beside, old):
             shutil.rmtree(path, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchange the names of two folders in one step. False where one is missing, or the system cannot; Linux can."""
+    try:
+        rename = ctypes.CDLL(None).renameat2
+    except (AttributeError, OSError, TypeError):  # another system, or an old C library
+        return False
+    return rename(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE) == 0
 
 
 @contextmanager

@@ -94,7 +94,7 @@ class SavedState:
     Attributes:
         source: what it was trained on. model, optimizer: torch's state dictionaries.
         average: averaged weights, and the number of steps that they are of; None without averaging.
-        epoch, progress: see `TrainingState`.
+        epoch, progress: see `TrainingState`. is_last: whether it is that of last.pt, not the one before.
     """
 
     source: TrainingSource
@@ -103,13 +103,12 @@ class SavedState:
     optimizer: dict[str, Any]
     average: tuple[dict[str, torch.Tensor], int] | None
     progress: Progress | None
+    is_last: bool
 
     @classmethod
     def read(cls, path: Path) -> "SavedState":
         """Read last.pt; UserError where it is damaged, or cannot be resumed from."""
         content = checkpoint.read(path)
-        if fingerprint.is_damaged(content):
-            raise UserError(path, "damaged", START_ANEW)
         if not {"model", "optimizer", "epoch", "settings", "images"} <= content.keys():
             raise UserError(path, "not a state to resume from", START_ANEW)
         known, progress = checkpoint.metadata_of(path, content), content.get("progress")
@@ -122,7 +121,9 @@ class SavedState:
         model, average = content["model"], None
         if "raw_model" in content:
             model, average = content["raw_model"], (content["model"], content["averaged_steps"])
-        return cls(source, content["epoch"], model, content["optimizer"], average, progress or None)
+        return cls(
+            source, content["epoch"], model, content["optimizer"], average, progress or None, path.name != BEFORE_LAST
+        )
 
     @property
     def place(self) -> str:
@@ -155,7 +156,7 @@ class TrainingState:
         self._average = averaged(self.model, self.optimizer, decay) if decay is not None else None
         self.epoch = 0
         self.progress: Progress | None = None
-        self._has_folder = self._is_resumed = False
+        self._has_folder = self._is_resumed = self._replaces_damaged = False
         self._saved: float | None = None  # time of the last save, by time.monotonic
 
     @property
@@ -221,9 +222,8 @@ class TrainingState:
             content["progress"]["sample"] = {
                 name: torch.from_numpy(one) for name, one in (self.progress.sample or {}).items()
             }
-        content["checksum"] = fingerprint.checksum(content)
-        write_checkpoint(path, content)
-        self._saved = time.monotonic()
+        write_checkpoint(path, content, keeps_previous=not self._replaces_damaged)
+        self._saved, self._replaces_damaged = time.monotonic(), False
         return path
 
     def take_folder(self) -> None:
@@ -259,6 +259,7 @@ class TrainingState:
                 if value.shape == parameter.shape:
                     state[key] = torch.empty_like(parameter).copy_(value)
         self.epoch, self.progress, self._is_resumed = saved.epoch, saved.progress, True
+        self._replaces_damaged = not saved.is_last  # the state before it stays until there is another sound one
 
 
 def read_last(config: Config, now: Provenance) -> SavedState | None:
@@ -325,14 +326,15 @@ def place_of(step: int | None, epochs_done: int) -> str:
     return f"step {step} of epoch {epochs_done + 1}" if step else f"epoch {epochs_done}"
 
 
-def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
-    """Write a checkpoint atomically; the previous last.pt is kept."""
+def write_checkpoint(path: Path, content: dict[str, Any], keeps_previous: bool = True) -> None:
+    """Write a checkpoint atomically, with its checksum. keeps_previous: whether the last.pt there is kept beside it."""
+    content = content | {"checksum": fingerprint.checksum(content)}
     with atomic_write(path) as beside, beside.open("wb") as stream:
         try:
             torch.save(content, stream)
         except RuntimeError as error:  # torch hides a failed write behind the failed end of its archive
             raise error.__context__ if isinstance(error.__context__, OSError) else error from None
-        if path.name == "last.pt" and path.is_file():
+        if path.name == "last.pt" and path.is_file() and keeps_previous:
             before = path.with_name(BEFORE_LAST)
             before.unlink(missing_ok=True)
             try:

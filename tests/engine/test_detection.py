@@ -34,7 +34,7 @@ def test_metrics_follow_from_the_anomaly_maps(workplace, cli, plant):
         return planted[weights, image_key(np.ascontiguousarray(image))]
 
     held_out = checkpoint.read(workplace / "checkpoints/tile/tiny/last.pt")["images"]["held_out"]
-    nominal = [map_of(workplace / "mvtec/tile/train/good" / name) for name in held_out]
+    nominal = [map_of(workplace / "mvtec/tile/train" / name) for name in held_out]
     assert len(nominal) == 2
     kept = json.loads((workplace / "checkpoints/tile/tiny/thresholds/checkpoint_2/no_masking.json").read_text())
     pixels, images = np.concatenate([s.ravel() for s in nominal]), [metrics.image_score(s) for s in nominal]

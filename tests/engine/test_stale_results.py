@@ -256,7 +256,7 @@ def test_renamed_images_stay_trained_or_held_out(workplace, cli):
 def test_a_missing_held_out_image_is_a_user_error(workplace, cli):
     assert cli("--train", *QUICK)[0] == 0
     held_out = list(checkpoint.read(workplace / "checkpoints/tile/tiny/last.pt")["images"]["held_out"])
-    (workplace / "mvtec/tile/train/good" / held_out[0]).unlink()
+    (workplace / "mvtec/tile/train" / held_out[0]).unlink()
     assert_user_error(cli("--threshold"), held_out[0], "last.pt")
 
 

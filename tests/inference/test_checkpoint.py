@@ -29,6 +29,20 @@ def test_detection_with_the_originals_weights(workplace, cli):
     assert_user_error(cli("--detection", *sets), f"official/{PAIR}_seg.pckl", f"{PAIR}.pckl")
 
 
+@pytest.mark.parametrize("name", ["epoch_0002.pt", "last.pt"])
+def test_one_flipped_bit_is_noticed_in_every_mode(two, cli, name):
+    path = two / "checkpoints/tile/tiny" / name
+    data = bytearray(path.read_bytes())
+    bias = checkpoint.read(path)["model"]["reconstructive.encoder.block1.0.bias"]
+    data[data.index(bias.numpy().tobytes()) + 2] ^= 1
+    path.write_bytes(data)
+    (two / "checkpoints/tile/tiny/thresholds").mkdir(exist_ok=True)
+    chosen = ("--set", f"data.load_epoch={'last' if name == 'last.pt' else 2}", "--set", "metrics.threshold=false")
+    for mode in (["--threshold"], ["--detection"], ["--predict", str(two / "mvtec/tile/test")], ["--export", "onnx"]):
+        assert_user_error(cli(*mode, *chosen), path, "checksum", "data.load_epoch")
+    assert not list(two.glob("results/**/scores.csv")) and not list(two.rglob("*.onnx"))
+
+
 def test_the_originals_weights_give_the_originals_anomaly_maps():
     golden = np.load(GOLDEN / "forward.npz")
     pair = {

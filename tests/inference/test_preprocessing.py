@@ -61,7 +61,7 @@ def test_masked_pixels_count_nowhere(workplace, cli, plant, is_pre):
     assert_names(content["notes"]["left_out"], f"{6 * region.sum():,} of 6,144")
     kept = json.loads((workplace / f"checkpoints/tile/tiny/thresholds/checkpoint_1/{name}.json").read_text())
     held_out = checkpoint.read(workplace / "checkpoints/tile/tiny/last.pt")["images"]["held_out"]
-    files = [workplace / "mvtec/tile/train/good" / file for file in held_out]
+    files = [workplace / "mvtec/tile/train" / file for file in held_out]
     nominal = [anomaly_map[~region] for anomaly_map, _ in found([TestSample(file, False, file.name) for file in files])]
     assert len(nominal) == 2 and kept["pixel"]["max"] == max(pixels.max() for pixels in nominal)
     expected = np.percentile(np.concatenate(nominal).astype(float), 99)

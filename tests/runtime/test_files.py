@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
+from runtime import files
 from runtime import files as runtime_files
 from runtime.errors import UserError
 from runtime.files import (
@@ -82,6 +83,7 @@ def test_two_processes_can_replace_a_folder_at_once(tmp_path, monkeypatch):
 @pytest.mark.parametrize("is_there", [True, False])
 def test_a_folder_that_cannot_be_replaced_keeps_the_old_one(tmp_path, monkeypatch, is_there):
     folder, replace = tmp_path / "results", os.replace
+    monkeypatch.setattr(files, "_exchange", lambda *_: False)  # as on systems that cannot exchange folders
     if is_there:
         write_many(folder / "old", "a", 1)
 
@@ -94,6 +96,41 @@ def test_a_folder_that_cannot_be_replaced_keeps_the_old_one(tmp_path, monkeypatc
     with pytest.raises(PermissionError, match="refused"), atomic_folder(folder) as beside:
         (beside / "new").write_text("x")
     assert [path.name for path in tmp_path.iterdir()] == (["results"] if is_there else [])
+
+
+ENDS = """
+import os, pathlib, sys
+sys.path.insert(0, sys.argv[1])
+from runtime import files
+folder, replace, exchanges = pathlib.Path(sys.argv[2]), os.replace, sys.argv[3] == "True"
+def end(source, target):
+    if target == folder:
+        os._exit(9)  # as if killed with one of the two renames done
+    replace(source, target)
+os.replace = end
+if not exchanges:
+    files._exchange = lambda *_: False
+with files.atomic_folder(folder) as beside:
+    (beside / "new").write_text("x")
+"""
+
+
+@pytest.mark.parametrize("exchanges", [True, False])
+def test_a_folder_is_not_lost_where_its_replacement_is_interrupted(tmp_path, exchanges):
+    """Where two folders can be exchanged there is no moment without one; elsewhere the old one is found again."""
+    folder = tmp_path / "results"
+    write_many(folder / "old", "a", 1)
+    command = [sys.executable, "-c", ENDS, str(ROOT), str(folder), str(exchanges)]
+    status = subprocess.run(command, timeout=60).returncode
+    if exchanges and sys.platform == "linux":
+        assert status == 0 and [path.name for path in folder.iterdir()] == ["new"]
+        return
+    assert status == 9 and not folder.exists()
+    with pytest.raises(RuntimeError), files.atomic_folder(folder):
+        raise RuntimeError
+    assert [path.name for path in folder.iterdir()] == ["old"]
+    remove_leftovers(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["results"]
 
 
 KILLED = """

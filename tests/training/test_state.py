@@ -113,6 +113,29 @@ def test_a_damaged_state_falls_back_to_the_one_before(workplace, cli):
     assert_user_error(cli("--train", *sets), last, "train.resume=never")
 
 
+def test_the_only_sound_state_is_not_replaced_by_a_damaged_one(workplace):
+    """A training that resumes from the state before, and is killed while it saves its first state."""
+    settings = ("train.visualize=false", "train.save_from=9")
+    train.run(config_of(workplace, "train.epochs=2", *settings), "")
+    run = workplace / "checkpoints/tile/tiny"
+    before = run / "last_before.pt"
+    sound = before.read_bytes()
+    (run / "last.pt").write_bytes((run / "last.pt").read_bytes()[:-1000])
+    kept = []
+
+    def note(source, target):
+        if target == run / "last.pt":
+            kept.append(before.read_bytes() == sound)
+        replace(source, target)
+
+    replace = os.replace
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "replace", note)
+        train.run(config_of(workplace, "train.epochs=4", *settings), "")
+    assert kept[0] and len(kept) >= 2  # with the next one there are two sound states
+    assert {checkpoint.read(run / name)["epoch"] for name in ("last.pt", "last_before.pt")} <= {2, 3, 4}
+
+
 def test_a_new_setting_is_refused_on_resume_by_its_declaration_alone(workplace, monkeypatch):
     """The schema is replaced by one with a made-up setting, of which nothing else knows."""
     made_up = Annotated[int, config_types.whole(1, 9), config_types.WEIGHTS]

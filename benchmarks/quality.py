@@ -101,26 +101,32 @@ def cap() -> tuple[np.ndarray, np.ndarray]:
     return surface * (0.96, 0.99, 1.0), silhouette
 
 
-def defect(silhouette: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, float]:
-    """A dent or a scratch on a part: its outline, float (SIDE, SIDE), and its gray levels. About 0.3 % of the area."""
+def defect(silhouette: np.ndarray, rng: np.random.Generator, size: float = 1.0) -> tuple[np.ndarray, float]:
+    """A dent or a scratch on a part: its outline, float (SIDE, SIDE), and its gray levels. About 0.3 % of the area.
+
+    size: factor of a dent's axes and of a scratch's width.
+    """
     inside = np.argwhere(cv2.erode(silhouette[..., 0], np.ones((13, 13))) > 0.99)[:, ::-1]
     place, drawn = rng.choice(inside), np.zeros((SIDE, SIDE))
     if rng.random() < 0.5:
-        axes, turn = (int(rng.integers(3, 6)), int(rng.integers(2, 5))), float(rng.uniform(0, 180))
+        axes, turn = (int(size * rng.integers(3, 6)), int(size * rng.integers(2, 5))), float(rng.uniform(0, 180))
         cv2.ellipse(drawn, place.tolist(), axes, turn, 0, 360, 1.0, -1)
     else:
         turn, length = rng.uniform(0, 2 * np.pi), rng.uniform(8, 16)
         ends = [(place + sign * length * np.array((np.cos(turn), np.sin(turn)))).astype(int) for sign in (-1, 1)]
-        cv2.line(drawn, ends[0].tolist(), ends[1].tolist(), 1.0, 2)
+        cv2.line(drawn, ends[0].tolist(), ends[1].tolist(), 1.0, int(2 * size))
     return drawn * (silhouette[..., 0] > 0.5), float(rng.choice((-60, 60)))
 
 
 def draw(root: Path, category: str, seed: int) -> None:
-    """Write images of a part: turned by any angle, moved, scaled and brightened by a little, on a gray table."""
+    """Write images of a part: turned by any angle, moved, scaled and brightened by a little.
+
+    On a gray table; a bolt on a light one, as its shaded side is dark, and with defects 1.5 times as large.
+    """
     rng = np.random.default_rng(seed)
     if category != "bolt":
         surface, silhouette = {"lever": lambda: lever(False), "cap": cap}[category]()
-    table = 60 + 12 * np.linspace(-1, 1, SIDE)[None, :, None]
+    table = (210 if category == "bolt" else 60) + 12 * np.linspace(-1, 1, SIDE)[None, :, None]
     for kind, count in (("train/good", N_TRAIN), ("test/good", N_GOOD), ("test/damaged", N_BAD)):
         for number in range(count):
             angle = rng.uniform(0, 360)
@@ -131,7 +137,7 @@ def draw(root: Path, category: str, seed: int) -> None:
                 surface, silhouette = np.repeat(gray[..., None], 3, axis=2), shape[..., None].astype(np.float64)
             own, mask = surface, np.zeros((SIDE, SIDE))
             if kind == "test/damaged":
-                mask, levels = defect(silhouette, rng)
+                mask, levels = defect(silhouette, rng, 1.5 if category == "bolt" else 1.0)
                 own = own + levels * cv2.GaussianBlur(mask, (0, 0), 0.6)[..., None]
             part = cv2.warpAffine(silhouette, pose, (SIDE, SIDE))[..., None]
             own = cv2.warpAffine(own, pose, (SIDE, SIDE), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)

@@ -50,7 +50,7 @@ def test_the_best_models_follow_from_the_anomaly_maps(two, call, plant, batch_si
         for epoch in (1, 2):
             test = maps_of(category, epoch, list_test(two / "mvtec" / category))
             held_out = checkpoint.read(two / f"checkpoints/{category}/tiny/last.pt")["images"]["held_out"]
-            files = [two / "mvtec" / category / "train/good" / file for file in held_out]
+            files = [two / "mvtec" / category / "train" / file for file in held_out]
             nominal = maps_of(category, epoch, [TestSample(file, False, file.name) for file in files])
             scores = np.array([metrics.image_score(anomaly_map) for anomaly_map, _ in test])
             maps, truth = (np.concatenate([pair[i].ravel() for pair in test]) for i in (0, 1))

@@ -16,6 +16,7 @@ from evaluation.metrics import METRIC_KEYS
 from reporting import curves
 from reporting.significance import next_of_category, next_overall, warnings_of
 from reporting.tables import LABELS, cell
+from runtime.csv_file import read_csv, unescaped
 from runtime.errors import UserError
 from runtime.files import atomic_write, write_text
 
@@ -85,7 +86,7 @@ def read_summary(results: Path, categories: Sequence[str] | None) -> tuple[list[
     rows, failed, seen = [], [], set()
     try:
         with path.open(newline="", encoding="utf-8") as stream:
-            table = list(csv.reader(stream))
+            table = [list(map(unescaped, cells)) for cells in csv.reader(stream)]
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(path, f"damaged ({error})", FIX_SUMMARY) from error
     if not table or not set((*HEAD, *METRIC_KEYS, "error")) <= set(table[0]):
@@ -138,8 +139,7 @@ def read_val_ap(log: Path, column: str = "val_ap") -> dict[str, float]:
     if not log.is_file():
         return {}
     try:
-        with log.open(newline="", encoding="utf-8") as stream:
-            rows = list(csv.DictReader(stream))
+        rows = list(read_csv(log))
         if column != "val_ap" and rows and column not in rows[0]:
             return {}  # of an earlier version
         values = {row["epoch"]: float(row[column]) for row in rows if row[column]}

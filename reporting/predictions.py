@@ -13,8 +13,9 @@ import numpy as np
 
 from data import image_io
 from reporting import panels, report
+from runtime.csv_file import write_csv
 from runtime.errors import UserError
-from runtime.files import atomic_write, write_csv, write_text
+from runtime.files import atomic_write, write_text
 from runtime.version import program_version
 
 if TYPE_CHECKING:

@@ -12,10 +12,11 @@ import cv2
 import jinja2
 import numpy as np
 
+from data.folders import IMAGE_SUFFIXES
 from data.image_io import to_png
 from evaluation.thresholds import Thresholds
 from reporting import colors, panels
-from runtime.files import naming, write_text
+from runtime.files import fitting, naming, write_text
 
 PAGE, INDEX = "report.html", "index.html"
 VIEW = "view"  # folder of the small images
@@ -57,11 +58,22 @@ class Page:
     curves: Sequence[dict[str, Any]] = ()
 
 
+def png_name(label: str) -> str:
+    """Name of the PNG made from an image: its own, with .png added where another image could have the same.
+
+    `a.jpg` becomes `a.jpg.png`, and so `a.jpg.png` becomes `a.jpg.png.png`.
+    """
+    path = Path(label)
+    is_own = path.suffix == ".png" and Path(path.stem).suffix.lower() not in IMAGE_SUFFIXES
+    return label if is_own and fitting(label) == label else f"{fitting(label)}.png"
+
+
 def view_files(label: str, has_truth: bool) -> dict[str, str | None]:
     """Names of an image's files, relative to the page.
 
     label: the image's path within test/, or within the folder of new images.
     """
+    label = fitting(label)
     names = {"image": f"images/{label}.jpg", "reconstruction": f"reconstructions/{label}.jpg"}
     names |= {"map": f"maps/{label}.png", "truth": f"truth/{label}.png"}
     found: dict[str, str | None] = {kind: f"{VIEW}/{name}" for kind, name in names.items()}

@@ -21,8 +21,9 @@ from inference.threshold_file import NominalThresholds
 from reporting import curves, panels, report, tables
 from reporting.measurements import Measurements
 from runtime import provenance
+from runtime.csv_file import write_csv
 from runtime.device import select_device
-from runtime.files import Background, atomic_folder, atomic_write, naming, remove_leftovers, write_csv, write_text
+from runtime.files import Background, atomic_folder, atomic_write, naming, remove_leftovers, write_text
 from runtime.provenance import Provenance
 from runtime.version import program_version
 
@@ -246,8 +247,7 @@ class Result:
             word, sign = ("anomalous", ">") if predicted else ("nominal", "<=")
             right = "correct" if is_correct else "WRONG"
             verdict = f"{word}: {verdict} {sign} {thresholds.image:.3f} ({self.main_kind}), {right}"
-        name = sample.name.partition("/")[2]  # within test/
-        path = self.folder / "panels" / (name if sample.path.suffix == ".png" else f"{name}.png")
+        path = self.folder / "panels" / report.png_name(sample.name.partition("/")[2])  # within test/
         above = anomaly_map > (np.inf if thresholds.pixel is None else thresholds.pixel)
         truth = mask if sample.masks or not sample.has_anomaly else None
         title = f"{self.config.data.category}/{self.measured.name(idx)}"

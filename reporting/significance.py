@@ -10,13 +10,13 @@ import numpy as np
 
 from evaluation import comparison
 from evaluation.comparison import HEADLINE
+from runtime.csv_file import read_csv
 
 
 def _read_scores(folder: Path) -> dict[str, tuple[int, float]] | None:
     """Image path -> label and score, of a folder of results; None where they cannot be read."""
     try:
-        with (folder / "scores.csv").open(newline="", encoding="utf-8") as stream:
-            return {row["path"]: (int(row["label"]), float(row["score"])) for row in csv.DictReader(stream)}
+        return {row["path"]: (int(row["label"]), float(row["score"])) for row in read_csv(folder / "scores.csv")}
     except (OSError, KeyError, ValueError, TypeError, csv.Error):
         return None
 

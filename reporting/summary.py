@@ -14,7 +14,8 @@ from evaluation.metrics import METRIC_KEYS
 from evaluation.thresholds import KINDS
 from reporting import curves, report, tables
 from reporting.result import CURVES, Record
-from runtime.files import atomic_write, write_csv, write_text
+from runtime.csv_file import read_csv, write_csv
+from runtime.files import atomic_write, write_text
 
 
 @dataclass
@@ -51,8 +52,8 @@ def write_summary(
     columns = ("category", "checkpoint", "technique", "threshold", *METRIC_KEYS, "error")
     columns += ("node", "device") if has_nodes else ()
     if path.is_file():
-        with path.open(newline="", encoding="utf-8", errors="replace") as stream, suppress(csv.Error):
-            for row in csv.DictReader(stream):
+        with suppress(csv.Error):
+            for row in read_csv(path, errors="replace"):
                 key = tuple(row.get(column) or "" for column in columns[:3])
                 if row.get("error") and key not in planned:
                     failed = {key: row["error"]} | failed

@@ -1,16 +1,17 @@
 """Files: atomic writes, locks, removal of unused files, and writing in background threads."""
 
-import csv
 import ctypes
 import glob
+import hashlib
 import json
 import os
 import secrets
 import shutil
 import socket
+import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -30,8 +31,10 @@ except ImportError:  # Windows: it does not delete open files, so locks are not 
 PENDING = 2**28  # bytes, maximum size of the arrays that wait for a background thread
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of Linux: paths are as for other calls; exchange two paths
 ORPHANED = 86400  # seconds; without locks, an older unfinished file counts as left over
+TOUCH_SECONDS, ABANDONED = 30, 180  # an owner touches its file this often; one not touched for so long has ended
 BATCH = "DRAEM_BATCH"  # environment variable with the name of the batch that a job belongs to
 TIMEOUT_SECONDS = 15  # loader processes of a killed training exit within this time
+LONGEST_NAME = 200  # bytes; file systems take 255, and suffixes are added
 
 
 @contextmanager
@@ -49,7 +52,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a temporary path to write to. It replaces `path` if the block succeeds, and is deleted if it fails."""
     path.parent.mkdir(parents=True, exist_ok=True)
     # A unique name: two processes that write the same file must not use one temporary file.
-    beside = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.part{path.suffix}")
+    beside = path.with_name(f".{path.stem[:40]}.{secrets.token_hex(4)}.part{path.suffix}")
     try:
         with naming(path), _marked(beside, is_folder=False):
             yield beside
@@ -173,12 +176,12 @@ def remove_least_recently_used(paths: Iterable[Path], limit: int) -> None:
 def run_lock(folder: Path) -> Iterator[None]:
     """Lock a folder exclusively for this process; UserError with the process that holds the lock.
 
-    The lock ends with the process. Some network drives do not share locks between hosts; there the file .owner.json
-    with the host of the owner serves as a second lock.
+    The lock ends with the process. Some network drives do not share locks between machines; there the file .owner.json
+    serves as a second lock. Its owner touches it while it runs, so that one that was left behind can be told.
     """
     is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
-    owner_path, host = folder / ".owner.json", socket.gethostname()
+    owner_path, host, boot = folder / ".owner.json", socket.gethostname(), _boot()
     lock, owner = FileLock(folder / ".lock"), _read_owner(owner_path)
     holder = f"process {owner.get('process', '?')} on host {owner.get('host', '?')}"
     is_dead = owner.get("host") == host and not _is_alive(owner.get("process"))
@@ -190,17 +193,55 @@ def run_lock(folder: Path) -> Iterator[None]:
         ) from None
     try:
         batch = os.environ.get(BATCH)  # a job of the same batch runs again only if the node of the first has died
-        if owner and owner.get("host") != host and not (batch and owner.get("batch") == batch):
-            raise UserError(folder, f"{holder} may still be running there", f"if it is not, delete {owner_path}")
-        write_text(owner_path, json.dumps({"host": host, "process": os.getpid(), "batch": batch}) + "\n")
+        # A container has another host name after each start, but on the same machine the lock is enough.
+        is_elsewhere = owner and owner.get("host") != host and (boot is None or owner.get("boot") != boot)
+        if is_elsewhere and not (batch and owner.get("batch") == batch) and _is_recent(owner_path, folder / ".lock"):
+            fix = f"if it is not, delete {owner_path}, or wait {ABANDONED} seconds"
+            raise UserError(folder, f"{holder} may still be running there", fix)
+        content = {"host": host, "boot": boot, "process": os.getpid(), "batch": batch}
+        write_text(owner_path, json.dumps(content) + "\n")
         try:
-            yield
+            with _touched(owner_path):
+                yield
         finally:
             owner_path.unlink(missing_ok=True)
     finally:
         lock.release()
         if is_new and [path.name for path in folder.iterdir()] == [".lock"]:  # the block has written nothing
             shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _touched(path: Path) -> Iterator[None]:
+    """Touch a file from time to time, as a sign that this process runs."""
+    ended = threading.Event()
+
+    def touch() -> None:
+        while not ended.wait(TOUCH_SECONDS):
+            with suppress(OSError):
+                os.utime(path)
+
+    thread = threading.Thread(target=touch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _is_recent(path: Path, own: Path) -> bool:
+    """Whether a file was touched lately, by the clock of the file system. own: a file to read that clock from."""
+    os.utime(own)
+    return own.stat().st_mtime - path.stat().st_mtime < ABANDONED
+
+
+def _boot() -> str | None:
+    """What names this machine since it was started, the same in all of its containers; None where that is not known."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return None
 
 
 def _read_owner(path: Path) -> dict[str, Any]:
@@ -255,7 +296,18 @@ def write_text(path: Path, text: str) -> None:
         beside.write_text(text, encoding="utf-8", newline="\n")
 
 
-def write_csv(path: Path, rows: Iterable[Sequence[Any]]) -> None:
-    """Write a CSV file atomically. rows: the first row has the names of the columns."""
-    with atomic_write(path) as beside, beside.open("w", newline="", encoding="utf-8") as stream:
-        csv.writer(stream).writerows(rows)
+def short_hash(text: str) -> str:
+    """Eight hexadecimal digits that differ between texts."""
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:8]
+
+
+def fitting(name: str) -> str:
+    """A relative path whose parts are short enough for files with further suffixes; different paths stay different."""
+    return "/".join(map(_shortened, name.split("/")))
+
+
+def _shortened(part: str) -> str:
+    data = part.encode("utf-8", "surrogateescape")
+    if len(data) <= LONGEST_NAME:
+        return part
+    return f"{data[: LONGEST_NAME - 9].decode('utf-8', 'ignore')}~{short_hash(part)}"

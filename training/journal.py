@@ -14,8 +14,9 @@ from torch.utils.tensorboard import summary
 from config import Config
 from data import image_io
 from reporting import panels
+from runtime.csv_file import read_csv, write_csv
 from runtime.errors import UserError
-from runtime.files import atomic_write, naming, write_csv
+from runtime.files import atomic_write, naming
 from training.state import TERMS
 
 LOG_COLUMNS = ("epoch", *TERMS, "loss", "learning_rate", "samples_per_second", "seconds", "val_ap", "val_ap_se")
@@ -87,8 +88,7 @@ def read_log(path: Path, done: int) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     try:
-        with path.open(newline="", encoding="utf-8") as stream:
-            rows = [{column: row[column] for column in LOG_COLUMNS} for row in csv.DictReader(stream)]
+        rows = [{column: row[column] for column in LOG_COLUMNS} for row in read_csv(path)]
         return [row for row in rows if int(row["epoch"]) <= done]
     except (KeyError, ValueError, TypeError, csv.Error) as error:
         raise UserError(

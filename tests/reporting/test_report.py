@@ -23,6 +23,14 @@ needs_browser = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="no Chromiu
 NAMES = ("it's.png", "a#b.png", "100 %.png", "<b>bold</b>.png", "grün und weiß.png", 'quo"te.png', "amp&ersand.png")
 
 
+def test_no_two_images_share_a_map():
+    names = ["a.jpg", "a.jpg.png", "a.jpg.png.png", "a.png", "a.png.png", "a.PNG", "b/a.png", "2026.11.28.png"]
+    names += ["x" * 250 + ".png", "x" * 250 + ".jpg", "x" * 249 + "y.png"]
+    made = list(map(report.png_name, names))
+    assert len(set(made)) == len(names) and made[0] == "a.jpg.png" and made[3] == "a.png" and made[7] == names[7]
+    assert all(len(name.encode()) < 255 - len(".png") for name in made)
+
+
 @pytest.fixture(scope="module")
 def browser():
     options = webdriver.ChromeOptions()

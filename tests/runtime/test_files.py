@@ -1,5 +1,6 @@
 """runtime/files.py: files and folders that are replaced, locks, leftovers, writing in the background."""
 
+import json
 import multiprocessing
 import os
 import subprocess
@@ -14,11 +15,13 @@ from conftest import ROOT
 
 from runtime import files
 from runtime import files as runtime_files
+from runtime.csv_file import append_csv, read_csv, write_csv
 from runtime.errors import UserError
 from runtime.files import (
     Background,
     atomic_folder,
     atomic_write,
+    fitting,
     remove_leftovers,
     remove_unused,
     run_lock,
@@ -185,6 +188,30 @@ def test_an_empty_run_folder_is_removed_after_an_error(tmp_path):
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [".lock", "a"]
 
 
+def test_a_lock_left_by_a_container_ends_with_it(tmp_path, monkeypatch):
+    """Its host name differs after each start. On another machine its owner touches a file while it runs."""
+    folder = tmp_path / "run"
+    owner = folder / ".owner.json"
+    with run_lock(folder):
+        content = json.loads(owner.read_text())
+        left = json.dumps(content | {"host": "container-1"})
+    owner.write_text(left)
+    with run_lock(folder):  # the same machine
+        pass
+    owner.write_text(json.dumps(json.loads(left) | {"boot": "of another machine"}))
+    with pytest.raises(UserError, match="container-1") as caught, run_lock(folder):
+        pass
+    assert str(owner) in caught.value.fix
+    os.utime(owner, (time.time() - 1000,) * 2)
+    with run_lock(folder):
+        assert json.loads(owner.read_text()) == content
+    monkeypatch.setattr(files, "TOUCH_SECONDS", 0.05)
+    with run_lock(folder):
+        os.utime(owner, (0, 0))
+        time.sleep(0.3)
+        assert owner.stat().st_mtime > 1000
+
+
 def test_a_shared_lock_ends_with_its_process(tmp_path):
     (tmp_path / "a").write_text("x")
     process = multiprocessing.get_context("fork").Process(target=lambda: [shared_lock(tmp_path / "a"), time.sleep(60)])
@@ -203,3 +230,21 @@ def test_a_failed_write_keeps_the_old_file(tmp_path):
         beside.write_text("half")
         raise RuntimeError
     assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_spreadsheets_run_no_cell_and_readers_get_the_names_as_they_were(tmp_path):
+    names = ["=1+1.png", "+a", "-a", "@a", "\ta", "'a", "'=a", "''", "a=b", "-0.5", "ä", ""]
+    write_csv(tmp_path / "a.csv", [("path", "score"), *((name, -0.5) for name in names[:6])])
+    append_csv(tmp_path / "a.csv", [(name, -0.5) for name in names[6:]])
+    lines = (tmp_path / "a.csv").read_text(encoding="utf-8").splitlines()[1:]
+    assert not [line for line in lines if line.startswith(("=", "+", "@", "-a", "\t"))] and "-0.5,-0.5" in lines
+    assert [row["path"] for row in read_csv(tmp_path / "a.csv")] == names
+
+
+def test_long_names_are_shortened_and_stay_different(tmp_path):
+    names = ["x" * 255, "x" * 254 + "y", "ä" * 127, "short"]
+    short = list(map(fitting, [f"folder/{name}" for name in names]))
+    assert len(set(short)) == 4 and short[3] == "folder/short"
+    for name in short:
+        write_text(tmp_path / f"{name}.jpg.png", "written")
+        assert (tmp_path / f"{name}.jpg.png").read_text() == "written"

@@ -192,6 +192,7 @@ def test_a_lock_left_by_a_container_ends_with_it(tmp_path, monkeypatch):
     """Its host name differs after each start. On another machine its owner touches a file while it runs."""
     folder = tmp_path / "run"
     owner = folder / ".owner.json"
+    folder.mkdir()
     with run_lock(folder):
         content = json.loads(owner.read_text())
         left = json.dumps(content | {"host": "container-1"})

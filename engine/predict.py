@@ -7,7 +7,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 from tqdm import tqdm
 
@@ -16,10 +15,10 @@ from data.folders import DatasetNotes, images_below
 from evaluation.thresholds import differ_significantly, distance
 from inference.detector import Detection, Detector
 from inference.preprocessing import ModelInput
-from reporting.predictions import SUMMARY, Predictions, row, row_of_error
+from reporting.predictions import SUMMARY, Predictions, locked, row, row_of_error
 from runtime.device import core_count, select_device, select_precision
 from runtime.errors import UserError, format_error
-from runtime.files import write_text
+from runtime.files import fitting, short_hash, write_text
 
 
 class InputImage(NamedTuple):
@@ -46,33 +45,43 @@ def run(config: Config, paths: Sequence[Path], output: Path | None = None, resum
     detector = Detector.for_new_images(config)
     for line in notes_of(detector):
         print(line)
-    folder = output or default_folder(detector, paths[0])
-    predictions = Predictions(
-        folder, detector.thresholds, made_with(detector), detector.config.metrics.visualisation, resume
-    )
+    folder = output or default_folder(detector, paths)
+    for path in paths:
+        if folder.resolve().is_relative_to(path.resolve()):
+            raise UserError(folder, f"lies within {path}, whose images are predicted", "name another with --output")
+    with locked(folder):
+        return folder, _run(detector, paths, images, folder, resume)
+
+
+def _run(detector: Detector, paths: Sequence[Path], images: Sequence[InputImage], folder: Path, resume: bool) -> int:
+    """Run inference and write the folder; how many images failed."""
+    wanted, content = detector.config.metrics.visualisation, made_with(detector, paths)
+    predictions = Predictions(folder, detector.thresholds, content, wanted, "continue" if resume else "refuse")
     done = predictions.done() if resume else set()
     left = [image for image in images if image.path.as_posix() not in done]
     if resume and len(left) < len(images):
         print(f"{len(images) - len(left)} of {len(images)} images are already done")
-    verdicts: Counter[str] = Counter()
     with tqdm(total=len(left), desc="images", unit="image", leave=None) as bar:
         for rows in infer(detector, left, predictions):
             predictions.write(rows)
-            verdicts.update("failed" if one[-1] else one[4] for one in rows)
             bar.update(len(rows))
     labels = {image.path.as_posix(): image.label for image in images}
     predictions.write_report(title_of(detector, paths[0]), labels.get, detector.all_thresholds)
-    failed = verdicts.pop("failed", 0)
+    counts: Counter[str] = Counter()
+    scores = []
+    for one in predictions.rows():
+        counts["failed" if one["error"] else one["verdict"]] += 1
+        scores += [float(one["score"])] if one["score"] else []
     lines = []
     if detector.thresholds:
-        counts = ", ".join(f"{verdicts[verdict]} {verdict}" for verdict in ("anomalous", "nominal"))
-        lines.append(f"{counts} at {detector.thresholds.kind} = {detector.thresholds.image:.4g}")
-    if failed:
-        lines.append(f"{failed} of {len(left)} images failed: see the column error of predictions.csv")
-    lines += _compared(predictions.scores(), detector.nominal_scores)
+        verdicts = ", ".join(f"{counts[verdict]} {verdict}" for verdict in ("anomalous", "nominal"))
+        lines.append(f"{verdicts} at {detector.thresholds.kind} = {detector.thresholds.image:.4g}")
+    if counts["failed"]:
+        lines.append(f"{counts['failed']} of {counts.total()} images failed: see the column error of predictions.csv")
+    lines += _compared(scores, detector.nominal_scores)
     write_text(folder / SUMMARY, "\n".join(lines) + "\n")
     print("\n".join(lines))
-    return folder, failed
+    return counts["failed"]
 
 
 def _compared(scores: Sequence[float], nominal: Sequence[float]) -> list[str]:
@@ -92,7 +101,7 @@ def _compared(scores: Sequence[float], nominal: Sequence[float]) -> list[str]:
 def find(paths: Sequence[Path]) -> list[InputImage]:
     """The images of files and folders; UserError where one does not exist, or a folder has no image."""
     found: list[InputImage] = []
-    names: Counter[str] = Counter()
+    names = Counter(path.resolve().name for path in paths)
     for path in paths:
         if not path.exists():
             raise UserError(path, "no such file or folder", "name images or folders of images")
@@ -103,9 +112,9 @@ def find(paths: Sequence[Path]) -> list[InputImage]:
         for line in notes.lines():
             print(f"{path}: {line}")
         name = path.resolve().name
-        names[name] += 1
-        if names[name] > 1:  # another path with the same name
-            name = f"{name}~{names[name]}" if path.is_dir() else f"{path.stem}~{names[name]}{path.suffix}"
+        if names[name] > 1:  # another path has the same name
+            mark = short_hash(str(path.resolve()))
+            name = f"{name}~{mark}" if path.is_dir() else f"{path.stem}~{mark}{path.suffix}"
         for one in below:
             inside = one.relative_to(path).as_posix() if path.is_dir() else ""
             label = inside if len(paths) == 1 and inside else "/".join(filter(None, (name, inside)))
@@ -128,16 +137,20 @@ def title_of(detector: Detector, path: Path) -> str:
     return f"{detector.config.data.category}, checkpoint {detector.name}: {path.resolve().name}"
 
 
-def default_folder(detector: Detector, path: Path) -> Path:
-    """Folder of predictions, below the checkpoint's results, named after the first path."""
+def default_folder(detector: Detector, paths: Sequence[Path]) -> Path:
+    """Folder of predictions, below the checkpoint's results: the first path's name and a hash of all full paths."""
     data = detector.config.data
-    name = path.resolve().name or "root"
+    name = f"{paths[0].resolve().name or 'root'}-{short_hash(_full(paths))}"
     checkpoint_folder = Path(data.results_path) / data.run_name / data.category / f"checkpoint_{detector.name}"
-    return checkpoint_folder / "predictions" / name
+    return checkpoint_folder / "predictions" / fitting(name)
 
 
-def made_with(detector: Detector) -> dict:
-    """What predictions depend on."""
+def _full(paths: Sequence[Path]) -> str:
+    return "\n".join(sorted(path.resolve().as_posix() for path in paths))
+
+
+def made_with(detector: Detector, paths: Sequence[Path]) -> dict:
+    """What predictions depend on. paths: of the images, which names of maps are relative to."""
     thresholds, train = detector.thresholds, detector.config.train
     return {
         "checkpoint_file": detector.ckpt.path.as_posix(),
@@ -145,6 +158,7 @@ def made_with(detector: Detector) -> dict:
         "technique": detector.technique.name,
         "precision": str(select_precision(train.precision, select_device(train.device))),
         "made_from": detector.made_from().to_json(),
+        "images_of": _full(paths),
         # As texts: thresholds can be infinite.
         "thresholds": thresholds and [thresholds.kind, repr(thresholds.image), repr(thresholds.pixel)],
     }
@@ -160,29 +174,31 @@ def infer(detector: Detector, images: Sequence[InputImage], predictions: Predict
     def read(image: InputImage) -> ModelInput | str:
         try:
             return detector.read(image.path)
-        except (UserError, OSError, MemoryError, cv2.error) as error:
-            return format_error(error) if isinstance(error, (UserError, OSError)) else f"{image.path}: {error}"
+        except Exception as error:  # whatever fails concerns this image alone
+            return error_of(image.path, error)
 
     with ThreadPoolExecutor(core_count()) as pool:
         batches = [images[first : first + size] for first in range(0, len(images), size)]
         coming: list[Future] = []
-        writing: tuple[list[list], list[Future]] | None = None
+        writing: tuple[list[list], list[Future | None]] | None = None
         for number, batch in enumerate(batches):
             now = coming or [pool.submit(read, image) for image in batch]
             following = batches[number + 1] if number + 1 < len(batches) else []
             coming = [pool.submit(read, image) for image in following]
-            rows, drawn = [], []
+            rows: list[list] = []
+            drawn: list[Future | None] = []
             for image, found, seconds in _detections(detector, batch, [future.result() for future in now]):
                 if isinstance(found, str):
                     rows.append(row_of_error(image.path.as_posix(), found))
+                    drawn.append(None)
                     continue
                 drawn.append(pool.submit(predictions.draw, image.label, found, predictions.wants_panel(found)))
                 rows.append(row(image.path.as_posix(), found, detector.thresholds, seconds))
             if writing:
-                yield _when_drawn(*writing)
+                yield from _when_drawn(*writing)
             writing = rows, drawn
         if writing:
-            yield _when_drawn(*writing)
+            yield from _when_drawn(*writing)
 
 
 def _detections(
@@ -193,21 +209,42 @@ def _detections(
     start = time.perf_counter()
     try:
         found: Iterator[Detection | str] = iter(detector.run(ready))
-    except UserError:  # one of them failed: run each by itself
-        found = iter([_detection_alone(detector, one) for one in ready])
+    except Exception:  # one of them failed, or together they need too much memory: run each by itself
+        inputs = [(image, one) for image, one in zip(batch, read, strict=True) if not isinstance(one, str)]
+        found = iter([_detection_alone(detector, image, one) for image, one in inputs])
     seconds = (time.perf_counter() - start) / max(len(ready), 1)
     for image, one in zip(batch, read, strict=True):
         yield image, one if isinstance(one, str) else next(found), seconds
 
 
-def _detection_alone(detector: Detector, model_input: ModelInput) -> Detection | str:
+def _detection_alone(detector: Detector, image: InputImage, model_input: ModelInput) -> Detection | str:
     try:
         return detector.run([model_input])[0]
-    except UserError as error:
-        return format_error(error)
+    except Exception as error:
+        return error_of(image.path, error)
 
 
-def _when_drawn(rows: list[list], drawn: Sequence[Future]) -> list[list]:
-    for future in drawn:
-        future.result()
-    return rows
+def error_of(path: Path, error: Exception) -> str:
+    """One line about an image that failed."""
+    text = format_error(error)
+    return text if str(path) in text else f"{path}: {text}"
+
+
+def _when_drawn(rows: list[list], drawn: Sequence[Future | None]) -> Iterator[list[list]]:
+    """Rows whose maps and panels are written. OSError where there is no place to write to, after the finished rows."""
+    finished, full = [], None
+    for one, future in zip(rows, drawn, strict=True):
+        try:
+            if future:
+                future.result()
+        except OSError as error:
+            if error.errno is not None:
+                full = full or error
+                continue
+            one = row_of_error(one[0], error_of(Path(one[0]), error))
+        except Exception as error:
+            one = row_of_error(one[0], error_of(Path(one[0]), error))
+        finished.append(one)
+    yield finished
+    if full:
+        raise full

@@ -167,11 +167,11 @@ def run(config: Config, folder: Path, output: Path | None = None) -> Path:
     detector = Detector.for_new_images(config)
     for line in notes_of(detector):
         print(line)
-    written = output or default_folder(detector, folder)
+    written = output or default_folder(detector, [folder])
     if written.resolve().is_relative_to(folder.resolve()):
         raise UserError(written, "lies in the folder that is watched", "name another with --output")
     wanted = detector.config.metrics.visualisation
-    predictions = Predictions(written, detector.thresholds, made_with(detector), wanted, keep=True)
+    predictions = Predictions(written, detector.thresholds, made_with(detector, [folder]), wanted, "keep")
     counts: Counter[str] = Counter()
     source = Folder(folder)
     try:
@@ -192,7 +192,7 @@ def _catch_up(predictions: Predictions, done: Done) -> None:
 
     The process may have been killed after it wrote a row and before it recorded it.
     """
-    for path in predictions.last_paths():
+    for path, *_ in predictions.last_rows():
         if not done.knows(path) and (state := state_of(path)):
             done.add(path, state)
 

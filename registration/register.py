@@ -26,6 +26,8 @@ from runtime.files import write_text
 if TYPE_CHECKING:
     from runtime.device import Together
 
+LONGEST_SIDE = 32766  # pixels; cv2.remap takes no larger ones
+
 
 class NoReferencePartError(UserError):
     """No part is found in the reference image."""
@@ -104,7 +106,12 @@ class Registration:
         return digest
 
     def homography(self, image: np.ndarray) -> np.ndarray | None:
-        """Homography (3, 3) from an image, uint8 (H, W, 3), to the reference; None if it is not reliable."""
+        """Homography (3, 3) from an image, uint8 (H, W, 3), to the reference; None if it is not reliable.
+
+        Neither is that of an image that OpenCV cannot warp, of more than LONGEST_SIDE pixels a side.
+        """
+        if max(image.shape) > LONGEST_SIDE:
+            return None
         if self._is_of_parts:
             return part_pose.register(image, self._part, self.config.data.registration_mirror)
         return register_scene(image, self.reference)

@@ -4,18 +4,18 @@ import csv
 import json
 import math
 import os
-import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from data import image_io
 from reporting import panels, report
-from runtime.csv_file import write_csv
+from runtime.csv_file import append_csv, read_csv, unescaped, write_csv
 from runtime.errors import UserError
-from runtime.files import atomic_write, write_text
+from runtime.files import atomic_write, run_lock, write_text
 from runtime.version import program_version
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from inference.detector import Detection
 
 ROWS, MADE_WITH, SUMMARY = "predictions.csv", "made_with.json", "summary.txt"
-OURS = (ROWS, MADE_WITH, SUMMARY, "maps", "panels", report.VIEW, report.PAGE)
+OURS = (ROWS, MADE_WITH, SUMMARY, "maps", "panels", report.VIEW, report.PAGE, ".lock", ".owner.json")
 COLUMNS = (
     "path",
     "score",
@@ -40,60 +40,75 @@ LONGEST_ROW = 65536  # bytes
 MOST_SHOWN = 20_000  # images on the page
 
 
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes from writing to a folder of predictions.
+
+    Raises:
+        UserError: it is not a folder, holds other files, or another process writes to it.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise UserError(folder, "is a file", "name a folder with --output")
+    if folder.is_dir() and any(folder.iterdir()) and not any((folder / name).exists() for name in OURS):
+        raise UserError(folder, "holds other files", "name a new folder with --output")
+    with run_lock(folder, "name another folder with --output"):
+        yield
+
+
 class Predictions:
-    """Writes the folder image by image.
+    """Writes the folder image by image. The folder is `locked`.
 
     Args:
         thresholds: that the verdicts come from, None for none.
         made_with: what the predictions depend on, plain values that JSON can hold.
         wanted: panels, see metrics.visualisation; `errors` means images called anomalous.
-        keep: continue earlier predictions; an unfinished last row is removed.
+        earlier: what to do with predictions that are there: refuse them, `continue` them, or, where they were made with
+            something else, `keep` them under other names. An unfinished last row is removed.
 
     Raises:
-        UserError: the folder holds other files, or, with `keep`, predictions of other weights, settings or thresholds.
+        UserError: the folder holds predictions, or, to continue, those of other weights, settings or thresholds.
     """
 
     def __init__(
-        self, folder: Path, thresholds: "Thresholds | None", made_with: dict[str, Any], wanted: int | str, keep: bool
+        self,
+        folder: Path,
+        thresholds: "Thresholds | None",
+        made_with: dict[str, Any],
+        wanted: int | str,
+        earlier: Literal["refuse", "continue", "keep"],
     ):
         self.folder, self._thresholds, self._wanted, self._panels = folder, thresholds, wanted, 0
-        self._check_folder(made_with, keep)
-        if not keep:
-            self._clear()
+        self._check_earlier(made_with, earlier)
         content = made_with | {"program_version": program_version()}
-        write_text(folder / MADE_WITH, json.dumps(content, indent=2, allow_nan=False) + "\n")
+        self._made_with = json.dumps(content, indent=2, allow_nan=False) + "\n"
+        write_text(folder / MADE_WITH, self._made_with)
         if (folder / ROWS).is_file():
             self._cut_unfinished()
         else:
             write_csv(folder / ROWS, [COLUMNS])
 
-    def _check_folder(self, made_with: dict[str, Any], keep: bool) -> None:
-        folder = self.folder
-        if folder.exists() and not folder.is_dir():
-            raise UserError(folder, "is a file", "name a folder with --output")
-        if not folder.is_dir() or not any(folder.iterdir()):
+    def _check_earlier(self, made_with: dict[str, Any], earlier: str) -> None:
+        if not any((self.folder / name).exists() for name in (ROWS, MADE_WITH)):
             return
+        if earlier == "refuse":
+            fix = "continue them with --resume, or name a new folder with --output"
+            raise UserError(self.folder, "holds earlier predictions", fix)
         try:
-            there = json.loads((folder / MADE_WITH).read_text(encoding="utf-8"))
+            there = json.loads((self.folder / MADE_WITH).read_text(encoding="utf-8"))
             there.pop("program_version", None)
-        except FileNotFoundError as error:
-            raise UserError(folder, "holds other files", "name a new folder with --output") from error
-        except (ValueError, AttributeError, TypeError):
+        except (OSError, ValueError, AttributeError, TypeError):
             there = None
-        if keep and there != json.loads(json.dumps(made_with)):
-            raise UserError(
-                folder,
-                "made with another checkpoint, other settings or thresholds",
-                "leave out --resume, or name a new folder with --output",
-            )
-
-    def _clear(self) -> None:
-        for name in OURS:
-            path = self.folder / name
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
+        if there == json.loads(json.dumps(made_with)):
+            return
+        if earlier == "continue":
+            problem = "made with another checkpoint, other settings or thresholds, or of other images"
+            raise UserError(self.folder, problem, "leave out --resume, and name a new folder with --output")
+        number = 1
+        while any((self.folder / _numbered(name, number)).exists() for name in (ROWS, MADE_WITH)):
+            number += 1
+        for name in (ROWS, MADE_WITH):
+            if (self.folder / name).exists():
+                os.replace(self.folder / name, self.folder / _numbered(name, number))
 
     def _cut_unfinished(self) -> None:
         """Remove an unfinished last row."""
@@ -103,38 +118,39 @@ class Predictions:
             stream.seek(end - tail)
             stream.truncate(end - tail + stream.read(tail).rfind(b"\n") + 1)
 
-    def last_paths(self) -> list[str]:
-        """Paths of the last rows."""
+    def rows(self) -> Iterator[dict[str, str]]:
+        """All rows, column -> text."""
+        return read_csv(self.folder / ROWS)
+
+    def last_rows(self) -> list[list[str]]:
+        """The last rows, as `write` was given them."""
         with (self.folder / ROWS).open("rb") as stream:
             end = stream.seek(0, os.SEEK_END)
             stream.seek(max(0, end - LONGEST_ROW))
             lines = stream.read().decode("utf-8", "replace").splitlines()[1:]
-        return [row[0] for row in csv.reader(lines) if len(row) == len(COLUMNS)]
-
-    def scores(self) -> list[float]:
-        """Image scores of all rows."""
-        with (self.folder / ROWS).open(newline="", encoding="utf-8") as stream:
-            return [float(row["score"]) for row in csv.DictReader(stream) if row["score"]]
+        return [list(map(unescaped, cells)) for cells in csv.reader(lines) if len(cells) == len(COLUMNS)]
 
     def done(self) -> set[str]:
         """Paths of the images with a result; rows of failed images are removed, so that these are run again."""
-        with (self.folder / ROWS).open(newline="", encoding="utf-8") as stream:
-            rows = [row for row in csv.DictReader(stream) if not row["error"]]
+        rows = [row for row in self.rows() if not row["error"]]
         write_csv(self.folder / ROWS, [COLUMNS, *([row[column] for column in COLUMNS] for row in rows)])
         self._panels = len(rows)
         return {row["path"] for row in rows}
 
     def write(self, rows: Sequence[Sequence[Any]]) -> None:
-        """Append rows; then their images count as done."""
-        with (self.folder / ROWS).open("a", newline="", encoding="utf-8") as stream:
-            csv.writer(stream).writerows(rows)
+        """Append rows; then their images count as done. Files that were removed or rotated away are begun anew."""
+        path = self.folder / ROWS
+        if not path.is_file():
+            write_text(self.folder / MADE_WITH, self._made_with)
+        is_new = not path.is_file() or not path.stat().st_size
+        append_csv(path, [COLUMNS, *rows] if is_new else rows)
 
     def draw(self, label: str, found: "Detection", has_panel: bool) -> None:
         """Write an image's anomaly map and panel. May be called from several threads.
 
         label: path of its files within the folder.
         """
-        name = label if label.lower().endswith(".png") else f"{label}.png"
+        name = report.png_name(label)
         levels = np.rint(found.anomaly_map * 65535).astype(np.uint16)
         with atomic_write(self.folder / "maps" / name) as beside:
             image_io.write_image(beside, levels)
@@ -155,13 +171,12 @@ class Predictions:
         """
         rows: dict[str, dict[str, str]] = {}  # the newest of each path
         count = 0
-        with (self.folder / ROWS).open(newline="", encoding="utf-8") as stream:
-            for row in csv.DictReader(stream):
-                if label_of(row["path"]) is not None:
-                    count += rows.pop(row["path"], None) is None
-                    rows[row["path"]] = row
-                if len(rows) > MOST_SHOWN:
-                    del rows[next(iter(rows))]
+        for row in self.rows():
+            if label_of(row["path"]) is not None:
+                count += rows.pop(row["path"], None) is None
+                rows[row["path"]] = row
+            if len(rows) > MOST_SHOWN:
+                del rows[next(iter(rows))]
         shown = [self._shown(row, label_of(path) or "") for path, row in rows.items()]
         about = f"{len(shown)} images" if count == len(shown) else f"The newest {len(shown)} of {count} images"
         if failed := sum(one.score is None for one in shown):
@@ -192,6 +207,11 @@ class Predictions:
         output = found.output
         arrays = (output.image, output.reconstruction, output.anomaly_map, None, output.anomaly_map > threshold)
         return panels.panel(panels.PanelContent(label, verdict, None, *arrays, shows_truth=False))
+
+
+def _numbered(name: str, number: int) -> str:
+    """`predictions.csv` -> `predictions_1.csv`."""
+    return f"{Path(name).stem}_{number}{Path(name).suffix}"
 
 
 def row(path: str, found: "Detection", thresholds: "Thresholds | None", seconds: float) -> list[Any]:

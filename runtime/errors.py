@@ -49,7 +49,7 @@ class RankLostError(Exception):
 
 def format_error(error: Exception) -> str:
     """One line about a failure in a batch. The traceback of a fault of the program goes to standard error."""
-    if isinstance(error, (UserError, OSError)):
-        return " ".join(str(error).split())
+    if isinstance(error, (UserError, OSError, MemoryError)):
+        return " ".join(str(error).split()) or "out of memory"
     traceback.print_exception(error)
     return " ".join(f"{type(error).__name__}: {error}".split())

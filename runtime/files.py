@@ -173,11 +173,13 @@ def remove_least_recently_used(paths: Iterable[Path], limit: int) -> None:
 
 
 @contextmanager
-def run_lock(folder: Path) -> Iterator[None]:
+def run_lock(folder: Path, another: str = "set another data.run_name") -> Iterator[None]:
     """Lock a folder exclusively for this process; UserError with the process that holds the lock.
 
     The lock ends with the process. Some network drives do not share locks between machines; there the file .owner.json
     serves as a second lock. Its owner touches it while it runs, so that one that was left behind can be told.
+
+    another: how to use another folder, for the message.
     """
     is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
@@ -188,9 +190,7 @@ def run_lock(folder: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=TIMEOUT_SECONDS if is_dead else 0)  # its loader processes hold the lock a little longer
     except Timeout:
-        raise UserError(
-            folder, f"{holder} is running there", "wait for it, end it, or set another data.run_name"
-        ) from None
+        raise UserError(folder, f"{holder} is running there", f"wait for it, end it, or {another}") from None
     try:
         batch = os.environ.get(BATCH)  # a job of the same batch runs again only if the node of the first has died
         # A container has another host name after each start, but on the same machine the lock is enough.

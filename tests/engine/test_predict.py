@@ -1,5 +1,6 @@
 """engine/predict.py, --predict: inference on new images gives what detection gives; also thresholds for a new place."""
 
+import errno
 import json
 import re
 import shutil
@@ -14,6 +15,8 @@ from PIL import Image
 
 from inference import checkpoint
 from inference.detector import Detector
+from reporting.predictions import Predictions
+from runtime.files import run_lock
 
 REGION = ("--set", "masking.regions={tile: [[0, 20, 0, 24]]}", "--set", "metrics.masking=true")
 
@@ -62,7 +65,11 @@ def test_prediction_needs_only_the_folder_of_a_run(ready, call, monkeypatch, tmp
     status, out, error = call("main", "--config", "empty.yaml", *weights, "--predict", "images")
     assert status == 0, error
     folder = away / predicted_in(out)
-    assert folder.parts[-2:] == ("predictions", "images") and folder.is_relative_to(away / "results/tiny/tile")
+    assert (
+        folder.parts[-2] == "predictions"
+        and folder.name.startswith("images-")
+        and folder.is_relative_to(away / "results/tiny/tile")
+    )
     assert {row["verdict"] for row in rows_of(folder / "predictions.csv")} <= {"anomalous", "nominal"}
     found = Detector.load("run")(cv2.imread("images/spot/000.png"))
     [row] = [row for row in rows_of(folder / "predictions.csv") if row["path"] == "images/spot/000.png"]
@@ -110,6 +117,8 @@ def test_images_that_cannot_be_decoded_are_rows_with_an_error(ready, cli):
     header = bytearray(whole)
     header[16:24] = (20000).to_bytes(4, "big") * 2
     (images / "header.png").write_bytes(header)
+    shutil.copy(images / "whole.png", images / ("long" * 62 + ".png"))
+    shutil.copy(images / "whole.png", images / "cmyk.jpg.png")  # its map is not that of cmyk.jpg
     write(images / "one.png", good[:1, :1])
     write(images / "deep.png", good.astype(np.uint16) * 257)
     Image.fromarray(good[..., ::-1]).convert("CMYK").save(images / "cmyk.jpg")
@@ -120,13 +129,86 @@ def test_images_that_cannot_be_decoded_are_rows_with_an_error(ready, cli):
     Image.fromarray(good[..., ::-1]).save(images / "turned.jpg", exif=turned)
     status, out, _ = cli("--predict", str(images), "--output", str(ready / "out"))
     assert status == 1
-    assert_line(out, "4 of 11", "predictions.csv")
+    assert_line(out, "4 of 13", "predictions.csv")
     rows = {row["path"].rpartition("/")[2]: row for row in rows_of(ready / "out/predictions.csv")}
     assert {name for name, row in rows.items() if row["error"]} == {"zero.png", "cut.png", "text.png", "header.png"}
     assert all(name in row["error"] for name, row in rows.items() if row["error"])
     assert cv2.imread(str(ready / "out/maps/turned.jpg.png"), cv2.IMREAD_UNCHANGED).shape == (48, 40)
+    assert len(list((ready / "out/maps").iterdir())) == len(list((ready / "out/panels").iterdir())) == 9
     same = [float(rows[name]["score"]) for name in ("whole.png", "deep.png", "alpha.png")]
     assert same == pytest.approx([same[0]] * 3, abs=1e-6)
+
+
+def test_an_image_that_fails_anywhere_is_a_row_with_an_error(ready, cli, plant, monkeypatch):
+    """While it is read, in the networks, and while its files are written; the others of its batch are not lost."""
+    images = ready / "images"
+    for name, value in (("a", 10), ("b", 60), ("c", 110), ("d", 160), ("e", 210)):
+        write(images / f"{name}.png", np.full((40, 48, 3), value, np.uint8))
+    prepare, draw = Detector.prepare, Predictions.draw
+
+    def fails(error, name):
+        def method(self, *arguments):
+            if name in str(arguments):
+                raise error
+            return (prepare if name == "a.png" else draw)(self, *arguments)
+
+        return method
+
+    def networks(model, image):
+        if abs(float(image.mean()) - 110 / 255) < 0.01:
+            raise RuntimeError("no convolution for it")
+        return np.zeros(image.shape[1:])
+
+    plant(networks)
+    monkeypatch.setattr(Detector, "prepare", fails(cv2.error("imgwarp.cpp: too wide"), "a.png"))
+    monkeypatch.setattr(Predictions, "draw", fails(MemoryError(), "e.png"))
+    status, out, _ = cli("--predict", str(images), "--output", str(ready / "out"))
+    rows = {row["path"].rpartition("/")[2]: row["error"] for row in rows_of(ready / "out/predictions.csv")}
+    assert status == 1 and sorted(rows) == ["a.png", "b.png", "c.png", "d.png", "e.png"]
+    assert {name for name, error in rows.items() if error} == {"a.png", "c.png", "e.png"}
+    assert all(name in error for name, error in rows.items() if error)
+    assert_line(out, "3 of 5", "predictions.csv")
+
+
+def test_on_a_full_disk_finished_images_keep_their_rows(ready, cli, monkeypatch):
+    draw, images = Predictions.draw, ready / "mvtec/tile/test"
+
+    def full(self, label, *arguments):
+        if label.endswith("good/002.png"):
+            raise OSError(errno.ENOSPC, "No space left on device", label)
+        return draw(self, label, *arguments)
+
+    monkeypatch.setattr(Predictions, "draw", full)
+    outcome = cli("--predict", str(images), "--output", str(ready / "out"))
+    assert_user_error(outcome, "good/002.png", "No space left on device")
+    rows = [row["path"] for row in rows_of(ready / "out/predictions.csv")]
+    assert len(rows) == 3 and not any(path.endswith("good/002.png") for path in rows)
+    monkeypatch.setattr(Predictions, "draw", draw)
+    out = predict(cli, images, "--output", ready / "out", "--resume")
+    assert_line(out, "3 of 6")
+
+
+def test_nothing_of_earlier_predictions_is_lost(ready, cli):
+    """Folders of the same name do not share results; a second call continues them or names another folder."""
+    for place in ("one", "two"):
+        shutil.copytree(ready / "mvtec/tile/test/spot", ready / place / "good")
+    first, second = (predicted_in(predict(cli, ready / place / "good")) for place in ("one", "two"))
+    assert first != second and first.name.startswith("good-") and second.name.startswith("good-")
+    before = (first / "predictions.csv").read_bytes()
+    assert_user_error(cli("--predict", str(ready / "one/good")), first, "--resume", "--output")
+    for flags in ((), ("--resume",)):
+        assert_user_error(cli("--predict", str(ready / "two/good"), "--output", str(first), *flags), first, "--output")
+    assert (first / "predictions.csv").read_bytes() == before
+    inside = cli("--predict", str(ready / "one/good"), "--output", str(ready / "one/good/out"))
+    assert_user_error(inside, ready / "one/good/out", "--output")
+    with run_lock(first):
+        assert_user_error(cli("--predict", str(ready / "one/good"), "--resume"), first, "--output")
+    shutil.copy(ready / "mvtec/tile/test/good/000.png", ready / "one/good/new.png")
+    assert_line(predict(cli, ready / "one/good", "--resume"), "3 of 4")
+    verdicts = [row["verdict"] for row in rows_of(first / "predictions.csv")]
+    summary = (first / "summary.txt").read_text()
+    assert_line(summary, f"{verdicts.count('anomalous')} anomalous", f"{verdicts.count('nominal')} nominal")
+    assert sum(map(int, re.findall(r"(\d+) (?:anomalous|nominal)", summary))) == 4
 
 
 def test_an_interrupted_prediction_is_resumed(ready, cli, on_forward, batch_sizes):
@@ -160,7 +242,8 @@ def test_images_of_the_same_name_have_separate_maps(ready, cli):
     predict(cli, test / "good", test / "spot", test / "good/000.png", test / "spot/000.png", "--output", ready / "out")
     found = {path.relative_to(ready / "out/maps").as_posix() for path in (ready / "out/maps").rglob("*.png")}
     names = {f"{folder}/00{i}.png" for folder in ("good", "spot") for i in range(3)}
-    assert found == names | {"000.png", "000~2.png"}
+    single = found - names
+    assert len(found) == 8 and len(single) == 2 and all(re.fullmatch(r"000~[0-9a-f]{8}\.png", name) for name in single)
     assert len(rows_of(ready / "out/predictions.csv")) == 8
 
 

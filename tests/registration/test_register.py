@@ -111,6 +111,11 @@ def test_training_images_are_aligned_with_the_reference(brackets):
     assert np.abs(read_image(files[1]).astype(int) - reference).mean() > 10
 
 
+def test_an_image_too_wide_to_warp_stays_unregistered(brackets):
+    config = load_config(brackets / "config.yaml", ["data.image_registration=true"])
+    assert Registration(config).homography(np.zeros((4, 32767, 3), np.uint8)) is None
+
+
 def test_processes_share_the_images_to_register(brackets, monkeypatch):
     """Each registers its part, and all have all homographies."""
     refine, count, meet, said = cv2.findTransformECC, [], Barrier(2), [None, None]

@@ -9,7 +9,7 @@ from reporting import predictions
 
 def test_of_very_many_images_the_page_shows_the_newest(tmp_path, monkeypatch):
     monkeypatch.setattr(predictions, "MOST_SHOWN", 3)  # the real number takes minutes
-    written = predictions.Predictions(tmp_path, None, {}, "none", keep=False)
+    written = predictions.Predictions(tmp_path, None, {}, "none", "refuse")
     written.write([predictions.row_of_error(f"{i}.png", "broken") for i in (0, 1, 2, 3, 2)])
     written.write_report("many", lambda path: path, {})
     page = (tmp_path / "report.html").read_text(encoding="utf-8")

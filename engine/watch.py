@@ -4,20 +4,14 @@ import os
 import sqlite3
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import closing, suppress
+from contextlib import closing
 from functools import partial
-from itertools import islice
 from pathlib import Path
-from queue import Empty, SimpleQueue
 from typing import NamedTuple
 
-from watchdog.events import FileSystemEvent, FileSystemEventHandler
-from watchdog.observers import Observer
-from watchdog.observers.api import BaseObserver
-
 from config import Config
-from data.folders import IMAGE_SUFFIXES, NOT_UTF8, RENAME, as_utf8, entries_below, is_visible_folder
+from data.folder_watch import POLL_SECONDS, WatchedFolder
+from data.folders import NOT_UTF8, RENAME, as_utf8
 from engine.predict import default_folder, made_with, notes_of, title_of
 from inference.detector import Detector
 from reporting.predictions import Predictions, row, row_of_error
@@ -26,9 +20,6 @@ from runtime.signals import Interrupted
 
 SETTLE_SECONDS = 0.15  # a file that has not changed for this long counts as completely written
 RETRY_SECONDS = 5.0  # a file that cannot be read is tried again for this long: its writer may have paused
-POLL_SECONDS = 0.03  # between two checks of the files that wait
-LISTING_SHARE = 0.05  # largest share of the time spent on listing the folder
-LISTING_CHUNK = 500  # entries listed at a time, so that a new image does not wait for a listing of 300,000 old ones
 MOST_WAITING = 1000  # waiting images at which listing pauses
 DONE_FILE = "done.sqlite"
 
@@ -67,89 +58,6 @@ class Done:
         self._base.close()
 
 
-class Arrivals(FileSystemEventHandler):
-    """Paths of files that the file system has reported as changed."""
-
-    def __init__(self):
-        self.queue: SimpleQueue[str] = SimpleQueue()
-
-    def on_any_event(self, event: FileSystemEvent) -> None:
-        """Note a path that was written or moved to; opening and reading do not matter."""
-        if event.event_type in ("created", "modified", "moved", "closed") and not event.is_directory:
-            self.queue.put(os.fsdecode(event.dest_path or event.src_path))
-
-
-class Folder:
-    """The images of a folder, at any depth, as they come.
-
-    They are reported by the file system, and found by listing the folder from time to time, since changes by other
-    machines on a network drive are not reported.
-    """
-
-    def __init__(self, folder: Path):
-        self.folder, self._arrivals = folder, Arrivals()
-        self._observer: BaseObserver | None = None
-        self._listing: Iterator[str] | None = None
-        self._next_listing, self._taken, self._is_listed, self._is_gone = 0.0, 0.0, False, False
-
-    def new(self, lists: bool = True) -> Iterator[str]:
-        """Paths that may be new; existing files come first. A missing folder is reported once, and waited for.
-
-        lists: also continue the listing of the folder.
-        """
-        if not self.folder.is_dir():
-            if not self._is_gone:
-                print(f"{self.folder}: no longer exists; waiting for it", flush=True)
-            self._is_gone = True
-            self.stop()
-            return
-        if self._is_gone:
-            print(f"{self.folder}: exists again", flush=True)
-            self._is_gone, self._listing, self._next_listing = False, None, 0.0
-        self._observer = self._observer or self._start()
-        if self._is_listed:
-            with suppress(Empty):
-                while True:
-                    path = self._arrivals.queue.get_nowait()
-                    if is_image(os.path.relpath(path, self.folder)):
-                        yield path
-        if lists and time.monotonic() >= self._next_listing:
-            yield from self._list_some()
-
-    def _list_some(self) -> Iterator[str]:
-        """The next chunk of the listing."""
-        start = time.monotonic()
-        self._listing = self._listing or (entry.path for entry in entries_below(self.folder, skips_errors=True))
-        found = list(islice(self._listing, LISTING_CHUNK))
-        yield from (path for path in found if is_image(os.path.basename(path)))
-        self._taken += time.monotonic() - start
-        if len(found) < LISTING_CHUNK:  # the end of the listing
-            self._next_listing = time.monotonic() + max(self._taken / LISTING_SHARE, POLL_SECONDS)
-            self._listing, self._taken, self._is_listed = None, 0.0, True
-
-    def _start(self) -> BaseObserver | None:
-        observer = Observer()
-        try:
-            observer.schedule(self._arrivals, str(self.folder), recursive=True)
-            observer.start()
-        except OSError:  # too many watches, or a file system without them: listing alone finds all files
-            return None
-        return observer
-
-    def stop(self) -> None:
-        """Stop the reports of the file system."""
-        if self._observer:
-            self._observer.stop()
-        self._observer = None
-
-
-def is_image(path: str) -> bool:
-    """Whether a path within the folder is that of a visible image."""
-    *folders, name = path.split(os.sep)
-    is_visible = not name.startswith(".") and all(map(is_visible_folder, folders))
-    return is_visible and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
-
-
 def run(config: Config, folder: Path, output: Path | None = None) -> Path:
     """Run inference on the images of a folder, and on new ones, until interrupted.
 
@@ -173,7 +81,7 @@ def run(config: Config, folder: Path, output: Path | None = None) -> Path:
     wanted = detector.config.metrics.visualisation
     predictions = Predictions(written, detector.thresholds, made_with(detector, [folder]), wanted, "keep")
     counts: Counter[str] = Counter()
-    source = Folder(folder)
+    source = WatchedFolder(folder)
     try:
         with closing(Done(written / DONE_FILE)) as done:
             _catch_up(predictions, done)
@@ -211,7 +119,9 @@ def state_of(path: str) -> State | None:
     return State(found.st_size, found.st_mtime_ns)
 
 
-def _watch(source: Folder, detector: Detector, predictions: Predictions, done: Done, counts: Counter[str]) -> None:
+def _watch(
+    source: WatchedFolder, detector: Detector, predictions: Predictions, done: Done, counts: Counter[str]
+) -> None:
     waiting: dict[str, tuple[State, float, float]] = {}  # path -> state, time of its last change, time of the first
     while True:
         now = time.monotonic()

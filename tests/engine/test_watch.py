@@ -15,6 +15,7 @@ import pytest
 from conftest import ROOT, rows_of, write
 from messages import assert_line, assert_names
 
+from data import folder_watch
 from engine import watch
 
 
@@ -139,7 +140,11 @@ def test_predicted_versions_of_files_are_kept_on_the_disk(tmp_path):
     with contextlib.closing(watch.Done(tmp_path / "done.sqlite")) as done:
         assert ("a.png", watch.State(1, 3)) in done and ("a.png", watch.State(1, 2)) not in done
         assert ("b.png", watch.State(1, 3)) not in done
-    assert watch.is_image("x/a.JPG") and not watch.is_image("x/.a.png") and not watch.is_image("x/a.txt")
+    assert (
+        folder_watch.is_image("x/a.JPG")
+        and not folder_watch.is_image("x/.a.png")
+        and not folder_watch.is_image("x/a.txt")
+    )
 
 
 def test_a_folder_of_many_images_is_listed_in_parts(tmp_path):
@@ -149,10 +154,10 @@ def test_a_folder_of_many_images_is_listed_in_parts(tmp_path):
         (camera / name).parent.mkdir(parents=True, exist_ok=True)
         (camera / name).touch()
     (camera / "two/round").symlink_to(camera, target_is_directory=True)
-    source, found, looks = watch.Folder(camera), [], []
+    source, found, looks = folder_watch.WatchedFolder(camera), [], []
     while not source._is_listed:
         looks.append([os.path.relpath(path, camera) for path in source.new()])
         found += looks[-1]
-    assert sorted(found) == sorted(names) and max(map(len, looks)) <= watch.LISTING_CHUNK
+    assert sorted(found) == sorted(names) and max(map(len, looks)) <= folder_watch.LISTING_CHUNK
     assert not list(source.new(lists=False))
     source.stop()

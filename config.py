@@ -119,6 +119,11 @@ class Metrics(_Section):
     visualisation: Annotated[kinds.Visualisation, kinds.DISPLAY] = "all"
 
 
+class Watch(_Section):
+    quiet_seconds: Annotated[float, Field(strict=True, gt=0, le=3600), kinds.NOTHING] = 2.0
+    exclude: Annotated[list[str], kinds.NOTHING] = []
+
+
 class Masking(_Section):
     regions: Annotated[
         dict[kinds.NameText, kinds.Regions], Affects(("maps",), from_checkpoint="unless set", recorded_as="region")
@@ -137,6 +142,7 @@ class Config(_Section):
     synthesis: Synthesis = Synthesis()
     metrics: Metrics = Metrics()
     masking: Masking = Masking()
+    watch: Watch = Watch()
     _sources: dict[str, str] = PrivateAttr(default_factory=dict)
 
     def __eq__(self, other: object) -> bool:

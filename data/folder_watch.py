@@ -2,10 +2,11 @@
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from fnmatch import fnmatch
 from itertools import islice
-from pathlib import Path
+from pathlib import Path, PurePath
 from queue import Empty, SimpleQueue
 
 from watchdog.events import FileSystemEvent, FileSystemEventHandler
@@ -36,10 +37,12 @@ class WatchedFolder:
 
     They are reported by the file system, and found by listing the folder from time to time, since changes by other
     machines on a network drive are not reported.
+
+    exclude: patterns (as of a shell) of the images to leave out: their paths within the folder, or folders of theirs.
     """
 
-    def __init__(self, folder: Path):
-        self.folder, self._arrivals = folder, Arrivals()
+    def __init__(self, folder: Path, exclude: Sequence[str] = ()):
+        self.folder, self.exclude, self._arrivals = folder, exclude, Arrivals()
         self._observer: BaseObserver | None = None
         self._listing: Iterator[str] | None = None
         self._next_listing, self._taken, self._is_listed, self._is_gone = 0.0, 0.0, False, False
@@ -49,7 +52,11 @@ class WatchedFolder:
 
         lists: also continue the listing of the folder.
         """
-        if not self.folder.is_dir():
+        try:
+            is_there = self.folder.is_dir()
+        except OSError:  # a network drive that does not answer, or permission lost
+            is_there = False
+        if not is_there:
             if not self._is_gone:
                 print(f"{self.folder}: no longer exists; waiting for it", flush=True)
             self._is_gone = True
@@ -57,23 +64,30 @@ class WatchedFolder:
             return
         if self._is_gone:
             print(f"{self.folder}: exists again", flush=True)
-            self._is_gone, self._listing, self._next_listing = False, None, 0.0
-        self._observer = self._observer or self._start()
+            self._is_gone, self._is_listed, self._listing, self._next_listing = False, False, None, 0.0
+        if not self._is_listed:
+            self._observer = self._observer or self._start()
         if self._is_listed:
             with suppress(Empty):
                 while True:
                     path = self._arrivals.queue.get_nowait()
-                    if is_image(os.path.relpath(path, self.folder)):
+                    if self._is_wanted(path):
                         yield path
         if lists and time.monotonic() >= self._next_listing:
             yield from self._list_some()
+
+    def _is_wanted(self, path: str) -> bool:
+        inside = os.path.relpath(path, self.folder)
+        parts = PurePath(inside).parts
+        prefixes = ("/".join(parts[:count]) for count in range(1, len(parts) + 1))
+        return is_image(inside) and not any(fnmatch(prefix, pattern) for prefix in prefixes for pattern in self.exclude)
 
     def _list_some(self) -> Iterator[str]:
         """The next chunk of the listing."""
         start = time.monotonic()
         self._listing = self._listing or (entry.path for entry in entries_below(self.folder, skips_errors=True))
         found = list(islice(self._listing, LISTING_CHUNK))
-        yield from (path for path in found if is_image(os.path.basename(path)))
+        yield from filter(self._is_wanted, found)
         self._taken += time.monotonic() - start
         if len(found) < LISTING_CHUNK:  # the end of the listing
             self._next_listing = time.monotonic() + max(self._taken / LISTING_SHARE, POLL_SECONDS)

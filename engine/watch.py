@@ -1,61 +1,54 @@
 """The watch mode: inference on images as they come into a folder."""
 
-import os
 import sqlite3
+import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from contextlib import closing
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+
+import cv2
 
 from config import Config
+from data.file_end import has_end
 from data.folder_watch import POLL_SECONDS, WatchedFolder
 from data.folders import NOT_UTF8, RENAME, as_utf8
-from engine.predict import default_folder, made_with, notes_of, title_of
-from inference.detector import Detector
-from reporting.predictions import Predictions, row, row_of_error
-from runtime.errors import UserError, format_error
+from engine.predict import default_folder, error_of, made_with, notes_of, title_of
+from engine.watch_record import RECORD_FILE, Record, State, label_of, state_of
+from inference.detector import Detection, Detector
+from reporting.predictions import Predictions, locked, row, row_of_error
+from runtime.errors import UserError
 from runtime.signals import Interrupted
 
-SETTLE_SECONDS = 0.15  # a file that has not changed for this long counts as completely written
-RETRY_SECONDS = 5.0  # a file that cannot be read is tried again for this long: its writer may have paused
+PATIENCE = 30  # quiet times after which a file that is not complete, or cannot be opened, is reported as failed
+FIRST_PAUSE, LONGEST_PAUSE = 0.1, 60.0  # seconds between two attempts, which double
 MOST_WAITING = 1000  # waiting images at which listing pauses
-DONE_FILE = "done.sqlite"
 
 
-class State(NamedTuple):
-    """The state of a file, which changes when it is written."""
+@dataclass
+class Attempts:
+    """When to try something again that has failed, and whether that was reported."""
 
-    size: int
-    time: int  # nanoseconds
+    due: float = 0.0
+    pause: float = FIRST_PAUSE
+    is_reported: bool = False
+
+    def later(self, now: float) -> None:
+        """Set the time of the next attempt."""
+        self.due = now + self.pause
+        self.pause = min(2 * self.pause, LONGEST_PAUSE)
 
 
-class Done:
-    """The record of processed files, on disk, so that memory does not grow.
+@dataclass
+class WaitingFile:
+    """A file that is not processed yet. since: when it was last seen to change."""
 
-    Apart from predictions.csv, which users may rotate or delete.
-    """
-
-    def __init__(self, path: Path):
-        self._base = sqlite3.connect(path)
-        self._base.execute("CREATE TABLE IF NOT EXISTS done (path TEXT PRIMARY KEY, size INTEGER, time INTEGER)")
-        self._base.commit()
-
-    def __contains__(self, item: tuple[str, State]) -> bool:
-        found = self._base.execute("SELECT size, time FROM done WHERE path = ?", item[:1]).fetchone()
-        return found == item[1]
-
-    def knows(self, path: str) -> bool:
-        """Whether any state of a file has been processed."""
-        return self._base.execute("SELECT 1 FROM done WHERE path = ?", (path,)).fetchone() is not None
-
-    def add(self, path: str, state: State) -> None:
-        self._base.execute("INSERT OR REPLACE INTO done VALUES (?, ?, ?)", (path, *state))
-        self._base.commit()
-
-    def close(self) -> None:
-        self._base.close()
+    state: State
+    since: float
+    attempts: Attempts
 
 
 def run(config: Config, folder: Path, output: Path | None = None) -> Path:
@@ -68,7 +61,7 @@ def run(config: Config, folder: Path, output: Path | None = None) -> Path:
         the folder of predictions.
 
     Raises:
-        UserError: no folder, no checkpoint, settings that contradict it, or predictions of another checkpoint.
+        UserError: no folder, no checkpoint, settings that contradict it, or predictions of another folder.
     """
     if not folder.is_dir():
         raise UserError(f"--watch {folder}", "not a folder", "name the folder that images are written to")
@@ -78,89 +71,174 @@ def run(config: Config, folder: Path, output: Path | None = None) -> Path:
     written = output or default_folder(detector, [folder])
     if written.resolve().is_relative_to(folder.resolve()):
         raise UserError(written, "lies in the folder that is watched", "name another with --output")
-    wanted = detector.config.metrics.visualisation
-    predictions = Predictions(written, detector.thresholds, made_with(detector, [folder]), wanted, "keep")
-    counts: Counter[str] = Counter()
-    source = WatchedFolder(folder)
-    try:
-        with closing(Done(written / DONE_FILE)) as done:
-            _catch_up(predictions, done)
-            print(f"watching {folder}, writing to {written}; Ctrl-C ends it", flush=True)
-            _watch(source, detector, predictions, done, counts)
-    except Interrupted:
-        print(", ".join(f"{count} {verdict}" for verdict, count in sorted(counts.items())) or "no image arrived")
-        predictions.write_report(title_of(detector, folder), partial(_label, folder), detector.all_thresholds)
-    finally:
-        source.stop()
+    with locked(written):
+        wanted = detector.config.metrics.visualisation
+        predictions = Predictions(written, detector.thresholds, made_with(detector, [folder]), wanted, "keep")
+        with closing(Record(written / RECORD_FILE, folder)) as record:
+            record.catch_up(predictions)
+            watch = Watch(config, WatchedFolder(folder, config.watch.exclude), detector, predictions, record)
+            try:
+                print(f"watching {folder}, writing to {written}; Ctrl-C ends it", flush=True)
+                watch.run()
+            except Interrupted:
+                watch.finish(title_of(detector, folder))
+            finally:
+                watch.source.stop()
     return written
 
 
-def _catch_up(predictions: Predictions, done: Done) -> None:
-    """Record the images of the last rows as done.
+class Watch:
+    """Processes the images of a folder as they come."""
 
-    The process may have been killed after it wrote a row and before it recorded it.
-    """
-    for path, *_ in predictions.last_rows():
-        if not done.knows(path) and (state := state_of(path)):
-            done.add(path, state)
+    def __init__(
+        self, config: Config, source: WatchedFolder, detector: Detector, predictions: Predictions, record: Record
+    ):
+        self.quiet, self.source, self.detector = config.watch.quiet_seconds, source, detector
+        self.predictions, self.record = predictions, record
+        self.counts: Counter[str] = Counter()
+        self._files: dict[str, WaitingFile] = {}
+        self._attempts = {"results": Attempts(), "predictions.csv": Attempts()}
 
+    def run(self) -> None:
+        """Process images until interrupted."""
+        while True:
+            self.step()
+            time.sleep(POLL_SECONDS)
 
-def _label(folder: Path, path: str) -> str:
-    """An image's path within the folder, which its map and panel have too."""
-    return Path(os.path.relpath(path, folder)).as_posix()
-
-
-def state_of(path: str) -> State | None:
-    """The state of a file, None where there is no file."""
-    try:
-        found = os.stat(path)
-    except OSError:
-        return None
-    return State(found.st_size, found.st_mtime_ns)
-
-
-def _watch(
-    source: WatchedFolder, detector: Detector, predictions: Predictions, done: Done, counts: Counter[str]
-) -> None:
-    waiting: dict[str, tuple[State, float, float]] = {}  # path -> state, time of its last change, time of the first
-    while True:
+    def step(self) -> None:
+        """Look for new images, and process those that are complete."""
         now = time.monotonic()
-        for path in source.new(lists=len(waiting) < MOST_WAITING):
-            state = state_of(path)
-            if path not in waiting and state and (as_utf8(path), state) not in done:
-                waiting[path] = state, now, now
-        for path, (state, since, first) in list(waiting.items()):
+        self._write_rows()
+        if self._attempts["results"].due > now:
+            return
+        new = [one for one in self._files.values() if not one.attempts.is_reported]
+        for path in self.source.new(lists=len(new) < MOST_WAITING):
+            if path not in self._files and (state := state_of(path)):
+                self._take(path, state, now)
+        for path, file in list(self._files.items()):
             current = state_of(path)
             if current is None:
-                del waiting[path]
-            elif current != state:
-                waiting[path] = current, now, now
-            elif now - since >= SETTLE_SECONDS:
-                if line := _infer(path, source.folder, detector, predictions, is_last=now - first >= RETRY_SECONDS):
-                    done.add(as_utf8(path), state)
-                    counts[line.split()[0]] += 1
-                    print(line, flush=True)
-                    del waiting[path]
-                else:
-                    waiting[path] = state, now, first
-        time.sleep(POLL_SECONDS)
+                del self._files[path]
+            elif current != file.state:
+                self._files[path] = WaitingFile(current, now, Attempts())
+            elif file.attempts.due <= now and self._attempts["results"].due <= now:
+                self._process(path, file)
+
+    def _take(self, path: str, state: State, now: float) -> None:
+        """Let an image wait for its inference, unless it is done."""
+        label = self._label(path)
+        try:
+            if not self.record.is_done(label, state):
+                self._files[path] = WaitingFile(state, now, Attempts(is_reported=self.record.is_reported(label, state)))
+        except sqlite3.Error as error:
+            self._cannot_store("results", error)
+
+    def _label(self, path: str) -> str:
+        return as_utf8(label_of(self.source.folder, path))
+
+    def _write_rows(self) -> None:
+        if self._attempts["predictions.csv"].due <= time.monotonic():
+            self._store("predictions.csv", lambda: self.record.write_rows(self.predictions))
+
+    def finish(self, title: str) -> None:
+        """Write what is left, and the report."""
+        counts = ", ".join(f"{count} {verdict}" for verdict, count in sorted(self.counts.items()))
+        print(counts or "no image arrived")
+        self._attempts["predictions.csv"].due = 0
+        self._write_rows()
+        labels = partial(label_of, self.source.folder)
+        self.predictions.write_report(title, labels, self.detector.all_thresholds)
+
+    def _process(self, path: str, file: WaitingFile) -> None:
+        """Run inference on an image if it is complete, and write its results."""
+        if as_utf8(path) != path:
+            self._fail(path, file, str(UserError(as_utf8(path), NOT_UTF8, RENAME)))
+            return
+        start, waited = time.perf_counter(), time.monotonic() - file.since
+        is_patient = waited < PATIENCE * self.quiet
+        try:
+            end = has_end(Path(path))
+            if (end is False and is_patient) or (end is None and waited < self.quiet):
+                file.attempts.due = time.monotonic() + POLL_SECONDS
+                return
+            [found] = self.detector.run([self.detector.read(Path(path))])
+        except Exception as error:
+            self._failed(path, file, error, is_patient)
+            return
+        if (state_of(path) or file.state) != file.state:
+            return  # it has changed meanwhile: the next step sees that
+        seconds = time.perf_counter() - start
+        self._finish(path, file, found, seconds)
+
+    def _failed(self, path: str, file: WaitingFile, error: Exception, is_patient: bool) -> None:
+        """Report an image that has failed, or let it be tried again."""
+        if state_of(path) is None:
+            return
+        cause = error.__cause__ if isinstance(error, UserError) else error
+        passes = isinstance(cause, (OSError, MemoryError)) or "out of memory" in str(error)
+        is_cut = not passes and _lacks_end(path)
+        if passes or is_cut:
+            file.attempts.later(time.monotonic())
+            if is_patient or file.attempts.is_reported:
+                return
+        self._fail(path, file, error_of(Path(path), error), again=passes or is_cut)
+
+    def _fail(self, path: str, file: WaitingFile, error: str, again: bool = False) -> None:
+        """Write the row of an image that has failed. again: it is tried again from time to time."""
+        cells, again = row_of_error(as_utf8(path), error), again and len(self._files) < 2 * MOST_WAITING
+        if self._store("results", lambda: self.record.add(self._label(path), file.state, cells, again)):
+            self._report("failed", f"failed {error}")
+            file.attempts.is_reported = True
+            if not again:
+                del self._files[path]
+
+    def _finish(self, path: str, file: WaitingFile, found: Detection, seconds: float) -> None:
+        """Write an image's map, panel and row."""
+        label, cells = self._label(path), row(path, found, self.detector.thresholds, seconds)
+        has_panel = self.predictions.wants_panel(found)
+
+        def write() -> None:
+            self.predictions.draw(label, found, has_panel)
+            self.record.add(label, file.state, cells)
+
+        try:
+            is_written = self._store("results", write)
+        except (cv2.error, MemoryError) as error:
+            self._fail(path, file, error_of(Path(path), error))
+            return
+        if is_written:
+            verdict = found.verdict or "scored"
+            self._report(verdict, f"{verdict} {found.score:.4f} {path} {1000 * seconds:.0f} ms")
+            del self._files[path]
+
+    def _report(self, verdict: str, line: str) -> None:
+        self.counts[verdict] += 1
+        print(line, flush=True)
+        self._write_rows()
+
+    def _store(self, what: str, write: Callable[[], None]) -> bool:
+        """Write something; where that fails, say so once, and set the time of the next attempt."""
+        try:
+            write()
+        except (OSError, sqlite3.Error) as error:
+            self._cannot_store(what, error)
+            return False
+        if self._attempts[what].is_reported:
+            print(f"{self.predictions.folder}: {what} can be written again", file=sys.stderr, flush=True)
+        self._attempts[what] = Attempts()
+        return True
+
+    def _cannot_store(self, what: str, error: Exception) -> None:
+        attempts = self._attempts[what]
+        attempts.later(time.monotonic())
+        if not attempts.is_reported:
+            text = f"{self.predictions.folder}: {what} cannot be written ({' '.join(str(error).split())}); trying again"
+            print(text, file=sys.stderr, flush=True)
+        attempts.is_reported = True
 
 
-def _infer(path: str, folder: Path, detector: Detector, predictions: Predictions, is_last: bool) -> str | None:
-    """Run inference on an image and write its results; the line to print, None where it has to be tried again."""
-    start = time.perf_counter()
-    if as_utf8(path) != path:
-        error = str(UserError(as_utf8(path), NOT_UTF8, RENAME))
-        predictions.write([row_of_error(as_utf8(path), error)])
-        return f"failed {error}"
+def _lacks_end(path: str) -> bool:
     try:
-        [found] = detector.run([detector.read(Path(path))])
-    except (UserError, OSError) as error:
-        if not is_last:
-            return None
-        predictions.write([row_of_error(path, format_error(error))])
-        return f"failed {format_error(error)}"
-    predictions.draw(_label(folder, path), found, predictions.wants_panel(found))
-    seconds = time.perf_counter() - start
-    predictions.write([row(path, found, detector.thresholds, seconds)])
-    return f"{found.verdict or 'scored'} {found.score:.4f} {path} {1000 * seconds:.0f} ms"
+        return has_end(Path(path)) is False
+    except OSError:
+        return True

@@ -5,7 +5,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -100,8 +100,10 @@ class Predictions:
             there = None
         if there == json.loads(json.dumps(made_with)):
             return
+        if there and there.get("images_of") != made_with.get("images_of"):
+            raise UserError(self.folder, "holds predictions of other images", "name a new folder with --output")
         if earlier == "continue":
-            problem = "made with another checkpoint, other settings or thresholds, or of other images"
+            problem = "made with another checkpoint, other settings or thresholds"
             raise UserError(self.folder, problem, "leave out --resume, and name a new folder with --output")
         number = 1
         while any((self.folder / _numbered(name, number)).exists() for name in (ROWS, MADE_WITH)):
@@ -118,9 +120,17 @@ class Predictions:
             stream.seek(end - tail)
             stream.truncate(end - tail + stream.read(tail).rfind(b"\n") + 1)
 
-    def rows(self) -> Iterator[dict[str, str]]:
-        """All rows, column -> text."""
-        return read_csv(self.folder / ROWS)
+    def rows(self, pattern: str = ROWS) -> Iterator[dict[str, str]]:
+        """All rows, column -> text, but for damaged ones.
+
+        pattern: of the files; `predictions*.csv` has also those that were kept under other names.
+        """
+        for path in sorted(self.folder.glob(pattern)):
+            with suppress(csv.Error):
+                for row in read_csv(path, errors="replace"):
+                    with suppress(ValueError):
+                        if row.keys() >= set(COLUMNS) and (row["error"] or math.isfinite(float(row["score"]))):
+                            yield row
 
     def last_rows(self) -> list[list[str]]:
         """The last rows, as `write` was given them."""

@@ -9,14 +9,28 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from conftest import ROOT, rows_of, write
 from messages import assert_line, assert_names
 
+from config_file import load_config
 from data import folder_watch
-from engine import watch
+from engine import predict, watch, watch_record
+from engine.watch_record import Record
+from inference.detector import Detector
+from reporting import predictions as predictions_file
+from reporting.predictions import Predictions, locked
+
+
+def raise_(error):
+    def function(*_):
+        raise error
+
+    return function
 
 
 class Watching:
@@ -24,7 +38,7 @@ class Watching:
 
     def __init__(self, root):
         command = [sys.executable, "-u", ROOT / "main.py", "--config", root / "config.yaml"]
-        command += ["--watch", root / "camera", "--output", root / "out"]
+        command += ["--watch", root / "camera", "--output", root / "out", "--set", "watch.quiet_seconds=0.2"]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         self.lines = []
         threading.Thread(target=lambda: self.lines.extend(iter(self._read, "")), daemon=True).start()
@@ -63,10 +77,10 @@ def test_each_image_is_predicted_once_when_it_is_complete(camera, cli):
     watching = Watching(camera)
     watching.wait_for("camera/00", count=3)  # those that were there before
     data = spots[0].read_bytes()
-    with (folder / "slow.png").open("wb") as stream:  # longer than an image must stay unchanged
+    with (folder / "slow.png").open("wb") as stream:  # a writer that pauses
         stream.write(data[: len(data) // 2])
         stream.flush()
-        time.sleep(3 * watch.SETTLE_SECONDS)
+        time.sleep(1)
         stream.write(data[len(data) // 2 :])
     shutil.copy(spots[1], camera / "moved.tmp")
     os.replace(camera / "moved.tmp", folder / "moved.png")
@@ -121,9 +135,7 @@ def test_a_removed_folder_is_waited_for_and_a_killed_watch_keeps_every_row(camer
     watching.process.wait(30)
     with (camera / "out/predictions.csv").open("a") as stream:
         stream.write("half/a/row.png,0.1")
-    with contextlib.closing(watch.Done(camera / "out" / watch.DONE_FILE)) as done:
-        done._base.execute("DELETE FROM done WHERE path LIKE '%new.png'")  # killed between the row and the note
-        done._base.commit()
+    (camera / "out/record.sqlite").unlink()  # then predictions.csv tells what is done
     again = Watching(camera)
     shutil.copy(camera / "mvtec/tile/test/spot/001.png", camera / "camera/last.png")
     again.wait_for("camera/last.png")
@@ -133,18 +145,200 @@ def test_a_removed_folder_is_waited_for_and_a_killed_watch_keeps_every_row(camer
     assert names == [*sorted(names[:3]), *names[3:5], "last.png"] and set(names[3:5]) == {"new.png", "broken.png"}
 
 
-def test_predicted_versions_of_files_are_kept_on_the_disk(tmp_path):
-    with contextlib.closing(watch.Done(tmp_path / "done.sqlite")) as done:
-        done.add("a.png", watch.State(1, 2))
-        done.add("a.png", watch.State(1, 3))
-    with contextlib.closing(watch.Done(tmp_path / "done.sqlite")) as done:
-        assert ("a.png", watch.State(1, 3)) in done and ("a.png", watch.State(1, 2)) not in done
-        assert ("b.png", watch.State(1, 3)) not in done
-    assert (
-        folder_watch.is_image("x/a.JPG")
-        and not folder_watch.is_image("x/.a.png")
-        and not folder_watch.is_image("x/a.txt")
+@pytest.fixture
+def line(camera, monkeypatch):
+    """A watch in this process: `line.start()` begins or restarts it, `line.until(condition)` lets it go on."""
+    monkeypatch.chdir(camera)
+    monkeypatch.setattr(watch, "FIRST_PAUSE", 0.02)
+    started = Line(camera)
+    yield started
+    started.end()
+
+
+class Line:
+    def __init__(self, root):
+        self.folder, self.out, self.spots = root / "camera", root / "out", root / "mvtec/tile/test/spot"
+        self.running = self.stack = None
+        self.config = root / "config.yaml"
+
+    def start(self, *sets):
+        self.end()
+        config = load_config(self.config, ["watch.quiet_seconds=0.1", *sets])
+        detector, self.stack = Detector.for_new_images(config), contextlib.ExitStack()
+        self.stack.enter_context(locked(self.out))
+        made_with = predict.made_with(detector, [self.folder])
+        predictions = Predictions(self.out, detector.thresholds, made_with, "none", "keep")
+        record = self.stack.enter_context(contextlib.closing(Record(self.out / "record.sqlite", self.folder)))
+        record.catch_up(predictions)
+        source = folder_watch.WatchedFolder(self.folder, config.watch.exclude)
+        self.stack.callback(source.stop)
+        self.running = watch.Watch(config, source, detector, predictions, record)
+        return self
+
+    def end(self):
+        if self.stack:
+            self.stack.close()
+        self.stack = None
+
+    def until(self, condition):
+        end = time.monotonic() + 20
+        while not condition():
+            assert time.monotonic() < end, self.names()
+            self.running.step()
+            time.sleep(0.005)
+
+    def settle(self):
+        """Long enough that whatever could still come has come."""
+        end = time.monotonic() + 0.4
+        self.until(lambda: time.monotonic() > end)
+
+    def rows(self, name="predictions.csv"):
+        return rows_of(self.out / name) if (self.out / name).is_file() else []
+
+    def names(self, name="predictions.csv"):
+        return sorted(row["path"].removeprefix(f"{self.folder}/") for row in self.rows(name))
+
+    def add(self, name):
+        path = self.folder / name
+        path.parent.mkdir(exist_ok=True)
+        return shutil.copy(self.spots / "000.png", path)
+
+
+def test_an_image_whose_size_is_set_first_is_scored_when_it_is_quiet(line):
+    """As writers of BMP, TIFF and PPM do; until then its pixels are zeros."""
+    line.start().until(lambda: len(line.rows()) == 3)
+    whole = Path(write(line.folder.parent / "whole.bmp", np.full((40, 48, 3), 200, np.uint8))).read_bytes()
+    path = line.folder / "slow.bmp"
+    path.write_bytes(whole[:1000] + bytes(len(whole) - 1000))
+    for end in range(1000, len(whole), 1000):
+        line.running.step()
+        time.sleep(0.02)
+        with path.open("r+b") as stream:
+            stream.write(whole[:end])
+    path.write_bytes(whole)
+    line.until(lambda: len(line.rows()) == 4)
+    line.settle()
+    [row] = [row for row in line.rows() if row["path"].endswith("slow.bmp")]
+    assert float(row["score"]) == pytest.approx(
+        Detector.load(line.config.parent / "checkpoints/tile/tiny")(np.full((40, 48, 3), 200, np.uint8)).score, abs=1e-6
     )
+
+
+def test_moved_images_and_excluded_folders_are_not_scored_again(line):
+    line.start("watch.exclude=[old, '*_test.png']").until(lambda: len(line.rows()) == 3)
+    (line.folder / "done").mkdir()
+    os.replace(line.folder / "000.png", line.folder / "done/000.png")
+    line.add("old/a.png"), line.add("a_test.png"), line.add("new.png")
+    os.link(line.folder / "new.png", line.folder / "link.png")  # the same file twice is no move
+    line.until(lambda: len(line.rows()) == 5)
+    line.settle()
+    line.start("watch.exclude=[old, '*_test.png']").settle()
+    assert line.names() == ["000.png", "001.png", "002.png", "link.png", "new.png"]
+
+
+def test_a_locked_removed_or_rotated_file_of_rows_stops_nothing(line, monkeypatch, capsys):
+    line.start().until(lambda: len(line.rows()) == 3)
+    append = predictions_file.append_csv
+    monkeypatch.setattr(predictions_file, "append_csv", raise_(PermissionError(13, "Permission denied")))
+    line.add("locked.png"), line.add("locked 2.png")
+    line.until(lambda: line.running.counts.total() == 5)  # scored meanwhile
+    line.settle()
+    monkeypatch.setattr(predictions_file, "append_csv", append)
+    line.until(lambda: len(line.rows()) == 5)
+    error = capsys.readouterr().err
+    assert error.count("Permission denied") == 1 and "again" in error.splitlines()[-1]
+    os.replace(line.out / "predictions.csv", line.out / "rotated.csv")
+    line.add("after rotation.png")
+    line.until(lambda: line.names() == ["after rotation.png"])
+    shutil.rmtree(line.out)
+    line.add("after removal.png")
+    line.until(lambda: line.names() == ["after removal.png"])
+    line.start().settle()
+    assert line.names() == ["after removal.png"]  # what was done before the removal is known
+
+
+def test_results_that_cannot_be_written_for_a_while_are_written_later(line, monkeypatch, capsys):
+    line.start().until(lambda: len(line.rows()) == 3)
+    draw = Predictions.draw
+    monkeypatch.setattr(Predictions, "draw", raise_(OSError(28, "No space left on device")))
+    line.add("full.png")
+    line.settle()
+    monkeypatch.setattr(Predictions, "draw", draw)
+    line.until(lambda: len(line.rows()) == 4)
+    assert capsys.readouterr().err.count("No space left") == 1 and (line.out / "maps/full.png").is_file()
+
+
+def test_new_thresholds_begin_a_new_file_and_score_nothing_again(line):
+    line.start().until(lambda: len(line.rows()) == 3)
+    line.start("metrics.threshold_type=max")
+    line.add("new.png")
+    line.until(lambda: line.names() == ["new.png"])
+    line.settle()
+    assert line.names() == ["new.png"] and line.names("predictions_1.csv") == ["000.png", "001.png", "002.png"]
+    (line.out / "record.sqlite").unlink()
+    line.start("metrics.threshold_type=max").settle()
+    assert line.names() == ["new.png"]
+
+
+def test_an_image_that_cannot_be_opened_yet_is_reported_once_and_tried_again(line, monkeypatch):
+    line.start().until(lambda: len(line.rows()) == 3)
+    monkeypatch.setattr(watch, "PATIENCE", 2)
+    has_end = watch.has_end
+    monkeypatch.setattr(watch, "has_end", raise_(PermissionError(13, "Permission denied")))
+    path = line.add("locked.png")
+    line.until(lambda: len(line.rows()) == 4)
+    assert "Permission denied" in line.rows()[-1]["error"] and "locked.png" in line.rows()[-1]["error"]
+    line.settle()
+    line.start().settle()  # a restart reports nothing again
+    assert len(line.rows()) == 4
+    monkeypatch.setattr(watch, "has_end", has_end)
+    line.until(lambda: len(line.rows()) == 5)
+    line.settle()
+    assert line.rows()[-1]["path"] == str(path) and line.rows()[-1]["verdict"] and len(line.rows()) == 5
+
+
+def test_images_that_fail_are_rows_and_the_next_are_taken(line, monkeypatch):
+    prepare = Detector.prepare
+
+    def fails(self, image, name):
+        if "wide" in name:
+            raise cv2.error("imgwarp.cpp: too wide")
+        return prepare(self, image, name)
+
+    monkeypatch.setattr(Detector, "prepare", fails)
+    line.start()
+    line.add("wide.png"), line.add("long" * 62 + ".png")
+    (line.folder / "text.png").write_text("no image")
+    (line.folder / "cut.png").write_bytes((line.spots / "000.png").read_bytes()[:-3])
+    os.mkfifo(line.folder / "pipe.png")
+    line.until(lambda: len(line.rows()) == 6)
+    monkeypatch.setattr(watch, "PATIENCE", 2)
+    line.until(lambda: len(line.rows()) == 7)
+    line.settle()
+    failed = {row["path"].rpartition("/")[2] for row in line.rows() if row["error"]}
+    assert failed == {"wide.png", "text.png", "cut.png"} and len(line.rows()) == 7
+    assert all(row["path"] in row["error"] for row in line.rows() if row["error"])
+
+
+def test_a_damaged_record_is_set_aside(line, capsys):
+    line.start().until(lambda: len(line.rows()) == 3)
+    line.end()
+    for content in (b"no database", (line.out / "record.sqlite").read_bytes()[:3000] + bytes(9000)):
+        (line.out / "record.sqlite").write_bytes(content)
+        line.start().settle()
+        assert len(line.rows()) == 3 and "record.sqlite" in capsys.readouterr().out
+        line.end()
+
+
+def test_rows_of_a_killed_watch_are_written_once(line):
+    line.start().until(lambda: len(line.rows()) == 3)
+    record = line.running.record
+    record.add("x.png", watch_record.State(1, 2, 3), ["x.png", *[""] * 9])
+    written = [*line.running.predictions.last_rows()[-1]]
+    record.add("y.png", watch_record.State(1, 2, 4), ["y.png", *[""] * 9])
+    line.running.predictions.write([["x.png", *[""] * 9]])  # killed before it forgot this row
+    line.start().settle()
+    assert [row["path"] for row in line.rows()][3:] == ["x.png", "y.png"] and len(written) == 10
 
 
 def test_a_folder_of_many_images_is_listed_in_parts(tmp_path):

@@ -1,0 +1,136 @@
+"""The record of a watch: which files are done, and which rows are not written yet."""
+
+import json
+import os
+import sqlite3
+import stat
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from reporting.predictions import Predictions
+from runtime.errors import FIX_STORAGE, UserError
+
+RECORD_FILE = "record.sqlite"
+
+
+class State(NamedTuple):
+    """The state of a file, which changes when it is written. file: its number, which stays when it is moved."""
+
+    size: int
+    time: int  # nanoseconds
+    file: int
+
+
+def state_of(path: str) -> State | None:
+    """The state of a file, None where there is no file, or something else such as a pipe."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return State(found.st_size, found.st_mtime_ns, found.st_ino) if stat.S_ISREG(found.st_mode) else None
+
+
+class Record:
+    """What has been processed, and rows that predictions.csv does not have yet; on disk, so that memory stays flat.
+
+    It is apart from predictions.csv, which users may rotate, delete, or open in a program that locks it. A file is
+    known by its path within the folder, and when it was moved, by its number.
+
+    Raises:
+        UserError: there is no place to write it to.
+    """
+
+    def __init__(self, path: Path, folder: Path):
+        self._path, self._folder = path, folder
+        self.is_new = not path.exists()
+        try:
+            self._base = self._open()
+        except sqlite3.OperationalError as error:
+            raise UserError(path, error, FIX_STORAGE) from error
+        except sqlite3.DatabaseError as error:
+            aside = path.with_name(f"{path.name}.damaged")
+            print(f"{path}: damaged ({error}); kept as {aside.name}; images that predictions.csv has are done")
+            os.replace(path, aside)
+            self.is_new, self._base = True, self._open()
+
+    def _open(self) -> sqlite3.Connection:
+        base = sqlite3.connect(self._path)
+        base.execute(
+            "CREATE TABLE IF NOT EXISTS done (path TEXT PRIMARY KEY, size INTEGER, time INTEGER, file INTEGER, "
+            "again INTEGER)"
+        )
+        base.execute("CREATE INDEX IF NOT EXISTS moved ON done (file, size, time)")
+        base.execute("CREATE TABLE IF NOT EXISTS waiting (number INTEGER PRIMARY KEY, cells TEXT)")
+        base.commit()
+        if base.execute("PRAGMA quick_check").fetchone() != ("ok",):
+            base.close()
+            raise sqlite3.DatabaseError("its check fails")
+        return base
+
+    def is_done(self, path: str, state: State) -> bool:
+        """Whether a file has been processed in this state, here or at another path that it was moved from."""
+        found = self._base.execute("SELECT size, time, again FROM done WHERE path = ?", (path,)).fetchone()
+        if found and found[:2] == state[:2]:
+            return not found[2]
+        if not state.file:
+            return False
+        same = "SELECT path FROM done WHERE file = ? AND size = ? AND time = ? AND again = 0 AND path != ?"
+        before = self._base.execute(same, (state.file, state.size, state.time, path)).fetchall()
+        return any(not (self._folder / old).exists() for (old,) in before)
+
+    def is_reported(self, path: str, state: State) -> bool:
+        """Whether a file has failed in this state and is to be tried again."""
+        found = self._base.execute("SELECT size, time, again FROM done WHERE path = ?", (path,)).fetchone()
+        return found is not None and found == (*state[:2], 1)
+
+    def add(self, path: str, state: State, cells: list[Any] | None, again: bool = False) -> None:
+        """Record a file and its row. again: it failed and is tried again."""
+        self._restore()
+        with self._base:
+            self._base.execute("INSERT OR REPLACE INTO done VALUES (?, ?, ?, ?, ?)", (path, *state, again))
+            if cells is not None:
+                self._base.execute("INSERT INTO waiting (cells) VALUES (?)", (json.dumps(list(map(str, cells))),))
+
+    def _restore(self) -> None:
+        """Write the record again where its file was removed."""
+        if self._path.exists():
+            return
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        new = self._open()
+        self._base.backup(new)
+        self._base.close()
+        self._base = new
+
+    def write_rows(self, predictions: Predictions) -> None:
+        """Move the waiting rows to predictions.csv."""
+        while found := self._base.execute("SELECT number, cells FROM waiting ORDER BY number LIMIT 1000").fetchall():
+            predictions.write([json.loads(cells) for _, cells in found])
+            self._forget(found[-1][0])
+
+    def catch_up(self, predictions: Predictions) -> None:
+        """Settle what a killed process, or a record that was removed, has left: rows that are written are not waiting.
+
+        Without a record, images that predictions.csv has are done.
+        """
+        written = predictions.last_rows()
+        for number, cells in self._base.execute("SELECT number, cells FROM waiting ORDER BY number").fetchall():
+            if json.loads(cells) in written:
+                self._forget(number)
+        if not self.is_new:
+            return
+        for one in predictions.rows("predictions*.csv"):
+            path = label_of(self._folder, one["path"])
+            if state := state_of(str(self._folder / path)):
+                self.add(path, state, None)
+
+    def _forget(self, number: int) -> None:
+        with self._base:
+            self._base.execute("DELETE FROM waiting WHERE number <= ?", (number,))
+
+    def close(self) -> None:
+        self._base.close()
+
+
+def label_of(folder: Path, path: str) -> str:
+    """An image's path within the folder, which its map and panel have too."""
+    return Path(os.path.relpath(path, folder)).as_posix()

@@ -15,7 +15,8 @@ from tqdm import tqdm
 
 from data.image_io import read_image
 from runtime import provenance
-from runtime.device import core_count
+from runtime.device import core_count, map_in_threads
+from runtime.errors import UserError
 from runtime.files import atomic_write, remove_least_recently_used, remove_leftovers, shared_lock
 
 LIMIT = 2**32  # bytes, maximum size of one file; images beyond it are decoded at every access
@@ -106,6 +107,9 @@ class ArrayCache(Sequence[np.ndarray]):
                     for array in pool.map(self.make, range(start, min(start + ahead, self.shape[0]))):
                         stream.write(array.data)
                         bar.update()
+        except UserError:  # name all images that fail
+            map_in_threads(lambda index: self.make(index) is None, range(len(self)))
+            raise
         except PermissionError:  # Windows: another run has written the file in the meantime, and has it open
             if not self._is_complete():
                 raise

@@ -3,7 +3,6 @@
 import io
 import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from PIL import Image
 
 from data import mask_decoding
 from data.mask_decoding import DecodedMask
-from runtime.device import core_count
+from runtime.device import map_in_threads
 from runtime.errors import FIX_FILE, UserError
 
 ORIENTATION, BITS, SUBFILE = 0x0112, 258, 254  # tag numbers of EXIF and TIFF
@@ -203,15 +202,14 @@ def find_white_level(paths: Sequence[Path]) -> float | None:
     Raises:
         UserError: the value is ambiguous, or a file cannot be read.
     """
-    with ThreadPoolExecutor(core_count()) as pool:
-        high_bit_depth = list(pool.map(has_high_bit_depth, paths))
-        files = [path for path, is_high in zip(paths, high_bit_depth, strict=True) if is_high]
+    high_bit_depth = map_in_threads(has_high_bit_depth, paths)
+    files = [path for path, is_high in zip(paths, high_bit_depth, strict=True) if is_high]
 
-        def brightest(path: Path) -> tuple[bool, float]:
-            image = _decode_as_stored(path, _bytes_of(path))
-            return image.dtype.kind == "f", float(image.max())
+    def brightest(path: Path) -> tuple[bool, float]:
+        image = _decode_as_stored(path, _bytes_of(path))
+        return image.dtype.kind == "f", float(image.max())
 
-        maxima = list(pool.map(brightest, files))
+    maxima = map_in_threads(brightest, files)
     if not maxima:
         return None
     are_floats, highest = {is_float for is_float, _ in maxima}, max(value for _, value in maxima)

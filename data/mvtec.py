@@ -6,7 +6,6 @@ validation/good/* with nominal images to hold out. docs/data.md lists the deviat
 
 import re
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import numpy as np
 from data import image_io
 from data.folders import IMAGE_SUFFIXES, DatasetNotes, images_below, nominal_folders, normalize_name, subfolders
 from data.mask_matching import MASK_FOLDERS, Masks, and_n_more, check_twins, name_in, split_images_and_masks
-from runtime.device import core_count
+from runtime.device import map_in_threads
 from runtime.errors import UserError
 
 VALIDATION_FOLDERS = {"validation", "valid", "val"}  # as `normalize_name` returns them
@@ -195,27 +194,16 @@ def with_masks_read(samples: Sequence[TestSample]) -> tuple[list[TestSample], li
         the samples with `has_empty_mask` set, and one sentence for each kind of warning.
 
     Raises:
-        UserError: ambiguous or unreadable masks; it names the first and counts the others.
+        UserError: ambiguous or unreadable masks.
     """
-
-    errors: dict[Path, UserError] = {}
 
     def read(path: Path) -> tuple[bool, str | None]:
         """Whether the mask is empty, and the warning."""
-        try:
-            mask = image_io.decode_mask_file(path)
-        except UserError as error:
-            errors[path] = error
-            return False, None
+        mask = image_io.decode_mask_file(path)
         return not mask.mask.any(), mask.warning
 
     files = [mask for sample in samples for mask in sample.masks]
-    with ThreadPoolExecutor(core_count()) as pool:
-        decoded = dict(zip(files, pool.map(read, files), strict=True))
-    if errors:
-        first = next(errors[path] for path in files if path in errors)
-        others = f" ({len(errors) - 1} more masks cannot be read either)" if len(errors) > 1 else ""
-        raise UserError(first.subject, first.problem, first.fix + others)
+    decoded = dict(zip(files, map_in_threads(read, files), strict=True))
     files_of: dict[str, list[str]] = {}  # warning -> masks
     for mask, (_, warning) in decoded.items():
         if warning:

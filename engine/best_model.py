@@ -6,7 +6,7 @@ from typing import Any
 
 from config import Config
 from engine import evaluate_all
-from reporting import best_models, seeds
+from reporting import best_models, seeds, summary
 from reporting.best_models import FIX_SUMMARY
 from reporting.result import read_record
 from runtime.errors import UserError
@@ -44,7 +44,7 @@ def run(config: Config, categories: Sequence[str] | None) -> Path:
         if not rows:
             raise UserError(results / "summary.csv", "all of its results are out of date", FIX_SUMMARY)
         print(f"{len(stale)} results are out of date and not compared")
-        evaluate_all.print_stale(stale)
+        summary.print_stale(stale)
     text, report = best_models.write_report(config, results, rows, failed)
     print(text)
     return report

@@ -20,7 +20,6 @@ from inference import checkpoint, threshold_file
 from inference.checkpoint import Checkpoint, CheckpointMetadata
 from inference.preprocessing import MASKINGS, TECHNIQUES, Preprocessor, Technique
 from inference.threshold_file import NominalThresholds
-from registration.register import NoReferencePartError
 from reporting import summary
 from reporting.result import CURVES, read_record
 from reporting.summary import Found
@@ -95,7 +94,7 @@ def run(config: Config, selection: Selection, is_forced: bool, ray: Options | No
         print(f"failed: {', '.join(part for part in key if part)}: {error}")
     if stale:
         print(f"{len(stale)} results are out of date and left out of the summary")
-        print_stale(stale)
+        summary.print_stale(stale)
     print(
         f"{sum(len(one.record.thresholds) for one in there)} combinations in the summary"
         + (f", {errors} failures" if errors else "")
@@ -164,9 +163,8 @@ def _plan(config: Config, selection: Selection) -> tuple[list[Item], dict[Key, s
             for line in (*notes.lines(), *warnings):
                 print(f"{name}: {line}")
             # last.pt first: a kept checkpoint of the same epoch takes its place
-            by_epoch = {
-                checkpoint.epoch_of(path): path for path in sorted(paths, key=lambda path: path.name != "last.pt")
-            }
+            order = sorted(paths, key=lambda path: path.name != "last.pt")
+            by_epoch = {checkpoint.epoch_of(path): path for path in order}
         except (UserError, OSError) as error:
             failed[name, "", ""] = format_error(error)
             continue
@@ -180,9 +178,18 @@ def _plan(config: Config, selection: Selection) -> tuple[list[Item], dict[Key, s
                 continue
             try:
                 ready = _prepare(prepared, own, ckpt, usable, samples, kept_in)
-            except NoReferencePartError as error:  # then no image can be registered
-                usable = [one for one in techniques if not one.registered]
-                failed |= {(name, str(epoch), one.name): format_error(error) for one in techniques if one.registered}
+            except (UserError, OSError) as error:  # a reference or region that some techniques cannot be used with
+                if _concerns_all(error, own):
+                    raise
+                usable = []
+                for technique in techniques:
+                    try:
+                        _prepare({}, own, ckpt, [technique], samples)
+                        usable.append(technique)
+                    except (UserError, OSError) as reason:
+                        failed[name, str(epoch), technique.name] = format_error(reason)
+                if not usable:
+                    continue
                 ready = _prepare(prepared, own, ckpt, usable, samples, kept_in)
             if len(prepared) > count:
                 for line in (*ready.warnings, *ready.preprocessor.notes):
@@ -221,6 +228,13 @@ def _prepare(
     return prepared[key]
 
 
+def _concerns_all(error: Exception, config: Config) -> bool:
+    """Whether an error is of what was asked for, not of one category: a region missing, or the reference as set."""
+    subject = error.subject if isinstance(error, UserError) else ""
+    is_missing = subject.startswith("masking.regions") and config.data.category not in config.masking.regions
+    return is_missing or subject.startswith("data.registration_reference")
+
+
 def _techniques(config: Config, selection: Selection) -> list[Technique]:
     maskings = selection.maskings
     if maskings is None:
@@ -233,12 +247,13 @@ def _techniques(config: Config, selection: Selection) -> list[Technique]:
 
 def _is_complete(item: Item, kinds: list[str]) -> bool:
     """Whether there are results for all techniques and thresholds, computed from these weights, images and settings."""
+    wanted = item.config.metrics.model_dump(mode="json")
     for technique in item.techniques:
         folder = result_folder(item.config, str(item.epoch), technique)
         record = read_record(folder)
-        if not record:
-            return False
-        if record.content.get("settings", {}).get("metrics") != item.config.metrics.model_dump(mode="json"):
+        if not record or record.content.get("settings", {}).get("metrics") != item.config.metrics.model_dump(
+            mode="json"
+        ):
             return False
         if not set(kinds) <= set(summary.read_kinds(folder, record)) or not (folder / CURVES).is_file():
             return False
@@ -325,14 +340,3 @@ def current_results(results: Path, config: Config, failed: dict[Key, str]) -> tu
     order = list(by_name)
     found.sort(key=lambda one: (one.key[0], not one.key[1].isdecimal(), one.key[1].zfill(9), order.index(one.key[2])))
     return found, stale
-
-
-def print_stale(stale: dict[Key, str]) -> None:
-    """Print why results are out of date, and how to renew them."""
-    reasons: dict[str, list[Key]] = {}
-    for key, reason in stale.items():
-        reasons.setdefault(reason, []).append(key)
-    for reason, keys in reasons.items():
-        print(f"  {', '.join(keys[0])}" + (f" and {len(keys) - 1} more" if len(keys) > 1 else "") + f": {reason}")
-    names = " ".join(dict.fromkeys(key[0] for key in stale))
-    print(f"to renew them: python evaluate_checkpoints.py --categories {names} (with the same --config and --set)")

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,7 @@ from inference.preprocessing import Preprocessor, Technique, apply_valid_mask, c
 from inference.threshold_file import NominalThresholds
 from reporting import tables
 from runtime import provenance
-from runtime.device import Together, core_count
+from runtime.device import Together, map_in_threads
 from runtime.errors import UserError
 from runtime.provenance import Provenance
 
@@ -79,14 +78,17 @@ def run_on(config: Config, folder: Path) -> Path:
     config, (height, width) = detector.config, detector.config.data.img_size
     scores = Scores(config.metrics.p, config.metrics.k, len(left), height * width)
     size = detector.images_at_once
-    with ThreadPoolExecutor(core_count()) as pool:
-        for first in tqdm(range(0, len(left), size), "nominal images", unit="pass", leave=None):
-            batch = list(pool.map(detector.read, left[first : first + size]))
-            for found in detector.run(batch):
-                scores.update(found.output)
-            if detector.technique.registered:
-                names = [file.name for file in left[first : first + size]]
-                scores.unregistered += [name for name, one in zip(names, batch, strict=True) if one.homography is None]
+    for first in tqdm(range(0, len(left), size), "nominal images", unit="pass", leave=None):
+        try:
+            batch = map_in_threads(detector.read, left[first : first + size])
+        except UserError:  # name all images that fail
+            map_in_threads(lambda file: detector.read(file) and None, left)
+            raise
+        for found in detector.run(batch):
+            scores.update(found.output)
+        if detector.technique.registered:
+            names = [file.name for file in left[first : first + size]]
+            scores.unregistered += [name for name, one in zip(names, batch, strict=True) if one.homography is None]
     settings = threshold_settings(config) | detector.made_from().settings
     made_from = replace(detector.made_from(), nominal=provenance.content(left), settings=settings)
     path = threshold_file.path_of(detector.run_folder, detector.name, detector.technique, folder.resolve().name)

@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Protocol, cast
@@ -16,7 +17,15 @@ import data_loader
 from config import Config
 from inference import networks, tiles
 from model import DRAEM
-from runtime.device import Together, memory_format, select_device, select_precision, worker_count, worker_errors
+from runtime.device import (
+    Together,
+    map_in_threads,
+    memory_format,
+    select_device,
+    select_precision,
+    worker_count,
+    worker_errors,
+)
 from runtime.errors import UserError
 
 
@@ -152,6 +161,7 @@ def detect(
     own = _passes(network, loader, dataset)
     with (
         tqdm(total=len(dataset), desc=title, unit="image", leave=None, disable=not title or rank > 0) as bar,
+        _every_failure(dataset, group),
         worker_errors(),
     ):
         for first in range(0, batches, count):
@@ -163,6 +173,17 @@ def detect(
             elif group and first + rank < batches:
                 group.send(next(own))
             check()
+
+
+@contextmanager
+def _every_failure(dataset: Samples, group: Together | None) -> Iterator[None]:
+    """Where an image cannot be read, name all that cannot, so that all can be fixed at once."""
+    try:
+        yield
+    except UserError:
+        if not group:
+            map_in_threads(lambda idx: dataset[idx] and None, range(len(dataset)))
+        raise
 
 
 def _passes(network: Networks, loader: DataLoader, dataset: Samples) -> Iterator[list[NetworkOutput]]:

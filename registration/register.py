@@ -1,7 +1,6 @@
 """Registration of the images of a category: reference, method, and the homographies computed so far."""
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +18,7 @@ from registration import part_pose, part_segmentation
 from registration.homography import register as register_scene
 from registration.homography import warp
 from runtime import provenance
-from runtime.device import core_count
+from runtime.device import map_in_threads
 from runtime.errors import UserError
 from runtime.files import write_text
 
@@ -164,10 +163,14 @@ class Registration:
             return
         _ = self._part if self._is_of_parts else self.reference  # computed before threads share it
         own = new[group.rank :: group.count] if group else new
-        with ThreadPoolExecutor(core_count()) as pool:  # OpenCV releases the GIL
-            homographies = pool.map(lambda path: self.homography(self.read(path)), own)
-            bar = tqdm(homographies, "registration", len(own), unit="image", leave=None, disable=len(own) == 1)
-            own_homographies = dict(zip(own, bar, strict=True))
+        with tqdm(desc="registration", total=len(own), unit="image", leave=None, disable=len(own) == 1) as bar:
+
+            def find(path: Path) -> np.ndarray | None:
+                homography = self.homography(self.read(path))
+                bar.update()
+                return homography
+
+            own_homographies = dict(zip(own, map_in_threads(find, own), strict=True))
         for share in group.gather(own_homographies) if group else [own_homographies]:
             self._homographies |= share
 

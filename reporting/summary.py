@@ -124,3 +124,14 @@ def draw_batch(results: Path, there: list[Found]) -> dict[tuple[str], str]:
         except Exception as error:  # damaged archives fail in several ways
             failed[(f"figure {path}",)] = f"{error}; evaluate again with --force"
     return failed
+
+
+def print_stale(stale: dict[tuple[str, str, str], str]) -> None:
+    """Print why results are out of date, and how to renew them."""
+    reasons: dict[str, list[tuple[str, str, str]]] = {}
+    for key, reason in stale.items():
+        reasons.setdefault(reason, []).append(key)
+    for reason, keys in reasons.items():
+        print(f"  {', '.join(keys[0])}" + (f" and {len(keys) - 1} more" if len(keys) > 1 else "") + f": {reason}")
+    names = " ".join(dict.fromkeys(key[0] for key in stale))
+    print(f"to renew them: python evaluate_checkpoints.py --categories {names} (with the same --config and --set)")

@@ -4,7 +4,8 @@ import ctypes
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, NamedTuple, Protocol
 
@@ -12,7 +13,9 @@ import cv2
 import numpy as np
 import torch
 
-from runtime.errors import FIX_STORAGE, UserError
+from runtime.errors import FIX_STORAGE, UserError, UserErrors
+
+MOST_LISTED = 100  # names in a message
 
 
 class Compute(NamedTuple):
@@ -119,6 +122,29 @@ def worker_count(setting: int | str, device: torch.device, batches: int | None =
         return int(setting)
     cores = core_count() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # set by torchrun
     return min(8, cores if device.type != "cpu" else cores // 2)
+
+
+def map_in_threads(function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
+    """Results of a function for all items, in order.
+
+    Raises:
+        UserError: the first of those that it has raised; the second line names the others, up to MOST_LISTED.
+    """
+
+    def attempt(item: Any) -> Any:
+        try:
+            return function(item)
+        except UserError as error:
+            return error
+
+    with ThreadPoolExecutor(core_count()) as pool:
+        results = list(pool.map(attempt, items))
+    if errors := [result for result in results if isinstance(result, UserError)]:
+        names = [error.subject for error in errors[1 : MOST_LISTED + 1]]
+        more = "" if len(errors) - 1 <= MOST_LISTED else ", ..."
+        others = [UserError(f"{len(errors) - 1} more fail", f"{', '.join(names)}{more}", "")] if names else []
+        raise UserErrors([errors[0], *others])
+    return results
 
 
 @contextmanager

@@ -20,6 +20,8 @@ from messages import assert_user_error
 
 from engine import threshold, train
 from inference import checkpoint
+from runtime.device import MOST_LISTED, map_in_threads
+from runtime.errors import UserError
 from training.state import write_checkpoint
 
 # What is done to the workplace, the arguments, and names in the message.
@@ -284,3 +286,37 @@ def test_a_signal_during_thresholds_and_detection_leaves_no_file(two, cli, on_fo
         assert status == 143 and "Traceback" not in error and error.strip()
     left = {path for path in two.rglob("*") if "checkpoints" in path.parts or "results" in path.parts}
     assert not [path for path in left - before if path.is_file()]
+
+
+def test_every_image_that_fails_is_named(two, cli):
+    """Detection, thresholds, masks, training: all can be fixed at once."""
+    assert cli("--threshold")[0] == 0
+    test = two / "mvtec/tile/test/spot"
+    for name in ("000.png", "002.png"):
+        shutil.copy(test / name, two / name)
+        (test / name).write_bytes(name.encode())
+    for workers in (0, 1):
+        status, _, error = cli("--detection", "--set", f"data.num_workers={workers}")
+        assert status == 2 and [f"spot/{name}" in error for name in ("000.png", "001.png", "002.png")] == [1, 0, 1]
+    status, _, error = cli("--threshold", "--nominal", str(test))
+    assert status == 2 and "spot/000.png" in error and "spot/002.png" in error
+    for name in ("000.png", "002.png"):
+        shutil.copy(two / name, test / name)
+        (two / f"mvtec/tile/ground_truth/spot/{name[:3]}_mask.png").write_bytes(b"no image")
+    status, _, error = cli("--detection")
+    assert status == 2 and "000_mask.png" in error and "002_mask.png" in error
+    for name in ("000.png", "001.png"):
+        (two / "mvtec/tile/train/good" / name).write_bytes(b"no image")
+    status, _, error = cli("--train", "--set", "data.run_name=new")
+    assert status == 2 and "good/000.png" in error and "good/001.png" in error
+
+
+def test_of_many_errors_the_first_are_listed():
+    def fail(item):
+        raise UserError(item, "broken", "fix it")
+
+    with pytest.raises(UserError) as caught:
+        map_in_threads(fail, range(150))
+    first, second = str(caught.value).splitlines()
+    assert first == "0: broken; fix it"
+    assert second == f"149 more fail: {', '.join(str(i) for i in range(1, MOST_LISTED + 1))}, ..."

@@ -168,6 +168,30 @@ def test_a_failed_item_does_not_end_the_others(two, call):
     assert errors == ["untrained"]  # gone from the dataset, not from the record
 
 
+@pytest.mark.parametrize(
+    ("setting", "names"),
+    [
+        ("masking.regions.wood={root}/small.png", ["9 x 9"]),
+        ("masking.regions.wood=[[0, 99, 0, 3]]", ["[0, 99, 0, 3]", "48 x 40"]),
+        ("masking.regions.wood=nowhere.png", ["nowhere.png"]),
+        ("metrics.p=98", ["train/good/000.png"]),
+    ],
+)
+def test_a_region_or_reference_that_cannot_be_used_fails_alone(two, call, setting, names):
+    """In its category, and there only the techniques that need it."""
+    write(two / "small.png", np.zeros((9, 9), np.uint8))
+    (two / "mvtec/wood/train/good/000.png").write_bytes(b"no image")
+    arguments = ("--checkpoints", "2", "--set", "metrics.threshold=false")
+    status, out, error = call("evaluate_checkpoints", *arguments, "--set", setting.replace("{root}", two.as_posix()))
+    assert status == 1 and "Traceback" not in error
+    rows = rows_of(two / "results/tiny/summary.csv")
+    failed = [row for row in rows if row["error"]]
+    assert failed and {row["category"] for row in failed} == {"wood"}
+    assert not [row for row in failed if row["technique"] == "no_masking"]
+    assert_names(next(line for line in out.splitlines() if line.startswith("failed: wood")), *names)
+    assert {row["category"] for row in rows if row["technique"] == "no_masking"} == {"tile", "wood"}
+
+
 def test_batch_curves_compare_checkpoints_and_categories(two, call):
     assert call("evaluate_checkpoints", *PLAIN)[0] == 0
     curves = two / "results/tiny/curves"
@@ -187,12 +211,6 @@ def test_batch_curves_compare_checkpoints_and_categories(two, call):
         ("train_all", ["--categories", "tile/"], ["--categories tile/", "tile, wood"]),
         ("evaluate_checkpoints", ["--maskings", "pre"], ["masking.regions.tile"]),
         ("evaluate_checkpoints", ["--maskings", "all"], ["--maskings", "all", "pre"]),
-        ("evaluate_checkpoints", ["--set", "masking.regions.wood={root}/small.png"], ["masking.regions.wood", "9 x 9"]),
-        (
-            "evaluate_checkpoints",
-            ["--set", "masking.regions.wood=[[0, 99, 0, 3]]"],
-            ["masking.regions.wood", "[0, 99, 0, 3]", "48 x 40"],
-        ),
         (
             "evaluate_checkpoints",
             ["--set", "data.registration_reference=none.png"],
@@ -203,7 +221,6 @@ def test_batch_curves_compare_checkpoints_and_categories(two, call):
     ],
 )
 def test_user_errors_of_a_batch_are_found_before_anything_runs(two, call, program, arguments, names):
-    write(two / "small.png", np.zeros((9, 9), np.uint8))
     arguments = [argument.replace("{root}", two.as_posix()) for argument in arguments]
     assert_user_error(call(program, *arguments), *names)
     assert not (two / "results").exists()

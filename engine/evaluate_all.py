@@ -251,9 +251,7 @@ def _is_complete(item: Item, kinds: list[str]) -> bool:
     for technique in item.techniques:
         folder = result_folder(item.config, str(item.epoch), technique)
         record = read_record(folder)
-        if not record or record.content.get("settings", {}).get("metrics") != item.config.metrics.model_dump(
-            mode="json"
-        ):
+        if not record or record.content.get("settings", {}).get("metrics") != wanted:
             return False
         if not set(kinds) <= set(summary.read_kinds(folder, record)) or not (folder / CURVES).is_file():
             return False

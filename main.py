@@ -112,7 +112,7 @@ def _run(arguments: argparse.Namespace, config: "Config", group: "ProcessGroup |
             print(f"thresholds: {threshold.run(config, group)}")
         elif is_first:
             print(f"thresholds: {threshold.run_on(config, arguments.nominal)}")
-            config = config.with_values({"metrics.nominal": arguments.nominal.resolve().name})
+            config = config.with_values({"metrics.nominal": threshold.nominal_name(arguments.nominal)})
     if arguments.detection:
         from engine import detection
 

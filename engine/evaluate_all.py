@@ -163,6 +163,10 @@ def _plan(config: Config, selection: Selection) -> tuple[list[Item], dict[Key, s
             for line in (*notes.lines(), *warnings):
                 print(f"{name}: {line}")
             # last.pt first: a kept checkpoint of the same epoch takes its place
+            last = own.run_folder / "last.pt"
+            if last in paths and checkpoint.load_metadata(last).is_within_epoch:
+                failed[name, "last", ""] = f"{last}: interrupted within an epoch; resume the training"
+                paths.remove(last)
             order = sorted(paths, key=lambda path: path.name != "last.pt")
             by_epoch = {checkpoint.epoch_of(path): path for path in order}
         except (UserError, OSError) as error:

@@ -14,11 +14,12 @@ from torch import Tensor, nn
 
 from config import Config
 from data import image_io
-from data.mvtec import list_nominal
+from engine.threshold import nominal_images, of_held_out
 from evaluation.metrics import SCORE_WINDOW
-from inference import networks
+from evaluation.thresholds import MANUAL
+from inference import checkpoint, networks
 from inference.detector import Detector
-from inference.preprocessing import Technique
+from inference.preprocessing import Technique, configured
 from model import DRAEM
 from runtime.errors import UserError
 from runtime.files import atomic_write, write_text
@@ -27,6 +28,7 @@ from runtime.version import program_version
 FORMATS = ("onnx",)
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
 OPSET = 18
+EXAMPLES = 32  # nominal images that the check compares verdicts on
 TOLERANCE = 1e-4  # largest difference between maps of the file and of PyTorch
 ROUNDING = 2e-6  # a score this close to the threshold may fall on either side
 
@@ -62,11 +64,9 @@ def run(config: Config, kind: str) -> Path:
         raise UserError(
             f"--export {kind}", f"{', '.join(missing)} not installed", "run: pip install -r requirements-export.txt"
         )
-    detector = Detector.for_new_images(config, {"train.precision": "fp32", "train.device": "cpu"})  # as in the file
+    detector = _detector(config)
     for line in detector.notes:
         print(line)
-    if detector.technique != Technique():
-        print(f"{detector.technique.name} is not part of the file: it gives maps without masking and registration")
     if detector.config.data.tile_size:
         print("the file takes tiles: deploy/ shows how to blend their maps")
     graph = Graph(detector.ckpt.model).eval()
@@ -77,6 +77,34 @@ def run(config: Config, kind: str) -> Path:
         print(f"largest difference between maps of the file and of the networks: {_check(graph, beside, detector):.1e}")
     write_text(path.with_suffix(".json"), json.dumps(metadata, indent=2, allow_nan=False) + "\n")
     return path
+
+
+def _detector(config: Config) -> Detector:
+    """A detector that does what the file does: no masking, no registration, float32; thresholds are of its scores."""
+    settings, _ = checkpoint.for_new_images(config)
+    is_of_registered = settings.data.registration_training
+    plain = {"metrics.masking": False, "data.image_registration": is_of_registered}
+    asked, own = configured(settings), Technique(registered=is_of_registered)
+    if asked != own:
+        print(f"{asked.name} is not part of the file: its thresholds are those of {own.name}")
+    if is_of_registered:
+        print("trained on registered images: register images before the file gets them")
+    metrics = settings.metrics
+    is_measured = metrics.threshold and metrics.threshold_type != MANUAL and metrics.nominal is None
+    changes = plain | {"train.precision": "fp32", "train.device": "cpu"}
+    if is_measured:  # what is kept may be of another precision
+        changes["metrics.threshold"] = False
+    detector = Detector.for_new_images(config, changes)
+    if is_measured and (found := of_held_out(detector)):
+        detector.use(found)
+        what = {True: "held-out", None: "nominal", False: "TRAINING"}[found.held_out]
+        print(f"thresholds of the file: from {len(found.image_scores)} {what} images, in float32")
+    elif is_measured:
+        detector = Detector.for_new_images(config, changes | {"metrics.threshold": True})
+        print("the held-out images are not at hand: the thresholds are those of --threshold")
+    if detector.thresholds is None:
+        print("no thresholds: programs that run the file need one of their own, such as detect.py --threshold")
+    return detector
 
 
 def _metadata(detector: Detector) -> dict[str, Any]:
@@ -137,19 +165,19 @@ def _write(graph: Graph, path: Path, metadata: dict[str, Any]) -> None:
 
 
 def _example_images(detector: Detector) -> list[np.ndarray]:
-    """A few training images; none where the dataset is not available."""
+    """Some of the images that thresholds come from; none where the dataset is not available."""
     config = detector.config
     with suppress(UserError, OSError):
-        files = list_nominal(Path(config.data.data_path) / config.data.category)[:3]
+        samples, _ = nominal_images(config, detector.ckpt)
         white_level = config.data.known_white_level
-        return [image_io.read_image(file, white_level=white_level) for file in files]
+        return [image_io.read_image(sample.path, white_level=white_level) for sample in samples[:EXAMPLES]]
     return []
 
 
 def _check(graph: Graph, path: Path, detector: Detector) -> float:
     """The largest difference between the outputs of the file and of the networks.
 
-    Compared on noise, on smooth structure and on training images, in two sizes and three batch sizes.
+    Compared on noise and smooth structure, in two sizes and three batch sizes, and on nominal images.
 
     Raises:
         FloatingPointError: maps or scores differ by more than TOLERANCE, or a verdict differs.
@@ -161,18 +189,19 @@ def _check(graph: Graph, path: Path, detector: Detector) -> float:
     height, width = detector.config.data.input_size
     threshold = detector.thresholds.image if detector.thresholds else np.inf
     real = _example_images(detector)
+    batches = [np.stack([image_io.resize(one, (height, width))]) for one in real]
     for count, size in ((1, (height, width)), (3, (height, width)), (2, (height + 32, width + 64))):
         noise = rng.integers(0, 256, (count, *size, 3), dtype=np.uint8)
         smooth = np.stack([image_io.resize(one[: size[0] // 8, : size[1] // 8], size) for one in noise])
-        batches = [noise, smooth, *([np.stack([image_io.resize(one, size) for one in real[:count]])] if real else [])]
-        for images in batches:
-            with torch.inference_mode():
-                maps, scores = (tensor.numpy() for tensor in graph(torch.from_numpy(images)))
-            own_maps, own_scores = session.run(None, {"image": images})
-            difference = max(float(np.abs(own_maps - maps).max()), float(np.abs(own_scores - scores).max()))
-            # A score equal to the threshold, as that of the image that set it, can round to either side.
-            is_clear = np.abs(scores - threshold) > ROUNDING
-            if difference > TOLERANCE or ((own_scores > threshold) != (scores > threshold))[is_clear].any():
-                raise FloatingPointError(f"--export: maps of the file differ by {difference:.1e}; the file is deleted")
-            largest = max(largest, difference)
+        batches += [noise, smooth]
+    for images in batches:
+        with torch.inference_mode():
+            maps, scores = (tensor.numpy() for tensor in graph(torch.from_numpy(images)))
+        own_maps, own_scores = session.run(None, {"image": images})
+        difference = max(float(np.abs(own_maps - maps).max()), float(np.abs(own_scores - scores).max()))
+        # A score equal to the threshold, as that of the image that set it, can round to either side.
+        is_clear = np.abs(scores - threshold) > ROUNDING
+        if difference > TOLERANCE or ((own_scores > threshold) != (scores > threshold))[is_clear].any():
+            raise FloatingPointError(f"--export: maps of the file differ by {difference:.1e}; the file is deleted")
+        largest = max(largest, difference)
     return largest

@@ -27,7 +27,7 @@ from inference.checkpoint import Checkpoint, CheckpointMetadata
 from inference.detect import NetworkOutput, detect
 from inference.detector import Detector
 from inference.preprocessing import Preprocessor, Technique, apply_valid_mask, configured
-from inference.threshold_file import NominalThresholds
+from inference.threshold_file import NominalThresholds, nominal_name
 from reporting import tables
 from runtime import provenance
 from runtime.device import Together, map_in_threads
@@ -75,26 +75,47 @@ def run_on(config: Config, folder: Path) -> Path:
         print(f"{folder}: {copies} copies of other images, which count once")
     if not left:
         raise UserError(f"--nominal {folder}", "all images there were trained on", "name a folder of others")
+    scores, held_out = _scores_of(detector, left), None if detector.ckpt.images is None else True
+    path = threshold_file.path_of(detector.run_folder, detector.name, detector.technique, nominal_name(folder))
+    found = _thresholds(detector.config, scores, _made_from(detector, left), held_out)
+    threshold_file.write(path, detector.config, detector.ckpt, found)
+    print(_table(found, detector.config.metrics))
+    return path
+
+
+def of_held_out(detector: Detector) -> NominalThresholds | None:
+    """Thresholds of a detector, in its precision, from the held-out images; None where these are not at hand."""
+    config = detector.config
+    try:
+        samples, is_held_out = nominal_images(config, detector.ckpt)
+    except (UserError, OSError):
+        return None
+    files = [sample.path for sample in samples]
+    return _thresholds(config, _scores_of(detector, files), _made_from(detector, files), is_held_out)
+
+
+def _made_from(detector: Detector, files: Sequence[Path]) -> Provenance:
+    settings = threshold_settings(detector.config) | detector.made_from().settings
+    return replace(detector.made_from(), nominal=provenance.content(files), settings=settings)
+
+
+def _scores_of(detector: Detector, files: Sequence[Path]) -> "Scores":
+    """Scores of image files; UserError with all that cannot be read."""
     config, (height, width) = detector.config, detector.config.data.img_size
-    scores = Scores(config.metrics.p, config.metrics.k, len(left), height * width)
+    scores = Scores(config.metrics.p, config.metrics.k, len(files), height * width)
     size = detector.images_at_once
-    for first in tqdm(range(0, len(left), size), "nominal images", unit="pass", leave=None):
+    for first in tqdm(range(0, len(files), size), "nominal images", unit="pass", leave=None):
         try:
-            batch = map_in_threads(detector.read, left[first : first + size])
+            batch = map_in_threads(detector.read, files[first : first + size])
         except UserError:  # name all images that fail
-            map_in_threads(lambda file: detector.read(file) and None, left)
+            map_in_threads(lambda file: detector.read(file) and None, files)
             raise
         for found in detector.run(batch):
             scores.update(found.output)
         if detector.technique.registered:
-            names = [file.name for file in left[first : first + size]]
+            names = [file.name for file in files[first : first + size]]
             scores.unregistered += [name for name, one in zip(names, batch, strict=True) if one.homography is None]
-    settings = threshold_settings(config) | detector.made_from().settings
-    made_from = replace(detector.made_from(), nominal=provenance.content(left), settings=settings)
-    path = threshold_file.path_of(detector.run_folder, detector.name, detector.technique, folder.resolve().name)
-    held_out = None if detector.ckpt.images is None else True
-    print(_table(_save(path, config, detector.ckpt, scores, made_from, held_out), config.metrics))
-    return path
+    return scores
 
 
 def nominal_images(config: Config, ckpt: CheckpointMetadata) -> tuple[list[TestSample], bool | None]:
@@ -232,26 +253,20 @@ def compute_thresholds(
         made_from = provenance_of(config, ckpt.fingerprint, preprocessor, technique, samples)
         own.unregistered = preprocessor.registration.unregistered(samples) if technique.registered else []
         path = threshold_file.path_of(config.run_folder, ckpt.name, technique)
-        found.append(_save(path, config, ckpt, own, made_from, is_held_out))
+        found.append(_thresholds(config, own, made_from, is_held_out))
+        threshold_file.write(path, config, ckpt, found[-1])
     return found
 
 
-def _save(
-    path: Path,
-    config: Config,
-    ckpt: Checkpoint,
-    scores: Scores,
-    made_from: Provenance,
-    is_held_out: bool | None,
-) -> NominalThresholds:
-    """Write a threshold file; the thresholds."""
+def _thresholds(config: Config, scores: Scores, made_from: Provenance, is_held_out: bool | None) -> NominalThresholds:
+    """Thresholds of all kinds, with what to expect of them."""
     count, (height, width) = len(scores.image_scores), config.data.img_size
     try:
         by_kind = scores.thresholds(config.metrics.max_false_alarms)
     except NoScoresError as error:
         key = f"masking.regions.{config.data.category}"
         raise UserError(key, error, "leave some of the image outside the regions") from error
-    found = NominalThresholds(
+    return NominalThresholds(
         by_kind,
         is_held_out,
         {kind: _false_positive_sentence(config, kind, count, one.image) for kind, one in by_kind.items()},
@@ -260,8 +275,6 @@ def _save(
         count * height * width - scores.of_pixels.count,
         made_from,
     )
-    threshold_file.write(path, config, ckpt, found)
-    return found
 
 
 def _table(found: NominalThresholds, settings: Metrics) -> str:

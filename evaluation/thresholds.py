@@ -10,6 +10,7 @@ MANUAL = "manual"  # from the settings
 OPTIMAL = "optimal"  # from the test set itself
 KINDS = (*NOMINAL_KINDS, OPTIMAL, MANUAL)
 COMPARED_KINDS = ("max", "p_quantile", "k_sigma", "optimal")  # that evaluate_checkpoints.py uses by default
+KIND_SETTINGS = {"p_quantile": "p", "k_sigma": "k", "conformal": "max_false_alarms"}  # kind -> its setting in `metrics`
 SIGNIFICANCE = 0.01  # probability below which two sets of scores count as different
 
 

@@ -7,6 +7,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 import torch
 from pydantic import ValidationError
 from torch import Tensor
@@ -57,6 +59,7 @@ class CheckpointMetadata:
         name: name in results: the epoch, with the fingerprint if the weights do not belong to the configured run; the
             stem of a file of another program.
         images: nominal images of the training; None if unknown (weights of another program).
+        is_within_epoch: whether the training was interrupted within an epoch, so that its weights are of no whole one.
         white_level: of the training images, see `image_io.read_image`.
         embedded_assets: images for masking and registration, see `inference.embedded_assets.embed`.
         settings, made_from: of the training, and what it was trained on; None if unknown.
@@ -65,6 +68,7 @@ class CheckpointMetadata:
     name: str
     path: Path
     images: TrainingImages | None = None
+    is_within_epoch: bool = False
     white_level: float | None = None
     embedded_assets: dict[str, EmbeddedImage] = field(default_factory=dict)
     settings: Config | None = None
@@ -203,7 +207,7 @@ def load(config: Config, load_epoch: int | str | None = None) -> Checkpoint:
         own = fingerprint(weights)
     except (RuntimeError, TypeError, AttributeError) as error:
         raise UserError(path, "its weights are not those of a DRAEM model", FIX_HINT) from error
-    name = _name(config, path, content["epoch"], own) if content else path.stem
+    name = _name(config, metadata, own) if content else path.stem
     known = {one.name: getattr(metadata, one.name) for one in fields(metadata)} | {"name": name}
     return Checkpoint(**known, model=model, fingerprint=own)
 
@@ -234,15 +238,17 @@ def _check_fit(path: Path, trained: Config | None, config: Config) -> None:
         )
 
 
-def _name(config: Config, path: Path, epoch: int, own: str) -> str:
-    """Name in results: the epoch, with the fingerprint `own` of the weights if they do not belong to this run."""
+def _name(config: Config, found: CheckpointMetadata, own: str) -> str:
+    """Name in results: the epoch, with the fingerprint `own` of the weights if they are not this run's after it."""
     run = config.run_folder
-    if path.resolve().parent == run.resolve():
-        return str(epoch)
-    same_epoch = epoch_path(run, epoch)
+    if found.is_within_epoch:
+        return f"{found.name}_{own[:8]}"
+    if found.path.resolve().parent == run.resolve():
+        return found.name
+    same_epoch = epoch_path(run, int(found.name))
     if same_epoch.is_file() and fingerprint(read(same_epoch)["model"]) == own:
-        return str(epoch)  # a copy
-    return f"{epoch}_{own[:8]}"
+        return found.name  # a copy
+    return f"{found.name}_{own[:8]}"
 
 
 def _second_of_pair(path: Path) -> Path:
@@ -270,18 +276,36 @@ def metadata_of(path: Path, content: dict[str, Any]) -> CheckpointMetadata:
     """Metadata in the content of a checkpoint file; empty content: weights of another program."""
     if not content:
         return CheckpointMetadata(path.stem, path)
-    return CheckpointMetadata(
-        str(content["epoch"]),
-        path,
-        TrainingImages(**content["images"]),
-        content.get("white_level"),
-        {
-            name: EmbeddedImage(one["path"], one["digest"], one["png"].numpy().copy())
-            for name, one in content.get("embedded_assets", {}).items()
-        },
-        _settings_of(path, content["settings"]),
-        Provenance.from_json(content.get("provenance")),
-    )
+    settings, white_level = _settings_of(path, content["settings"]), content.get("white_level")
+    try:
+        images = TrainingImages(*(_texts(content["images"][name]) for name in ("training", "held_out")))
+        assets = {name: _asset_of(one) for name, one in content.get("embedded_assets", {}).items()}
+        white_level = white_level if white_level is None else float(white_level)
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise UserError(path, f"damaged, or not a checkpoint of this program ({error})", FIX_HINT) from error
+    is_within_epoch = bool(content.get("progress"))
+    made_from = Provenance.from_json(content.get("provenance"))
+    name = str(content["epoch"])
+    return CheckpointMetadata(name, path, images, is_within_epoch, white_level, assets, settings, made_from)
+
+
+def _texts(values: dict[str, str]) -> dict[str, str]:
+    """The same values; TypeError where they are not texts."""
+    if not all(isinstance(text, str) for pair in values.items() for text in pair):
+        raise TypeError("its images are not named by texts")
+    return dict(values)
+
+
+def _asset_of(stored: dict[str, Any]) -> EmbeddedImage:
+    """An embedded image; ValueError where it cannot be decoded."""
+    asset = EmbeddedImage(str(stored["path"]), str(stored["digest"]), stored["png"].numpy().copy())
+    try:
+        is_sound = asset.png.dtype == np.uint8 and asset.decode().ndim > 1
+    except cv2.error:
+        is_sound = False
+    if not is_sound:
+        raise ValueError("an embedded image cannot be decoded")
+    return asset
 
 
 def _settings_of(path: Path, values: dict[str, Any]) -> Config:

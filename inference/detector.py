@@ -12,11 +12,12 @@ import torch
 from config import Config, map_settings
 from data.image_io import resize
 from evaluation.metrics import Region, image_score, regions
-from evaluation.thresholds import MANUAL, Thresholds, relative
+from evaluation.thresholds import KIND_SETTINGS, MANUAL, Thresholds, relative
 from inference import checkpoint, threshold_file
 from inference.checkpoint import Checkpoint
 from inference.detect import NetworkOutput, Networks
 from inference.preprocessing import ModelInput, Preprocessor, apply_valid_mask, configured
+from inference.threshold_file import NominalThresholds
 from runtime.errors import UserError
 from runtime.provenance import Provenance
 
@@ -71,7 +72,8 @@ class Detector:
         self.all_thresholds: dict[str, Thresholds] = {}
         self.run_folder, self.name = config.run_folder, ckpt.name
         if ckpt.images is not None:  # a checkpoint of this program has its run's files beside it
-            self.run_folder, self.name = ckpt.path.parent, str(checkpoint.epoch_of(ckpt.path))
+            self.run_folder = ckpt.path.parent
+            self.name = ckpt.name if ckpt.is_within_epoch else str(checkpoint.epoch_of(ckpt.path))
         self.thresholds = self._read_thresholds()
 
     @property
@@ -131,15 +133,29 @@ class Detector:
         found = threshold_file.read(self.thresholds_path)
         made_from, now = found.made_from, replace(self.made_from(), nominal=found.nominal)
         assert made_from is not None  # `read` refuses files without
-        if changed := made_from.differences(replace(now, precision=made_from.precision)):
+        changed = made_from.differences(replace(now, precision=made_from.precision))
+        key = KIND_SETTINGS.get(settings.threshold_type, "")
+        if key and (there := made_from.settings.get(key)) != (wanted := getattr(settings, key)):
+            if self.config.is_explicit(f"metrics.{key}"):
+                changed.append(f"{key} = {there}, now {wanted}")
+            else:
+                self.notes.append(f"thresholds were computed with metrics.{key} = {there}")
+        if changed:
             raise UserError(self.thresholds_path, f"out of date: {', '.join(changed)}", threshold_file.FIX_HINT)
         if now.precision != made_from.precision:
             self.notes.append(
                 f"thresholds were computed in {made_from.precision}, these scores are in {now.precision}: the verdict "
                 "of a score close to the threshold can differ"
             )
+        return self._chosen_of(found)
+
+    def use(self, found: NominalThresholds) -> None:
+        """Take thresholds in place of those that were read."""
+        self.thresholds = self._chosen_of(found)
+
+    def _chosen_of(self, found: NominalThresholds) -> Thresholds:
         self.nominal_scores, self.all_thresholds = found.image_scores, found.by_kind
-        chosen = self.all_thresholds[settings.threshold_type]
+        chosen = self.all_thresholds[self.config.metrics.threshold_type]
         if chosen.image is not None and math.isinf(chosen.image):
             self.notes.append(
                 f"no image will be called anomalous: the {chosen.kind} threshold is infinite, as it comes from "

@@ -1,5 +1,6 @@
 """Thresholds of nominal images, kept in a file of the run's folder."""
 
+import glob
 import json
 import math
 from dataclasses import dataclass, field
@@ -10,7 +11,7 @@ from evaluation.thresholds import MANUAL, NOMINAL_KINDS, Thresholds
 from inference.checkpoint import Checkpoint
 from inference.preprocessing import Technique
 from runtime.errors import UserError
-from runtime.files import write_text
+from runtime.files import short_hash, write_text
 from runtime.provenance import Content, Provenance
 from runtime.version import program_version
 
@@ -44,13 +45,30 @@ class NominalThresholds:
         return self.made_from.nominal if self.made_from else None
 
 
+def nominal_name(folder: Path) -> str:
+    """What a folder of nominal images is called in file names: its name and a hash of its full path."""
+    return f"{folder.resolve().name}-{short_hash(folder.resolve().as_posix())}"
+
+
 def path_of(run: Path, checkpoint_name: str, technique: Technique, nominal: str | None = None) -> Path:
     """File that the thresholds of a checkpoint and technique are kept in.
 
-    nominal: name of the folder of nominal images that they come from, None for the held-out ones.
+    Args:
+        nominal: the folder of nominal images that they come from, its name or `nominal_name`; None for the held-out
+            images.
+
+    Raises:
+        UserError: thresholds of several folders of that name.
     """
-    name = technique.name + (f"_from_{nominal}" if nominal else "")
-    return run / "thresholds" / f"checkpoint_{checkpoint_name}" / f"{name}.json"
+    folder = run / "thresholds" / f"checkpoint_{checkpoint_name}"
+    if nominal is None:
+        return folder / f"{technique.name}.json"
+    name = f"{technique.name}_from_{nominal}"
+    found = sorted(folder.glob(f"{glob.escape(name)}-{'[0-9a-f]' * 8}.json"))
+    if len(found) > 1 and not (folder / f"{name}.json").is_file():
+        names = ", ".join(path.stem.removeprefix(f"{technique.name}_from_") for path in found)
+        raise UserError(f"metrics.nominal = {nominal}", "thresholds of several folders", f"choose one of: {names}")
+    return found[0] if len(found) == 1 else folder / f"{name}.json"
 
 
 def manual(config: Config) -> NominalThresholds:

@@ -120,13 +120,15 @@ def write_page(folder: Path, page: Page) -> None:
     named = {
         kind: {"image": _finite(found.image), "pixel": _finite(found.pixel)} for kind, found in page.thresholds.items()
     }
-    first = named.get(page.opens_with or "", {})
-    image, pixel = (0.5 if first.get(scope) is None else first[scope] for scope in ("image", "pixel"))
+    first = page.thresholds.get(page.opens_with or "", Thresholds("none", None, None))
+    image, pixel = (0.5 if value is None else min(value, 1.0) for value in (first.image, first.pixel))
     about = page.about
-    if first.get("image") is None:
+    if first.image is None:
         about += (
             " There is no threshold to open with: the line is at 0.5, which means nothing for these scores; drag it."
         )
+    elif math.isinf(first.image):
+        about += f" The {first.kind} threshold is infinite: no image is called anomalous. Choose another, or drag it."
     data = {
         "about": about,
         "images": [one._asdict() for one in page.images],

@@ -114,13 +114,16 @@ class SavedState:
         known, progress = checkpoint.metadata_of(path, content), content.get("progress")
         if known.made_from is None or known.images is None:
             raise UserError(path, "damaged, or of an earlier version", START_ANEW)
-        if progress:
-            sample = {name: one.numpy() for name, one in progress["sample"].items()}
-            progress = Progress(**progress | {"sample": sample})
-        source = TrainingSource(known.made_from, known.images, known.white_level, known.embedded_assets)
         model, average = content["model"], None
-        if "raw_model" in content:
-            model, average = content["raw_model"], (content["model"], content["averaged_steps"])
+        try:
+            if progress:
+                sample = {name: one.numpy() for name, one in progress["sample"].items()}
+                progress = Progress(**progress | {"sample": sample})
+            if "raw_model" in content:
+                model, average = dict(content["raw_model"]), (content["model"], int(content["averaged_steps"]))
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise UserError(path, "damaged, or not a state to resume from", START_ANEW) from error
+        source = TrainingSource(known.made_from, known.images, known.white_level, known.embedded_assets)
         return cls(
             source, content["epoch"], model, content["optimizer"], average, progress or None, path.name != BEFORE_LAST
         )
@@ -251,7 +254,7 @@ class TrainingState:
             if self._average and saved.average:
                 self._average.module.load_state_dict(saved.average[0])
                 self._average.n_averaged.fill_(saved.average[1])
-        except (RuntimeError, ValueError) as error:
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise UserError(path, "does not fit this model", START_ANEW) from error
         # The fused optimizer step needs moments in the memory format of the weights, not in that they were saved in.
         for parameter, state in self.optimizer.state.items():

@@ -12,7 +12,10 @@ import numpy as np
 import onnxruntime
 import pytest
 from conftest import GOLDEN, ROOT, SETTINGS, make_dataset, rows_of
-from messages import assert_user_error, error_of
+from messages import assert_line, assert_user_error, error_of
+
+from config_file import load_config
+from engine import export
 
 LEARNS = ("--set", "train.epochs=30", "--set", "train.save_from=30", "--set", "train.learning_rate=1e-2")
 
@@ -78,6 +81,25 @@ def test_the_file_has_its_settings_and_thresholds(exported):
     }
     assert json.loads(stored["img_size"]) == [32, 32]
     assert json.loads(stored["pixel_threshold"]) == facts["pixel_threshold"]
+
+
+def test_thresholds_of_the_file_are_of_its_own_scores(two, cli, capsys):
+    """Without the masking and registration that it does not have, and in float32, whatever --threshold computed."""
+    masked = ["metrics.masking=true", "masking.regions={tile: [[0, 30, 0, 48]]}"]
+    sets = [part for one in masked for part in ("--set", one)]
+    assert cli("--threshold", *sets, "--set", "train.precision=bf16")[0] == 0
+    exported = export._detector(load_config(two / "config.yaml", masked))
+    assert_line(capsys.readouterr().out, "post_masking", "no_masking")
+    assert cli("--threshold", "--set", "train.precision=fp32")[0] == 0
+    folder = two / "checkpoints/tile/tiny/thresholds/checkpoint_2"
+    plain, other = (json.loads((folder / f"{name}.json").read_text()) for name in ("no_masking", "post_masking"))
+    for kind in ("max", "p_quantile", "k_sigma"):
+        assert exported.all_thresholds[kind].image == pytest.approx(plain["image"][kind], abs=1e-7)
+        assert abs(other["image"][kind] - plain["image"][kind]) > 1e-3
+    assert export._metadata(exported)["masking_and_registration"] == "no_masking"
+    shutil.rmtree(two / "mvtec")  # then what is kept is used
+    kept = export._detector(load_config(two / "config.yaml", []))
+    assert kept.thresholds.image == plain["image"]["p_quantile"] and "not at hand" in capsys.readouterr().out
 
 
 def test_the_deployed_program_gives_the_same_verdicts(exported):

@@ -13,7 +13,7 @@ from conftest import rows_of, write
 from messages import assert_line, assert_names, assert_user_error, lines_with
 from PIL import Image
 
-from inference import checkpoint
+from inference import checkpoint, threshold_file
 from inference.detector import Detector
 from reporting.predictions import Predictions
 from runtime.files import run_lock
@@ -105,7 +105,9 @@ def test_an_infinite_conformal_threshold_makes_every_image_nominal(ready, cli):
     assert {(row["verdict"], row["threshold"], row["regions"]) for row in rows} == {("nominal", "inf", "0")}
     assert json.loads((ready / "out/made_with.json").read_text())["thresholds"] == ["conformal", "inf", "inf"]
     predict(cli, ready / "mvtec/tile/test/spot", "--output", ready / "out", "--resume", *never)
-    assert '"conformal": {"image": null, "pixel": null}' in (ready / "out/report.html").read_text()
+    page = (ready / "out/report.html").read_text()
+    assert '"conformal": {"image": null, "pixel": null}' in page and re.search(r'"start": ?1\.0', page)
+    assert_names(re.search(r'"about": ?"([^"]*)"', page)[1], "conformal", "infinite")
 
 
 def test_images_that_cannot_be_decoded_are_rows_with_an_error(ready, cli):
@@ -137,6 +139,15 @@ def test_images_that_cannot_be_decoded_are_rows_with_an_error(ready, cli):
     assert len(list((ready / "out/maps").iterdir())) == len(list((ready / "out/panels").iterdir())) == 9
     same = [float(rows[name]["score"]) for name in ("whole.png", "deep.png", "alpha.png")]
     assert same == pytest.approx([same[0]] * 3, abs=1e-6)
+
+
+def test_settings_of_thresholds_that_are_set_must_be_those_of_the_file(ready, cli):
+    folder = ready / "mvtec/tile/test/good"
+    other = cli("--predict", str(folder), "--set", "metrics.p=10")
+    assert_user_error(other, "no_masking.json", "p = 99.0", "10.0", "--threshold True")
+    assert cli("--threshold", "--set", "metrics.p=95", "--predict", str(folder), "--set", "metrics.k=2")[0] == 0
+    out = predict(cli, folder, "--output", ready / "out")
+    assert_line(out, "metrics.p = 95.0")
 
 
 def test_an_image_that_fails_anywhere_is_a_row_with_an_error(ready, cli, plant, monkeypatch):
@@ -306,7 +317,8 @@ def test_thresholds_from_other_nominal_images_are_kept_beside_the_old_ones(ready
     )
     status, out, error = cli(*arguments)
     assert status == 0, error
-    path = ready / "checkpoints/tile/tiny/thresholds/checkpoint_2/no_masking_from_station 2.json"
+    folder = ready / "checkpoints/tile/tiny/thresholds/checkpoint_2"
+    [path] = folder.glob("no_masking_from_station 2-*.json")
     assert f"thresholds: {path}" in out.splitlines() and path.with_name("no_masking.json").read_text() == old
     content, rows = json.loads(path.read_text()), rows_of(ready / "out/predictions.csv")
     held_out = list(checkpoint.read(ready / "checkpoints/tile/tiny/last.pt")["images"]["held_out"])
@@ -322,8 +334,16 @@ def test_thresholds_from_other_nominal_images_are_kept_beside_the_old_ones(ready
     chosen = ("--output", ready / "again", "--set", "metrics.nominal=station 2")
     assert_line(predict(cli, station, *chosen), "Kolmogorov-Smirnov", content["pictures"])
     assert Detector.load(ready / "checkpoints/tile/tiny", nominal="station 2").thresholds.image == rows_limit(rows)
-    missing = ("--predict", str(station), "--set", "metrics.nominal=other")
+    missing = ("--predict", str(station), "--output", str(ready / "other"), "--set", "metrics.nominal=other")
     assert_line(cli(*missing)[1], "no_masking_from_other.json")
+    shutil.copytree(station, ready / "b/station 2")
+    assert cli("--threshold", "--nominal", str(ready / "b/station 2"))[0] == 0
+    second = path.with_name(f"no_masking_from_{threshold_file.nominal_name(ready / 'b/station 2')}.json")
+    assert second.is_file() and json.loads(path.read_text()) == content
+    several = cli("--predict", str(station), "--output", str(ready / "new"), "--set", "metrics.nominal=station 2")
+    assert_user_error(several, "metrics.nominal", path.stem.removeprefix("no_masking_from_"))
+    one = ("--output", ready / "new", "--set", f"metrics.nominal={threshold_file.nominal_name(station)}")
+    predict(cli, station, *one)
 
 
 def rows_limit(rows):

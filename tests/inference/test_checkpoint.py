@@ -14,6 +14,7 @@ from config_file import load_config
 from inference import checkpoint
 from inference import detect as inference
 from runtime.errors import UserError
+from training.state import SavedState, write_checkpoint
 
 PAIR = "DRAEM_seg_large_ae_large_0.0001_800_bs8_bottle_"
 
@@ -41,6 +42,57 @@ def test_one_flipped_bit_is_noticed_in_every_mode(two, cli, name):
     for mode in (["--threshold"], ["--detection"], ["--predict", str(two / "mvtec/tile/test")], ["--export", "onnx"]):
         assert_user_error(cli(*mode, *chosen), path, "checksum", "data.load_epoch")
     assert not list(two.glob("results/**/scores.csv")) and not list(two.rglob("*.onnx"))
+
+
+def test_weights_from_within_an_epoch_have_a_name_of_their_own(two, call):
+    """The thresholds and results of the whole epoch are not theirs."""
+    last = two / "checkpoints/tile/tiny/last.pt"
+    write_checkpoint(last, checkpoint.read(last) | {"progress": {"step": 1}}, keeps_previous=False)
+    config = load_config(two / "config.yaml")
+    found = checkpoint.load(config, "last")
+    assert found.name == f"2_{found.fingerprint[:8]}" and checkpoint.load(config, 2).name == "2"
+    assert call("main", "--threshold")[0] == 0
+    folder = two / "checkpoints/tile/tiny/thresholds"
+    assert [path.name for path in folder.iterdir()] == [f"checkpoint_{found.name}"]
+    out = call("main", "--predict", str(two / "mvtec/tile/test/good"))[1]
+    assert f"checkpoint_{found.name}/predictions" in out
+    status, out, _ = call("evaluate_checkpoints", "--categories", "tile", "--checkpoints", "last", "--maskings", "no")
+    assert status == 1 and "failed: tile, last: " in out and str(last) in out
+
+
+def test_fields_of_other_types_are_user_errors(two, cli):
+    """Of files from elsewhere, whose checksum fits their content."""
+    path, config = two / "checkpoints/tile/tiny/last.pt", load_config(two / "config.yaml")
+    content, bytes_ = checkpoint.read(path), torch.zeros(9, dtype=torch.uint8)
+    asset = {"path": "a.png", "digest": "0"}
+    for changes in (
+        {"images": {"training": ["a.png"], "held_out": {}}},
+        {"images": {"training": {"a.png": 1}, "held_out": {}}},
+        {"images": {"training": {}, "held_out": None}},
+        {"white_level": "bright"},
+        {"white_level": [1]},
+        {"embedded_assets": ["reference"]},
+        {"embedded_assets": {"reference": asset}},
+        {"embedded_assets": {"reference": asset | {"png": "text"}}},
+        {"embedded_assets": {"reference": asset | {"png": bytes_}}},
+        {"embedded_assets": {"reference": asset | {"png": bytes_[:0]}}},
+        {"settings": {"data": [1]}},
+        {"settings": {"data": {"registration_method": 3}}},
+        {"settings": {"train": None}},
+        {"epoch": "2"},
+        {"epoch": True},
+        {"model": {"a": 1}},
+        {"model": {"reconstructive.encoder.block1.0.weight": torch.zeros(2)}},
+    ):
+        write_checkpoint(path, content | changes, keeps_previous=False)
+        with pytest.raises(UserError, match=re.escape(str(path))):
+            checkpoint.load(config, "last")
+    for changes in ({"progress": 3}, {"progress": {"sample": {"image": 1}}}, {"raw_model": 1}, {"provenance": [1]}):
+        write_checkpoint(path, content | changes, keeps_previous=False)
+        with pytest.raises(UserError, match=re.escape(str(path))):
+            SavedState.read(path)
+    write_checkpoint(path, content | {"optimizer": {"state": 3}}, keeps_previous=False)
+    assert_user_error(cli("--train", "--set", "train.epochs=3"), path)
 
 
 def test_the_originals_weights_give_the_originals_anomaly_maps():
@@ -92,7 +144,7 @@ def test_the_white_level_of_another_programs_weights_is_that_of_the_nominal_imag
     assert checkpoint.resolve_white_level(config, ckpt).data.white_level == 4095
     shutil.rmtree(workplace / "mvtec")  # prediction needs no dataset
     assert checkpoint.resolve_white_level(config, ckpt).data.white_level is None
-    known = checkpoint.CheckpointMetadata("1", workplace, checkpoint.TrainingImages({}, {}), 1023)
+    known = checkpoint.CheckpointMetadata("1", workplace, checkpoint.TrainingImages({}, {}), white_level=1023)
     assert checkpoint.resolve_white_level(config, known).data.white_level == 1023
     with pytest.raises(UserError, match=r"data\.white_level"):
         checkpoint.resolve_white_level(config.with_values({"data.white_level": 4095}), known)

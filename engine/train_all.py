@@ -1,6 +1,7 @@
 """Training of every category of a dataset, one after the other, each in a process of its own."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -31,6 +32,7 @@ from training.state import changed_settings
 
 MAIN = Path(__file__).resolve().parent.parent / "main.py"
 STATUSES = {signals.INTERRUPTED: signal.SIGINT, signals.TERMINATED: signal.SIGTERM}  # exit status -> signal
+PROGRESS_BAR = re.compile(r"\d+%\|.*\[\d+:\d\d<|\d+[a-z]* \[\d+:\d\d, ")  # as tqdm draws it
 POLL_SECONDS = 0.5  # between two checks of a process
 TEMPLATE = "train_all.yaml"  # in a run's folder: the settings that it was started with
 TIMES_HEAD = f"{'category':24}{'seconds':>10}{'h:m:s':>12}{'epochs':>8}  device\n"
@@ -257,12 +259,17 @@ def _train(settings: Path, resume: str | None, dies_with_parent: bool) -> str | 
         raise Interrupted(number, f"interrupted; the finished epochs are saved, and {how} resumes")
     if process.returncode == 0:
         return None
-    output = tail.decode("utf-8", "replace").splitlines()
-    lines = [line.strip() for line in output if line.strip() and "|" not in line]
-    first = next((i for i, line in enumerate(lines) if line.startswith("error: ")), len(lines) - 1)
     if process.returncode < 0:
         return f"its process was killed by signal {-process.returncode}, often for lack of memory"
-    return " ".join(lines[first:]).removeprefix("error: ") or f"exit status {process.returncode}"
+    return _message_in(tail.decode("utf-8", "replace")) or f"exit status {process.returncode}"
+
+
+def _message_in(output: str) -> str:
+    """The error message in the standard error of a program, without progress bars; else its last line."""
+    lines = [line.strip() for line in re.split(r"[\r\n]", output)]
+    lines = [line for line in lines if line and not PROGRESS_BAR.search(line)]
+    first = next((i for i, line in enumerate(lines) if line.startswith("error: ")), len(lines) - 1)
+    return " ".join(lines[first:]).removeprefix("error: ") if lines else ""
 
 
 def _pass_on(stream: IO[bytes], tail: bytearray) -> None:

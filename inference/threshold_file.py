@@ -5,6 +5,7 @@ import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from config import Config
 from evaluation.thresholds import MANUAL, NOMINAL_KINDS, Thresholds
@@ -12,7 +13,7 @@ from inference.checkpoint import Checkpoint
 from inference.preprocessing import Technique
 from runtime.errors import UserError
 from runtime.files import short_hash, write_text
-from runtime.provenance import Content, Provenance
+from runtime.provenance import Content, Provenance, digest
 from runtime.version import program_version
 
 FIX_HINT = "run: python main.py --threshold True (with the same --config and --set)"
@@ -107,13 +108,21 @@ def write(path: Path, config: Config, ckpt: Checkpoint, found: NominalThresholds
         "settings": config.model_dump(mode="json"),
         "program_version": program_version(),
     }
+    content["checksum"] = _checksum(content)
     write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def _checksum(content: dict[str, Any]) -> str:
+    """Digest of all other entries."""
+    return digest([json.dumps({key: value for key, value in content.items() if key != "checksum"}, sort_keys=True)])
 
 
 def read(path: Path) -> NominalThresholds:
     """Thresholds of a file; UserError where it is damaged, or of another version of this program."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
+        if "checksum" in content and content["checksum"] != _checksum(content):
+            raise ValueError("its content does not match its checksum")
         image, pixel = (
             {kind: float(value) for kind, value in content[scope].items()}
             | {"conformal": math.inf if content["conformal"][scope] is None else float(content["conformal"][scope])}

@@ -86,3 +86,12 @@ def test_thresholds_of_other_masking_regions_are_a_user_error(workplace, cli):
     moved = ("--set", "masking.regions.tile=[[0, 11, 0, 48]]", *REGION[2:])
     assert_user_error(cli("--detection", *moved), "post_masking.json", "regions", "--threshold True")
     assert cli("--threshold", "--detection", *moved)[0] == 0
+
+
+def test_damaged_thresholds_are_noticed_wherever_they_are_read(ready, cli):
+    path = ready / "checkpoints/tile/tiny/thresholds/checkpoint_2/no_masking.json"
+    whole = path.read_text()
+    value = json.loads(whole)["image"]["p_quantile"]
+    path.write_text(whole.replace(repr(value), repr(value + 1e-9)))
+    for mode in (["--detection"], ["--predict", str(ready / "mvtec/tile/test/good")]):
+        assert_user_error(cli(*mode), path, "damaged", "--threshold True")

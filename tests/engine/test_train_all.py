@@ -116,3 +116,14 @@ def test_a_signal_reaches_the_training_process(workplace):
     assert_line(error[0], re.compile(re.escape(str(log)) + r"(?!.*\|)"))
     assert checkpoint.read(log)["epoch"] >= 1
     assert not (workplace / "checkpoints/tile/tiny/.owner.json").exists()
+
+
+def test_of_a_failed_training_the_message_is_kept():
+    bar = "epoch 3:  50%|#####     | 1/2 [00:01<00:01,  1.23s/batch, loss=0.2]"
+    for message in ("a|b.png: cannot be decoded; fix or delete the file", "50% of x: [0:1]; second"):
+        assert (
+            train_all._message_in(f"\r{bar}\r{bar}\rerror: {message}\nand this | line\n")
+            == f"{message} and this | line"
+        )
+    assert train_all._message_in(f"Traceback\n  x\nKeyError: 'a | b'\n\r{bar}\n") == "KeyError: 'a | b'"
+    assert train_all._message_in("") == train_all._message_in(f"\r{bar}") == ""

@@ -185,8 +185,15 @@ def chosen_categories(data_path: Path, names: Sequence[str] | None) -> list[str]
     return list(dict.fromkeys(names)) if names else present or [category_folder(data_path, "*").name]
 
 
-def list_textures(folder: Path, notes: DatasetNotes | None = None) -> list[Path]:
-    """Texture images at any depth below `folder`, sorted; UserError if there are none."""
+def list_textures(folder: Path, notes: DatasetNotes | None = None, data_path: Path | None = None) -> list[Path]:
+    """Texture images at any depth below `folder`, sorted.
+
+    Args:
+        data_path: folder of the dataset, whose categories must not be among the textures; None: not checked.
+
+    Raises:
+        UserError: there are none, or some are images or masks of a category.
+    """
     files = images_below(folder, notes)
     if not files:
         problem = "is a file, not a folder" if folder.is_file() else "contains no texture images"
@@ -197,4 +204,12 @@ def list_textures(folder: Path, notes: DatasetNotes | None = None) -> list[Path]
             'python -c "from data_loader import fetch_dtd; fetch_dtd()"   (by hand: put the images folder of '
             "DTD r1.0.1 at dtd/images)",
         )
+    categories = {(data_path / name).resolve() for name in list_categories(data_path)} if data_path else set()
+    for parent in dict.fromkeys(file.parent for file in files):
+        if categories & {parent.resolve(), *parent.resolve().parents}:
+            raise UserError(
+                f"data.anomaly_source_path = {folder}",
+                f"{parent} belongs to the dataset in {data_path}: its images and masks would be taken as textures",
+                "set it to a folder of other images, outside of the dataset",
+            )
     return files

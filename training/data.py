@@ -61,9 +61,11 @@ class TrainingFiles:
 
 def find_files(config: Config, notes: DatasetNotes | None = None) -> DatasetFiles:
     """The files of the configured category. No file is read."""
-    category = category_folder(Path(config.data.data_path), config.data.category)
+    data_path = Path(config.data.data_path)
+    category = category_folder(data_path, config.data.category)
     nominal, validation = list_nominal(category, notes), list_validation(category, notes)
-    return DatasetFiles(category, nominal, validation, list_textures(Path(config.data.anomaly_source_path), notes))
+    textures = list_textures(Path(config.data.anomaly_source_path), notes, data_path)
+    return DatasetFiles(category, nominal, validation, textures)
 
 
 def split(config: Config, files: DatasetFiles, kept: TrainingImages | None = None) -> TrainingFiles:
@@ -162,7 +164,7 @@ def datasets(
         limit, white = half_of_disk(folder), config.data.known_white_level
         nominal = DecodedImages(folder, "nominal images", files.nominal, config.data.img_size, white, limit)
     # After `nominal`, which is in use by now: a new cache file may remove files that no process has open.
-    textures = DecodedImages(folder, "textures", files.textures, size)
+    textures = DecodedImages(folder, "textures", files.textures, size, "own")
     per_image, held_out = tiles.per_image(config.data, config.train.tiles_per_image), set(files.held_out)
     places = [place for place, file in enumerate(files.nominal) if file not in held_out]
     own, others = split_textures(files.textures, seed) if files.held_out else (range(len(textures)), [])

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 
 from data import image_io
@@ -188,8 +189,34 @@ def list_test(category: Path, notes: DatasetNotes | None = None) -> list[TestSam
     return [replace(sample, masks=tuple(masks.found.get(sample.path, ()))) for sample in samples]
 
 
-def with_masks_read(samples: Sequence[TestSample]) -> tuple[list[TestSample], list[str]]:
+def vanishing_regions(mask: np.ndarray, size: tuple[int, int]) -> tuple[int, int]:
+    """How many regions (8-connected) of a mask, bool (H, W), have no pixel left once it is resized; how many it has.
+
+    size: (height, width), of `image_io.resize_mask`.
+    """
+    count, regions = cv2.connectedComponents(mask.view(np.uint8), connectivity=8)
+    left = image_io.resize_mask(mask.view(np.uint8) * np.uint8(255), size)
+    # A pixel that is left has only marked pixels around its center: the nearest one tells its region.
+    rows, columns = (
+        np.rint((np.arange(new) + 0.5) * old / new - 0.5).astype(int).clip(0, old - 1)
+        for new, old in zip(size, mask.shape, strict=True)
+    )
+    kept = np.unique(regions[rows[:, None], columns][left])
+    return count - 1 - len(kept), count - 1
+
+
+def vanishing_note(counts: dict[Path, tuple[int, int]]) -> list[str]:
+    """A sentence about masks whose `vanishing_regions` are not 0; an empty list where there are none."""
+    lost = [f"{gone} of {of} in {mask.parent.name}/{mask.name}" for mask, (gone, of) in counts.items() if gone]
+    total = sum(gone for gone, _ in counts.values())
+    names = ", ".join(lost[:3]) + (", ..." if len(lost) > 3 else "")
+    return [f"masks: {total} regions vanish at data.img_size and count as nominal: {names}"] if lost else []
+
+
+def with_masks_read(samples: Sequence[TestSample], size: tuple[int, int]) -> tuple[list[TestSample], list[str]]:
     """Read all masks, to find the empty ones and those that need a warning.
+
+    size: (height, width) that masks will be resized to.
 
     Returns:
         the samples with `has_empty_mask` set, and one sentence for each kind of warning.
@@ -200,14 +227,14 @@ def with_masks_read(samples: Sequence[TestSample]) -> tuple[list[TestSample], li
 
     errors: dict[Path, UserError] = {}
 
-    def read(path: Path) -> tuple[bool, str | None]:
-        """Whether the mask is empty, and the warning."""
+    def read(path: Path) -> tuple[bool, str | None, tuple[int, int]]:
+        """Whether the mask is empty, the warning, and its vanishing regions."""
         try:
             mask = image_io.decode_mask_file(path)
         except UserError as error:
             errors[path] = error
-            return False, None
-        return not mask.mask.any(), mask.warning
+            return False, None, (0, 0)
+        return not mask.mask.any(), mask.warning, vanishing_regions(mask.mask, size)
 
     files = [mask for sample in samples for mask in sample.masks]
     with ThreadPoolExecutor(core_count()) as pool:
@@ -217,13 +244,14 @@ def with_masks_read(samples: Sequence[TestSample]) -> tuple[list[TestSample], li
         others = f" ({len(errors) - 1} more masks cannot be read either)" if len(errors) > 1 else ""
         raise UserError(first.subject, first.problem, first.fix + others)
     files_of: dict[str, list[str]] = {}  # warning -> masks
-    for mask, (_, warning) in decoded.items():
+    for mask, (_, warning, _) in decoded.items():
         if warning:
             files_of.setdefault(warning, []).append(f"{mask.parent.name}/{mask.name}")
     warnings = [
         f"masks: {warning}: {len(names)} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
         for warning, names in files_of.items()
     ]
+    warnings += vanishing_note({mask: counts for mask, (_, _, counts) in decoded.items()})
     checked = [
         replace(sample, has_empty_mask=bool(sample.masks) and all(decoded[mask][0] for mask in sample.masks))
         for sample in samples

@@ -35,7 +35,7 @@ def run(config: Config, group: Together | None = None) -> Path:
     samples = list_test(category, notes)
     for line in notes.lines():
         print(line)
-    samples, warnings = with_masks_read(samples)
+    samples, warnings = with_masks_read(samples, config.data.img_size)
     ckpt = checkpoint.load(config)
     preprocessor = Preprocessor.for_checkpoint(config, ckpt, [technique])
     config = preprocessor.config

@@ -160,7 +160,7 @@ def _plan(config: Config, selection: Selection) -> tuple[list[Item], dict[Key, s
         kept_in = cache.cache_folder(own.data.checkpoint_path) if len(paths) > 1 else None
         try:
             notes = DatasetNotes()
-            samples, warnings = with_masks_read(list_test(Path(own.data.data_path) / name, notes))
+            samples, warnings = with_masks_read(list_test(Path(own.data.data_path) / name, notes), own.data.img_size)
             for line in (*notes.lines(), *warnings):
                 print(f"{name}: {line}")
             # last.pt first: a kept checkpoint of the same epoch takes its place

@@ -11,6 +11,9 @@ from runtime.errors import UserError
 
 # Names of folders of masks, as `normalize_name` returns them.
 MASK_FOLDERS = {"groundtruth", "gt", "mask", "masks", "label", "labels", "annotation", "annotations", "segmentation"}
+MASK_FOLDERS |= {"groundtruths", "gts", "segmentations", "seg", "anno", "annos"}
+COMPARED = 4  # pairs of subfolders
+DEPTH_FOLDERS = {"xyz", "depth", "depths", "depthmap", "depthmaps", "pointcloud", "pointclouds"}
 # Names of masks: <stem>_mask and common variants, with a number at the end where an image has several masks.
 _WORDS = "masks?|gt|ground[_-]?truth|labels?|seg|segmentation|annotation"
 MASK_ENDING = re.compile(rf"^(.+?)[ ._-]+(?:{_WORDS})([ ._-]?\d+)?$", re.IGNORECASE)
@@ -35,24 +38,96 @@ def _mask_stems(stem: str) -> Iterator[str]:
             yield match[1].casefold()
 
 
-def split_images_and_masks(files: Sequence[Path]) -> tuple[list[Path], list[Path]]:
-    """Separate the images in a folder from masks stored with them.
+def split_images_and_masks(
+    folder: Path, files: Sequence[Path], notes: DatasetNotes
+) -> tuple[list[Path], dict[Path, Path]]:
+    """Separate the images below a folder from masks, and from depth maps, stored with them.
 
-    A mask is <stem>_mask next to <stem>, or a file of a matching name in a subfolder named as in `MASK_FOLDERS`.
+    A mask is <stem>_mask next to <stem>, or a file of a matching name in a subfolder named as in `MASK_FOLDERS`, inside
+    the folder of images or beside it: masks/000.png of 000.png, or of images/000.png. With one such file all of that
+    subfolder are masks.
+
+    Args:
+        folder: of a defect or of nominal images. files: image files below it. notes: gets the depth maps.
 
     Returns:
-        images and masks, each in the order of `files`.
+        images, in the order of `files`; mask -> folder in which its image is expected.
+
+    Raises:
+        UserError: files that look like the masks of images in another subfolder, whose name does not say so.
     """
-    stems = {(file.parent, file.stem.casefold()) for file in files}
-    images: list[Path] = []
-    masks: list[Path] = []
+    stems_of = {(file.parent, file.stem.casefold()) for file in files}
+    places = _by_place(folder, [file for file in files if _subfolder_place(folder, file) is None])
+    masks: dict[Path, Path] = {}
+    depth_maps: set[Path] = set()
+    in_subfolder: dict[Path, dict[Path, Path | None]] = {}  # subfolder -> its files -> folders of their images
     for file in files:
-        own, *others = _mask_stems(file.stem)
-        is_beside = any((file.parent, stem) in stems for stem in others)
-        in_folder = normalize_name(file.parent.name) in MASK_FOLDERS
-        in_folder = in_folder and any((file.parent.parent, stem) in stems for stem in (own, *others))
-        (masks if is_beside or in_folder else images).append(file)
+        stems = list(_mask_stems(file.stem))
+        place = _subfolder_place(folder, file)
+        if any((file.parent, stem) in stems_of for stem in stems[1:]):
+            masks[file] = file.parent
+        elif place is not None:
+            inside = file.relative_to(folder).parent.parts
+            above, below = folder.joinpath(*inside[:place]), inside[place + 1 :]
+            parent = next((places[above, below, stem] for stem in stems if (above, below, stem) in places), None)
+            if below and parent is None and (of := places.get((above, below[:-1], below[-1].casefold()))):
+                parent = of / below[-1]  # a subfolder named after an image has its masks
+            in_subfolder.setdefault(above / inside[place], {})[file] = parent
+    for subfolder, found in in_subfolder.items():
+        parents = [parent for parent in found.values() if parent]
+        if parents and normalize_name(subfolder.name) in DEPTH_FOLDERS:
+            depth_maps |= found.keys()
+        elif parents:
+            masks |= {file: parent or parents[0] for file, parent in found.items()}
+    for file in sorted(depth_maps):
+        notes.skip("depth maps beside images", Path(*folder.parts[-2:], file.relative_to(folder)).as_posix())
+    images = [file for file in files if file not in masks and file not in depth_maps]
+    _check_subfolders(folder, images)
     return images, masks
+
+
+def _subfolder_place(folder: Path, file: Path) -> int | None:
+    """Place, in the path within `folder`, of the last subfolder whose name is one of masks or depth maps, if any."""
+    names = map(normalize_name, file.relative_to(folder).parent.parts)
+    return max((place for place, name in enumerate(names) if name in MASK_FOLDERS | DEPTH_FOLDERS), default=None)
+
+
+def _by_place(folder: Path, images: Sequence[Path]) -> dict[tuple[Path, tuple[str, ...], str], Path]:
+    """Where masks of images can be (folder above the subfolder of masks, subfolders below that, stem) -> their folder.
+
+    The subfolder of masks is in a folder of images, or beside one.
+    """
+    places: dict[tuple[Path, tuple[str, ...], str], Path] = {}
+    for file in images:
+        inside = file.relative_to(folder).parent.parts
+        for place in range(len(inside) + 1):
+            for below in (inside[place:], inside[place + 1 :]):
+                places.setdefault((folder.joinpath(*inside[:place]), below, file.stem.casefold()), file.parent)
+    return places
+
+
+def _check_subfolders(folder: Path, images: Sequence[Path]) -> None:
+    """UserError if subfolders have images of the same names, and those in one of them look like masks.
+
+    One image of each is read, and only of the first few subfolders.
+    """
+    first: dict[tuple[Path, str], Path] = {}
+    compared: set[tuple[Path, Path]] = set()
+    for file in images:
+        for above in {file.parent, file.parent.parent} - {folder.parent}:
+            other = first.setdefault((above, file.stem.casefold()), file)
+            pair = other.parent, file.parent
+            if other.parent == file.parent or pair in compared or len(compared) == COMPARED:
+                continue
+            compared.add(pair)
+            looks = [_looks_like_a_mask(path) for path in (other, file)]
+            if sum(looks) == 1:
+                mask = (other, file)[looks.index(True)]
+                raise UserError(
+                    mask,
+                    "looks like a mask: another folder beside or above has an image of this name",
+                    f"rename its folder {mask.parent.name} to masks, or the file if it is an image",
+                )
 
 
 def check_twins(images: Sequence[Path]) -> None:
@@ -120,16 +195,16 @@ class Masks:
         own = [path for path in self._folders if normalize_name(path.name) == normalize_name(folder.name)]
         return [mask for path in own for mask in self._folders.pop(path)]
 
-    def assign(self, folder: Path, images: list[Path], beside: list[Path]) -> None:
+    def assign(self, folder: Path, images: list[Path], beside: dict[Path, Path]) -> None:
         """Match the images of a defect to their masks.
 
         Args:
-            folder: the defect's folder in test/. images: its images. beside: masks stored in the same folder; those in
-                the mask folder of the same name are added.
+            folder: the defect's folder in test/. images: its images. beside: masks stored in the same folder -> folder
+                of their images; those in the mask folder of the same name are added.
         """
         mask_folder = self._folder_of(folder)
         self._images[folder] = images, mask_folder
-        subfolders_of = {mask: _image_subfolder(mask, folder) for mask in beside}
+        subfolders_of = {mask: parent.relative_to(folder) for mask, parent in beside.items()}
         if mask_folder:
             subfolders_of |= {mask: mask.parent.relative_to(mask_folder) for mask in self._folders.pop(mask_folder)}
         self._match(subfolders_of, images, folder)
@@ -249,12 +324,6 @@ class Masks:
             preferred = [mask for has_image_name, mask in own if not has_image_name]
             self.found[path] = preferred or [mask for _, mask in own]
             self._unmatched += [mask for _, mask in own if mask not in self.found[path]]
-
-
-def _image_subfolder(mask: Path, folder: Path) -> Path:
-    """Subfolder, relative to the defect's folder, with the image of a mask that is stored in the same folder."""
-    subfolder = mask.parent.relative_to(folder)
-    return subfolder.parent if normalize_name(subfolder.name) in MASK_FOLDERS else subfolder
 
 
 def _owner(mask: Path, images: Sequence[Path], masks: Sequence[Path]) -> Path:

@@ -68,7 +68,7 @@ def list_validation(category: Path, notes: DatasetNotes | None = None) -> list[P
 def _nominal_files(folder: Path, notes: DatasetNotes) -> list[Path]:
     files = []
     for good in nominal_folders(folder, notes):
-        images, masks = split_images_and_masks(images_below(good, notes))
+        images, masks = split_images_and_masks(good, images_below(good, notes), notes)
         for mask in masks:
             notes.skip("masks beside nominal images", f"{folder.name}/{name_in(mask, folder)}")
         check_twins(images)
@@ -166,14 +166,14 @@ def list_test(category: Path, notes: DatasetNotes | None = None) -> list[TestSam
     masks = Masks(category, notes)
     samples, nominal = [], nominal_folders(test, notes)
     for folder in nominal:
-        images, beside = split_images_and_masks(images_below(folder, notes))
+        images, beside = split_images_and_masks(folder, images_below(folder, notes), notes)
         check_twins(images)
         _check_nominal_masks([*beside, *masks.of_nominal(folder)])
         samples += [TestSample(path, False, name_in(path, category)) for path in images]
     for folder in (path for path in subfolders(test) if path not in nominal):
         if normalize_name(folder.name) in MASK_FOLDERS:
             raise UserError(folder, "looks like a folder of masks", f"move it to {category / 'ground_truth'}")
-        images, beside = split_images_and_masks(images_below(folder, notes))
+        images, beside = split_images_and_masks(folder, images_below(folder, notes), notes)
         if not images:
             notes.skip("folders without images", name_in(folder, category))
         if beside:

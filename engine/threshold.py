@@ -11,8 +11,8 @@ import numpy as np
 from tqdm import tqdm
 
 from config import Config, Metrics, map_settings, threshold_settings
-from data.folders import category_folder, images_below
-from data.mask_matching import and_n_more, name_in
+from data.folders import DatasetNotes, category_folder, images_below
+from data.mask_matching import and_n_more, name_in, split_images_and_masks
 from data.mvtec import TestSample, list_nominal, list_validation, split_nominal
 from evaluation.metrics import image_score
 from evaluation.thresholds import (
@@ -61,7 +61,12 @@ def run_on(config: Config, folder: Path) -> Path:
     Raises:
         UserError: no images there, one that cannot be read, or all of them were trained on.
     """
-    files = images_below(folder)
+    notes = DatasetNotes()
+    files, masks = split_images_and_masks(folder, images_below(folder, notes), notes)
+    for mask in masks:
+        notes.skip("masks beside nominal images", mask.relative_to(folder).as_posix())
+    for line in notes.lines():
+        print(f"{folder}: {line}")
     if not files:
         raise UserError(f"--nominal {folder}", "no images there", "name a folder of nominal images")
     config = config.with_values({"metrics.threshold": False})  # earlier thresholds are not needed

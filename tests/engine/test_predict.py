@@ -209,6 +209,7 @@ def test_thresholds_from_other_nominal_images_are_kept_beside_the_old_ones(ready
     station, rng = ready / "station 2", np.random.default_rng(1)
     for i in range(5):
         write(station / f"{i}.png", rng.integers(150, 200, (40, 48, 3), dtype=np.uint8))
+    write(station / "masks/0.png", np.zeros((40, 48), np.uint8))  # no nominal image
     shutil.copy(ready / "mvtec/tile/train/good/000.png", station / "copy.png")
     shutil.copy(ready / "mvtec/tile/train/good/003.png", station / "copy2.png")
     old = (ready / "checkpoints/tile/tiny/thresholds/checkpoint_2/no_masking.json").read_text()

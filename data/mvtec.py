@@ -15,9 +15,11 @@ import numpy as np
 
 from data import image_io
 from data.folders import IMAGE_SUFFIXES, DatasetNotes, images_below, nominal_folders, normalize_name, subfolders
-from data.mask_matching import MASK_FOLDERS, Masks, and_n_more, check_twins, name_in, split_images_and_masks
+from data.mask_files import MASK_FOLDERS, check_twins, split_images_and_masks
+from data.mask_matching import Masks, and_n_more, name_in
 from runtime.device import core_count
 from runtime.errors import UserError
+from runtime.names import composed
 
 VALIDATION_FOLDERS = {"validation", "valid", "val"}  # as `normalize_name` returns them
 SOME = 20  # number of test images whose bit depth is checked
@@ -79,13 +81,13 @@ def _nominal_files(folder: Path, notes: DatasetNotes) -> list[Path]:
 def image_key(category: Path, file: Path) -> str:
     """Name of a nominal image in a checkpoint, never that of another: its path below train/, or within the category."""
     name = file.relative_to(category)
-    return Path(*name.parts[1:]).as_posix() if name.parts[0] == "train" else name.as_posix()
+    return composed(Path(*name.parts[1:]).as_posix() if name.parts[0] == "train" else name.as_posix())
 
 
 def nominal_name(category: Path, file: Path) -> str:
     """What `data.split_by` is matched with: the path of an image within train/good, or else within the category."""
     name = file.relative_to(category)
-    return Path(*name.parts[2:]).as_posix() if name.parts[0] == "train" else name.as_posix()
+    return composed(Path(*name.parts[2:]).as_posix() if name.parts[0] == "train" else name.as_posix())
 
 
 def split_nominal(

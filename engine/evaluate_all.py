@@ -26,6 +26,7 @@ from reporting.result import CURVES, read_record
 from reporting.summary import Found
 from runtime.errors import UserError, format_error
 from runtime.files import remove_leftovers, run_lock
+from runtime.names import composed
 
 Key = tuple[str, str, str]  # category, checkpoint, technique; empty where a failure concerns all
 
@@ -296,7 +297,7 @@ def current_results(results: Path, config: Config, failed: dict[Key, str]) -> tu
     listed: dict[str, list[TestSample]] = {}
     prepared: dict[tuple, Prepared] = {}
     for folder in sorted(results.glob("*/checkpoint_*/*")):
-        name, epoch = folder.parent.parent.name, folder.parent.name.removeprefix("checkpoint_")
+        name, epoch = composed(folder.parent.parent.name), folder.parent.name.removeprefix("checkpoint_")
         key = (name, epoch, folder.name)
         if folder.name not in by_name or failed.keys() & {key, (name, "", ""), (name, epoch, "")}:
             continue

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from config import Config
 from data import image_io
+from data.folders import category_folder
 from data.mvtec import list_nominal
 from evaluation.metrics import SCORE_WINDOW
 from inference import networks
@@ -140,7 +141,7 @@ def _example_images(detector: Detector) -> list[np.ndarray]:
     """A few training images; none where the dataset is not available."""
     config = detector.config
     with suppress(UserError, OSError):
-        files = list_nominal(Path(config.data.data_path) / config.data.category)[:3]
+        files = list_nominal(category_folder(Path(config.data.data_path), config.data.category))[:3]
         white_level = config.data.known_white_level
         return [image_io.read_image(file, white_level=white_level) for file in files]
     return []

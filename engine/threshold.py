@@ -12,7 +12,8 @@ from tqdm import tqdm
 
 from config import Config, Metrics, map_settings, threshold_settings
 from data.folders import DatasetNotes, category_folder, images_below
-from data.mask_matching import and_n_more, name_in, split_images_and_masks
+from data.mask_files import split_images_and_masks
+from data.mask_matching import and_n_more, name_in
 from data.mvtec import TestSample, list_nominal, list_validation, split_nominal
 from evaluation.metrics import image_score
 from evaluation.thresholds import (

@@ -11,6 +11,7 @@ from inference.checkpoint import Checkpoint
 from inference.preprocessing import Technique
 from runtime.errors import UserError
 from runtime.files import write_text
+from runtime.names import composed
 from runtime.provenance import Content, Provenance
 from runtime.version import program_version
 
@@ -49,7 +50,7 @@ def path_of(run: Path, checkpoint_name: str, technique: Technique, nominal: str 
 
     nominal: name of the folder of nominal images that they come from, None for the held-out ones.
     """
-    name = technique.name + (f"_from_{nominal}" if nominal else "")
+    name = technique.name + (f"_from_{composed(nominal)}" if nominal else "")
     return run / "thresholds" / f"checkpoint_{checkpoint_name}" / f"{name}.json"
 
 

@@ -15,6 +15,7 @@ from inference.checkpoint import TrainingImages
 from registration.register import RegisteredTrainingImages, Registration
 from runtime import provenance
 from runtime.errors import UserError
+from runtime.names import composed
 from runtime.provenance import Provenance
 from synthesis import AnomalySynthesizer
 from training.state import FOLDERS, TrainingSource
@@ -109,7 +110,8 @@ def _held_out_before(kept: TrainingImages, category: Path, nominal: list[Path]) 
     An image is known by name and content together, since copies of it may have been trained on. One that is not known
     so is new or renamed: it is held out if its content was.
     """
-    trained, held_out = kept.training.items(), set(kept.held_out.values())
+    trained = {(composed(name), digest) for name, digest in kept.training.items()}
+    held_out = set(kept.held_out.values())
     return {
         file
         for file, digest in zip(nominal, provenance.file_digests(nominal), strict=True)
@@ -119,7 +121,7 @@ def _held_out_before(kept: TrainingImages, category: Path, nominal: list[Path]) 
 
 def training_provenance(config: Config, files: list[Path], textures: list[Path]) -> Provenance:
     """What a training would be made from with the current settings and files."""
-    settings = weight_settings(config) | {key: Path(config[key]).resolve().as_posix() for key in FOLDERS}
+    settings = weight_settings(config) | {key: composed(Path(config[key]).resolve().as_posix()) for key in FOLDERS}
     return Provenance(pictures=provenance.content(files), textures=provenance.content(textures), settings=settings)
 
 

@@ -104,7 +104,8 @@ def run(config: Config) -> None:
             print(line)
         if config.data.image_registration:
             findings.attempt(lambda: _print_registration(settled, files, test or [], reference))
-        _print_false_positive_estimate(config, len(files.held_out))
+        images = files.digests()  # copies say nothing new, and those of training images are left out
+        _print_false_positive_estimate(config, len(set(images.held_out.values()) - set(images.training.values())))
         if not findings.problems:
             print(f"recipe: {recipe(config)}")
             _print_time(settled, files)

@@ -123,7 +123,8 @@ def nominal_images(config: Config, ckpt: CheckpointMetadata) -> tuple[list[TestS
                 held_out = [there[digest] for digest in {digests[file] for file in validation} - trained]
         else:  # weights of another dataset: trained on none of these
             held_out = list(there.values())
-    samples = [TestSample(file, False, name_in(file, category)) for file in sorted(held_out or own)]
+    of_content = dict(zip(provenance.file_digests(held_out or own), held_out or own, strict=True))
+    samples = [TestSample(file, False, name_in(file, category)) for file in sorted(of_content.values())]
     return samples, None if ckpt.images is None else bool(held_out)
 
 

@@ -12,6 +12,7 @@ from conftest import rows_of, write
 from messages import assert_line, assert_names, assert_user_error, lines_with
 from PIL import Image
 
+from engine.predict import _compared
 from inference import checkpoint
 from inference.detector import Detector
 
@@ -246,6 +247,14 @@ def test_thresholds_from_other_nominal_images_are_kept_beside_the_old_ones(ready
 
 def rows_limit(rows):
     return float(rows[0]["threshold"])
+
+
+@pytest.mark.parametrize("count", [1, 9])
+def test_too_few_scores_are_compared_with_nothing(count):
+    """One score above all others had 'no significant difference' at a distance of 1."""
+    [line] = _compared([0.9] * count, list(np.linspace(0, 0.5, 40)))
+    assert_names(line, "1.00", 40, "too few to say", count, 10)
+    assert "significant" not in line
 
 
 def test_scores_that_differ_significantly_from_those_of_the_thresholds_are_reported(ready, cli, plant):

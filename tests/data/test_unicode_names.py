@@ -17,7 +17,8 @@ from data.folders import (
     list_textures,
     normalize_name,
 )
-from data.mvtec import list_nominal, list_test, split_nominal
+from data.mvtec import TestSample, list_nominal, list_test, split_nominal
+from engine import detection
 from inference.checkpoint import TrainingImages
 from inference.preprocessing import Preprocessor, configured
 from inference.threshold_file import path_of
@@ -118,6 +119,16 @@ def test_names_in_regular_expressions_and_in_checkpoints(root, forms):
     decomposed[unicodedata.normalize("NFD", f"good/{copy.name}")] = file_digest(copy)
     kept = TrainingImages(decomposed, before.held_out)
     assert split(config, find_files(config), kept).held_out == held_out
+
+
+def test_results_of_renamed_test_images_stay_valid(root, forms):
+    config, digests = settings(root, forms), []
+    for name in (NFC, NFD):
+        path = write(root / f"{name}.png", MASK)
+        samples = [TestSample(path, True, f"test/spot/{name}.png", (path,))]
+        technique = configured(config)
+        digests.append(detection.provenance_of("", Preprocessor(config, [technique]), technique, samples, None, []))
+    assert not digests[0].differences(digests[1])
 
 
 def test_results_copied_from_another_system_are_those_in_the_summary(root, forms):

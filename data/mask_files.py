@@ -12,8 +12,9 @@ from runtime.names import composed
 # Names of folders of masks, as `normalize_name` returns them.
 MASK_FOLDERS = {"groundtruth", "gt", "mask", "masks", "label", "labels", "annotation", "annotations", "segmentation"}
 MASK_FOLDERS |= {"groundtruths", "gts", "segmentations", "seg", "anno", "annos"}
-COMPARED = 4  # pairs of subfolders
+# Of folders with the shape of what is in the images.
 DEPTH_FOLDERS = {"xyz", "depth", "depths", "depthmap", "depthmaps", "pointcloud", "pointclouds"}
+COMPARED = 4  # pairs of subfolders, at most, of which one image is read
 # Names of masks: <stem>_mask and common variants, with a number at the end where an image has several masks.
 _WORDS = "masks?|gt|ground[_-]?truth|labels?|seg|segmentation|annotation"
 MASK_ENDING = re.compile(rf"^(.+?)[ ._-]+(?:{_WORDS})([ ._-]?\d+)?$", re.IGNORECASE)
@@ -109,7 +110,7 @@ def _by_place(folder: Path, images: Sequence[Path]) -> dict[tuple[Path, tuple[st
 def _check_subfolders(folder: Path, images: Sequence[Path]) -> None:
     """UserError if subfolders have images of the same names, and those in one of them look like masks.
 
-    One image of each is read, and only of the first few subfolders.
+    One image of each is read, and only of the first COMPARED pairs.
     """
     first: dict[tuple[Path, str], Path] = {}
     compared: set[tuple[Path, Path]] = set()

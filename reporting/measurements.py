@@ -131,16 +131,15 @@ class Measurements:
         nominal, anomalous = (int(np.sum(self.labels == label)) for label in (0, 1))
         counts = {"true_positives": anomalous, "false_negatives": anomalous}
         counts |= {"true_negatives": nominal, "false_positives": nominal}
-        if count := counts.get(key):
-            low, high = bootstrap.share_interval(values[key] / count, count)
+        if key in counts:
+            count = counts[key]
+            low, high = bootstrap.share_interval(values[key] / max(count, 1), count)
             return low * count, high * count
         if key == "accuracy":
             return bootstrap.share_interval(values[key], len(self.samples))
         if key == metrics.HIT_RATE:
             called = self.scores > (np.inf if values["image_threshold"] is None else values["image_threshold"])
             return bootstrap.share_interval(values[key], int(np.sum(called & ~np.isnan(self._hits))))
-        if key in counts:  # of no image
-            return 0.0, 0.0
         if key in (*metrics.PIXEL_KEYS, *metrics.PIXEL_KEYS_AT_THRESHOLD):
             return bootstrap.interval(drawn, base, values[key], max(int(self.labels[self._counted].sum()), 1))
         return bootstrap.interval(drawn, base, values[key], min(filter(None, (nominal, anomalous))))

@@ -212,7 +212,7 @@ def list_textures(folder: Path, notes: DatasetNotes | None = None, data_path: Pa
     categories = set()
     if data_path:
         categories = {Path(as_on_disk(f"{data_path}/{name}")).resolve() for name in list_categories(data_path)}
-    for parent in dict.fromkeys(file.parent for file in files):
+    for parent in dict.fromkeys((file.resolve() if file.is_symlink() else file).parent for file in files):
         if categories & {parent.resolve(), *parent.resolve().parents}:
             raise UserError(
                 f"data.anomaly_source_path = {folder}",

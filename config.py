@@ -11,6 +11,7 @@ import config_types as kinds
 from config_types import Affects
 from evaluation.thresholds import OPTIMAL
 from runtime.errors import UserError
+from runtime.names import as_on_disk
 
 TRAINED_WITH = "the checkpoint's settings"  # what `source_of` says of settings that a checkpoint brought along
 
@@ -154,7 +155,7 @@ class Config(_Section):
     @property
     def run_folder(self) -> Path:
         """Where this category's run is kept."""
-        return Path(self.data.checkpoint_path) / self.data.category / self.data.run_name
+        return Path(as_on_disk(f"{self.data.checkpoint_path}/{self.data.category}/{self.data.run_name}"))
 
     def __getitem__(self, key: str) -> Any:
         """Value of `section.key`."""

@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
 from pydantic.fields import FieldInfo
 
 from evaluation.thresholds import MANUAL, NOMINAL_KINDS
+from runtime.names import as_on_disk, composed
 
 
 @dataclass(frozen=True)
@@ -51,13 +52,13 @@ NOMINAL_THRESHOLDS, MANUAL_THRESHOLDS = Affects(("thresholds",)), Affects(("thre
 def _path(value: str) -> str:
     if not value.strip():
         raise ValueError("must not be empty")
-    return value.replace("\\", "/")
+    return as_on_disk(value.replace("\\", "/"))
 
 
 def _name(value: str) -> str:
     if not value.strip() or set(value) & set('/\\:*?"<>|') or value in (".", ".."):
         raise ValueError("must be a plain folder name")
-    return value
+    return composed(value)
 
 
 def _img_size(value: Any) -> Any:
@@ -82,7 +83,7 @@ def _tile_size(value: Any, info: ValidationInfo) -> Any:
 def _load_epoch(value: Any) -> Any:
     if (type(value) is int and value >= 1) or (isinstance(value, str) and value.strip()):
         # The command line gives text only.
-        return int(value) if str(value).isdecimal() and int(value) >= 1 else str(value).replace("\\", "/")
+        return int(value) if str(value).isdecimal() and int(value) >= 1 else _path(str(value))
     raise ValueError("must be last, an epoch from 1, or the path of a checkpoint")
 
 
@@ -118,7 +119,7 @@ def _split_by(value: str | None) -> str | None:
     if value is None:
         return None
     try:
-        groups = re.compile(value).groups
+        groups = re.compile(value := composed(value)).groups
     except re.error as error:
         raise ValueError(f"must be a regular expression ({error})") from error
     if not groups:

@@ -76,7 +76,7 @@ class AnomalySynthesizer:
     ):
         if not len(textures):
             raise ValueError("synthesis needs at least one texture")
-        self.textures = read_all(textures, image_size)
+        self.textures = read_all(textures, image_size, "own")
         self.image_size = (image_size[0], image_size[1])
         self.cut, self.max_rotation, self.settings, self.own_images = cut, max_rotation, settings, own_images
         self._is_gray = settings.gray_textures == "auto" and len(own_images) > 0 and are_gray(own_images)

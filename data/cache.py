@@ -151,7 +151,7 @@ class DecodedImages(ArrayCache):
         title: str,
         files: Sequence[Path],
         size: tuple[int, int],
-        white_level: float | None = None,
+        white_level: float | str | None = None,
         limit: int | None = None,
     ):
         self.files, self.size, self.white_level = list(files), size, white_level

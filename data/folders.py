@@ -4,9 +4,11 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 from runtime.errors import UserError
+from runtime.names import as_on_disk, composed
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".jpe", ".bmp", ".dib", ".tif", ".tiff", ".webp", ".jp2", ".exr", ".avif"}
 IMAGE_SUFFIXES |= {".gif", ".pgm", ".ppm", ".pbm", ".pnm", ".pam", ".hdr", ".ras", ".sr"}
@@ -50,7 +52,7 @@ class DatasetNotes:
 
 def normalize_name(name: str) -> str:
     """A name in lower case, without spaces and punctuation: 'Broken-Large' -> 'brokenlarge'."""
-    return re.sub(r"[\W_]", "", name.casefold())
+    return re.sub(r"[\W_]", "", composed(name).casefold())
 
 
 def is_visible_folder(name: str) -> bool:
@@ -144,13 +146,16 @@ def nominal_folders(folder: Path, notes: DatasetNotes | None = None) -> list[Pat
 
 
 def list_categories(data_path: Path) -> list[str]:
-    """Names of the folders in `data_path` that contain train/good, sorted."""
-    return [path.name for path in subfolders(data_path) if nominal_folders(path / "train")]
+    """Names (composed) of the folders in `data_path` that contain train/good, sorted; UserError if two are the same."""
+    names = sorted(composed(path.name) for path in subfolders(data_path) if nominal_folders(path / "train"))
+    if doubled := next((name for name, other in pairwise(names) if name == other), None):
+        raise UserError(data_path, f"two folders are called {doubled}, in different forms of Unicode", "rename one")
+    return names
 
 
 def category_folder(data_path: Path, category: str) -> Path:
     """Folder of a category; UserError if it has no train/good, with the categories that exist."""
-    folder = data_path / category
+    folder = Path(as_on_disk(f"{data_path}/{category}"))
     if nominal_folders(folder / "train"):
         return folder
     for path in (data_path, folder, folder / "train", folder / "train" / "good"):
@@ -177,16 +182,23 @@ def category_folder(data_path: Path, category: str) -> Path:
 
 def chosen_categories(data_path: Path, names: Sequence[str] | None) -> list[str]:
     """The named categories without duplicates, or all that exist; UserError if one does not exist, or none exists."""
-    present = list_categories(data_path)
-    for name in names or ():
+    present, names = list_categories(data_path), [composed(name) for name in names or ()]
+    for name in names:
         if name not in present:
             category_folder(data_path, name)
             raise UserError(f"--categories {name}", "must be a plain folder name", f"choose from: {', '.join(present)}")
     return list(dict.fromkeys(names)) if names else present or [category_folder(data_path, "*").name]
 
 
-def list_textures(folder: Path, notes: DatasetNotes | None = None) -> list[Path]:
-    """Texture images at any depth below `folder`, sorted; UserError if there are none."""
+def list_textures(folder: Path, notes: DatasetNotes | None = None, data_path: Path | None = None) -> list[Path]:
+    """Texture images at any depth below `folder`, sorted.
+
+    Args:
+        data_path: folder of the dataset, whose categories must not be among the textures; None: not checked.
+
+    Raises:
+        UserError: there are none, or some are images or masks of a category.
+    """
     files = images_below(folder, notes)
     if not files:
         problem = "is a file, not a folder" if folder.is_file() else "contains no texture images"
@@ -197,4 +209,14 @@ def list_textures(folder: Path, notes: DatasetNotes | None = None) -> list[Path]
             'python -c "from data_loader import fetch_dtd; fetch_dtd()"   (by hand: put the images folder of '
             "DTD r1.0.1 at dtd/images)",
         )
+    categories = set()
+    if data_path:
+        categories = {Path(as_on_disk(f"{data_path}/{name}")).resolve() for name in list_categories(data_path)}
+    for parent in dict.fromkeys((file.resolve() if file.is_symlink() else file).parent for file in files):
+        if categories & {parent.resolve(), *parent.resolve().parents}:
+            raise UserError(
+                f"data.anomaly_source_path = {folder}",
+                f"{parent} belongs to the dataset in {data_path}: its images and masks would be taken as textures",
+                "set it to a folder of other images, outside of the dataset",
+            )
     return files

@@ -30,12 +30,13 @@ UPRIGHT = {  # EXIF orientation -> function that turns the image upright
 }
 EIGHT_BIT = ("WEBP", "GIF", "AVIF")  # Pillow's names; JPEG and BMP are recognized by their first bytes
 LOSSY = ("JPEG", "MPO", "WEBP", "AVIF")
+BIT_DEPTHS = (8, 10, 12, 14, 16)  # of values in files of more than 8 bits
 TOO_BRIGHT = 0.01  # largest share of values above white that is clipped without an error
 # One filter for all lines: trying every filter on each line takes twice as long and makes files 3 % smaller.
 PNG_FILTER = [cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_UP] if hasattr(cv2, "IMWRITE_PNG_FILTER") else []
 
 
-def read_image(path: Path, size: tuple[int, int] | None = None, white_level: float | None = None) -> np.ndarray:
+def read_image(path: Path, size: tuple[int, int] | None = None, white_level: float | str | None = None) -> np.ndarray:
     """Read an image file: uint8 (H, W, 3), BGR, turned upright as its EXIF orientation says.
 
     A gray image gets three equal channels. An alpha channel is dropped.
@@ -43,7 +44,7 @@ def read_image(path: Path, size: tuple[int, int] | None = None, white_level: flo
     Args:
         size: (height, width) to resize to, with linear interpolation; None: the image keeps its size.
         white_level: value of white in files with more than 8 bits per channel, scaled to 255. None: 65535 for 16-bit
-            images, 1.0 for float images.
+            images, 1.0 for float images. 'own': found in this file alone, for textures.
 
     Raises:
         UserError: the file cannot be decoded, has several pages, or more than 1 % of its values are above white.
@@ -52,7 +53,9 @@ def read_image(path: Path, size: tuple[int, int] | None = None, white_level: flo
     if not _has_high_bit_depth(path, data):
         image = _decode(path, data, cv2.IMREAD_COLOR)
     else:
-        image = _to_bgr(_to_eight_bits(path, _decode_as_stored(path, data), white_level))
+        stored = _to_bgr(_decode_as_stored(path, data))
+        white = _own_white_level(stored) if isinstance(white_level, str) else white_level
+        image = _to_eight_bits(path, stored, white)
     return image if size is None else resize(image, size)
 
 
@@ -151,7 +154,7 @@ def _page_count(header: Image.Image) -> int:
 
 
 def _to_bgr(image: np.ndarray) -> np.ndarray:
-    """Image uint8 (H, W) or (H, W, C), any number of channels -> contiguous (H, W, 3)."""
+    """Image (H, W) or (H, W, C) of any type and number of channels -> contiguous (H, W, 3)."""
     channels = 1 if image.ndim == 2 else image.shape[2]
     if channels <= 2:  # gray, perhaps with alpha
         gray = image if image.ndim == 2 else image[..., 0]
@@ -175,6 +178,13 @@ def _to_eight_bits(path: Path, image: np.ndarray, white_level: float | None) -> 
             "set data.white_level to the value of white in these images, and train with it",
         )
     return np.minimum(np.rint(image * (255.0 / white)), 255).astype(np.uint8)
+
+
+def _own_white_level(image: np.ndarray) -> float:
+    """Value of white that at most TOO_BRIGHT of an image is above: 1.0 or a number of bits, else its own brightest."""
+    highest = float(np.quantile(image, 1 - TOO_BRIGHT, method="higher"))
+    whites = (1.0,) if image.dtype.kind == "f" else (float(2**bits - 1) for bits in BIT_DEPTHS)
+    return next((white for white in whites if highest <= white), highest)
 
 
 def has_high_bit_depth(path: Path) -> bool:
@@ -218,15 +228,17 @@ def find_white_level(paths: Sequence[Path]) -> float | None:
     if len(are_floats) > 1 or not 64 <= highest < 2**16:
         values = "integers in some files, floats in others" if len(are_floats) > 1 else f"values up to {highest:g}"
         raise UserError(files[0].parent, f"{values}: which value is white is ambiguous", "set data.white_level")
-    bits = next(bits for bits in (8, 10, 12, 14, 16) if highest < 2**bits)
+    bits = next(bits for bits in BIT_DEPTHS if highest < 2**bits)
     return None if are_floats == {False} and bits == 16 else float(2**bits - 1)
 
 
-def read_all(images: Sequence[Path | np.ndarray], size: tuple[int, int]) -> Sequence[np.ndarray]:
-    """Images uint8 (H, W, 3): files are read and resized to `size` (height, width), arrays are returned unchanged."""
+def read_all(
+    images: Sequence[Path | np.ndarray], size: tuple[int, int], white_level: str | None = None
+) -> Sequence[np.ndarray]:
+    """Images uint8 (H, W, 3): files are read as by `read_image`, arrays are returned unchanged."""
     if isinstance(images[0], np.ndarray):
         return cast(Sequence[np.ndarray], images)
-    return [read_image(file, size) for file in cast(Sequence[Path], images)]
+    return [read_image(file, size, white_level) for file in cast(Sequence[Path], images)]
 
 
 def decode_mask_file(path: Path) -> DecodedMask:

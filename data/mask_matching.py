@@ -1,20 +1,13 @@
 """Match the ground-truth masks of a category to its images. docs/data.md lists the accepted layouts and names."""
 
 import difflib
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from data import image_io
 from data.folders import DatasetNotes, images_below, normalize_name, subfolders
+from data.mask_files import MASK_FOLDERS, check_twins, fold, mask_stems, subfolders_in
 from runtime.errors import UserError
-
-# Names of folders of masks, as `normalize_name` returns them.
-MASK_FOLDERS = {"groundtruth", "gt", "mask", "masks", "label", "labels", "annotation", "annotations", "segmentation"}
-# Names of masks: <stem>_mask and common variants, with a number at the end where an image has several masks.
-_WORDS = "masks?|gt|ground[_-]?truth|labels?|seg|segmentation|annotation"
-MASK_ENDING = re.compile(rf"^(.+?)[ ._-]+(?:{_WORDS})([ ._-]?\d+)?$", re.IGNORECASE)
-MASK_BEGINNING = re.compile(r"^masks?[ ._-]+(.+)$", re.IGNORECASE)
+from runtime.names import composed
 
 
 def name_in(path: Path, category: Path) -> str:
@@ -25,59 +18,6 @@ def name_in(path: Path, category: Path) -> str:
 def and_n_more(items: Sequence) -> str:
     """Text to append to the name of the first item: ' (and 3 more)'; empty for a single item."""
     return f" (and {len(items) - 1} more)" if len(items) > 1 else ""
-
-
-def _mask_stems(stem: str) -> Iterator[str]:
-    """Stems, in lower case, that the image of a mask with this stem can have, the most likely first."""
-    yield stem.casefold()
-    for pattern in (MASK_ENDING, MASK_BEGINNING):
-        if match := pattern.match(stem):
-            yield match[1].casefold()
-
-
-def split_images_and_masks(files: Sequence[Path]) -> tuple[list[Path], list[Path]]:
-    """Separate the images in a folder from masks stored with them.
-
-    A mask is <stem>_mask next to <stem>, or a file of a matching name in a subfolder named as in `MASK_FOLDERS`.
-
-    Returns:
-        images and masks, each in the order of `files`.
-    """
-    stems = {(file.parent, file.stem.casefold()) for file in files}
-    images: list[Path] = []
-    masks: list[Path] = []
-    for file in files:
-        own, *others = _mask_stems(file.stem)
-        is_beside = any((file.parent, stem) in stems for stem in others)
-        in_folder = normalize_name(file.parent.name) in MASK_FOLDERS
-        in_folder = in_folder and any((file.parent.parent, stem) in stems for stem in (own, *others))
-        (masks if is_beside or in_folder else images).append(file)
-    return images, masks
-
-
-def check_twins(images: Sequence[Path]) -> None:
-    """UserError if two images have names that differ only in the suffix, and one of them looks like a mask."""
-    groups: dict[Path, list[Path]] = {}
-    for path in images:
-        groups.setdefault(path.with_suffix(""), []).append(path)
-    for group in groups.values():
-        masks = [path for path in group if _looks_like_a_mask(path)] if len(group) > 1 else []
-        if 0 < len(masks) < len(group):
-            mask, image = masks[0], next(path for path in group if path not in masks)
-            raise UserError(
-                mask,
-                f"looks like the mask of {image.name}",
-                f"move it to ground_truth/{mask.parent.name}/{mask.stem}_mask{mask.suffix}, or rename it if it is an "
-                "image",
-            )
-
-
-def _looks_like_a_mask(path: Path) -> bool:
-    try:
-        image_io.decode_mask_file(path)
-    except UserError:
-        return False
-    return True
 
 
 class Masks:
@@ -120,23 +60,24 @@ class Masks:
         own = [path for path in self._folders if normalize_name(path.name) == normalize_name(folder.name)]
         return [mask for path in own for mask in self._folders.pop(path)]
 
-    def assign(self, folder: Path, images: list[Path], beside: list[Path]) -> None:
+    def assign(self, folder: Path, images: list[Path], beside: dict[Path, Path]) -> None:
         """Match the images of a defect to their masks.
 
         Args:
-            folder: the defect's folder in test/. images: its images. beside: masks stored in the same folder; those in
-                the mask folder of the same name are added.
+            folder: the defect's folder in test/. images: its images. beside: masks stored in the same folder -> folder
+                of their images; those in the mask folder of the same name are added.
         """
         mask_folder = self._folder_of(folder)
         self._images[folder] = images, mask_folder
-        subfolders_of = {mask: _image_subfolder(mask, folder) for mask in beside}
+        subfolders_of = {mask: parent.relative_to(folder) for mask, parent in beside.items()}
         if mask_folder:
             subfolders_of |= {mask: mask.parent.relative_to(mask_folder) for mask in self._folders.pop(mask_folder)}
         self._match(subfolders_of, images, folder)
 
     def _folder_of(self, folder: Path) -> Path | None:
         """The mask folder of a defect: of the same name, or one that differs only in case and punctuation."""
-        exact = [path for path in self._folders if path.name == folder.name]
+        exact = [path for path in self._folders if composed(path.name) == composed(folder.name)]
+        exact = [path for path in exact if path.name == folder.name] or exact
         alike = exact or [path for path in self._folders if normalize_name(path.name) == normalize_name(folder.name)]
         if len(alike) > 1:
             raise UserError(
@@ -155,9 +96,9 @@ class Masks:
         for images, _ in self._images.values():
             for path in images:
                 if path not in self.found:
-                    by_stem.setdefault(path.stem.casefold(), []).append(path)
+                    by_stem.setdefault(fold(path.stem), []).append(path)
         for mask in self._loose:
-            owners = next((by_stem[stem] for stem in _mask_stems(mask.stem) if stem in by_stem), [])
+            owners = next((by_stem[stem] for stem in mask_stems(mask.stem) if stem in by_stem), [])
             if len(owners) > 1:
                 raise UserError(
                     mask,
@@ -222,17 +163,17 @@ class Masks:
         by_subfolder: dict[tuple[Path, str], list[Path]] = {}
         by_stem: dict[str, list[Path]] = {}
         for path in images:
-            for stem in {path.stem.casefold(), path.name.casefold()}:  # a mask's name may include the image's suffix
-                by_subfolder.setdefault((path.parent.relative_to(folder), stem), []).append(path)
+            for stem in {fold(path.stem), fold(path.name)}:  # a mask's name may include the image's suffix
+                by_subfolder.setdefault((Path(*subfolders_in(folder, path)), stem), []).append(path)
                 by_stem.setdefault(stem, []).append(path)
         matched: dict[Path, list[tuple[bool, Path]]] = {}
         ambiguous: dict[Path, tuple[list[Path], bool]] = {}  # masks of images whose names differ only in the suffix
         for mask, subfolder in subfolders_of.items():
-            stems = list(_mask_stems(mask.stem))
+            stems, subfolder = list(mask_stems(mask.stem)), Path(composed(str(subfolder)))
             owners = next((by_subfolder[subfolder, stem] for stem in stems if (subfolder, stem) in by_subfolder), None)
-            has_image_name = owners is not None and stems[0] in (owners[0].stem.casefold(), owners[0].name.casefold())
+            has_image_name = owners is not None and stems[0] in (fold(owners[0].stem), fold(owners[0].name))
             # A folder named after an image contains one mask for each of its defects.
-            owners = owners or by_subfolder.get((subfolder.parent, subfolder.name.casefold()))
+            owners = owners or by_subfolder.get((subfolder.parent, fold(subfolder.name)))
             owners = owners or next((by_stem[stem] for stem in stems if len(by_stem.get(stem, ())) == 1), None)
             if owners and len(owners) == 1:
                 matched.setdefault(owners[0], []).append((has_image_name, mask))
@@ -249,12 +190,6 @@ class Masks:
             preferred = [mask for has_image_name, mask in own if not has_image_name]
             self.found[path] = preferred or [mask for _, mask in own]
             self._unmatched += [mask for _, mask in own if mask not in self.found[path]]
-
-
-def _image_subfolder(mask: Path, folder: Path) -> Path:
-    """Subfolder, relative to the defect's folder, with the image of a mask that is stored in the same folder."""
-    subfolder = mask.parent.relative_to(folder)
-    return subfolder.parent if normalize_name(subfolder.name) in MASK_FOLDERS else subfolder
 
 
 def _owner(mask: Path, images: Sequence[Path], masks: Sequence[Path]) -> Path:

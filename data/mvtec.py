@@ -9,13 +9,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 
 from data import image_io
 from data.folders import IMAGE_SUFFIXES, DatasetNotes, images_below, nominal_folders, normalize_name, subfolders
-from data.mask_matching import MASK_FOLDERS, Masks, and_n_more, check_twins, name_in, split_images_and_masks
+from data.mask_files import MASK_FOLDERS, check_twins, split_images_and_masks
+from data.mask_matching import Masks, and_n_more, name_in
 from runtime.device import map_in_threads
 from runtime.errors import UserError
+from runtime.names import composed
 
 VALIDATION_FOLDERS = {"validation", "valid", "val"}  # as `normalize_name` returns them
 SOME = 20  # number of test images whose bit depth is checked
@@ -66,7 +69,7 @@ def list_validation(category: Path, notes: DatasetNotes | None = None) -> list[P
 def _nominal_files(folder: Path, notes: DatasetNotes) -> list[Path]:
     files = []
     for good in nominal_folders(folder, notes):
-        images, masks = split_images_and_masks(images_below(good, notes))
+        images, masks = split_images_and_masks(good, images_below(good, notes), notes)
         for mask in masks:
             notes.skip("masks beside nominal images", f"{folder.name}/{name_in(mask, folder)}")
         check_twins(images)
@@ -77,13 +80,13 @@ def _nominal_files(folder: Path, notes: DatasetNotes) -> list[Path]:
 def image_key(category: Path, file: Path) -> str:
     """Name of a nominal image in a checkpoint, never that of another: its path below train/, or within the category."""
     name = file.relative_to(category)
-    return Path(*name.parts[1:]).as_posix() if name.parts[0] == "train" else name.as_posix()
+    return composed(Path(*name.parts[1:]).as_posix() if name.parts[0] == "train" else name.as_posix())
 
 
 def nominal_name(category: Path, file: Path) -> str:
     """What `data.split_by` is matched with: the path of an image within train/good, or else within the category."""
     name = file.relative_to(category)
-    return Path(*name.parts[2:]).as_posix() if name.parts[0] == "train" else name.as_posix()
+    return composed(Path(*name.parts[2:]).as_posix() if name.parts[0] == "train" else name.as_posix())
 
 
 def split_nominal(
@@ -164,14 +167,14 @@ def list_test(category: Path, notes: DatasetNotes | None = None) -> list[TestSam
     masks = Masks(category, notes)
     samples, nominal = [], nominal_folders(test, notes)
     for folder in nominal:
-        images, beside = split_images_and_masks(images_below(folder, notes))
+        images, beside = split_images_and_masks(folder, images_below(folder, notes), notes)
         check_twins(images)
         _check_nominal_masks([*beside, *masks.of_nominal(folder)])
         samples += [TestSample(path, False, name_in(path, category)) for path in images]
     for folder in (path for path in subfolders(test) if path not in nominal):
         if normalize_name(folder.name) in MASK_FOLDERS:
             raise UserError(folder, "looks like a folder of masks", f"move it to {category / 'ground_truth'}")
-        images, beside = split_images_and_masks(images_below(folder, notes))
+        images, beside = split_images_and_masks(folder, images_below(folder, notes), notes)
         if not images:
             notes.skip("folders without images", name_in(folder, category))
         if beside:
@@ -187,8 +190,34 @@ def list_test(category: Path, notes: DatasetNotes | None = None) -> list[TestSam
     return [replace(sample, masks=tuple(masks.found.get(sample.path, ()))) for sample in samples]
 
 
-def with_masks_read(samples: Sequence[TestSample]) -> tuple[list[TestSample], list[str]]:
+def vanishing_regions(mask: np.ndarray, size: tuple[int, int]) -> tuple[int, int]:
+    """How many regions (8-connected) of a mask, bool (H, W), have no pixel left once it is resized; how many it has.
+
+    size: (height, width), of `image_io.resize_mask`.
+    """
+    count, regions = cv2.connectedComponents(mask.view(np.uint8), connectivity=8)
+    left = image_io.resize_mask(mask.view(np.uint8) * np.uint8(255), size)
+    # A pixel that is left has only marked pixels around its center: the nearest one tells its region.
+    rows, columns = (
+        np.rint((np.arange(new) + 0.5) * old / new - 0.5).astype(int).clip(0, old - 1)
+        for new, old in zip(size, mask.shape, strict=True)
+    )
+    kept = np.unique(regions[rows[:, None], columns][left])
+    return count - 1 - len(kept), count - 1
+
+
+def vanishing_note(counts: dict[Path, tuple[int, int]]) -> list[str]:
+    """A sentence about masks whose `vanishing_regions` are not 0; an empty list where there are none."""
+    lost = [f"{gone} of {of} in {mask.parent.name}/{mask.name}" for mask, (gone, of) in counts.items() if gone]
+    total = sum(gone for gone, _ in counts.values())
+    names = ", ".join(lost[:3]) + (", ..." if len(lost) > 3 else "")
+    return [f"masks: {total} regions vanish at data.img_size and count as nominal: {names}"] if lost else []
+
+
+def with_masks_read(samples: Sequence[TestSample], size: tuple[int, int]) -> tuple[list[TestSample], list[str]]:
     """Read all masks, to find the empty ones and those that need a warning.
+
+    size: (height, width) that masks will be resized to.
 
     Returns:
         the samples with `has_empty_mask` set, and one sentence for each kind of warning.
@@ -197,21 +226,22 @@ def with_masks_read(samples: Sequence[TestSample]) -> tuple[list[TestSample], li
         UserError: ambiguous or unreadable masks.
     """
 
-    def read(path: Path) -> tuple[bool, str | None]:
-        """Whether the mask is empty, and the warning."""
+    def read(path: Path) -> tuple[bool, str | None, tuple[int, int]]:
+        """Whether the mask is empty, the warning, and its vanishing regions."""
         mask = image_io.decode_mask_file(path)
-        return not mask.mask.any(), mask.warning
+        return not mask.mask.any(), mask.warning, vanishing_regions(mask.mask, size)
 
     files = [mask for sample in samples for mask in sample.masks]
     decoded = dict(zip(files, map_in_threads(read, files), strict=True))
     files_of: dict[str, list[str]] = {}  # warning -> masks
-    for mask, (_, warning) in decoded.items():
+    for mask, (_, warning, _) in decoded.items():
         if warning:
             files_of.setdefault(warning, []).append(f"{mask.parent.name}/{mask.name}")
     warnings = [
         f"masks: {warning}: {len(names)} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
         for warning, names in files_of.items()
     ]
+    warnings += vanishing_note({mask: counts for mask, (_, _, counts) in decoded.items()})
     checked = [
         replace(sample, has_empty_mask=bool(sample.masks) and all(decoded[mask][0] for mask in sample.masks))
         for sample in samples

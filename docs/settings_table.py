@@ -21,7 +21,7 @@ a resumed run and inference on new images take another value. Written by `python
 [config.yaml](../config.yaml) explains each setting, with its range and the value of the original. A setting is changed
 in a file of your own (`--config PATH`, short `-cfg`, repeatable: the later file wins), which names only what differs
 from config.yaml, or on the command line (`--set section.key=value`, repeatable). An unknown key or a value out of range
-stops a program before it starts.
+stops a program before it starts. Numbers are decimal, also with zeros in front: `0010` is 10.
 
 - **affects**: *weights*: train again. *anomaly maps*: compute thresholds and results again. *thresholds*: compute these
   again. *display*: which thresholds are applied, and what is drawn or listed. *nothing*: where files are, which

@@ -10,6 +10,7 @@ from reporting import best_models, seeds, summary
 from reporting.best_models import FIX_SUMMARY
 from reporting.result import read_record
 from runtime.errors import UserError
+from runtime.names import composed
 
 
 def run(config: Config, categories: Sequence[str] | None) -> Path:
@@ -23,6 +24,7 @@ def run(config: Config, categories: Sequence[str] | None) -> Path:
     Raises:
         UserError: no summary, a damaged one, or one without results that exist on disk.
     """
+    categories = categories and [composed(name) for name in categories]
     results = Path(config.data.results_path) / config.data.run_name
     folders = seeds.folders_of(results.parent, config.data.run_name)
     if len(folders) > 1:

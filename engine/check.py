@@ -17,7 +17,7 @@ from config import Config, recipe
 from data import image_io
 from data.folders import DatasetNotes, category_folder, list_textures
 from data.image_io import EmbeddedImage
-from data.mvtec import TestSample, list_nominal, list_test, list_validation
+from data.mvtec import TestSample, list_nominal, list_test, list_validation, vanishing_note, vanishing_regions
 from evaluation.thresholds import false_positive_estimate, images_needed
 from inference import checkpoint, tiles
 from inference.preprocessing import Preprocessor, configured
@@ -73,10 +73,11 @@ class Findings:
 def run(config: Config) -> None:
     """Print what is found. UserError where training or detection would stop, after all reasons are printed."""
     findings, notes = Findings(), DatasetNotes()
-    category = category_folder(Path(config.data.data_path), config.data.category)
+    data_path, sources = Path(config.data.data_path), Path(config.data.anomaly_source_path)
+    category = category_folder(data_path, config.data.category)
     nominal = findings.attempt(lambda: list_nominal(category, notes)) or []
     validation = findings.attempt(lambda: list_validation(category, notes)) or []
-    textures = findings.attempt(lambda: list_textures(Path(config.data.anomaly_source_path), notes)) or []
+    textures = findings.attempt(lambda: list_textures(sources, notes, data_path)) or []
     test = findings.attempt(lambda: list_test(category, notes)) if (category / "test").is_dir() else []
     files = (
         findings.attempt(lambda: split(config, DatasetFiles(category, nominal, validation, textures)))
@@ -91,7 +92,7 @@ def run(config: Config) -> None:
         groups = {"training": files.training, "held out": files.held_out, "test": [one.path for one in test or []]}
         looks = _look_at(groups | {"textures": textures}, settled.data.known_white_level, findings)
         _print_looks(groups, looks)
-        _print_masks(test or [], looks, findings)
+        _print_masks(test or [], looks, findings, config.data.img_size)
         reference = _kept_reference(config)
         if test:
             technique = configured(config)
@@ -103,7 +104,8 @@ def run(config: Config) -> None:
             print(line)
         if config.data.image_registration:
             findings.attempt(lambda: _print_registration(settled, files, test or [], reference))
-        _print_false_positive_estimate(config, len(files.held_out))
+        images = files.digests()  # copies say nothing new, and those of training images are left out
+        _print_false_positive_estimate(config, len(set(images.held_out.values()) - set(images.training.values())))
         if not findings.problems:
             print(f"recipe: {recipe(config)}")
             _print_time(settled, files)
@@ -149,7 +151,7 @@ def _look_at(groups: dict[str, Sequence[Path]], white_level: float | None, findi
 
     def look(path: Path) -> Look | None:
         def decode() -> Look:
-            image = image_io.read_image(path, white_level=None if path in textures else white_level)
+            image = image_io.read_image(path, white_level="own" if path in textures else white_level)
             return Look(
                 image.shape[:2], image_io.has_high_bit_depth(path), provenance.digest([image.shape, image.tobytes()])
             )
@@ -191,11 +193,14 @@ def _some(paths: Sequence[Path]) -> str:
     return f"{len(paths)} ({', '.join(names)}{', ...' if len(paths) > SHOWN else ''})"
 
 
-def _print_masks(test: Sequence[TestSample], looks: dict[Path, Look], findings: Findings) -> None:
-    """Print how masks are decoded, and warnings."""
+def _print_masks(
+    test: Sequence[TestSample], looks: dict[Path, Look], findings: Findings, size: tuple[int, int]
+) -> None:
+    """Print how masks are decoded, and warnings. size: (height, width) that they are resized to."""
     pairs = [(sample, mask) for sample in test for mask in sample.masks]
     kinds: Counter[str] = Counter()
     warnings: dict[str, list[Path]] = {}
+    vanishing: dict[Path, tuple[int, int]] = {}
     with ThreadPoolExecutor(core_count()) as pool:
         found = pool.map(lambda pair: findings.attempt(lambda: image_io.decode_mask_file(pair[1])), pairs)
         bar = tqdm(found, "reading masks", len(pairs), unit="mask", leave=None, disable=None if pairs else True)
@@ -203,6 +208,7 @@ def _print_masks(test: Sequence[TestSample], looks: dict[Path, Look], findings: 
             if decoded is None:
                 continue
             kinds[decoded.kind] += 1
+            vanishing[mask] = vanishing_regions(decoded.mask, size)
             if decoded.warning:
                 warnings.setdefault(decoded.warning, []).append(mask)
             if sample.path in looks and decoded.mask.shape != looks[sample.path].size:
@@ -211,6 +217,8 @@ def _print_masks(test: Sequence[TestSample], looks: dict[Path, Look], findings: 
         print("masks: " + ", ".join(f"{count} of {kind}" for kind, count in kinds.most_common()))
     for warning, masks in warnings.items():
         print(f"masks: {warning}: {_some(masks)}")
+    for line in vanishing_note(vanishing):
+        print(line)
 
 
 def _kept_reference(config: Config) -> dict[str, EmbeddedImage]:

@@ -20,6 +20,7 @@ from inference.threshold_file import NominalThresholds
 from reporting.result import Record, Result
 from runtime import provenance
 from runtime.device import Together
+from runtime.names import composed
 from runtime.provenance import Content, Provenance
 
 
@@ -35,7 +36,7 @@ def run(config: Config, group: Together | None = None) -> Path:
     samples = list_test(category, notes)
     for line in notes.lines():
         print(line)
-    samples, warnings = with_masks_read(samples)
+    samples, warnings = with_masks_read(samples, config.data.img_size)
     ckpt = checkpoint.load(config)
     preprocessor = Preprocessor.for_checkpoint(config, ckpt, [technique])
     config = preprocessor.config
@@ -75,10 +76,10 @@ def provenance_of(
     """
     config = preprocessor.config
     digests = provenance.file_digests([sample.path for sample in samples])
-    named = [f"{one.name} {digest}" for one, digest in zip(samples, digests, strict=True)]
+    named = [f"{composed(one.name)} {digest}" for one, digest in zip(samples, digests, strict=True)]
     masked = [(sample.name, mask) for sample in samples for mask in sample.masks]
     mask_digests = provenance.file_digests([mask for _, mask in masked])
-    masks = [f"{name} {digest}" for (name, _), digest in zip(masked, mask_digests, strict=True)]
+    masks = [f"{composed(name)} {digest}" for (name, _), digest in zip(masked, mask_digests, strict=True)]
     settings = threshold_settings(config) if nominal else {}
     settings |= threshold_settings(config, OPTIMAL)
     if MANUAL in kinds:

@@ -25,6 +25,7 @@ from reporting.result import CURVES, read_record
 from reporting.summary import Found
 from runtime.errors import UserError, format_error
 from runtime.files import remove_leftovers, run_lock
+from runtime.names import composed
 
 Key = tuple[str, str, str]  # category, checkpoint, technique; empty where a failure concerns all
 
@@ -159,7 +160,7 @@ def _plan(config: Config, selection: Selection) -> tuple[list[Item], dict[Key, s
         kept_in = cache.cache_folder(own.data.checkpoint_path) if len(paths) > 1 else None
         try:
             notes = DatasetNotes()
-            samples, warnings = with_masks_read(list_test(Path(own.data.data_path) / name, notes))
+            samples, warnings = with_masks_read(list_test(Path(own.data.data_path) / name, notes), own.data.img_size)
             for line in (*notes.lines(), *warnings):
                 print(f"{name}: {line}")
             # last.pt first: a kept checkpoint of the same epoch takes its place
@@ -313,7 +314,7 @@ def current_results(results: Path, config: Config, failed: dict[Key, str]) -> tu
     listed: dict[str, list[TestSample]] = {}
     prepared: dict[tuple, Prepared] = {}
     for folder in sorted(results.glob("*/checkpoint_*/*")):
-        name, epoch = folder.parent.parent.name, folder.parent.name.removeprefix("checkpoint_")
+        name, epoch = composed(folder.parent.parent.name), folder.parent.name.removeprefix("checkpoint_")
         key = (name, epoch, folder.name)
         if folder.name not in by_name or failed.keys() & {key, (name, "", ""), (name, epoch, "")}:
             continue

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from config import Config
 from data.folders import DatasetNotes, images_below
-from evaluation.thresholds import differ_significantly, distance
+from evaluation.thresholds import FEWEST, differ_significantly, distance
 from inference.detector import Detection, Detector
 from inference.preprocessing import ModelInput
 from reporting.predictions import SUMMARY, Predictions, locked, row, row_of_error
@@ -90,7 +90,10 @@ def _compared(scores: Sequence[float], nominal: Sequence[float]) -> list[str]:
         return []
     statistic = distance(np.array(scores), np.array(nominal))
     compared = f"Kolmogorov-Smirnov distance {statistic:.2f} from the {len(nominal)} scores that thresholds come from: "
-    if not differ_significantly(np.array(scores), np.array(nominal)):
+    differ = differ_significantly(np.array(scores), np.array(nominal))
+    if differ is None:
+        return [f"{compared}too few to say, with {len(scores)} scores here; {FEWEST} of both are needed"]
+    if not differ:
         return [compared + "no significant difference"]
     return [
         compared + "a significant difference: many of these images are anomalous, or they are taken in another way; "

@@ -10,7 +10,8 @@ import numpy as np
 from tqdm import tqdm
 
 from config import Config, Metrics, map_settings, threshold_settings
-from data.folders import category_folder, images_below
+from data.folders import DatasetNotes, category_folder, images_below
+from data.mask_files import split_images_and_masks
 from data.mask_matching import and_n_more, name_in
 from data.mvtec import TestSample, list_nominal, list_validation, split_nominal
 from evaluation.metrics import image_score
@@ -60,7 +61,12 @@ def run_on(config: Config, folder: Path) -> Path:
     Raises:
         UserError: no images there, one that cannot be read, or all of them were trained on.
     """
-    files = images_below(folder)
+    notes = DatasetNotes()
+    files, masks = split_images_and_masks(folder, images_below(folder, notes), notes)
+    for mask in masks:
+        notes.skip("masks beside nominal images", mask.relative_to(folder).as_posix())
+    for line in notes.lines():
+        print(f"{folder}: {line}")
     if not files:
         raise UserError(f"--nominal {folder}", "no images there", "name a folder of nominal images")
     config = config.with_values({"metrics.threshold": False})  # earlier thresholds are not needed
@@ -140,7 +146,8 @@ def nominal_images(config: Config, ckpt: CheckpointMetadata) -> tuple[list[TestS
                 held_out = [there[digest] for digest in {digests[file] for file in validation} - trained]
         else:  # weights of another dataset: trained on none of these
             held_out = list(there.values())
-    samples = [TestSample(file, False, name_in(file, category)) for file in sorted(held_out or own)]
+    of_content = dict(zip(provenance.file_digests(held_out or own), held_out or own, strict=True))
+    samples = [TestSample(file, False, name_in(file, category)) for file in sorted(of_content.values())]
     return samples, None if ckpt.images is None else bool(held_out)
 
 

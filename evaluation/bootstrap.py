@@ -1,17 +1,20 @@
-"""Confidence intervals of metrics by bootstrap over images, separately for nominal and anomalous ones.
+"""Confidence intervals of metrics: their variance by bootstrap over images, separately for nominal and anomalous ones.
 
 B. Efron and R. Tibshirani, 'An introduction to the bootstrap', 1993.
 """
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
+from scipy.special import betaincinv, stdtrit
 
 from evaluation.ranking import ranking_metrics
 
 DRAWS = 1000
 CHUNK = 100  # draws at once
 LEVEL = 0.95
+LARGE = 1e6  # degrees of freedom of Student's distribution that count as infinitely many
 IMAGES_AT_ONCE = 500  # images whose histograms are dense at a time, which limits memory
 
 
@@ -143,14 +146,35 @@ def resampled_pixel_metrics(
     return result
 
 
-def interval(drawn: np.ndarray, base: float, exact: float, highest: float = 1.0) -> tuple[float, float]:
-    """95 % confidence interval of a metric: percentiles of its draws (D,), shifted by `exact` - `base`.
+def share_interval(share: float, images: float) -> tuple[float, float]:
+    """95 % confidence interval of a share, 0 to 1, of independent images (need not be whole).
 
-    Draws where the metric is undefined do not count.
+    C. Clopper and E. Pearson, 'The use of confidence or fiducial limits illustrated in the case of the binomial', 1934.
+    """
+    inside, outside, tail = share * images, (1 - share) * images, (1 - LEVEL) / 2
+    low = betaincinv(inside, outside + 1, tail) if inside > 0 else 0.0
+    high = betaincinv(inside + 1, outside, 1 - tail) if outside > 0 else 1.0
+    return float(low), float(high)
+
+
+def interval(drawn: np.ndarray, base: float, exact: float, images: float = math.inf) -> tuple[float, float]:
+    """95 % confidence interval of a metric from 0 to 1: that of a share of as many images as give its variance.
+
+    That holds at the ends, too, where all draws are the same (E. Korn and B. Graubard, 'Confidence intervals for
+    proportions with small expected number of positive counts', 1998). The variance is from the draws, widened as in
+    Student's distribution, and at least that of a share of which one image is wrong.
 
     Args:
+        drawn: of the metric (D,); NaN, where it is undefined, does not count.
         base: the metric from the coarse histograms, which the draws use too. exact: from all scores.
+        images: the fewest independent images that it rests on, such as those of the rarer label.
     """
     drawn = drawn[np.isfinite(drawn)]
-    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]) + (exact - base) if drawn.size else (0, highest)
-    return float(np.clip(low, 0, exact)), float(np.clip(high, exact, highest))
+    smoothed, one = (exact + 1 / images) / (1 + 2 / images), 1 / (images + 2)
+    variance = one * (1 - one) / images
+    if drawn.size and images > 1:
+        freedom = min(images - 1, LARGE)
+        spread = stdtrit(freedom, (1 + LEVEL) / 2) / stdtrit(LARGE, (1 + LEVEL) / 2)
+        variance = max(variance, float(np.mean((drawn - base) ** 2)) / (1 - 1 / images) * spread**2)
+    low, high = share_interval(exact, smoothed * (1 - smoothed) / variance) if variance else (exact, exact)
+    return min(low, exact), max(high, exact)

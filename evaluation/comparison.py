@@ -1,5 +1,6 @@
 """Comparison of results: rows with the keys `category`, `checkpoint`, `technique`, `threshold` and the metrics."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -123,6 +124,10 @@ def difference(pairs: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> dict[s
         total += np.concatenate(drawn) / len(pairs)
         exact += float(first - second) / len(pairs)
     low, high = np.quantile(total, [(1 - bootstrap.LEVEL) / 2, (1 + bootstrap.LEVEL) / 2])
+    if low == high:  # the same in all draws, but other images could have come
+        fewest = [min(np.sum(labels == label) for label in (0, 1)) for labels, *_ in pairs]
+        variance = 2 * sum((count + 1) / ((count + 2) ** 2 * count) for count in fewest) / len(pairs) ** 2
+        low, high = np.clip(exact + np.array([-1, 1]) * 1.96 * math.sqrt(variance), -1, 1)
     return {"difference": exact, "low": float(low), "high": float(high), "is_told_apart": bool(low > 0 or high < 0)}
 
 

@@ -11,6 +11,7 @@ OPTIMAL = "optimal"  # from the test set itself
 KINDS = (*NOMINAL_KINDS, OPTIMAL, MANUAL)
 COMPARED_KINDS = ("max", "p_quantile", "k_sigma", "optimal")  # that evaluate_checkpoints.py uses by default
 KIND_SETTINGS = {"p_quantile": "p", "k_sigma": "k", "conformal": "max_false_alarms"}  # kind -> its setting in `metrics`
+FEWEST = 10  # scores of each set, below which not even a shift of half of them shows in a test at that level
 SIGNIFICANCE = 0.01  # probability below which two sets of scores count as different
 
 
@@ -166,11 +167,16 @@ def distance(scores: np.ndarray, others: np.ndarray) -> float:
     return float(ks_2samp(scores, others).statistic)
 
 
-def differ_significantly(scores: np.ndarray, others: np.ndarray) -> bool:
-    """Whether two sets of scores (N,), (M,) come from different distributions: Kolmogorov-Smirnov test at 1 %."""
+def differ_significantly(scores: np.ndarray, others: np.ndarray) -> bool | None:
+    """Whether two sets of scores (N,), (M,) come from different distributions: Kolmogorov-Smirnov test at 1 %.
+
+    None where one of them has fewer than FEWEST: too few to say.
+    """
+    if min(len(scores), len(others)) < FEWEST:
+        return None
     from scipy.stats import ks_2samp
 
-    return bool(min(len(scores), len(others)) > 0 and ks_2samp(scores, others).pvalue < SIGNIFICANCE)
+    return bool(ks_2samp(scores, others).pvalue < SIGNIFICANCE)
 
 
 def relative(score: float, threshold: float) -> float:

@@ -20,6 +20,7 @@ from data.mvtec import list_nominal
 from inference.fingerprint import fingerprint, is_damaged
 from model import DRAEM
 from runtime.errors import UserError
+from runtime.names import as_on_disk
 from runtime.provenance import Provenance, file_state
 
 # Pairs of weight files: suffix -> pattern in the reconstructive network's stem, its replacement in the other stem.
@@ -324,7 +325,7 @@ def resolve_white_level(config: Config, ckpt: CheckpointMetadata) -> Config:
     if isinstance(wanted, str) and is_known:  # auto
         return with_white_level(config, ckpt.white_level)
     if isinstance(wanted, str):
-        category = Path(config.data.data_path) / config.data.category
+        category = Path(as_on_disk(f"{config.data.data_path}/{config.data.category}"))
         nominal = list_nominal(category) if nominal_folders(category / "train") else []
         return with_white_level(config, find_white_level(nominal) if nominal else None)
     if is_known and wanted != ckpt.white_level:

@@ -13,6 +13,7 @@ from inference.checkpoint import Checkpoint
 from inference.preprocessing import Technique
 from runtime.errors import UserError
 from runtime.files import short_hash, write_text
+from runtime.names import composed
 from runtime.provenance import Content, Provenance, digest
 from runtime.version import program_version
 
@@ -48,7 +49,8 @@ class NominalThresholds:
 
 def nominal_name(folder: Path) -> str:
     """What a folder of nominal images is called in file names: its name and a hash of its full path."""
-    return f"{folder.resolve().name}-{short_hash(folder.resolve().as_posix())}"
+    path = composed(folder.resolve().as_posix())
+    return f"{Path(path).name}-{short_hash(path)}"
 
 
 def path_of(run: Path, checkpoint_name: str, technique: Technique, nominal: str | None = None) -> Path:
@@ -64,7 +66,7 @@ def path_of(run: Path, checkpoint_name: str, technique: Technique, nominal: str 
     folder = run / "thresholds" / f"checkpoint_{checkpoint_name}"
     if nominal is None:
         return folder / f"{technique.name}.json"
-    name = f"{technique.name}_from_{nominal}"
+    name = f"{technique.name}_from_{composed(nominal)}"
     found = sorted(folder.glob(f"{glob.escape(name)}-{'[0-9a-f]' * 8}.json"))
     if len(found) > 1 and not (folder / f"{name}.json").is_file():
         names = ", ".join(path.stem.removeprefix(f"{technique.name}_from_") for path in found)

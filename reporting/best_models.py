@@ -19,6 +19,7 @@ from reporting.tables import LABELS, cell
 from runtime.csv_file import read_csv, unescaped
 from runtime.errors import UserError
 from runtime.files import atomic_write, write_text
+from runtime.names import composed
 
 HEAD = ("category", "checkpoint", "technique", "threshold")
 FIX_SUMMARY = "run evaluate_checkpoints.py again, with the same --config and --set"
@@ -93,7 +94,7 @@ def read_summary(results: Path, categories: Sequence[str] | None) -> tuple[list[
         raise UserError(path, "line 1 is damaged: columns are missing", FIX_SUMMARY)
     for number, cells in enumerate(table[1:], 2):
         row = dict(zip(table[0], cells, strict=False))
-        key = tuple(row.get(column, "") for column in HEAD)
+        key = tuple(composed(row.get(column, "")) for column in HEAD)
         if len(cells) != len(table[0]) or not key[0] or key in seen:
             raise UserError(path, f"line {number} is damaged or a duplicate", FIX_SUMMARY)
         seen.add(key)
@@ -128,7 +129,7 @@ def unlisted(
     keys = []
     for measured in sorted(results.glob("*/checkpoint_*/*/*/metrics.json")):
         category, name, technique, threshold = measured.parts[-5:-1]
-        key = (category, name.removeprefix("checkpoint_"), technique, threshold)
+        key = (composed(category), name.removeprefix("checkpoint_"), technique, threshold)
         if key not in seen and not any(key[:3] == other[:3] for other in seen if not other[3]):
             keys.append(key)
     return keys

@@ -121,11 +121,28 @@ class Measurements:
                 ends: tuple[float | None, float | None] = (None, None)
                 if values[key] is not None:
                     drawn = np.concatenate([chunk[kind][key] for chunk in chunks])
-                    highest = len(self.samples) if isinstance(values[key], int) else 1.0
-                    ends = bootstrap.interval(drawn, float(base[kind][key][0]), values[key], highest)
+                    ends = self._interval(key, values, drawn, float(base[kind][key][0]))
                 values |= dict(zip((f"{key}_low", f"{key}_high"), ends, strict=True))
             completed[kind] = {key: values[key] for key in metrics.METRIC_KEYS}
         return completed
+
+    def _interval(self, key: str, values: dict[str, Any], drawn: np.ndarray, base: float) -> tuple[float, float]:
+        """95 % interval of a metric. values: metrics at a kind of threshold. drawn, base: see `bootstrap.interval`."""
+        nominal, anomalous = (int(np.sum(self.labels == label)) for label in (0, 1))
+        counts = {"true_positives": anomalous, "false_negatives": anomalous}
+        counts |= {"true_negatives": nominal, "false_positives": nominal}
+        if key in counts:
+            count = counts[key]
+            low, high = bootstrap.share_interval(values[key] / max(count, 1), count)
+            return low * count, high * count
+        if key == "accuracy":
+            return bootstrap.share_interval(values[key], len(self.samples))
+        if key == metrics.HIT_RATE:
+            called = self.scores > (np.inf if values["image_threshold"] is None else values["image_threshold"])
+            return bootstrap.share_interval(values[key], int(np.sum(called & ~np.isnan(self._hits))))
+        if key in (*metrics.PIXEL_KEYS, *metrics.PIXEL_KEYS_AT_THRESHOLD):
+            return bootstrap.interval(drawn, base, values[key], max(int(self.labels[self._counted].sum()), 1))
+        return bootstrap.interval(drawn, base, values[key], min(filter(None, (nominal, anomalous))))
 
     def _resampled(self, weights: np.ndarray, columns: dict[str, dict[str, Any]]) -> dict[str, dict[str, np.ndarray]]:
         """Metrics (D,) at each kind of threshold, each image counted as often as `weights` (D, N) say."""

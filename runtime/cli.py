@@ -12,6 +12,7 @@ from typing import Any
 
 from runtime import signals
 from runtime.errors import FIX_STORAGE, RankLostError, UserError
+from runtime.names import as_on_disk
 from runtime.version import program_version
 
 CONFIG = Path(__file__).resolve().parent.parent / "config.yaml"
@@ -41,13 +42,18 @@ def boolean(text: str) -> bool:
     raise argparse.ArgumentTypeError(f"'{text}' is neither True nor False")
 
 
+def disk_path(text: str) -> Path:
+    """Parse a path, in the form of Unicode that it has on the disk."""
+    return Path(as_on_disk(text))
+
+
 def add_config_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags that all programs have: --config and --set."""
     parser.add_argument(
         "-cfg",
         "--config",
         action="append",
-        type=Path,
+        type=disk_path,
         default=[],
         metavar="PATH",
         help="settings (default: config.yaml beside main.py); repeatable, the later file wins",

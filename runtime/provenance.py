@@ -13,6 +13,7 @@ from typing import Any
 
 from runtime.device import core_count
 from runtime.errors import FIX_FILE, UserError
+from runtime.names import composed
 
 VERSION = 3  # of the stored files; increased when files of an older version of the program must not be used any more
 
@@ -101,8 +102,10 @@ class Provenance:
             values = {one.name: content[one.name] for one in fields(Provenance)}
             for name in ("pictures", "masks", "nominal", "textures"):
                 values[name] = None if values[name] is None else Content(**values[name])
-            return Provenance(**values) if isinstance(values["settings"], dict) else None
-        except (KeyError, TypeError):
+            settings = values["settings"].items()
+            values["settings"] = {key: composed(one) if isinstance(one, str) else one for key, one in settings}
+            return Provenance(**values)
+        except (KeyError, TypeError, AttributeError):
             return None
 
 

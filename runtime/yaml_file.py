@@ -1,21 +1,25 @@
 """Read YAML settings files, and edit them without losing comments. Only config.py uses this module."""
 
 import io
+import re
 import warnings
 from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedSeq
+from ruamel.yaml.constructor import SafeConstructor
 from ruamel.yaml.error import MantissaNoDotYAML1_1Warning, MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import ScalarNode
 from ruamel.yaml.resolver import VersionedResolver
 from ruamel.yaml.scalarstring import SingleQuotedScalarString
+from ruamel.yaml.tag import Tag
 
 from runtime.errors import UserError
 
 TEXT = "tag:yaml.org,2002:str"
-NUMBER = "tag:yaml.org,2002:float"
+WHOLE, NUMBER = "tag:yaml.org,2002:int", "tag:yaml.org,2002:float"
+DIGITS = re.compile(r"[-+]?0[0-9_]+")  # with a leading zero
 
 
 def read(path: Path) -> str:
@@ -31,19 +35,40 @@ def read(path: Path) -> str:
 
 
 class _Resolver(VersionedResolver):
-    """Resolves types of plain values as in YAML 1.1, except that y and n are text, not booleans."""
+    """Resolves types of plain values as in YAML 1.1, except for what nobody means: y and n, and 1:30, are text.
+
+    In YAML 1.1 the former are booleans, and the latter is a number to base 60.
+    """
 
     def resolve(self, kind: Any, value: Any, implicit: Any) -> Any:
         """The YAML tag (type) of a node."""
         if kind is ScalarNode and value in ("y", "Y", "n", "N"):
             return self.DEFAULT_SCALAR_TAG
-        return super().resolve(kind, value, implicit)
+        tag = super().resolve(kind, value, implicit)
+        if kind is ScalarNode and tag in (WHOLE, NUMBER) and ":" in value:
+            return self.DEFAULT_SCALAR_TAG
+        is_number = kind is ScalarNode and implicit[0] and DIGITS.fullmatch(value)  # also 0089, which cannot be octal
+        return Tag(suffix=WHOLE) if is_number else tag
+
+
+class _Constructor(SafeConstructor):
+    """Values of nodes; a leading zero, as in epoch_0010.pt, does not make a number octal, as it does in YAML 1.1."""
+
+    def construct_yaml_int(self, node: Any) -> int:
+        """A whole number."""
+        text = self.construct_scalar(node)
+        return int(text.replace("_", "")) if DIGITS.fullmatch(text) else super().construct_yaml_int(node)
+
+
+_Constructor.add_constructor(WHOLE, _Constructor.construct_yaml_int)
 
 
 def _reader(kind: str) -> YAML:
     """A YAML reader. kind: 'safe' for typed values, 'base' for texts only."""
     yaml = YAML(typ=kind, pure=True)
     yaml.version, yaml.Resolver = (1, 1), _Resolver
+    if kind == "safe":
+        yaml.Constructor = _Constructor
     return yaml
 
 
@@ -115,6 +140,8 @@ def _written(value: Any) -> Any:
         return items
     if isinstance(value, dict):
         return {_written(key): _written(item) for key, item in value.items()}
-    if isinstance(value, str) and _Resolver((1, 1)).resolve(ScalarNode, value, (True, False)) != TEXT:
+    if isinstance(value, str) and any(
+        kind((1, 1)).resolve(ScalarNode, value, (True, False)) != TEXT for kind in (_Resolver, VersionedResolver)
+    ):
         return SingleQuotedScalarString(value)
     return value

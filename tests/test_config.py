@@ -198,6 +198,37 @@ def test_numbers_with_an_exponent_are_numbers(tmp_path, number):
     assert load_config(ROOT / "config.yaml", [f"train.learning_rate={number}"]).train.learning_rate == 1e-4
 
 
+@pytest.mark.parametrize(
+    ("key", "text", "value"),
+    [
+        ("data.load_epoch", "0010", 10),
+        ("data.load_epoch", "0089", 89),
+        ("train.epochs", "0100", 100),
+        ("train.epochs", "+0_100", 100),
+        ("data.img_size", "0256", (256, 256)),
+        ("data.img_size", "[064, 096]", (64, 96)),
+        ("masking.regions", "{a: [[00, 010, 0, 20]]}", {"a": [[0, 10, 0, 20]]}),
+        ("metrics.p", "090", 90),
+        ("train.epochs", "0x10", 16),
+    ],
+)
+def test_a_leading_zero_does_not_make_a_number_octal(tmp_path, key, text, value):
+    """0010, as in epoch_0010.pt, was epoch 8."""
+    section, name = key.split(".")
+    path = write(tmp_path / "c.yaml", f"{section}: {{{name}: {text}}}\n")
+    assert load_config(path)[key] == load_config([], [f"{key}={text}"])[key] == value
+    edited = write(tmp_path / "d.yaml", edit_config(path, {"data.run_name": "other"}))
+    assert load_config(edited)[key] == value
+
+
+@pytest.mark.parametrize(("key", "text"), [("train.epochs", "1:30"), ("metrics.p", "1:30.5"), ("train.seed", "-1:0")])
+def test_numbers_to_base_60_are_user_errors(tmp_path, key, text):
+    section, name = key.split(".")
+    for files, sets in (([write(tmp_path / "c.yaml", f"{section}:\n  {name}: {text}\n")], []), ([], [f"{key}={text}"])):
+        with raises_user_error(f"{key} = '{text}'", "number"):
+            load_config(files, sets)
+
+
 def assert_same_for_every_reader(path):
     """A settings file means the same to PyYAML alone."""
     loaded = load_config(path).model_dump(mode="json")

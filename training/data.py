@@ -15,6 +15,7 @@ from inference.checkpoint import TrainingImages
 from registration.register import RegisteredTrainingImages, Registration
 from runtime import provenance
 from runtime.errors import UserError
+from runtime.names import composed
 from runtime.provenance import Provenance
 from synthesis import AnomalySynthesizer
 from training.state import FOLDERS, TrainingSource
@@ -61,9 +62,11 @@ class TrainingFiles:
 
 def find_files(config: Config, notes: DatasetNotes | None = None) -> DatasetFiles:
     """The files of the configured category. No file is read."""
-    category = category_folder(Path(config.data.data_path), config.data.category)
+    data_path = Path(config.data.data_path)
+    category = category_folder(data_path, config.data.category)
     nominal, validation = list_nominal(category, notes), list_validation(category, notes)
-    return DatasetFiles(category, nominal, validation, list_textures(Path(config.data.anomaly_source_path), notes))
+    textures = list_textures(Path(config.data.anomaly_source_path), notes, data_path)
+    return DatasetFiles(category, nominal, validation, textures)
 
 
 def split(config: Config, files: DatasetFiles, kept: TrainingImages | None = None) -> TrainingFiles:
@@ -107,7 +110,8 @@ def _held_out_before(kept: TrainingImages, category: Path, nominal: list[Path]) 
     An image is known by name and content together, since copies of it may have been trained on. One that is not known
     so is new or renamed: it is held out if its content was.
     """
-    trained, held_out = kept.training.items(), set(kept.held_out.values())
+    trained = {(composed(name), digest) for name, digest in kept.training.items()}
+    held_out = set(kept.held_out.values())
     return {
         file
         for file, digest in zip(nominal, provenance.file_digests(nominal), strict=True)
@@ -117,7 +121,7 @@ def _held_out_before(kept: TrainingImages, category: Path, nominal: list[Path]) 
 
 def training_provenance(config: Config, files: list[Path], textures: list[Path]) -> Provenance:
     """What a training would be made from with the current settings and files."""
-    settings = weight_settings(config) | {key: Path(config[key]).resolve().as_posix() for key in FOLDERS}
+    settings = weight_settings(config) | {key: composed(Path(config[key]).resolve().as_posix()) for key in FOLDERS}
     return Provenance(pictures=provenance.content(files), textures=provenance.content(textures), settings=settings)
 
 
@@ -162,7 +166,7 @@ def datasets(
         limit, white = half_of_disk(folder), config.data.known_white_level
         nominal = DecodedImages(folder, "nominal images", files.nominal, config.data.img_size, white, limit)
     # After `nominal`, which is in use by now: a new cache file may remove files that no process has open.
-    textures = DecodedImages(folder, "textures", files.textures, size)
+    textures = DecodedImages(folder, "textures", files.textures, size, "own")
     per_image, held_out = tiles.per_image(config.data, config.train.tiles_per_image), set(files.held_out)
     places = [place for place, file in enumerate(files.nominal) if file not in held_out]
     own, others = split_textures(files.textures, seed) if files.held_out else (range(len(textures)), [])

@@ -66,8 +66,8 @@ def synthetic_pixel_ap(
 ) -> tuple[float | None, float | None]:
     """Pixel AP on synthetic anomalies, which compares checkpoints without any test image, and its standard error.
 
-    The standard error is from a bootstrap over the held-out images, each with all of its samples. None without an
-    anomalous pixel.
+    The standard error is from a bootstrap over the held-out images, each with all of its samples; None with a single
+    image, which says nothing about others. Both are None without an anomalous pixel.
 
     Args:
         group: processes that share the samples; the result is valid in the first.
@@ -81,6 +81,8 @@ def synthetic_pixel_ap(
     if value is None:
         return None, None
     count = len(samples.files)
+    if count < 2:
+        return value, None
     of_sample = np.arange(len(samples)) % count
     drawn = [
         bootstrap.resampled_pixel_metrics(pixels.images, weights[:, of_sample], {"": 0})[""]["pixel_ap"]

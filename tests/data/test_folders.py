@@ -86,3 +86,17 @@ def test_textures_at_any_depth(tmp_path):
     assert len(folders.list_textures(tmp_path)) == 3
     with raises_user_error("data.anomaly_source_path", tmp_path / "none", "fetch_dtd"):
         folders.list_textures(tmp_path / "none")
+
+
+@pytest.mark.parametrize("source", ["mvtec", ".", "mvtec/tile", "mvtec/tile/test/spot", "textures", "kept"])
+def test_textures_from_the_dataset_are_a_user_error(category, source):
+    """Test defects and their masks would be trained on; also where only a link leads to them."""
+    root = category.parents[1]
+    if source == "textures":
+        assert len(list_textures(root / source, None, root / "mvtec")) == 3
+        (root / "textures/more").symlink_to(category / "test", target_is_directory=True)
+    if source == "kept":
+        (root / source).mkdir()
+        (root / source / "0.png").symlink_to(category / "test/spot/000.png")
+    with raises_user_error("data.anomaly_source_path", root / source):
+        list_textures(root / source, None, root / "mvtec")

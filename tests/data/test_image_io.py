@@ -12,7 +12,9 @@ from messages import assert_names, raises_user_error
 from PIL import Image
 
 from data import folders, image_io
+from data.cache import DecodedImages
 from data.image_io import find_white_level, read_image, read_mask, read_size
+from synthesis import AnomalySynthesizer
 
 FORMATS = {"PNG": ".png", "JPEG": ".jpg", "TIFF": ".tif", "WEBP": ".webp"}
 
@@ -89,6 +91,18 @@ def test_values_above_the_white_level_are_a_user_error(tmp_path):
     path = write(tmp_path / "a.png", ramp(4095))
     with raises_user_error("a.png", 4095, 1023, "data.white_level"):
         read_image(path, white_level=1023)
+
+
+@pytest.mark.parametrize(
+    "stored", [ramp(4095), ramp(65535), ramp(4095) / np.float32(4095), ramp(4095).astype(np.float32), ramp(255)]
+)
+def test_the_white_level_of_a_texture_is_its_own(tmp_path, stored):
+    """12 bits were black, and float ones above 1 refused with advice about another setting."""
+    path = write(tmp_path / "a.tif", stored)
+    texture = read_image(path, (32, 32), "own")
+    assert texture.max() > 250 and len(np.unique(texture)) > 100
+    np.testing.assert_array_equal(AnomalySynthesizer([path], (32, 32)).textures[0], texture)
+    np.testing.assert_array_equal(DecodedImages(tmp_path, "textures", [path], (32, 32), "own")[0], texture)
 
 
 def test_several_pages_are_a_user_error(tmp_path):

@@ -67,6 +67,61 @@ def test_masks_beside_images_are_matched(category, name):
     assert_names(notes.lines()[-1], 1, name.rpartition("/")[2])
 
 
+@pytest.mark.parametrize(
+    "folders", ["images masks", "rgb gt xyz", "img label", "a/images a/masks", "shown Annotations"]
+)
+def test_masks_in_a_subfolder_beside_that_of_the_images(category, folders):
+    """The masks were tested as anomalous images, and those of nominal ones as nominal images or trained on."""
+    shutil.rmtree(category)
+    images, masks, *depth = folders.split()
+    for name, count in (("train/good", 4), ("test/good", 2), ("test/spot", 3)):
+        for i in range(count):
+            write(category / name / images / f"{i:03}.png", IMAGE)
+            write(category / name / masks / f"{i:03}.png", MASK if "spot" in name else MASK * 0)
+            if depth:
+                write(category / name / depth[0] / f"{i:03}.tiff", -IMAGE.astype(np.float32))
+    notes = DatasetNotes()
+    expected = {f"{images}/{i:03}.png": [f"test/spot/{masks}/{i:03}.png"] for i in range(3)}
+    assert spots(category, notes) == expected
+    assert len(list_test(category)) == 5 and len(list_nominal(category, notes)) == 4
+    assert len(notes.skipped.get("depth maps beside images", [])) == (9 if depth else 0)
+    write(category / "test/good" / masks / "001.png", MASK)
+    with raises_user_error(f"test/good/{masks}/001.png"):
+        list_test(category)
+
+
+def test_masks_of_several_subfolders_and_of_subfolders_named_after_images(category):
+    for part in ("a", "b"):
+        write(category / "test/dent" / part / "images/0.png", IMAGE)
+        write(category / "test/dent" / part / "masks/0_mask.png", MASK)
+    write(category / "test/split/images/0.png", IMAGE)
+    for i in range(2):
+        write(category / f"test/split/masks/0/{i}.png", np.roll(MASK, 15 * i, axis=1))
+    found = {one.name: [mask.relative_to(category).as_posix() for mask in one.masks] for one in list_test(category)}
+    assert found["test/dent/a/images/0.png"] == ["test/dent/a/masks/0_mask.png"]
+    assert found["test/dent/b/images/0.png"] == ["test/dent/b/masks/0_mask.png"]
+    assert found["test/split/images/0.png"] == [f"test/split/masks/0/{i}.png" for i in range(2)]
+    assert len(found) == 9
+
+
+@pytest.mark.parametrize("image", ["images/000.png", "000.png"])
+def test_a_subfolder_of_masks_with_another_name_is_a_user_error(category, image):
+    write(category / "test/dent" / image, IMAGE)
+    mask = write(category / "test/dent/pixels/000.png", MASK)
+    with raises_user_error(mask, "masks"):
+        list_test(category)
+
+
+def test_a_mask_in_a_subfolder_that_matches_no_image_is_not_tested(category):
+    for i in range(2):
+        write(category / f"test/dent/images/{i}.png", IMAGE)
+        write(category / f"test/dent/masks/{i}.png", MASK)
+    write(category / "test/dent/masks/7.png", MASK)
+    notes = DatasetNotes()
+    assert len(list_test(category, notes)) == 8
+    assert_names(notes.lines()[-1], "test/dent/masks/7.png")
+
+
 @pytest.mark.parametrize("name", ["Spot", "SPOT", "s-pot", "sp_ot"])
 def test_mask_folders_that_differ_in_case_and_signs(category, name):
     (category / "ground_truth/spot").rename(category / "ground_truth/x")

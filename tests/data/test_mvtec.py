@@ -14,6 +14,7 @@ from data.mvtec import (
     list_test,
     list_validation,
     split_nominal,
+    vanishing_regions,
     with_masks_read,
 )
 
@@ -74,16 +75,30 @@ def test_a_split_keeps_groups_together(tmp_path):
 def test_doubtful_masks_are_reported_once_per_kind_and_unreadable_ones_are_counted(category):
     for i in range(3):
         write(category / f"ground_truth/spot/00{i}_mask.png", 255 - MASK)
-    images, said = with_masks_read(list_test(category))
+    images, said = with_masks_read(list_test(category), (40, 48))
     assert len(said) == 1
     assert_names(said[0], MOST, re.compile(r"\b3\b.*spot/000_mask\.png"))
     write(category / "ground_truth/spot/000_mask.png", MASK * 0)
-    images, said = with_masks_read(list_test(category))
+    images, said = with_masks_read(list_test(category), (40, 48))
     assert [image.has_empty_mask for image in images] == [False] * 3 + [True, False, False] and len(said) == 2
     for i in range(2):
         write(category / f"ground_truth/spot/00{i}_mask.png", IMAGE)
     with raises_user_error("000_mask.png", 1):
-        with_masks_read(list_test(category))
+        with_masks_read(list_test(category), (40, 48))
+
+
+def test_regions_of_a_mask_that_vanish_when_resized_are_reported(category):
+    mask = np.zeros((40, 48), np.uint8)
+    mask[24:36, 4:40] = 255  # two that stay, of which one falls apart
+    mask[30, 20:24] = 0
+    mask[4:16, 24:40] = 255
+    mask[2:20:4, 2:18:4] = 255  # 20 that vanish
+    path = write(category / "ground_truth/spot/001_mask.png", mask)
+    assert vanishing_regions(mask > 0, (20, 24)) == (20, 22) and vanishing_regions(mask > 0, (40, 48)) == (0, 22)
+    _, said = with_masks_read(list_test(category), (20, 24))
+    assert len(said) == 1
+    assert_names(said[0], "data.img_size", "20 of 22", f"spot/{path.name}")
+    assert with_masks_read(list_test(category), (40, 48))[1] == []
 
 
 def test_test_images_are_listed_with_their_masks(tmp_path):

@@ -7,6 +7,8 @@ import numpy as np
 from conftest import write
 from messages import assert_line, assert_user_error, lines_with
 
+from engine import check
+
 
 def test_check_reports_a_dataset_and_writes_nothing(workplace, cli):
     category = workplace / "mvtec/tile"
@@ -40,3 +42,13 @@ def test_check_names_everything_that_would_stop_training_or_detection(workplace,
         assert len(lines_with(out, f"{category / path}")) == 1
     (category / "ground_truth/spot/000_mask.png").unlink()
     assert_user_error(cli("--check", "True"), "spot/000.png", "000_mask.png")
+
+
+def test_copies_count_once_in_the_expected_false_positive_rate(workplace, cli, monkeypatch):
+    category = workplace / "mvtec/tile"
+    monkeypatch.setattr(check, "_print_time", lambda *_: None)
+    for i, source in enumerate(["test/good/000.png"] * 4 + ["train/good/001.png"]):
+        shutil.copy(category / source, write(category / f"validation/good/{i}.png", np.zeros((1, 1))))
+    status, out, _ = cli("--check", "True")
+    assert status == 0
+    assert_line(out, "p_quantile", "from 1 ")

@@ -13,6 +13,7 @@ from conftest import rows_of, write
 from messages import assert_line, assert_names, assert_user_error, lines_with
 from PIL import Image
 
+from engine.predict import _compared
 from inference import checkpoint, threshold_file
 from inference.detector import Detector
 from reporting.predictions import Predictions
@@ -303,6 +304,7 @@ def test_thresholds_from_other_nominal_images_are_kept_beside_the_old_ones(ready
     station, rng = ready / "station 2", np.random.default_rng(1)
     for i in range(5):
         write(station / f"{i}.png", rng.integers(150, 200, (40, 48, 3), dtype=np.uint8))
+    write(station / "masks/0.png", np.zeros((40, 48), np.uint8))  # no nominal image
     shutil.copy(ready / "mvtec/tile/train/good/000.png", station / "copy.png")
     shutil.copy(ready / "mvtec/tile/train/good/003.png", station / "copy2.png")
     old = (ready / "checkpoints/tile/tiny/thresholds/checkpoint_2/no_masking.json").read_text()
@@ -348,6 +350,14 @@ def test_thresholds_from_other_nominal_images_are_kept_beside_the_old_ones(ready
 
 def rows_limit(rows):
     return float(rows[0]["threshold"])
+
+
+@pytest.mark.parametrize("count", [1, 9])
+def test_too_few_scores_are_compared_with_nothing(count):
+    """One score above all others had 'no significant difference' at a distance of 1."""
+    [line] = _compared([0.9] * count, list(np.linspace(0, 0.5, 40)))
+    assert_names(line, "1.00", 40, "too few to say", count, 10)
+    assert "significant" not in line
 
 
 def test_scores_that_differ_significantly_from_those_of_the_thresholds_are_reported(ready, cli, plant):

@@ -6,10 +6,14 @@ import shutil
 
 import cv2
 import numpy as np
-from conftest import RESULT, detect, metrics_of, rows_of, write
+import pytest
+from conftest import RESULT, config_of, detect, metrics_of, rows_of, write
 from messages import assert_line, assert_user_error
 
+from engine.threshold import nominal_images
 from inference import checkpoint
+from inference.checkpoint import TrainingImages
+from runtime.provenance import file_digest
 
 
 def test_held_out_images_that_are_also_trained_on_set_no_threshold(workplace, cli):
@@ -27,6 +31,19 @@ def test_held_out_images_that_are_also_trained_on_set_no_threshold(workplace, cl
     assert cli("--threshold")[0] == 0
     kept = json.loads((workplace / "checkpoints/tile/tiny/thresholds/checkpoint_2/no_masking.json").read_text())
     assert held_out and kept["pictures"] == len(kept["image_scores"]) == 1  # new.png alone
+
+
+@pytest.mark.parametrize("is_foreign", [True, False])
+def test_copies_count_once_in_thresholds(workplace, is_foreign):
+    """Of weights of another program, and of training images where nothing was held out, they counted each."""
+    category, config = workplace / "mvtec/tile", config_of(workplace)
+    for i in range(3 * is_foreign):
+        shutil.copy(category / "test/good/000.png", write(category / f"validation/good/{i}.png", np.zeros((1, 1))))
+    shutil.copy(category / "train/good/000.png", category / "train/good/copy.png")
+    images = TrainingImages({path.name: file_digest(path) for path in (category / "train/good").iterdir()}, {})
+    ckpt = checkpoint.CheckpointMetadata("1", workplace, None if is_foreign else images)
+    samples, held_out = nominal_images(config, ckpt)
+    assert len(samples) == (1 if is_foreign else 6) and held_out is (None if is_foreign else False)
 
 
 def test_thresholds_come_with_their_expected_false_positive_rate(two, cli):

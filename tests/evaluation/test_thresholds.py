@@ -7,7 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evaluation.thresholds import NominalScores, conformal, differ_significantly, false_positive_estimate, images_needed
+from evaluation.thresholds import (
+    FEWEST,
+    NominalScores,
+    conformal,
+    differ_significantly,
+    false_positive_estimate,
+    images_needed,
+)
 
 
 @settings(max_examples=60, deadline=None)
@@ -75,3 +82,10 @@ def test_significant_differences_of_score_samples():
     assert differ_significantly(rng.random(30) + 0.6, rng.random(40)) and not differ_significantly(
         rng.random(30), np.array([])
     )
+
+
+def test_too_few_scores_say_nothing_about_a_difference():
+    many = np.linspace(0, 1, 40)
+    for few in (1, 3, FEWEST - 1):
+        assert differ_significantly(many[:few] + 5, many) is None and differ_significantly(many, many[:few]) is None
+    assert differ_significantly(many[:FEWEST] + 5, many) is True and differ_significantly(many[::4], many) is False

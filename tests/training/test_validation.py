@@ -47,6 +47,13 @@ def test_val_ap_is_the_average_precision_of_the_maps(two, monkeypatch, plant):
     assert value == pytest.approx(expected, abs=1e-5) and 0 < error < 0.2
 
 
+def test_the_error_of_val_ap_of_a_single_held_out_image_is_not_known(workplace):
+    config = load_config(workplace / "config.yaml", ["data.val_split=0.17", "data.img_size=64"])
+    _, samples = datasets(config, split(config, find_files(config)))
+    value, error = validation.synthetic_pixel_ap(DRAEM(4, 4), samples, config)
+    assert len(samples.files) == 1 and 0 < value < 1 and error is None
+
+
 @pytest.mark.parametrize("setting", ["never", "auto"])
 def test_synthetic_anomalies_of_gray_images_are_gray_where_those_of_the_training_are(workplace, setting):
     for path in sorted((workplace / "mvtec/tile/train/good").iterdir()):

@@ -77,7 +77,8 @@ function svg(tag, attributes, text) {
 // Scores fill the width of the histogram, whatever part of 0 to 1 they take.
 const ends = [...scored.map((image) => image.score), ...Object.values(data.thresholds).map((one) => one.image)]
   .filter((value) => value !== null);
-const span = ends.length ? [Math.min(...ends), Math.max(...ends)] : [0, 1];
+// Not Math.min(...ends): a call takes some 100,000 arguments at most.
+const span = ends.length ? ends.reduce(([low, high], end) => [Math.min(low, end), Math.max(high, end)], [ends[0], ends[0]]) : [0, 1];
 const margin = (span[1] - span[0]) * 0.04 || 0.01;
 const low = Math.max(0, span[0] - margin), high = Math.min(1, span[1] + margin);
 let wide = 1000; // width of the histogram in screen pixels: its text stays readable on a phone
@@ -281,8 +282,9 @@ function start() {
   const outcomes = ["all", ...new Set([...(hasLabels ? ["false positive", "false negative", "true positive", "true negative"]
     : ["anomalous", "nominal"]), ...(images.length > scored.length ? ["failed"] : [])])];
   $("filter").append(...outcomes.map((name) => new Option(name, name)));
-  $("folder").append(...[...new Set(images.map((image) => image.folder))].sort().filter(Boolean)
-    .map((name) => new Option(name, name)));
+  for (const name of [...new Set(images.map((image) => image.folder))].sort().filter(Boolean)) {
+    $("folder").append(new Option(name, name));
+  }
   for (const [name, one] of Object.entries(data.thresholds)) {
     if (one.image === null) continue;
     const button = document.createElement("button");

@@ -108,6 +108,16 @@ def page(tmp_path_factory):
 
 
 @needs_browser
+def test_a_page_of_very_many_images_works(browser, tmp_path):
+    """More than a function call of JavaScript takes arguments."""
+    shown = [report.Shown(f"{i}.png", f"folder {i % 9}", i % 2, i / 150_000, None) for i in range(150_000)]
+    limits = {"max": Thresholds("max", 0.5, 0.5)}
+    report.write_page(tmp_path, report.Page("many", "150000 images.", shown, limits, "max"))
+    show(browser, tmp_path / "report.html")
+    assert counts(browser)["false positives"] == 37_499 and counts(browser)["true negatives"] == 37_501
+
+
+@needs_browser
 def test_counts_follow_the_threshold(browser, page):
     path, labels, scores = page
     show(browser, path)

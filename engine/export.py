@@ -1,5 +1,6 @@
 """The export mode: an ONNX file that takes images and gives anomaly maps and scores."""
 
+import hashlib
 import json
 import math
 import warnings
@@ -75,6 +76,7 @@ def run(config: Config, kind: str) -> Path:
     with atomic_write(path) as beside:
         _write(graph, beside, metadata)
         print(f"largest difference between maps of the file and of the networks: {_check(graph, beside, detector):.1e}")
+    metadata["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
     write_text(path.with_suffix(".json"), json.dumps(metadata, indent=2, allow_nan=False) + "\n")
     return path
 

@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
 from pydantic.fields import FieldInfo
 
 from evaluation.thresholds import MANUAL, NOMINAL_KINDS
+from runtime.cli import expand_path
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ NOMINAL_THRESHOLDS, MANUAL_THRESHOLDS = Affects(("thresholds",)), Affects(("thre
 def _path(value: str) -> str:
     if not value.strip():
         raise ValueError("must not be empty")
-    return value.replace("\\", "/")
+    return (value if value == "~" else expand_path(value)).replace("\\", "/")  # "~" alone, in quotes: a folder's name
 
 
 def _name(value: str) -> str:
@@ -82,7 +83,7 @@ def _tile_size(value: Any, info: ValidationInfo) -> Any:
 def _load_epoch(value: Any) -> Any:
     if (type(value) is int and value >= 1) or (isinstance(value, str) and value.strip()):
         # The command line gives text only.
-        return int(value) if str(value).isdecimal() and int(value) >= 1 else str(value).replace("\\", "/")
+        return int(value) if str(value).isdecimal() and int(value) >= 1 else _path(str(value))
     raise ValueError("must be last, an epoch from 1, or the path of a checkpoint")
 
 

@@ -17,7 +17,7 @@ import skimage
 
 from data.image_io import read_image
 from evaluation.image_metrics import image_metrics
-from runtime.cli import Parser, run
+from runtime.cli import Parser, path, run
 from runtime.errors import UserError
 
 VERSION = 4
@@ -336,7 +336,7 @@ def make_sample(out: Path) -> None:
 def main() -> int:
     """Parse the command line and write the sample."""
     parser = Parser(prog="make_sample.py", description=__doc__.splitlines()[0] + " Nothing is downloaded.")
-    parser.add_argument("--out", type=Path, default=Path("sample"), help="folder to write (default: %(default)s)")
+    parser.add_argument("--out", type=path, default=Path("sample"), help="folder to write (default: %(default)s)")
     make_sample(parser.parse_args().out)
     return 0
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import tempfile
 import warnings
 from contextlib import suppress
 from importlib.util import find_spec
@@ -62,6 +63,7 @@ def run(config: Config, kind: str) -> Path:
         raise UserError(
             f"--export {kind}", f"{', '.join(missing)} not installed", "run: pip install -r requirements-export.txt"
         )
+    tempfile.gettempdir()  # without one, torch prints a hundred lines before it fails
     detector = Detector.for_new_images(config, {"train.precision": "fp32", "train.device": "cpu"})  # as in the file
     for line in detector.notes:
         print(line)

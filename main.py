@@ -5,7 +5,10 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # python -P and -I leave this folder out
 
 from runtime.cli import DONE, FAULT, Parser, add_config_flags, boolean, is_launched, matching, path, run
 

@@ -7,6 +7,7 @@ anomaly would be too easy to detect.
 
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -14,6 +15,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 import skimage
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # python -P and -I leave this folder out
 
 from data.image_io import read_image
 from evaluation.image_metrics import image_metrics

@@ -1,5 +1,10 @@
 """Name the best checkpoint and technique of what evaluate_checkpoints.py has measured."""
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # python -P and -I leave this folder out
+
 from runtime.cli import Parser, add_config_flags, run
 
 # Predefined parameters. Each can be given as a flag of the same name.

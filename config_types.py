@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
 from pydantic.fields import FieldInfo
 
 from evaluation.thresholds import MANUAL, NOMINAL_KINDS
+from runtime.cli import expand_path
 from runtime.names import as_on_disk, composed
 
 
@@ -52,7 +53,8 @@ NOMINAL_THRESHOLDS, MANUAL_THRESHOLDS = Affects(("thresholds",)), Affects(("thre
 def _path(value: str) -> str:
     if not value.strip():
         raise ValueError("must not be empty")
-    return as_on_disk(value.replace("\\", "/"))
+    expanded = value if value == "~" else expand_path(value)  # "~" alone, in quotes: a folder's name
+    return as_on_disk(expanded.replace("\\", "/"))
 
 
 def _name(value: str) -> str:

@@ -1,5 +1,10 @@
 """Evaluate categories x checkpoints x techniques x thresholds, and summarize them in one table."""
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # python -P and -I leave this folder out
+
 from evaluation.thresholds import COMPARED_KINDS, KINDS
 from runtime.cli import Parser, add_config_flags, add_ray_flags, boolean, run
 

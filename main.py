@@ -5,9 +5,12 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from runtime.cli import DONE, FAULT, Parser, add_config_flags, boolean, disk_path, is_launched, run
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # python -P and -I leave this folder out
+
+from runtime.cli import DONE, FAULT, Parser, add_config_flags, boolean, is_launched, matching, path, run
 
 if TYPE_CHECKING:
     from config import Config
@@ -42,7 +45,7 @@ def main() -> int:
         )
     parser.add_argument(
         "--predict",
-        type=disk_path,
+        type=path,
         nargs="+",
         metavar="PATH",
         help="run inference on images, or on all in a folder (e.g. python main.py --predict photos/)",
@@ -54,18 +57,18 @@ def main() -> int:
     )
     parser.add_argument(
         "--watch",
-        type=disk_path,
+        type=path,
         metavar="FOLDER",
         help="run inference on images as they come into a folder (e.g. python main.py --watch camera/)",
     )
     parser.add_argument(
         "--nominal",
-        type=disk_path,
+        type=path,
         metavar="FOLDER",
         help="with --threshold: thresholds from these nominal images, for --predict, --watch and --export "
         "(e.g. python main.py --threshold True --nominal station2/)",
     )
-    parser.add_argument("--output", type=disk_path, metavar="DIR", help="with --predict or --watch: folder to write to")
+    parser.add_argument("--output", type=path, metavar="DIR", help="with --predict or --watch: folder to write to")
     parser.add_argument("--resume", action="store_true", help="with --predict: continue an earlier call")
     add_config_flags(parser)
     arguments = parser.parse_args()
@@ -124,7 +127,7 @@ def _run(arguments: argparse.Namespace, config: "Config", group: "ProcessGroup |
     if arguments.predict:
         from engine import predict
 
-        folder, failed = predict.run(config, arguments.predict, arguments.output, arguments.resume)
+        folder, failed = predict.run(config, matching(arguments.predict), arguments.output, arguments.resume)
         print(f"predictions: {folder}")
         status = FAULT if failed else DONE
     if arguments.export:

@@ -7,6 +7,7 @@ anomaly would be too easy to detect.
 
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -15,9 +16,11 @@ import cv2
 import numpy as np
 import skimage
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # python -P and -I leave this folder out
+
 from data.image_io import read_image
 from evaluation.image_metrics import image_metrics
-from runtime.cli import Parser, run
+from runtime.cli import Parser, path, run
 from runtime.errors import UserError
 
 VERSION = 4
@@ -336,7 +339,7 @@ def make_sample(out: Path) -> None:
 def main() -> int:
     """Parse the command line and write the sample."""
     parser = Parser(prog="make_sample.py", description=__doc__.splitlines()[0] + " Nothing is downloaded.")
-    parser.add_argument("--out", type=Path, default=Path("sample"), help="folder to write (default: %(default)s)")
+    parser.add_argument("--out", type=path, default=Path("sample"), help="folder to write (default: %(default)s)")
     make_sample(parser.parse_args().out)
     return 0
 

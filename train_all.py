@@ -1,5 +1,10 @@
 """Train every category of a dataset, one after the other, each in a process of its own."""
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # python -P and -I leave this folder out
+
 from runtime.cli import CONFIG, Parser, add_config_flags, add_ray_flags, boolean, run
 
 # Predefined parameters. Each can be given as a flag of the same name, e.g. --categories bottle cable

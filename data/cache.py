@@ -64,6 +64,7 @@ class ArrayCache(Sequence[np.ndarray]):
             self._write(title)
         with suppress(FileNotFoundError):  # another process deleted the file in the meantime
             self._lock = shared_lock(self.path)
+        with suppress(OSError):  # a file of another user: it is read all the same
             os.utime(self.path)
         remove_least_recently_used(folder.glob("*.npy"), TOTAL)
 

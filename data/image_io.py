@@ -1,187 +1,59 @@
 """Image and mask files <-> arrays: read, resize, rotate, write."""
 
-import io
-import os
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
 import cv2
 import numpy as np
-from PIL import Image
 
-from data import mask_decoding
+from data import decoding, mask_decoding
+from data.decoding import BITS, TOO_BRIGHT, DecodeError, check_pages, open_header, orientation_of, without_alpha
 from data.mask_decoding import DecodedMask
 from runtime.device import map_in_threads
-from runtime.errors import FIX_FILE, UserError
+from runtime.errors import UserError
 
-ORIENTATION, BITS, SUBFILE = 0x0112, 258, 254  # tag numbers of EXIF and TIFF
-UPRIGHT = {  # EXIF orientation -> function that turns the image upright
-    1: lambda image: image,
-    2: lambda image: image[:, ::-1],
-    3: lambda image: image[::-1, ::-1],
-    4: lambda image: image[::-1],
-    5: lambda image: image.swapaxes(0, 1),
-    6: lambda image: image.swapaxes(0, 1)[:, ::-1],
-    7: lambda image: image.swapaxes(0, 1)[::-1, ::-1],
-    8: lambda image: image.swapaxes(0, 1)[::-1],
-}
-EIGHT_BIT = ("WEBP", "GIF", "AVIF")  # Pillow's names; JPEG and BMP are recognized by their first bytes
+EIGHT_BIT = ("JPEG", "MPO", "BMP", "WEBP", "GIF", "AVIF")  # Pillow's names
 LOSSY = ("JPEG", "MPO", "WEBP", "AVIF")
 BIT_DEPTHS = (8, 10, 12, 14, 16)  # of values in files of more than 8 bits
-TOO_BRIGHT = 0.01  # largest share of values above white that is clipped without an error
 # One filter for all lines: trying every filter on each line takes twice as long and makes files 3 % smaller.
 PNG_FILTER = [cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_UP] if hasattr(cv2, "IMWRITE_PNG_FILTER") else []
 
 
-def read_image(path: Path, size: tuple[int, int] | None = None, white_level: float | str | None = None) -> np.ndarray:
-    """Read an image file: uint8 (H, W, 3), BGR, turned upright as its EXIF orientation says.
+def read_image(
+    path: Path,
+    size: tuple[int, int] | None = None,
+    white_level: float | str | None = None,
+    refuses_dark: bool = False,
+) -> np.ndarray:
+    """Read an image file: uint8 (H, W, 3), BGR. size: (height, width) to resize to, with linear interpolation.
 
-    A gray image gets three equal channels. An alpha channel is dropped.
-
-    Args:
-        size: (height, width) to resize to, with linear interpolation; None: the image keeps its size.
-        white_level: value of white in files with more than 8 bits per channel, scaled to 255. None: 65535 for 16-bit
-            images, 1.0 for float images. 'own': found in this file alone, for textures.
-
-    Raises:
-        UserError: the file cannot be decoded, has several pages, or more than 1 % of its values are above white.
+    For the other arguments, and what is read, see `decoding.read`. The white level 'own' is found in this file alone,
+    for textures. UserError if it cannot be read.
     """
-    data = _bytes_of(path)
-    if not _has_high_bit_depth(path, data):
-        image = _decode(path, data, cv2.IMREAD_COLOR)
-    else:
-        stored = _to_bgr(_decode_as_stored(path, data))
-        white = _own_white_level(stored) if isinstance(white_level, str) else white_level
-        image = _to_eight_bits(path, stored, white)
+    with _user_errors(path):
+        white = _own_white_level(path) if isinstance(white_level, str) else white_level
+        image = decoding.read(path, white, refuses_dark)
     return image if size is None else resize(image, size)
 
 
-def _bytes_of(path: Path) -> np.ndarray:
-    try:
-        return np.fromfile(path, np.uint8)  # cv2.imread fails on non-ASCII paths on Windows
-    except OSError as error:
-        raise UserError(path, f"cannot be read ({error})", FIX_FILE) from error
-
-
-def _decode(path: Path, data: np.ndarray, flags: int) -> np.ndarray:
-    try:
-        image = cv2.imdecode(data, flags) if data.size else None
-    except cv2.error as error:
-        _refuse_large(path, data)
-        raise UserError(path, f"cannot be read ({error})", FIX_FILE) from error
-    if image is None:
-        _refuse_large(path, data)
-        raise UserError(path, "cannot be decoded as an image", FIX_FILE)
-    return image
-
-
-def _decode_as_stored(path: Path, data: np.ndarray) -> np.ndarray:
-    """(H, W) or (H, W, C) with the file's own data type and channels, turned upright."""
-    image = _decode(path, data, cv2.IMREAD_UNCHANGED)
-    if _is_tiff(data):  # OpenCV has already turned it upright
-        return image
-    with _header(data) as header:
-        return UPRIGHT[_orientation(header)](image)
-
-
-def _refuse_large(path: Path, data: np.ndarray) -> None:
-    """UserError if an image has more pixels than OpenCV's limit."""
-    limit = os.environ.get("OPENCV_IO_MAX_IMAGE_PIXELS", str(2**30))
-    with _header(data) as header:
-        pixels = header.width * header.height if header else 0
-    if limit.isdecimal() and pixels > int(limit):
-        raise UserError(
-            path,
-            f"has {pixels:,} pixels, OpenCV reads at most {int(limit):,}",
-            f"set the environment variable OPENCV_IO_MAX_IMAGE_PIXELS={pixels} or more, or make the image smaller",
-        )
-
-
 @contextmanager
-def _header(source: np.ndarray | Path) -> Iterator[Image.Image | None]:
-    """An image file opened with Pillow, which reads the header only; None if the format is unknown or damaged."""
-    with ExitStack() as stack:
-        header = None
-        # Pillow raises SyntaxError for some damaged files.
-        with suppress(OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-            header = stack.enter_context(Image.open(source if isinstance(source, Path) else io.BytesIO(source.data)))
-        yield header
+def _user_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except DecodeError as error:
+        raise UserError(path, error.problem, error.fix) from error
 
 
-def _orientation(header: Image.Image | None) -> int:
-    """EXIF orientation, 1 to 8; 1 (upright) if unknown."""
-    number = 1
-    with suppress(OSError, ValueError, SyntaxError):
-        number = header.getexif().get(ORIENTATION, 1) if header else 1
-    return number if number in UPRIGHT else 1
-
-
-def _is_tiff(data: np.ndarray) -> bool:
-    return data[:2].tobytes() in (b"II", b"MM")
-
-
-def _has_high_bit_depth(path: Path, data: np.ndarray) -> bool:
-    """Whether a file may have more than 8 bits per channel. UserError if it has several pages."""
-    if data[:2].tobytes() in (b"\xff\xd8", b"BM"):  # JPEG, BMP
-        return False
-    with _header(data) as header:
-        if header is None:
-            return True
-        if (pages := _page_count(header)) > 1:
-            raise UserError(path, f"has {pages} pages", "write each page to its own file")
-        if header.format == "PNG":
-            return data[24] == 16
-        if header.format == "TIFF":
-            bits = header.tag_v2.get(BITS, 1)
-            return max(bits if isinstance(bits, tuple) else (bits,)) > 8
-        return header.format not in EIGHT_BIT
-
-
-def _page_count(header: Image.Image) -> int:
-    """Number of pages or frames; the reduced-size copies of a page that a TIFF can hold do not count."""
-    count = getattr(header, "n_frames", 1)
-    if count > 1 and header.format == "TIFF":
-        reduced = []
-        for page in range(count):
-            header.seek(page)
-            reduced.append(header.tag_v2.get(SUBFILE, 0) & 1)
-        header.seek(0)
-        count = len(reduced) - sum(reduced)
-    return count
-
-
-def _to_bgr(image: np.ndarray) -> np.ndarray:
-    """Image (H, W) or (H, W, C) of any type and number of channels -> contiguous (H, W, 3)."""
-    channels = 1 if image.ndim == 2 else image.shape[2]
-    if channels <= 2:  # gray, perhaps with alpha
-        gray = image if image.ndim == 2 else image[..., 0]
-        return np.ascontiguousarray(np.repeat(gray[..., None], 3, axis=2))
-    return np.ascontiguousarray(image[..., :3])
-
-
-def _to_eight_bits(path: Path, image: np.ndarray, white_level: float | None) -> np.ndarray:
-    """Scale an image to uint8 so that `white_level` becomes 255."""
-    if image.dtype == np.uint8:
-        return image
-    if image.dtype == np.uint16 and white_level in (None, 65535):
-        return (image >> 8).astype(np.uint8)  # same result as OpenCV's own conversion
-    white = white_level or (1.0 if image.dtype.kind == "f" else float(np.iinfo(image.dtype).max))
-    if not np.isfinite(image).all() or image.min() < 0:
-        raise UserError(path, "has negative, infinite or NaN values", FIX_FILE)
-    if (image > white).mean() > TOO_BRIGHT:
-        raise UserError(
-            path,
-            f"has values up to {image.max():g}, above white ({white:g})",
-            "set data.white_level to the value of white in these images, and train with it",
-        )
-    return np.minimum(np.rint(image * (255.0 / white)), 255).astype(np.uint8)
-
-
-def _own_white_level(image: np.ndarray) -> float:
+def _own_white_level(path: Path) -> float | None:
     """Value of white that at most TOO_BRIGHT of an image is above: 1.0 or a number of bits, else its own brightest."""
+    if not has_high_bit_depth(path):
+        return None
+    image = without_alpha(decoding.decode(path))
+    if image.dtype == np.uint8:
+        return None
     highest = float(np.quantile(image, 1 - TOO_BRIGHT, method="higher"))
     whites = (1.0,) if image.dtype.kind == "f" else (float(2**bits - 1) for bits in BIT_DEPTHS)
     return next((white for white in whites if highest <= white), highest)
@@ -192,12 +64,19 @@ def has_high_bit_depth(path: Path) -> bool:
 
     It is decoded only if its header does not say so. UserError if it cannot be read or has several pages.
     """
-    data = _bytes_of(path)
-    if not _has_high_bit_depth(path, data):
-        return False
-    with _header(data) as header:
-        is_certain = header is not None and header.format in ("PNG", "TIFF")
-        return is_certain or _decode_as_stored(path, data).dtype != np.uint8
+    with _user_errors(path):
+        data = decoding.bytes_of(path)
+        with open_header(data) as header:
+            if header is not None:
+                check_pages(header)
+            if header is not None and header.format in EIGHT_BIT:
+                return False
+            if header is not None and header.format == "PNG":
+                return data[24] == 16
+            if header is not None and header.format == "TIFF":
+                bits = header.tag_v2.get(BITS, 1)
+                return max(bits if isinstance(bits, tuple) else (bits,)) > 8
+        return decoding.decode(path).dtype != np.uint8
 
 
 def find_white_level(paths: Sequence[Path]) -> float | None:
@@ -216,7 +95,8 @@ def find_white_level(paths: Sequence[Path]) -> float | None:
     files = [path for path, is_high in zip(paths, high_bit_depth, strict=True) if is_high]
 
     def brightest(path: Path) -> tuple[bool, float]:
-        image = _decode_as_stored(path, _bytes_of(path))
+        with _user_errors(path):
+            image = without_alpha(decoding.decode(path))
         return image.dtype.kind == "f", float(image.max())
 
     maxima = map_in_threads(brightest, files)
@@ -243,13 +123,12 @@ def read_all(
 
 def decode_mask_file(path: Path) -> DecodedMask:
     """Decode a mask file at its own size, turned upright; UserError if it cannot be read or is ambiguous."""
-    data = _bytes_of(path)
-    with _header(data) as header:
+    with _user_errors(path):
+        stored = decoding.decode(path)
+    with open_header(path) as header:
         is_lossy = header is not None and header.format in LOSSY
-        if header is not None and not is_lossy and (pages := _page_count(header)) > 1:
-            raise UserError(path, f"has {pages} pages", "write each page to its own file")
     try:
-        return mask_decoding.decode_mask(_decode_as_stored(path, data), is_lossy)
+        return mask_decoding.decode_mask(stored, is_lossy)
     except mask_decoding.MaskError as error:
         raise UserError(path, error, "write a mask of 0 and 255, with 255 where the defect is") from error
 
@@ -331,9 +210,9 @@ def write_image(path: Path, image: np.ndarray) -> None:
 
 def read_size(path: Path) -> tuple[int, int]:
     """Height and width of the array that `read_image` would return; if possible from the file's header alone."""
-    with _header(path) as header:
+    with open_header(path) as header:
         if header is not None:
             width, height = header.size
-            # Pillow's size of a TIFF already follows the orientation.
-            return (width, height) if _orientation(header) >= 5 and header.format != "TIFF" else (height, width)
+            is_turned = orientation_of(header, path.read_bytes() if header.format == "PNG" else b"") >= 5
+            return (width, height) if is_turned else (height, width)
     return read_image(path).shape[:2]  # a format that only OpenCV knows, or a damaged file

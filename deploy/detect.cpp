@@ -12,6 +12,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <exception>
+#include <fstream>
 #include <string>
 #include <vector>
 
@@ -37,6 +38,20 @@ static cv::Mat window(int height, int width) {
     return weights;
 }
 
+// Read an image: BGR, 8 bits, upright as its EXIF orientation says. Returns what is wrong with it, or nothing.
+static std::string read(const char* path, cv::Mat& image) {
+    if (cv::imcount(path) > 1) return "has several pages; write each to its own file";
+    image = cv::imread(path, cv::IMREAD_COLOR | cv::IMREAD_ANYDEPTH);  // the depth is kept
+    if (image.empty()) image = cv::imread(path, cv::IMREAD_UNCHANGED);  // gray floats cannot become color
+    if (image.empty()) return "cannot be decoded as an image";
+    if (image.depth() != CV_8U) return "has more than 8 bits; write it with 8, or use detect.py";
+    char start[2] = {0, 0};
+    std::ifstream(path, std::ios::binary).read(start, 2);
+    if (start[0] == start[1] && (start[0] == 'I' || start[0] == 'M') && cv::imread(path, cv::IMREAD_UNCHANGED).channels() == 4)
+        return "is a TIFF with alpha, which OpenCV multiplies the colors by; write it without, or use detect.py";
+    return "";
+}
+
 int main(int argc, char** argv) {
     const bool tiled = argc > 5 && std::string(argv[5]) == "--tiles";
     const int first = tiled ? 9 : 5;
@@ -57,9 +72,10 @@ int main(int argc, char** argv) {
         auto compiled = core.compile_model(model, "CPU", ov::hint::inference_precision(ov::element::f32));
         auto request = compiled.create_infer_request();
         for (int i = first; i < argc; ++i) {
-            cv::Mat image = cv::imread(argv[i], cv::IMREAD_COLOR), resized, smooth;  // BGR, 8 bits, upright
-            if (image.empty()) {
-                std::fprintf(stderr, "failed    -        %s: cannot be decoded as an image\n", argv[i]);
+            cv::Mat image, resized, smooth;
+            const std::string problem = read(argv[i], image);
+            if (!problem.empty()) {
+                std::fprintf(stderr, "failed    -        %s: %s\n", argv[i], problem.c_str());
                 status = 2;
                 continue;
             }

@@ -1,4 +1,4 @@
-"""Detect anomalies in images with an exported model. Needs this file, the .onnx file, NumPy, OpenCV and ONNX Runtime.
+"""Detect anomalies in images with an exported model. Needs decoding.py beside it and the packages in README.md.
 
     python detect.py flange_60.onnx images/*.png
 
@@ -7,12 +7,19 @@ prints a line for each image: result, score, path. Exit status: 0 all nominal, 1
 
 import argparse
 import json
+import os
 import sys
+from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import onnxruntime
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # python -P does not add it
+read = import_module("decoding").read  # decoding.py, beside this file wherever that is copied to
+os.environ.setdefault("OPENCV_IO_ENABLE_OPENEXR", "1")  # as in training
 
 
 class Model:
@@ -55,17 +62,6 @@ def _value(text: str) -> Any:
         return text
 
 
-def read(path: str, white_level: float | None) -> np.ndarray:
-    """Read an image as training does: BGR, uint8 (H, W, 3), upright; `white_level` scales more than 8 bits to 8."""
-    depth = cv2.IMREAD_COLOR if white_level is None else cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH
-    image = cv2.imdecode(data, depth) if len(data := np.fromfile(path, np.uint8)) else None
-    if image is None:
-        raise ValueError("cannot be decoded as an image")
-    if white_level is not None and image.dtype != np.uint8:
-        image = np.minimum(np.rint(image * (255.0 / white_level)), 255).astype(np.uint8)
-    return image
-
-
 def main() -> int:
     """Print the result for each image, and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -82,8 +78,8 @@ def main() -> int:
         parser.error(f"{arguments.model}: has no threshold; set --threshold")
     for path in arguments.images:
         try:
-            score, _ = model(read(path, model.metadata["white_level"]))
-        except (ValueError, OSError) as error:
+            score, _ = model(read(path, model.metadata["white_level"], refuses_dark=True))
+        except (ValueError, OSError, MemoryError, cv2.error) as error:
             print(f"failed    -        {path}: {error}", file=sys.stderr)
             status = 2
             continue

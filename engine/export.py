@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import tempfile
 import warnings
 from contextlib import suppress
 from importlib.util import find_spec
@@ -65,6 +66,7 @@ def run(config: Config, kind: str) -> Path:
         raise UserError(
             f"--export {kind}", f"{', '.join(missing)} not installed", "run: pip install -r requirements-export.txt"
         )
+    tempfile.gettempdir()  # without one, torch prints a hundred lines before it fails
     detector = _detector(config)
     for line in detector.notes:
         print(line)

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from config import Config
 from data.folders import DatasetNotes, images_below
+from data.mvtec import TestSample, check_bit_depth
 from evaluation.thresholds import FEWEST, differ_significantly, distance
 from inference.detector import Detection, Detector
 from inference.preprocessing import ModelInput
@@ -43,7 +44,8 @@ def run(config: Config, paths: Sequence[Path], output: Path | None = None, resum
     """
     images = find(paths)
     detector = Detector.for_new_images(config)
-    for line in notes_of(detector):
+    samples = [TestSample(image.path, False, image.label) for image in images]
+    for line in (*notes_of(detector), *check_bit_depth(samples, detector.config.data.known_white_level)):
         print(line)
     folder = output or default_folder(detector, paths)
     for path in paths:

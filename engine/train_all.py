@@ -31,8 +31,10 @@ from training.data import changed_images, find_files, split, training_provenance
 from training.state import changed_settings
 
 MAIN = Path(__file__).resolve().parent.parent / "main.py"
-STATUSES = {signals.INTERRUPTED: signal.SIGINT, signals.TERMINATED: signal.SIGTERM}  # exit status -> signal
 PROGRESS_BAR = re.compile(r"\d+%\|.*\[\d+:\d\d<|\d+[a-z]* \[\d+:\d\d, ")  # as tqdm draws it
+STATUSES = {  # exit status -> signal
+    signals.Interrupted(number).status: number for number in (*signals.SIGNALS, signal.SIGTERM)
+}
 POLL_SECONDS = 0.5  # between two checks of a process
 TEMPLATE = "train_all.yaml"  # in a run's folder: the settings that it was started with
 TIMES_HEAD = f"{'category':24}{'seconds':>10}{'h:m:s':>12}{'epochs':>8}  device\n"

@@ -174,7 +174,9 @@ class Watch:
         """Report an image that has failed, or let it be tried again."""
         if state_of(path) is None:
             return
-        cause = error.__cause__ if isinstance(error, UserError) else error
+        cause: BaseException = error
+        while cause.__cause__:
+            cause = cause.__cause__
         passes = isinstance(cause, (OSError, MemoryError)) or "out of memory" in str(error)
         is_cut = not passes and _lacks_end(path)
         if passes or is_cut:

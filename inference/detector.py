@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from config import Config, map_settings
-from data.image_io import resize
+from data.image_io import read_image, resize
 from evaluation.metrics import Region, image_score, regions
 from evaluation.thresholds import KIND_SETTINGS, MANUAL, Thresholds, relative
 from inference import checkpoint, threshold_file
@@ -180,7 +180,8 @@ class Detector:
 
     def read(self, path: Path) -> ModelInput:
         """An image file, ready for `run`; UserError where it cannot be read or used."""
-        return self.prepare(self._preprocessor.read(path), path.as_posix())
+        white = self.config.data.known_white_level
+        return self.prepare(read_image(path, white_level=white, refuses_dark=True), path.as_posix())
 
     def prepare(self, image: np.ndarray, name: str = "image") -> ModelInput:
         """One image as the networks need it. May be called from several threads. name: for messages."""

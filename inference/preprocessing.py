@@ -211,10 +211,6 @@ class Preprocessor:
             "precision": str(precision).removeprefix("torch."),
         }
 
-    def read(self, path: Path) -> np.ndarray:
-        """Read an image at its own size, uint8 (H, W, 3), BGR, with the white level of training."""
-        return self.registration.read(path)
-
     def align(self, image: np.ndarray, homography: np.ndarray | None, mask: np.ndarray | None = None) -> ModelInput:
         """Warp an image onto the reference, and resize it to data.img_size.
 

@@ -3,10 +3,15 @@
 import argparse
 import atexit
 import gc
+import glob
+import io
 import os
+import re
+import select
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +22,7 @@ from runtime.version import program_version
 
 CONFIG = Path(__file__).resolve().parent.parent / "config.yaml"
 DONE, FAULT, MISTAKE = 0, 1, 2  # exit statuses, besides those in signals.py
+CLOSED = 141  # exit status where nobody reads the output any more, as of programs that SIGPIPE ends
 LESS_MEMORY = (
     "lower train.batch_size or data.test_batch_size, data.img_size, model.base_width or model.base_channels, "
     "and on a GPU set train.compile=off"
@@ -42,9 +48,33 @@ def boolean(text: str) -> bool:
     raise argparse.ArgumentTypeError(f"'{text}' is neither True nor False")
 
 
-def disk_path(text: str) -> Path:
-    """Parse a path, in the form of Unicode that it has on the disk."""
-    return Path(as_on_disk(text))
+def expand_path(text: str) -> str:
+    """A path with ~ and environment variables replaced, which a shell does only in some places, and a service nowhere.
+
+    Raises:
+        ValueError: a variable is not set.
+    """
+    path = os.path.expanduser(os.path.expandvars(text))
+    if (unset := re.search(r"\$(\w+|\{\w+\})", path)) and not os.path.exists(path):
+        raise ValueError(f"must be a path whose variables are set, but {unset[0]} is not")
+    return path
+
+
+def path(text: str) -> Path:
+    """Parse the value of a flag that is a path; its Unicode is in the form that it has on the disk."""
+    try:
+        return Path(as_on_disk(expand_path(text)))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"'{text}' {error}") from error
+
+
+def matching(paths: Sequence[Path]) -> list[Path]:
+    """Paths, with files that match in place of a pattern such as *.png (shells of Windows leave that to programs)."""
+    found: list[Path] = []
+    for one in paths:
+        matches = [] if one.exists() else sorted(glob.glob(str(one)))
+        found += [Path(match) for match in matches] or [one]
+    return found
 
 
 def add_config_flags(parser: argparse.ArgumentParser) -> None:
@@ -53,7 +83,7 @@ def add_config_flags(parser: argparse.ArgumentParser) -> None:
         "-cfg",
         "--config",
         action="append",
-        type=disk_path,
+        type=path,
         default=[],
         metavar="PATH",
         help="settings (default: config.yaml beside main.py); repeatable, the later file wins",
@@ -83,7 +113,8 @@ def run(program: Callable[[], int], is_shared: bool = False) -> None:
     """Run a program and exit with its status.
 
     Errors are printed to standard error. Exit status: 0 done, 1 training failed, 2 user error, 130 interrupted, 143
-    terminated. Any other exception is a fault of the program and keeps its traceback (status 1).
+    terminated, 129 hung up, 141 where nobody reads the output any more. Any other exception is a fault of the program
+    and keeps its traceback (status 1).
 
     Args:
         program: returns the exit status. is_shared: whether the program can run as several processes (torchrun).
@@ -91,11 +122,15 @@ def run(program: Callable[[], int], is_shared: bool = False) -> None:
     # Garbage collection while torch is imported takes half a second, and a second more at exit.
     gc.set_threshold(10_000, 20, 50)
     atexit.register(gc.freeze)
+    _prepare_output()
+    atexit.register(_end_output)
     try:
         signals.interrupts()
         if is_launched() and not is_shared:
             raise UserError("torchrun", "only main.py can run as several processes", "start this program with python")
-        sys.exit(program())
+        status = program()
+        sys.stdout.flush()  # here, so that a full disk is an error with a message
+        sys.exit(status)
     except UserError as error:
         sys.exit(_print_error(error, MISTAKE))
     except (FloatingPointError, RankLostError) as error:
@@ -115,15 +150,52 @@ def run(program: Callable[[], int], is_shared: bool = False) -> None:
     except OSError as error:
         if error.filename is None and error.errno is None:
             raise
+        if isinstance(error, BrokenPipeError) and any(map(_has_no_reader, (1, 2))):
+            sys.exit(CLOSED)
+        if "usable temporary directory" in str(error):
+            problem = "no folder for temporary files can be written to"
+            sys.exit(_print_error(UserError("TMPDIR", problem, "set this variable to a folder that can"), MISTAKE))
         sys.exit(
             _print_error(UserError(error.filename or "file system", error.strerror or error, FIX_STORAGE), MISTAKE)
         )
     except Exception as error:  # pydantic wraps Interrupted in its own errors, which keep only the text
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in signals.SIGNALS:
             if str(interrupted := signals.Interrupted(number)) in str(error):
                 print(interrupted, file=sys.stderr)
                 sys.exit(interrupted.status)
         raise
+
+
+def _prepare_output() -> None:
+    """Let output never end a program: open what a service has closed, and escape characters that a console lacks."""
+    for handle, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(handle)
+        except OSError:  # closed: the next file that is opened would get this number, and what libraries write to it
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+        if handle and getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _has_no_reader(handle: int) -> bool:
+    if not hasattr(select, "poll"):
+        return True
+    poll = select.poll()
+    poll.register(handle, 0)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+
+
+def _end_output() -> None:
+    """Write what is left, without the error that Python would print at its end where that is impossible."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            with suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _print_error(message: object, status: int) -> int:

@@ -4,6 +4,7 @@ import ctypes
 import os
 import re
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -37,6 +38,19 @@ def setup() -> None:
         libc.mallopt(-4, 0)  # M_MMAP_MAX: allocate large blocks on the heap, too
         libc.mallopt(-1, -1)  # M_TRIM_THRESHOLD: never shrink the heap
     restore_numpy_table()
+    _find_temporary_folder()
+
+
+def _find_temporary_folder() -> None:
+    """Use shared memory for temporary files where no other folder can be written to, as in read-only containers.
+
+    Loader processes and the export need some small ones. TMPDIR is for processes that are started from here.
+    """
+    try:
+        tempfile.gettempdir()
+    except FileNotFoundError:
+        if os.access("/dev/shm", os.W_OK):
+            tempfile.tempdir = os.environ["TMPDIR"] = "/dev/shm"
 
 
 def restore_numpy_table() -> None:

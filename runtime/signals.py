@@ -1,18 +1,24 @@
-"""What Ctrl-C, SIGTERM and SIGUSR1 do. Schedulers send the last two; SLURM can send SIGUSR1 minutes before the end."""
+"""What Ctrl-C, SIGTERM, SIGUSR1 and SIGHUP do.
+
+Schedulers send SIGTERM and SIGUSR1; SLURM can send SIGUSR1 minutes before the end.
+SIGHUP means that the terminal is gone.
+"""
 
 import ctypes
 import os
 import signal
+import stat
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
-SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
+SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP") if hasattr(signal, name)]
 ASK_SIGNAL = getattr(signal, "SIGUSR1", signal.SIGTERM)
-INTERRUPTED, TERMINATED = 130, 143  # exit statuses
+HANGUP = getattr(signal, "SIGHUP", None)
+INTERRUPTED, TERMINATED, HUNG_UP = 130, 143, 129  # exit statuses
 
 
 class Interrupted(KeyboardInterrupt):
@@ -25,7 +31,7 @@ class Interrupted(KeyboardInterrupt):
     def __init__(self, number: int, message: str = ""):
         default = f"interrupted ({signal.Signals(number).name})"
         super().__init__(message or f"{default}; what is written stays")
-        self.number, self.status = number, INTERRUPTED if number == signal.SIGINT else TERMINATED
+        self.number, self.status = number, {signal.SIGINT: INTERRUPTED, HANGUP: HUNG_UP}.get(number, TERMINATED)
 
 
 class Stop:
@@ -43,18 +49,33 @@ class Stop:
 def _handle(what: Callable[[int], None]) -> dict[int, Any]:
     """Call `what` at the first signal; a second one ends the process at once. Returns the previous handlers.
 
-    Two exceptions never end the process as a second signal: SIGUSR1, which `ask` sends in addition to the signal of a
-    terminal or scheduler, and any signal under a launcher (torchrun), which repeats signals that all have received.
+    Three exceptions never end the process as a second signal: SIGUSR1, which `ask` sends in addition to the signal of a
+    terminal or scheduler; SIGHUP, which both the system and the shell send; and any signal under a launcher (torchrun),
+    which repeats signals that all have received. SIGHUP stays ignored where it is, as under nohup.
     """
     if threading.current_thread() is not threading.main_thread():
         return {}  # only the main thread can have handlers
 
     def first(number: int, _: object) -> None:
-        for one in SIGNALS:
-            signal.signal(one, signal.SIG_IGN if one == ASK_SIGNAL or "RANK" in os.environ else signal.SIG_DFL)
+        for one in handled:
+            is_ignored = one in (ASK_SIGNAL, HANGUP) or "RANK" in os.environ
+            signal.signal(one, signal.SIG_IGN if is_ignored else signal.SIG_DFL)
+        if number == HANGUP:
+            _leave_terminal()
         what(number)
 
-    return {number: signal.signal(number, first) for number in SIGNALS}
+    handled = [one for one in SIGNALS if one != HANGUP or signal.getsignal(one) != signal.SIG_IGN]
+    return {number: signal.signal(number, first) for number in handled}
+
+
+def _leave_terminal() -> None:
+    """Discard what is written to a terminal that is gone, where it would be an error."""
+    for handle in (1, 2):
+        with suppress(OSError):
+            if stat.S_ISCHR(os.fstat(handle).st_mode) and not os.isatty(handle):
+                null = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(null, handle)
+                os.close(null)
 
 
 def interrupts() -> None:

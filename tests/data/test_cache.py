@@ -1,5 +1,6 @@
 """data/cache.py: decoded images in a mapped file."""
 
+import errno
 import multiprocessing
 import os
 import pickle
@@ -46,6 +47,18 @@ def test_cached_images_equal_the_files_and_are_decoded_once(tmp_path, files, mon
     monkeypatch.setattr(cv2, "imdecode", None)
     again = DecodedImages(tmp_path, "some images", files, SIZE)
     assert again.path == first.path and all(map(np.array_equal, again, expected))
+
+
+def test_the_file_of_another_user_is_used(tmp_path, files, monkeypatch):
+    """Its time cannot be set, although it can be read."""
+    DecodedImages(tmp_path, "images", files, SIZE)
+
+    def refuse(*_, **__):
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "utime", refuse)
+    monkeypatch.setattr(cv2, "imdecode", None)
+    assert len(DecodedImages(tmp_path, "images", files, SIZE)) == len(files)
 
 
 def test_images_are_cached_again_when_a_file_changes(tmp_path, files):

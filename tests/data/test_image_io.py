@@ -11,7 +11,7 @@ from conftest import ROOT, write
 from messages import assert_names, raises_user_error
 from PIL import Image
 
-from data import folders, image_io
+from data import decoding, folders, image_io
 from data.cache import DecodedImages
 from data.image_io import find_white_level, read_image, read_mask, read_size
 from synthesis import AnomalySynthesizer
@@ -34,9 +34,9 @@ UPRIGHT = {  # EXIF's definition: where the first row and the first column of wh
 def turned(path, image, number):
     """An image with an EXIF orientation, written by Pillow."""
     exif = Image.Exif()
-    exif[image_io.ORIENTATION] = number
+    exif[decoding.ORIENTATION] = number
     kind = next(name for name, suffix in FORMATS.items() if suffix == path.suffix)
-    options = {"tiffinfo": {image_io.ORIENTATION: number}} if kind == "TIFF" else {"exif": exif.tobytes()}
+    options = {"tiffinfo": {decoding.ORIENTATION: number}} if kind == "TIFF" else {"exif": exif.tobytes()}
     Image.fromarray(image).save(path, kind, **options, **({"lossless": True} if kind == "WEBP" else {}))
     return path
 

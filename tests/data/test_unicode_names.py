@@ -23,7 +23,7 @@ from inference.checkpoint import TrainingImages
 from inference.preprocessing import Preprocessor, configured
 from inference.threshold_file import path_of
 from reporting import best_models
-from runtime.cli import disk_path
+from runtime import cli
 from runtime.provenance import Provenance, file_digest
 from training.data import find_files, split
 
@@ -147,5 +147,5 @@ def test_folder_names_are_compared_in_composed_form(root, forms):
 
 def test_paths_on_the_command_line_are_found(root, forms):
     typed, there = forms
-    assert disk_path(f"{root.parent}/{typed}/mvtec/{typed}") == root / "mvtec" / there
-    assert disk_path(f"{root.parent}/{typed}/new") == root / "new"
+    assert cli.path(f"{root.parent}/{typed}/mvtec/{typed}") == root / "mvtec" / there
+    assert cli.path(f"{root.parent}/{typed}/new") == root / "new"

@@ -13,6 +13,7 @@ import onnxruntime
 import pytest
 from conftest import GOLDEN, ROOT, SETTINGS, make_dataset, rows_of
 from messages import assert_line, assert_user_error, error_of
+from PIL import Image
 
 from config_file import load_config
 from engine import export
@@ -108,6 +109,9 @@ def test_the_deployed_program_gives_the_same_verdicts(exported):
     done = subprocess.run([*command, *paths], capture_output=True, text=True, cwd=exported)
     check_verdicts(exported, done.stdout)
     (exported / "broken.png").write_text("no image")
+    cv2.imwrite(str(exported / "deep.png"), cv2.imread(paths[0]).astype(np.uint16) * 16)
+    done = subprocess.run([*command, "deep.png"], capture_output=True, text=True, cwd=exported)
+    assert done.returncode == 2 and "deep.png" in done.stderr and not done.stdout  # 12 bits: nearly black
     done = subprocess.run([*command, "broken.png", paths[0]], capture_output=True, text=True, cwd=exported)
     assert done.returncode == 2 and "broken.png" in done.stderr and len(verdicts(done.stdout)) == 1
     for model in ("broken.png", "gone.onnx"):  # not 1, the exit status for anomalous images
@@ -136,6 +140,17 @@ def test_the_deployed_program_in_c_plus_plus_gives_the_same_verdicts(exported, t
     command = [tmp_path / "detect", model, repr(facts["image_threshold"]), "32", "32", *paths]
     done = subprocess.run(command, capture_output=True, text=True)
     check_verdicts(exported, done.stdout)
+    gray = np.full((40, 48), 100, np.uint8)
+    wrong = {"deep.png": gray.astype(np.uint16) * 16, "float.tif": gray / np.float32(255)}
+    for name, image in wrong.items():
+        cv2.imwrite(str(tmp_path / name), image)
+    Image.fromarray(np.dstack([gray] * 4)).save(tmp_path / "alpha.tif")
+    Image.fromarray(gray).save(tmp_path / "pages.tif", save_all=True, append_images=[Image.fromarray(gray)])
+    paths = [str(tmp_path / name) for name in (*wrong, "alpha.tif", "pages.tif")]
+    done = subprocess.run([*command[:5], *paths], capture_output=True, text=True)
+    failed = [line for line in done.stderr.splitlines() if line.startswith("failed")]  # OpenCV has lines of its own
+    assert done.returncode == 2 and not done.stdout
+    assert all(path in line for path, line in zip(paths, failed, strict=True)), done.stderr
 
 
 def test_prediction_and_export_with_the_originals_weights(workplace, cli):

@@ -259,6 +259,19 @@ def test_images_of_the_same_name_have_separate_maps(ready, cli):
     assert len(rows_of(ready / "out/predictions.csv")) == 8
 
 
+@pytest.mark.parametrize("bits", [12, 14])
+def test_images_of_other_bits_than_in_training_are_reported(ready, cli, bits):
+    """12 bits in a 16-bit file are nearly black: an error of the image. 14 bits are dark: a note."""
+    image = cv2.imread(str(ready / "mvtec/tile/test/good/000.png")).astype(np.uint16) << (bits - 8)
+    image[0, 0] = 2**bits - 1
+    write(ready / "deep/a.png", image)
+    status, out, _ = cli("--predict", str(ready / "deep"), "--output", str(ready / "out"))
+    [row] = rows_of(ready / "out/predictions.csv")
+    assert_line(out, 2**bits - 1, 65535)
+    assert status == (1 if bits == 12 else 0) and bool(row["verdict"]) == (bits == 14)
+    assert bits == 14 or "4095" in row["error"]
+
+
 def test_an_image_that_a_region_does_not_fit_is_a_row_with_an_error(ready, cli):
     write(ready / "images/small.png", np.full((16, 20, 3), 100, np.uint8))
     shutil.copy(ready / "mvtec/tile/test/good/000.png", ready / "images/fits.png")

@@ -41,3 +41,11 @@ def test_the_version_is_that_of_pyproject(name):
     done = subprocess.run([sys.executable, f"{name}.py", "--version"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.split()[-1] == version
     assert f"version: {version}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", ["main", "train_all", "evaluate_checkpoints", "check_best_model", "make_sample"])
+def test_programs_find_the_project_where_python_leaves_out_their_folder(tmp_path, name):
+    """As python -P, -I and PYTHONSAFEPATH=1 do."""
+    command = [sys.executable, "-I", ROOT / f"{name}.py", "--version"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

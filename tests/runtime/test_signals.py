@@ -11,6 +11,7 @@ from conftest import ROOT, start_process
 from runtime import cli as command_line
 from runtime import signals
 
+pty = pytest.importorskip("pty")
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals are other ones there")
 DEFERRED = """\
 import sys, time
@@ -28,13 +29,13 @@ except signals.Interrupted as stopped:
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP])
 def test_a_deferred_signal_ends_a_program_after_its_block(tmp_path, number):
     process = start_process([sys.executable, "-c", DEFERRED, ROOT, "short"], tmp_path)
     assert process.stdout.readline() == "deferred\n"
     process.send_signal(number)
     out, _ = process.communicate(timeout=10)
-    assert out == "saved\n" and process.returncode == (130 if number == signal.SIGINT else 143)
+    assert out == "saved\n" and process.returncode == {signal.SIGINT: 130, signal.SIGHUP: 129}.get(number, 143)
 
 
 def test_a_second_signal_ends_a_program_at_once(tmp_path):
@@ -67,3 +68,47 @@ def test_a_signal_that_a_library_turns_into_an_error_is_still_a_signal(capsys):
             signal.signal(number, handler)
     error = capsys.readouterr().err
     assert exit_.value.code == 143 and len(error.splitlines()) == 1 and "building failed" not in error
+
+
+HUNG_UP = """\
+import os, sys, time
+sys.path.insert(0, sys.argv[1])
+from runtime import cli, signals
+def program():
+    with signals.deferred() as stop:
+        print("deferred", flush=True)
+        while stop.asked is None:
+            time.sleep(0.01)
+        time.sleep(0.2)  # the shell's own SIGHUP comes in addition
+        print("of the epoch", flush=True)
+        print("of the bar", file=sys.stderr, flush=True)
+        open("saved", "w").close()
+    return 0
+cli.run(program)
+"""
+
+
+def test_a_terminal_that_is_gone_ends_a_program_after_its_block(tmp_path):
+    process, terminal = pty.fork()
+    if process == 0:
+        os.chdir(tmp_path)
+        os.execv(sys.executable, [sys.executable, "-c", HUNG_UP, str(ROOT)])
+    while b"deferred" not in os.read(terminal, 1000):
+        pass
+    os.close(terminal)
+    time.sleep(0.05)
+    os.kill(process, signal.SIGHUP)
+    status = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+    assert status == 129 and (tmp_path / "saved").exists()
+
+
+def test_a_hangup_that_was_ignored_at_the_start_stays_ignored(tmp_path):
+    """As under nohup."""
+    command = ["nohup", sys.executable, "-c", DEFERRED, ROOT, "short"]
+    process = start_process(command, tmp_path)
+    assert process.stdout.readline() == "deferred\n"
+    process.send_signal(signal.SIGHUP)
+    time.sleep(0.2)
+    assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(10) == 143

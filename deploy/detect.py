@@ -6,9 +6,12 @@ prints a line for each image: result, score, path. Exit status: 0 all nominal, 1
 """
 
 import argparse
+import glob
 import json
 import os
+import signal
 import sys
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -27,8 +30,10 @@ class Model:
 
     def __init__(self, path: str):
         self._session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-        stored = self._session.get_modelmeta().custom_metadata_map
-        self.metadata = {key: _value(text) for key, text in stored.items()}
+        self.metadata: dict[str, Any] = dict(self._session.get_modelmeta().custom_metadata_map)
+        for key, text in self.metadata.items():
+            with suppress(ValueError):  # a text
+                self.metadata[key] = json.loads(text)
 
     def __call__(self, image: np.ndarray) -> tuple[float, np.ndarray]:
         """Image score and anomaly map, float32 (H, W), of an image, uint8 (H, W, 3), BGR, at its own size.
@@ -55,13 +60,6 @@ class Model:
         return np.linspace(0, size - tile, count).round().astype(int).tolist()
 
 
-def _value(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
-
-
 def main() -> int:
     """Print the result for each image, and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -76,7 +74,9 @@ def main() -> int:
         parser.error(f"{arguments.model}: not an exported model ({error})")
     if threshold is None:
         parser.error(f"{arguments.model}: has no threshold; set --threshold")
-    for path in arguments.images:
+    # Patterns: shells of Windows leave them to programs.
+    found = ([one] if os.path.exists(one) else sorted(glob.glob(one)) or [one] for one in arguments.images)
+    for path in (path for paths in found for path in paths):
         try:
             score, _ = model(read(path, model.metadata["white_level"], refuses_dark=True))
         except (ValueError, OSError, MemoryError, cv2.error) as error:
@@ -89,4 +89,8 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    if hasattr(signal, "SIGPIPE"):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # a closed pipe ends the program quietly
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # where a console lacks characters
     sys.exit(main())

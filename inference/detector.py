@@ -1,8 +1,10 @@
 """The Python entrance: images in; scores, verdicts, anomaly maps and outlined regions out."""
 
 import math
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +47,15 @@ class Detection:
     output: NetworkOutput
 
 
+@cache
+def _prepare_forks() -> None:
+    """Let forked processes run the networks on one thread: those that torch has started do not exist in them."""
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
+
+
 class Detector:
-    """A trained model, ready for images.
+    """A trained model, ready for images. It can be pickled, which loads the checkpoint anew, and used after a fork.
 
     Args:
         ckpt: with its model. config: the settings, see `checkpoint.for_new_images`.
@@ -63,6 +72,7 @@ class Detector:
     """
 
     def __init__(self, ckpt: Checkpoint, config: Config):
+        _prepare_forks()
         self.ckpt, self.technique = ckpt, configured(config)
         self._preprocessor = Preprocessor.for_checkpoint(config, ckpt, [self.technique])
         self.config = config = self._preprocessor.config
@@ -75,6 +85,9 @@ class Detector:
             self.run_folder = ckpt.path.parent
             self.name = ckpt.name if ckpt.is_within_epoch else str(checkpoint.epoch_of(ckpt.path))
         self.thresholds = self._read_thresholds()
+
+    def __reduce__(self) -> tuple:
+        return Detector._of, (self.config, self.ckpt.path.absolute(), self.config.train.device)
 
     @property
     def images_at_once(self) -> int:
@@ -93,7 +106,7 @@ class Detector:
         Raises:
             UserError: no checkpoint there, or one that cannot be used.
         """
-        path = Path(path)
+        path = Path(path).expanduser()
         if path.is_dir():
             epochs = checkpoint.saved_epochs(path)
             path = checkpoint.epoch_path(path, epochs[-1]) if epochs else path / "last.pt"
@@ -168,26 +181,24 @@ class Detector:
         fields = self._preprocessor.provenance_fields(self.technique)
         return Provenance(weights=self.ckpt.fingerprint, settings=map_settings(self.config), **fields)
 
-    def __call__(self, images: np.ndarray | Sequence[np.ndarray]) -> "Detection | list[Detection]":
+    def __call__(self, images: np.ndarray | Iterable[np.ndarray]) -> "Detection | list[Detection]":
         """What is found in one image, BGR uint8 (H, W, 3) of any size, or in each of a list.
 
         Raises:
             ValueError: another type or shape. UserError: a region does not fit the image.
         """
-        if isinstance(images, np.ndarray):
-            return self.run([self.prepare(images)])[0]
-        return self.run([self.prepare(image) for image in images])
+        if isinstance(images, Iterable) and not isinstance(images, str) and not hasattr(images, "shape"):
+            return self.run([self.prepare(image, f"image {place}") for place, image in enumerate(images)])
+        return self.run([self.prepare(images)])[0]  # type: ignore[arg-type]  # `prepare` checks it
 
-    def read(self, path: Path) -> ModelInput:
+    def read(self, path: Path | str) -> ModelInput:
         """An image file, ready for `run`; UserError where it cannot be read or used."""
-        white = self.config.data.known_white_level
+        path, white = Path(path), self.config.data.known_white_level
         return self.prepare(read_image(path, white_level=white, refuses_dark=True), path.as_posix())
 
     def prepare(self, image: np.ndarray, name: str = "image") -> ModelInput:
         """One image as the networks need it. May be called from several threads. name: for messages."""
-        if not (isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3):
-            given = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
-            raise ValueError(f"an image must be BGR, uint8 (H, W, 3), not {given}")
+        _check_image(image, name)
         homography = self._preprocessor.registration.homography(image) if self.technique.registered else None
         model_input = self._preprocessor.align(image, homography)
         if self.technique.masking != "no":
@@ -224,3 +235,26 @@ class Detector:
         if model_input.homography is None:
             return resize(anomaly_map, model_input.shape)
         return self._preprocessor.registration.to_own_pixels(anomaly_map, model_input.homography, model_input.shape)
+
+
+def _check_image(image: object, name: str) -> None:
+    """ValueError if an image is not BGR, uint8 (H, W, 3), with at least one pixel; it says how to get one."""
+    given, fix = type(image).__name__, "read one with cv2.imread"
+    if image is None:
+        fix = "cv2.imread gives None where a file is missing or cannot be decoded"
+    elif isinstance(image, np.ndarray):
+        given = f"{image.dtype} {image.shape}"
+        if image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3 and image.size:
+            return
+        fix = "scale its values to 0 to 255 and convert it with astype(np.uint8)"
+        if not image.size:
+            fix = "it has no pixel"
+        elif image.ndim == 2:
+            fix = "give gray in three channels: cv2.cvtColor(image, cv2.COLOR_GRAY2BGR)"
+        elif image.ndim == 4:
+            fix = "give several images as a list"
+        elif image.ndim == 3 and image.shape[2] == 4:
+            fix = "leave out alpha: image[..., :3]"
+    elif hasattr(image, "convert"):  # of Pillow
+        fix = 'convert it: np.asarray(image.convert("RGB"))[..., ::-1]'
+    raise ValueError(f"{name} must be BGR, uint8 (H, W, 3), not {given}; {fix}")

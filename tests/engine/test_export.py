@@ -1,6 +1,7 @@
 """engine/export.py, --export, and the programs of deploy/ that run its file."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -108,6 +109,10 @@ def test_the_deployed_program_gives_the_same_verdicts(exported):
     command = [sys.executable, ROOT / "deploy/detect.py", exported / "checkpoints/tile/tiny/export/tile_30.onnx"]
     done = subprocess.run([*command, *paths], capture_output=True, text=True, cwd=exported)
     check_verdicts(exported, done.stdout)
+    shutil.copy(paths[0], exported / "日本.png")
+    where = {"capture_output": True, "cwd": exported, "env": os.environ | {"PYTHONIOENCODING": "ascii"}}
+    done = subprocess.run([*command, "?本.png"], **where)  # a pattern, and a console without these characters
+    assert done.returncode in (0, 1) and b"\\u65e5\\u672c.png" in done.stdout, done.stderr
     (exported / "broken.png").write_text("no image")
     cv2.imwrite(str(exported / "deep.png"), cv2.imread(paths[0]).astype(np.uint16) * 16)
     done = subprocess.run([*command, "deep.png"], capture_output=True, text=True, cwd=exported)

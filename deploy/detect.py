@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 from contextlib import suppress
+from hashlib import sha256
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,10 @@ class Model:
     """An exported model. `metadata`: entries of the .onnx file, such as img_size [height, width], white_level."""
 
     def __init__(self, path: str):
+        facts = Path(path).with_suffix(".json")  # written beside it by --export
+        digest = json.loads(facts.read_text(encoding="utf-8")).get("sha256") if facts.is_file() else None
+        if digest not in (None, sha256(Path(path).read_bytes()).hexdigest()):
+            raise ValueError(f"its checksum is not that of {facts}: damaged")
         self._session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
         self.metadata: dict[str, Any] = dict(self._session.get_modelmeta().custom_metadata_map)
         for key, text in self.metadata.items():
@@ -74,23 +79,21 @@ def main() -> int:
         parser.error(f"{arguments.model}: not an exported model ({error})")
     if threshold is None:
         parser.error(f"{arguments.model}: has no threshold; set --threshold")
-    # Patterns: shells of Windows leave them to programs.
-    found = ([one] if os.path.exists(one) else sorted(glob.glob(one)) or [one] for one in arguments.images)
+    found = ([one] if os.path.exists(one) else sorted(glob.glob(one)) or [one] for one in arguments.images)  # patterns
     for path in (path for paths in found for path in paths):
         try:
             score, _ = model(read(path, model.metadata["white_level"], refuses_dark=True))
+            print(f"{'anomalous' if score > threshold else 'nominal':9} {score:.6f} {path}")
+            status = max(status, int(score > threshold))
         except (ValueError, OSError, MemoryError, cv2.error) as error:
             print(f"failed    -        {path}: {error}", file=sys.stderr)
             status = 2
-            continue
-        print(f"{'anomalous' if score > threshold else 'nominal':9} {score:.6f} {path}")
-        status = max(status, int(score > threshold))
     return status
 
 
 if __name__ == "__main__":
-    if hasattr(signal, "SIGPIPE"):
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # a closed pipe ends the program quietly
+    if hasattr(signal, "SIGPIPE"):  # a closed pipe ends the program quietly
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     for stream in filter(None, (sys.stdout, sys.stderr)):
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # where a console lacks characters
     sys.exit(main())

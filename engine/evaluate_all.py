@@ -146,7 +146,8 @@ def _evaluate_on_ray(config: Config, todo: list[Item], kinds: list[str], options
 def _plan(config: Config, selection: Selection) -> tuple[list[Item], dict[Key, str]]:
     """All passes, and what cannot be evaluated; UserError where what was asked for does not exist."""
     items, failed = [], {}
-    for name in chosen_categories(Path(config.data.data_path), selection.categories):
+    names = chosen_categories(Path(config.data.data_path), selection.categories)
+    for name in names:
         own = with_category(config, name)
         epochs = checkpoint.saved_epochs(own.run_folder)
         if not epochs and not (own.run_folder / "last.pt").is_file():
@@ -184,7 +185,7 @@ def _plan(config: Config, selection: Selection) -> tuple[list[Item], dict[Key, s
             try:
                 ready = _prepare(prepared, own, ckpt, usable, samples, kept_in)
             except (UserError, OSError) as error:  # a reference or region that some techniques cannot be used with
-                if _concerns_all(error, own):
+                if len(names) == 1 or _concerns_all(error, own):
                     raise
                 usable = []
                 for technique in techniques:

@@ -115,8 +115,9 @@ def write(path: Path, config: Config, ckpt: Checkpoint, found: NominalThresholds
 
 
 def _checksum(content: dict[str, Any]) -> str:
-    """Digest of all other entries."""
-    return digest([json.dumps({key: value for key, value in content.items() if key != "checksum"}, sort_keys=True)])
+    """Digest of all entries that are used."""
+    used = {key: value for key, value in content.items() if key not in ("checksum", "settings", "program_version")}
+    return digest([json.dumps(used, sort_keys=True)])
 
 
 def read(path: Path) -> NominalThresholds:

@@ -122,6 +122,11 @@ def test_the_deployed_program_gives_the_same_verdicts(exported):
     for model in ("broken.png", "gone.onnx"):  # not 1, the exit status for anomalous images
         done = subprocess.run([*command[:2], model, paths[0]], capture_output=True, text=True, cwd=exported)
         assert done.returncode == 2 and model in done.stderr and "Traceback" not in done.stderr
+    model = exported / "checkpoints/tile/tiny/export/tile_30.onnx"
+    shutil.copy(model.with_suffix(".json"), exported / "copy.json")
+    (exported / "copy.onnx").write_bytes(model.read_bytes()[:-1] + b"x")
+    done = subprocess.run([*command[:2], "copy.onnx", paths[0]], capture_output=True, text=True, cwd=exported)
+    assert done.returncode == 2 and "copy.json" in done.stderr and "damaged" in done.stderr
     lines = (ROOT / "deploy/detect.py").read_text().splitlines()
     assert len(lines) < 100 and not any(line.startswith(("import torch", "from inference")) for line in lines)
 

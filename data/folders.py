@@ -107,6 +107,8 @@ def images_below(folder: Path, notes: DatasetNotes | None = None) -> list[Path]:
             notes.skip("hidden folders", path.relative_to(folder.parent))
         elif entry.name.startswith("."):
             notes.skip("hidden files", entry.name)
+        elif path.suffix.lower() in IMAGE_SUFFIXES and not entry.is_file() and path.exists():
+            notes.skip("pipes and devices", entry.name)  # reading one could wait for ever
         elif path.suffix.lower() in IMAGE_SUFFIXES:
             images.append(path)
         else:

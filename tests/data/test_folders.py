@@ -100,3 +100,12 @@ def test_textures_from_the_dataset_are_a_user_error(category, source):
         (root / source / "0.png").symlink_to(category / "test/spot/000.png")
     with raises_user_error("data.anomaly_source_path", root / source):
         list_textures(root / source, None, root / "mvtec")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes there")
+def test_pipes_are_skipped(tmp_path):
+    """Reading one would wait for ever. A link to a missing file stays an error."""
+    os.mkfifo(tmp_path / "a.png")
+    (tmp_path / "b.png").symlink_to(tmp_path / "missing.png")
+    notes = folders.DatasetNotes()
+    assert folders.images_below(tmp_path, notes) == [tmp_path / "b.png"] and "a.png" in notes.lines()[0]

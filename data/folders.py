@@ -167,6 +167,10 @@ def category_folder(data_path: Path, category: str) -> Path:
         raise UserError(
             folder / "train", "has images, but none in a folder named good", "put nominal images into train/good"
         )
+    if nominal_folders(data_path / "train"):
+        whole = data_path.resolve()
+        fix = f"set data.data_path={whole.parent} and data.category={whole.name}"
+        raise UserError("data.data_path", f"{data_path} is a category itself, it has train/good", fix)
     present = list_categories(data_path)
     if present:
         raise UserError(

@@ -32,6 +32,8 @@ from training import loop
 from training.data import DatasetFiles, TrainingFiles, resolve_white_level, split
 
 STEPS = 3  # measured, after one for warm-up
+LONG_ENOUGH = 20  # seconds of measured steps, after which no further one is measured
+MANY_HOURS = 8  # of training on a CPU, from which on small networks are advised
 SHOWN = 5  # names listed of each kind
 
 
@@ -109,7 +111,8 @@ def run(config: Config) -> None:
         if not findings.problems:
             print(f"recipe: {recipe(config)}")
             _print_time(settled, files)
-    for reason, paths in findings.by_reason().items():
+    reasons = findings.by_reason() if len(findings.problems) > 1 else {}  # a single one is the error below
+    for reason, paths in reasons.items():
         others = f"; the same for {_some(paths[1:])}" if len(paths) > 1 else ""
         print(f"would stop: {paths[0]}: {reason}{others}" if paths else f"would stop: {reason}")
     if findings.problems:
@@ -130,7 +133,9 @@ def _print_counts(
     if files:
         source = "validation/good" if has_validation else "of train/good"
         print(f"{category}: {len(files.training)} training images, {len(files.held_out)} held out ({source})")
-    print(f"textures: {len(textures)}" + (", a fifth of them held out" if files and files.held_out else ""))
+    print(
+        f"textures: {len(textures)}" + (", a fifth of them held out" if textures and files and files.held_out else "")
+    )
     kinds = Counter(one.name.split("/")[1] for one in test)
     unmasked = Counter(one.name.split("/")[1] for one in test if one.has_anomaly and not one.masks)
     counts = [
@@ -315,8 +320,10 @@ def _print_time(config: Config, files: TrainingFiles) -> None:
     model.to(device, memory_format=layout)  # type: ignore[call-overload]  # torch's stubs lack it
     optimizer = torch.optim.Adam(model.train().parameters(), fused=True)
     criterion = DRAEMLoss().to(device)
-    seconds = []
+    seconds: list[float] = []
     for _ in tqdm(range(1 + STEPS), "measuring steps", leave=None):
+        if len(seconds) > 1 and sum(seconds) > LONG_ENOUGH:
+            break
         start = time.perf_counter()
         terms, _ = loop.train_step(model, criterion, optimizer, batch, Compute(device, precision))
         float(terms["focal"].detach())  # waits for the device
@@ -327,6 +334,8 @@ def _print_time(config: Config, files: TrainingFiles) -> None:
         f"training: {steps} steps an epoch, {steps * train.epochs:,} in {train.epochs} epochs, "
         f"about {_clock(total)} on this {device} ({precision}; {min(seconds[1:]):.2g} s a step)"
     )
+    if total > MANY_HOURS * 3600 and device.type == "cpu":
+        print("small networks on small images take minutes: add --config configs/fast.yaml")
 
 
 def _clock(seconds: float) -> str:

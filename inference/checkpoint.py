@@ -175,7 +175,7 @@ def find(config: Config, load_epoch: int | str) -> Path:
         return path
     if path.is_dir():
         raise UserError("data.load_epoch", f"{path} is a folder", "set it to a checkpoint file")
-    fix = "train first: python main.py --train True"
+    fix = "train first: python main.py --train True (or give the --config and --set of the training)"
     if epochs := ", ".join(map(str, saved_epochs(run))):
         fix = f"set it to one of the saved epochs: {epochs}"
     elif others := ", ".join(sorted(one.name for one in run.parent.glob("*/") if saved_epochs(one))):

@@ -109,3 +109,8 @@ def test_pipes_are_skipped(tmp_path):
     (tmp_path / "b.png").symlink_to(tmp_path / "missing.png")
     notes = folders.DatasetNotes()
     assert folders.images_below(tmp_path, notes) == [tmp_path / "b.png"] and "a.png" in notes.lines()[0]
+
+
+def test_a_category_given_as_the_dataset_is_a_user_error_with_the_fix(category):
+    with raises_user_error("data.data_path", f"data.data_path={category.parent}", f"data.category={category.name}"):
+        folders.category_folder(category, "bottle")

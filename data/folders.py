@@ -167,6 +167,8 @@ def category_folder(data_path: Path, category: str) -> Path:
         raise UserError(
             folder / "train", "has images, but none in a folder named good", "put nominal images into train/good"
         )
+    if folder.is_dir() and images_below(folder):
+        raise UserError(folder, "has images, but none in train/good", "put nominal images into train/good below it")
     if nominal_folders(data_path / "train"):
         whole = data_path.resolve()
         fix = f"set data.data_path={whole.parent} and data.category={whole.name}"

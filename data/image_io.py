@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import cv2
 import numpy as np
@@ -197,6 +197,18 @@ class EmbeddedImage:
     path: str
     digest: str
     png: np.ndarray
+
+    @classmethod
+    def from_stored(cls, stored: dict[str, Any]) -> "EmbeddedImage":
+        """The image of a checkpoint's entry, whose `png` is a tensor; ValueError where it cannot be decoded."""
+        image = cls(str(stored["path"]), str(stored["digest"]), stored["png"].numpy().copy())
+        try:
+            is_sound = image.png.dtype == np.uint8 and image.decode().ndim > 1
+        except cv2.error:
+            is_sound = False
+        if not is_sound:
+            raise ValueError("an embedded image cannot be decoded")
+        return image
 
     def decode(self) -> np.ndarray:
         """The image with its data type and channels."""

@@ -82,7 +82,8 @@ def _run(detector: Detector, paths: Sequence[Path], images: Sequence[InputImage]
         lines.append(f"{counts['failed']} of {counts.total()} images failed: see the column error of predictions.csv")
     lines += _compared(scores, detector.nominal_scores)
     write_text(folder / SUMMARY, "\n".join(lines) + "\n")
-    print("\n".join(lines))
+    for line in lines:
+        print(line)
     return counts["failed"]
 
 

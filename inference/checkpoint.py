@@ -7,8 +7,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import cv2
-import numpy as np
 import torch
 from pydantic import ValidationError
 from torch import Tensor
@@ -215,10 +213,22 @@ def load(config: Config, load_epoch: int | str | None = None) -> Checkpoint:
 
 def check_widths(path: Path, weights: dict[str, Tensor], config: Config) -> None:
     """UserError if the widths of the networks differ from the settings."""
-    for key, name in WIDTH_KEYS.items():
-        weight = weights.get(name)
-        if isinstance(weight, Tensor) and weight.ndim == 4 and (width := weight.shape[0]) != config[key]:
-            raise UserError(path, f"has {key} = {width}, the settings have {config[key]}", f"set {key}={width}")
+    there = {key: weights.get(name) for key, name in WIDTH_KEYS.items()}
+    widths = {key: one.shape[0] for key, one in there.items() if isinstance(one, Tensor) and one.ndim == 4}
+    if wrong := {key: width for key, width in widths.items() if width != config[key]}:
+        found = ", ".join(f"{key} = {width}" for key, width in wrong.items())
+        fix = "set " + " and ".join(f"{key}={width}" for key, width in wrong.items())
+        if (settings := path.parent / "config.yaml").is_file():
+            fix += f", or give the settings of its training: --config {settings}"
+        raise UserError(path, f"has {found}, the settings have {', '.join(str(config[key]) for key in wrong)}", fix)
+
+
+def notes_on_size(config: Config, ckpt: CheckpointMetadata) -> list[str]:
+    """A sentence where the training had another image size."""
+    trained = ckpt.settings.data.img_size if ckpt.settings else config.data.img_size
+    if trained == config.data.img_size:
+        return []
+    return [f"data.img_size is {list(config.data.img_size)}, but {ckpt.path} was trained with {list(trained)}"]
 
 
 def _check_fit(path: Path, trained: Config | None, config: Config) -> None:
@@ -280,7 +290,7 @@ def metadata_of(path: Path, content: dict[str, Any]) -> CheckpointMetadata:
     settings, white_level = _settings_of(path, content["settings"]), content.get("white_level")
     try:
         images = TrainingImages(*(_texts(content["images"][name]) for name in ("training", "held_out")))
-        assets = {name: _asset_of(one) for name, one in content.get("embedded_assets", {}).items()}
+        assets = {name: EmbeddedImage.from_stored(one) for name, one in content.get("embedded_assets", {}).items()}
         white_level = white_level if white_level is None else float(white_level)
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(path, f"damaged, or not a checkpoint of this program ({error})", FIX_HINT) from error
@@ -295,18 +305,6 @@ def _texts(values: dict[str, str]) -> dict[str, str]:
     if not all(isinstance(text, str) for pair in values.items() for text in pair):
         raise TypeError("its images are not named by texts")
     return dict(values)
-
-
-def _asset_of(stored: dict[str, Any]) -> EmbeddedImage:
-    """An embedded image; ValueError where it cannot be decoded."""
-    asset = EmbeddedImage(str(stored["path"]), str(stored["digest"]), stored["png"].numpy().copy())
-    try:
-        is_sound = asset.png.dtype == np.uint8 and asset.decode().ndim > 1
-    except cv2.error:
-        is_sound = False
-    if not is_sound:
-        raise ValueError("an embedded image cannot be decoded")
-    return asset
 
 
 def _settings_of(path: Path, values: dict[str, Any]) -> Config:

@@ -148,7 +148,9 @@ class Preprocessor:
     ) -> "Preprocessor":
         """Preprocessor with the white level and the embedded images of a checkpoint; `config` has the settings used."""
         config = checkpoint.resolve_white_level(config, ckpt)
-        return cls(config, techniques, kept_in, ckpt.assets_for(config))
+        preprocessor = cls(config, techniques, kept_in, ckpt.assets_for(config))
+        preprocessor.notes += checkpoint.notes_on_size(config, ckpt)
+        return preprocessor
 
     def _read_region(self, region: list[list[int]] | str | None) -> None:
         if region is None:

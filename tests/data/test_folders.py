@@ -114,3 +114,9 @@ def test_pipes_are_skipped(tmp_path):
 def test_a_category_given_as_the_dataset_is_a_user_error_with_the_fix(category):
     with raises_user_error("data.data_path", f"data.data_path={category.parent}", f"data.category={category.name}"):
         folders.category_folder(category, "bottle")
+
+
+def test_a_category_without_train_good_is_told_where_images_belong(category):
+    write(category.parent / "photos/a.png", IMAGE)
+    with raises_user_error(category.parent / "photos", "train/good"):
+        folders.category_folder(category.parent, "photos")

@@ -95,6 +95,17 @@ def test_fields_of_other_types_are_user_errors(two, cli):
     assert_user_error(cli("--train", "--set", "train.epochs=3"), path)
 
 
+def test_settings_of_another_size_are_told(two, call):
+    """Widths that differ are named together; another image size is possible, but rarely what is wanted."""
+    run = two / "checkpoints/tile/tiny"
+    other = call("main", "--threshold", "--set", "model.base_width=16", "--set", "model.base_channels=16")
+    assert_user_error(
+        other, run / "last.pt", "model.base_width=4", "model.base_channels=4", f"--config {run}/config.yaml"
+    )
+    status, out, _ = call("main", "--threshold", "--set", "data.img_size=64")
+    assert status == 0 and "[64, 64]" in out and "[32, 32]" in out
+
+
 def test_the_originals_weights_give_the_originals_anomaly_maps():
     golden = np.load(GOLDEN / "forward.npz")
     pair = {

@@ -167,8 +167,10 @@ class Watch:
             return
         if (state_of(path) or file.state) != file.state:
             return  # it has changed meanwhile: the next step sees that
-        seconds = time.perf_counter() - start
-        self._finish(path, file, found, seconds)
+        try:
+            self._finish(path, file, found, time.perf_counter() - start)
+        except (UserError, MemoryError, cv2.error) as error:  # its files cannot be written, those of others can
+            self._failed(path, file, error, is_patient)
 
     def _failed(self, path: str, file: WaitingFile, error: Exception, is_patient: bool) -> None:
         """Report an image that has failed, or let it be tried again."""
@@ -189,10 +191,10 @@ class Watch:
         """Write the row of an image that has failed. again: it is tried again from time to time."""
         cells, again = row_of_error(as_utf8(path), error), again and len(self._files) < 2 * MOST_WAITING
         if self._store("results", lambda: self.record.add(self._label(path), file.state, cells, again)):
-            self._report("failed", f"failed {error}")
             file.attempts.is_reported = True
             if not again:
                 del self._files[path]
+            self._report("failed", f"failed {error}")
 
     def _finish(self, path: str, file: WaitingFile, found: Detection, seconds: float) -> None:
         """Write an image's map, panel and row."""
@@ -203,15 +205,10 @@ class Watch:
             self.predictions.draw(label, found, has_panel)
             self.record.add(label, file.state, cells)
 
-        try:
-            is_written = self._store("results", write)
-        except (cv2.error, MemoryError) as error:
-            self._fail(path, file, error_of(Path(path), error))
-            return
-        if is_written:
+        if self._store("results", write):
             verdict = found.verdict or "scored"
-            self._report(verdict, f"{verdict} {found.score:.4f} {path} {1000 * seconds:.0f} ms")
             del self._files[path]
+            self._report(verdict, f"{verdict} {found.score:.4f} {path} {1000 * seconds:.0f} ms")
 
     def _report(self, verdict: str, line: str) -> None:
         self.counts[verdict] += 1

@@ -4,13 +4,17 @@ import json
 import os
 import sqlite3
 import stat
+import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from reporting.predictions import Predictions
+from runtime import signals
 from runtime.errors import FIX_STORAGE, UserError
+from runtime.files import short_hash
 
 RECORD_FILE = "record.sqlite"
+ROWS_AT_ONCE = 100  # fewer than `Predictions.last_rows` has
 
 
 class State(NamedTuple):
@@ -48,9 +52,10 @@ class Record:
         except sqlite3.OperationalError as error:
             raise UserError(path, error, FIX_STORAGE) from error
         except sqlite3.DatabaseError as error:
-            aside = path.with_name(f"{path.name}.damaged")
+            aside = path.with_name(f"{path.name}.{short_hash(str(time.time_ns()))}.damaged")
             print(f"{path}: damaged ({error}); kept as {aside.name}; images that predictions.csv has are done")
             os.replace(path, aside)
+            path.with_name(f"{path.name}-journal").unlink(missing_ok=True)
             self.is_new, self._base = True, self._open()
 
     def _open(self) -> sqlite3.Connection:
@@ -59,12 +64,14 @@ class Record:
             "CREATE TABLE IF NOT EXISTS done (path TEXT PRIMARY KEY, size INTEGER, time INTEGER, file INTEGER, "
             "again INTEGER)"
         )
-        base.execute("CREATE INDEX IF NOT EXISTS moved ON done (file, size, time)")
         base.execute("CREATE TABLE IF NOT EXISTS waiting (number INTEGER PRIMARY KEY, cells TEXT)")
         base.commit()
-        if base.execute("PRAGMA quick_check").fetchone() != ("ok",):
+        names = [name for _, name, *_ in base.execute("PRAGMA table_info(done)")]
+        if base.execute("PRAGMA quick_check").fetchone() != ("ok",) or names != ["path", *State._fields, "again"]:
             base.close()
             raise sqlite3.DatabaseError("its check fails")
+        base.execute("CREATE INDEX IF NOT EXISTS moved ON done (file, size, time)")
+        base.commit()
         return base
 
     def is_done(self, path: str, state: State) -> bool:
@@ -103,9 +110,11 @@ class Record:
 
     def write_rows(self, predictions: Predictions) -> None:
         """Move the waiting rows to predictions.csv."""
-        while found := self._base.execute("SELECT number, cells FROM waiting ORDER BY number LIMIT 1000").fetchall():
-            predictions.write([json.loads(cells) for _, cells in found])
-            self._forget(found[-1][0])
+        some = f"SELECT number, cells FROM waiting ORDER BY number LIMIT {ROWS_AT_ONCE}"
+        while found := self._base.execute(some).fetchall():
+            with signals.deferred():  # a signal between the two would write these rows twice
+                predictions.write([json.loads(cells) for _, cells in found])
+                self._forget(found[-1][0])
 
     def catch_up(self, predictions: Predictions) -> None:
         """Settle what a killed process, or a record that was removed, has left: rows that are written are not waiting.

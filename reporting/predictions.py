@@ -1,6 +1,7 @@
 """The folder of predictions: a row, an anomaly map and a panel for each image, written as they come."""
 
 import csv
+import errno
 import json
 import math
 import os
@@ -36,6 +37,7 @@ COLUMNS = (
     "seconds",
     "error",
 )
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO)  # a small file may still fit
 LONGEST_ROW = 65536  # bytes
 MOST_SHOWN = 20_000  # images on the page
 
@@ -159,7 +161,27 @@ class Predictions:
         """Write an image's anomaly map and panel. May be called from several threads.
 
         label: path of its files within the folder.
+
+        Raises:
+            UserError: they cannot be written, but other files can.
+            OSError: there is no place to write to.
         """
+        try:
+            self._draw(label, found, has_panel)
+        except OSError as error:
+            if error.errno in FULL or not self._is_writable():
+                raise
+            fix = "make way for it, or rename the image"
+            raise UserError(error.filename or label, error.strerror or error, fix) from error
+
+    def _is_writable(self) -> bool:
+        with suppress(OSError):
+            write_text(self.folder / ".writable", "")
+            (self.folder / ".writable").unlink()
+            return True
+        return False
+
+    def _draw(self, label: str, found: "Detection", has_panel: bool) -> None:
         name = report.png_name(label)
         levels = np.rint(found.anomaly_map * 65535).astype(np.uint16)
         with atomic_write(self.folder / "maps" / name) as beside:

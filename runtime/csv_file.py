@@ -1,6 +1,7 @@
 """CSV files that spreadsheets can open safely, and that give back what was written."""
 
 import csv
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -18,12 +19,19 @@ def write_csv(path: Path, rows: Iterable[Sequence[Any]]) -> None:
 
 
 def append_csv(path: Path, rows: Iterable[Sequence[Any]]) -> None:
-    """Append rows to a CSV file.
+    """Append rows to a CSV file; all of them, or, where that fails, none.
 
     A text that a spreadsheet would run as a formula gets an apostrophe in front, which `read_csv` takes off.
     """
-    with naming(path), path.open("a", newline="", encoding="utf-8") as stream:
-        csv.writer(stream).writerows(map(_escaped, row) for row in rows)
+    with naming(path):
+        size = path.stat().st_size if path.exists() else 0
+        try:
+            with path.open("a", newline="", encoding="utf-8") as stream:
+                csv.writer(stream).writerows(map(_escaped, row) for row in rows)
+        except BaseException:
+            with suppress(OSError):
+                os.truncate(path, size)
+            raise
 
 
 def read_csv(path: Path, errors: str = "strict") -> Iterator[dict[str, str]]:

@@ -200,6 +200,18 @@ def test_on_a_full_disk_finished_images_keep_their_rows(ready, cli, monkeypatch)
     assert_line(out, "3 of 6")
 
 
+def test_a_place_that_is_taken_fails_one_image_only(ready, cli):
+    (ready / "images/a.png.png").mkdir(parents=True)
+    for name in ("a.png.png/b.png", "a.jpg", "c.png"):
+        shutil.copy(ready / "mvtec/tile/test/good/000.png", ready / "images" / name)
+    (ready / "out").mkdir()
+    for flags in ((), ("--resume",)):
+        (ready / "out/maps/c.png").mkdir(parents=True, exist_ok=True)
+        status, _, _ = cli("--predict", str(ready / "images"), "--output", str(ready / "out"), *flags)
+        rows = {row["path"].rpartition("/")[2]: row["error"] for row in rows_of(ready / "out/predictions.csv")}
+        assert status == 1 and {name for name, error in rows.items() if error} == {"c.png"} and len(rows) == 3
+
+
 def test_nothing_of_earlier_predictions_is_lost(ready, cli):
     """Folders of the same name do not share results; a second call continues them or names another folder."""
     for place in ("one", "two"):

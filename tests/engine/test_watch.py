@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -24,6 +25,7 @@ from engine.watch_record import Record
 from inference.detector import Detector
 from reporting import predictions as predictions_file
 from reporting.predictions import Predictions, locked
+from runtime import csv_file, signals
 
 
 def raise_(error):
@@ -268,6 +270,19 @@ def test_results_that_cannot_be_written_for_a_while_are_written_later(line, monk
     assert capsys.readouterr().err.count("No space left") == 1 and (line.out / "maps/full.png").is_file()
 
 
+def test_a_place_that_is_taken_stops_one_image_only(line, monkeypatch):
+    """A folder has the name of its map."""
+    line.start().until(lambda: len(line.rows()) == 3)
+    monkeypatch.setattr(watch, "PATIENCE", 2)
+    (line.out / "maps/taken.png").mkdir()
+    line.add("taken.png"), line.add("next.png")
+    line.until(lambda: len(line.rows()) == 5)
+    assert [row["path"].endswith("taken.png") for row in line.rows() if row["error"]] == [True]
+    (line.out / "maps/taken.png").rmdir()
+    line.until(lambda: len(line.rows()) == 6)
+    assert line.rows()[-1]["path"].endswith("taken.png") and line.rows()[-1]["verdict"]
+
+
 def test_new_thresholds_begin_a_new_file_and_score_nothing_again(line):
     line.start().until(lambda: len(line.rows()) == 3)
     line.start("metrics.threshold_type=max")
@@ -323,11 +338,51 @@ def test_images_that_fail_are_rows_and_the_next_are_taken(line, monkeypatch):
 def test_a_damaged_record_is_set_aside(line, capsys):
     line.start().until(lambda: len(line.rows()) == 3)
     line.end()
-    for content in (b"no database", (line.out / "record.sqlite").read_bytes()[:3000] + bytes(9000)):
+    old = line.out.parent / "old.sqlite"
+    with contextlib.closing(sqlite3.connect(old)) as base:
+        base.execute("CREATE TABLE done (path TEXT PRIMARY KEY, size INTEGER)")
+        base.commit()
+    cut = (line.out / "record.sqlite").read_bytes()[:3000] + bytes(9000)
+    for content in (b"no database", cut, old.read_bytes()):
         (line.out / "record.sqlite").write_bytes(content)
         line.start().settle()
         assert len(line.rows()) == 3 and "record.sqlite" in capsys.readouterr().out
         line.end()
+
+
+def test_a_signal_between_a_row_and_its_record_doubles_nothing(line, monkeypatch):
+    line.start()
+    forget = Record._forget
+
+    def interrupted(self, number):
+        os.kill(os.getpid(), signal.SIGTERM)
+        forget(self, number)
+
+    monkeypatch.setattr(Record, "_forget", interrupted)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(signals.Interrupted):
+        line.until(lambda: len(line.rows()) == 3)
+    monkeypatch.setattr(Record, "_forget", forget)
+    for number in signals.SIGNALS:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, before)
+    line.until(lambda: len(line.rows()) == 3)
+    line.start().settle()
+    assert line.names() == ["000.png", "001.png", "002.png"]
+
+
+def test_a_row_that_is_written_in_part_is_taken_back(tmp_path, monkeypatch):
+    path = tmp_path / "a.csv"
+    csv_file.write_csv(path, [("path", "score")])
+
+    def rows():
+        yield "a" * 100_000, 1  # more than a buffer
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        csv_file.append_csv(path, rows())
+    csv_file.append_csv(path, [("b", 2)])
+    assert list(csv_file.read_csv(path)) == [{"path": "b", "score": "2"}]
 
 
 def test_rows_of_a_killed_watch_are_written_once(line):

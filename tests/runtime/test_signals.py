@@ -13,6 +13,16 @@ from runtime import signals
 
 pty = pytest.importorskip("pty")
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals are other ones there")
+
+
+@pytest.fixture(autouse=True)
+def not_under_nohup():
+    """Where these tests run under nohup, their processes would ignore SIGHUP."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 DEFERRED = """\
 import sys, time
 sys.path.insert(0, sys.argv[1])

@@ -94,22 +94,23 @@ def find_white_level(paths: Sequence[Path]) -> float | None:
     high_bit_depth = map_in_threads(has_high_bit_depth, paths)
     files = [path for path, is_high in zip(paths, high_bit_depth, strict=True) if is_high]
 
-    def brightest(path: Path) -> tuple[bool, float]:
+    def brightest(path: Path) -> tuple[np.dtype, float]:
         with _user_errors(path):
             image = without_alpha(decoding.decode(path))
-        return image.dtype.kind == "f", float(image.max())
+        return image.dtype, float(image.max())
 
     maxima = map_in_threads(brightest, files)
     if not maxima:
         return None
-    are_floats, highest = {is_float for is_float, _ in maxima}, max(value for _, value in maxima)
+    are_floats, highest = {kind.kind == "f" for kind, _ in maxima}, max(value for _, value in maxima)
     if are_floats == {True} and highest <= 1:
         return 1.0
     if len(are_floats) > 1 or not 64 <= highest < 2**16:
         values = "integers in some files, floats in others" if len(are_floats) > 1 else f"values up to {highest:g}"
         raise UserError(files[0].parent, f"{values}: which value is white is ambiguous", "set data.white_level")
     bits = next(bits for bits in BIT_DEPTHS if highest < 2**bits)
-    return None if are_floats == {False} and bits == 16 else float(2**bits - 1)
+    uses_its_type = {kind for kind, _ in maxima} == {np.dtype(np.uint16)} and bits == 16
+    return None if uses_its_type else float(2**bits - 1)
 
 
 def read_all(

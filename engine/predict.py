@@ -14,12 +14,15 @@ from config import Config
 from data.folders import DatasetNotes, images_below
 from data.mvtec import TestSample, check_bit_depth
 from evaluation.thresholds import FEWEST, differ_significantly, distance
+from inference import threshold_file
 from inference.detector import Detection, Detector
 from inference.preprocessing import ModelInput
 from reporting.predictions import SUMMARY, Predictions, locked, row, row_of_error
-from runtime.device import core_count, select_device, select_precision
+from runtime.device import core_count, is_device_fault, select_device, select_precision
 from runtime.errors import UserError, format_error
 from runtime.files import fitting, short_hash, write_text
+
+NAMED = 10  # failed images that are printed; predictions.csv has all
 
 
 class InputImage(NamedTuple):
@@ -63,10 +66,14 @@ def _run(detector: Detector, paths: Sequence[Path], images: Sequence[InputImage]
     left = [image for image in images if image.path.as_posix() not in done]
     if resume and len(left) < len(images):
         print(f"{len(images) - len(left)} of {len(images)} images are already done")
+    failures: list[str] = []
     with tqdm(total=len(left), desc="images", unit="image", leave=None) as bar:
         for rows in infer(detector, left, predictions):
             predictions.write(rows)
+            failures += [one[-1] for one in rows if one[-1]]
             bar.update(len(rows))
+    for error in failures[:NAMED]:
+        print(f"failed {error}")
     labels = {image.path.as_posix(): image.label for image in images}
     predictions.write_report(title_of(detector, paths[0]), labels.get, detector.all_thresholds)
     counts: Counter[str] = Counter()
@@ -132,9 +139,14 @@ def notes_of(detector: Detector) -> Iterator[str]:
     """What the user should know about a detector."""
     yield from detector.notes
     if detector.thresholds is None and detector.config.metrics.threshold:
+        nominal = ""
+        if detector.config.metrics.nominal:
+            names = threshold_file.nominal_names(detector.thresholds_path.parent, detector.technique)
+            others = f", or set metrics.nominal to one of: {', '.join(names)}" if names else ""
+            nominal = f" --nominal FOLDER{others}"
         yield (
             f"no thresholds ({detector.thresholds_path} is missing): scores and maps without a verdict; for verdicts "
-            "run: python main.py --threshold True (with the same --config and --set)"
+            f"run: python main.py --threshold True{nominal} (with the same --config and --set)"
         )
 
 
@@ -164,7 +176,7 @@ def made_with(detector: Detector, paths: Sequence[Path]) -> dict:
         "technique": detector.technique.name,
         "precision": str(select_precision(train.precision, select_device(train.device))),
         "made_from": detector.made_from().to_json(),
-        "images_of": _full(paths),
+        "images_of": _full(list({path if path.is_dir() else path.parent for path in paths})),
         # As texts: thresholds can be infinite.
         "thresholds": thresholds and [thresholds.kind, repr(thresholds.image), repr(thresholds.pixel)],
     }
@@ -215,7 +227,9 @@ def _detections(
     start = time.perf_counter()
     try:
         found: Iterator[Detection | str] = iter(detector.run(ready))
-    except Exception:  # one of them failed, or together they need too much memory: run each by itself
+    except Exception as error:  # one of them failed, or together they need too much memory: run each by itself
+        if is_device_fault(error):
+            raise
         inputs = [(image, one) for image, one in zip(batch, read, strict=True) if not isinstance(one, str)]
         found = iter([_detection_alone(detector, image, one) for image, one in inputs])
     seconds = (time.perf_counter() - start) / max(len(ready), 1)
@@ -227,6 +241,8 @@ def _detection_alone(detector: Detector, image: InputImage, model_input: ModelIn
     try:
         return detector.run([model_input])[0]
     except Exception as error:
+        if is_device_fault(error):
+            raise
         return error_of(image.path, error)
 
 

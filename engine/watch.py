@@ -1,5 +1,7 @@
 """The watch mode: inference on images as they come into a folder."""
 
+import errno
+import signal
 import sqlite3
 import sys
 import time
@@ -9,6 +11,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TextIO
 
 import cv2
 
@@ -17,9 +20,10 @@ from data.file_end import has_end
 from data.folder_watch import POLL_SECONDS, WatchedFolder
 from data.folders import NOT_UTF8, RENAME, as_utf8
 from engine.predict import default_folder, error_of, made_with, notes_of, title_of
-from engine.watch_record import RECORD_FILE, Record, State, label_of, state_of
+from engine.watch_record import RECORD_FILE, Record, State, digest_of, label_of, state_of
 from inference.detector import Detection, Detector
 from reporting.predictions import Predictions, locked, row, row_of_error
+from runtime.device import is_device_fault
 from runtime.errors import UserError
 from runtime.signals import Interrupted
 
@@ -80,8 +84,10 @@ def run(config: Config, folder: Path, output: Path | None = None) -> Path:
             try:
                 print(f"watching {folder}, writing to {written}; Ctrl-C ends it", flush=True)
                 watch.run()
-            except Interrupted:
+            except Interrupted as interrupt:
                 watch.finish(title_of(detector, folder))
+                if interrupt.number == getattr(signal, "SIGHUP", None):
+                    raise
             finally:
                 watch.source.stop()
     return written
@@ -161,14 +167,17 @@ class Watch:
             if (end is False and is_patient) or (end is None and waited < self.quiet):
                 file.attempts.due = time.monotonic() + POLL_SECONDS
                 return
+            digest = digest_of(Path(path))
             [found] = self.detector.run([self.detector.read(Path(path))])
         except Exception as error:
+            if is_device_fault(error):
+                raise
             self._failed(path, file, error, is_patient)
             return
         if (state_of(path) or file.state) != file.state:
             return  # it has changed meanwhile: the next step sees that
         try:
-            self._finish(path, file, found, time.perf_counter() - start)
+            self._finish(path, file, found, time.perf_counter() - start, digest)
         except (UserError, MemoryError, cv2.error) as error:  # its files cannot be written, those of others can
             self._failed(path, file, error, is_patient)
 
@@ -196,14 +205,14 @@ class Watch:
                 del self._files[path]
             self._report("failed", f"failed {error}")
 
-    def _finish(self, path: str, file: WaitingFile, found: Detection, seconds: float) -> None:
+    def _finish(self, path: str, file: WaitingFile, found: Detection, seconds: float, digest: str | None) -> None:
         """Write an image's map, panel and row."""
         label, cells = self._label(path), row(path, found, self.detector.thresholds, seconds)
         has_panel = self.predictions.wants_panel(found)
 
         def write() -> None:
             self.predictions.draw(label, found, has_panel)
-            self.record.add(label, file.state, cells)
+            self.record.add(label, file.state, cells, digest=digest)
 
         if self._store("results", write):
             verdict = found.verdict or "scored"
@@ -212,7 +221,7 @@ class Watch:
 
     def _report(self, verdict: str, line: str) -> None:
         self.counts[verdict] += 1
-        print(line, flush=True)
+        _say(line)
         self._write_rows()
 
     def _store(self, what: str, write: Callable[[], None]) -> bool:
@@ -223,7 +232,7 @@ class Watch:
             self._cannot_store(what, error)
             return False
         if self._attempts[what].is_reported:
-            print(f"{self.predictions.folder}: {what} can be written again", file=sys.stderr, flush=True)
+            _say(f"{self.predictions.folder}: {what} can be written again", sys.stderr)
         self._attempts[what] = Attempts()
         return True
 
@@ -232,8 +241,17 @@ class Watch:
         attempts.later(time.monotonic())
         if not attempts.is_reported:
             text = f"{self.predictions.folder}: {what} cannot be written ({' '.join(str(error).split())}); trying again"
-            print(text, file=sys.stderr, flush=True)
+            _say(text, sys.stderr)
         attempts.is_reported = True
+
+
+def _say(line: str, stream: TextIO | None = None) -> None:
+    """Print a line; where the log is on a full disk, do without. A closed pipe ends the program."""
+    try:
+        print(line, file=stream, flush=True)
+    except OSError as error:
+        if error.errno == errno.EPIPE:
+            raise
 
 
 def _lacks_end(path: str) -> bool:

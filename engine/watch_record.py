@@ -1,5 +1,6 @@
 """The record of a watch: which files are done, and which rows are not written yet."""
 
+import hashlib
 import json
 import os
 import sqlite3
@@ -62,12 +63,17 @@ class Record:
         base = sqlite3.connect(self._path)
         base.execute(
             "CREATE TABLE IF NOT EXISTS done (path TEXT PRIMARY KEY, size INTEGER, time INTEGER, file INTEGER, "
-            "again INTEGER)"
+            "again INTEGER, digest TEXT)"
         )
         base.execute("CREATE TABLE IF NOT EXISTS waiting (number INTEGER PRIMARY KEY, cells TEXT)")
         base.commit()
         names = [name for _, name, *_ in base.execute("PRAGMA table_info(done)")]
-        if base.execute("PRAGMA quick_check").fetchone() != ("ok",) or names != ["path", *State._fields, "again"]:
+        if base.execute("PRAGMA quick_check").fetchone() != ("ok",) or names != [
+            "path",
+            *State._fields,
+            "again",
+            "digest",
+        ]:
             base.close()
             raise sqlite3.DatabaseError("its check fails")
         base.execute("CREATE INDEX IF NOT EXISTS moved ON done (file, size, time)")
@@ -81,20 +87,23 @@ class Record:
             return not found[2]
         if not state.file:
             return False
-        same = "SELECT path FROM done WHERE file = ? AND size = ? AND time = ? AND again = 0 AND path != ?"
+        same = "SELECT path, digest FROM done WHERE file = ? AND size = ? AND time = ? AND again = 0 AND path != ?"
         before = self._base.execute(same, (state.file, state.size, state.time, path)).fetchall()
-        return any(not (self._folder / old).exists() for (old,) in before)
+        gone = {digest for old, digest in before if not (self._folder / old).exists()}
+        return bool(gone) and digest_of(self._folder / path) in gone  # file numbers are used again
 
     def is_reported(self, path: str, state: State) -> bool:
         """Whether a file has failed in this state and is to be tried again."""
         found = self._base.execute("SELECT size, time, again FROM done WHERE path = ?", (path,)).fetchone()
         return found is not None and found == (*state[:2], 1)
 
-    def add(self, path: str, state: State, cells: list[Any] | None, again: bool = False) -> None:
-        """Record a file and its row. again: it failed and is tried again."""
+    def add(
+        self, path: str, state: State, cells: list[Any] | None, again: bool = False, digest: str | None = None
+    ) -> None:
+        """Record a file and its row. again: it failed and is tried again. digest: see `digest_of`."""
         self._restore()
         with self._base:
-            self._base.execute("INSERT OR REPLACE INTO done VALUES (?, ?, ?, ?, ?)", (path, *state, again))
+            self._base.execute("INSERT OR REPLACE INTO done VALUES (?, ?, ?, ?, ?, ?)", (path, *state, again, digest))
             if cells is not None:
                 self._base.execute("INSERT INTO waiting (cells) VALUES (?)", (json.dumps(list(map(str, cells))),))
 
@@ -138,6 +147,14 @@ class Record:
 
     def close(self) -> None:
         self._base.close()
+
+
+def digest_of(path: Path) -> str | None:
+    """Digest of a file's content; None where it cannot be read."""
+    try:
+        return hashlib.blake2b(path.read_bytes(), digest_size=8).hexdigest()
+    except OSError:
+        return None
 
 
 def label_of(folder: Path, path: str) -> str:

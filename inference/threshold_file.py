@@ -74,6 +74,12 @@ def path_of(run: Path, checkpoint_name: str, technique: Technique, nominal: str 
     return found[0] if len(found) == 1 else folder / f"{name}.json"
 
 
+def nominal_names(folder: Path, technique: Technique) -> list[str]:
+    """What the folders of nominal images are called that a technique has thresholds of, in a folder of thresholds."""
+    start = f"{technique.name}_from_"
+    return [path.stem.removeprefix(start) for path in sorted(folder.glob(f"{start}*.json"))]
+
+
 def manual(config: Config) -> NominalThresholds:
     """The thresholds of the settings; UserError where one is not set."""
     values = {"image": config.metrics.image_threshold, "pixel": config.metrics.pixel_threshold}

@@ -161,6 +161,11 @@ def map_in_threads(function: Callable[[Any], Any], items: Sequence[Any]) -> list
     return results
 
 
+def is_device_fault(error: BaseException) -> bool:
+    """Whether an error is of the GPU itself, after which nothing can be computed in this process any more."""
+    return "CUDA error" in str(error) or "device-side assert" in str(error)
+
+
 @contextmanager
 def worker_errors() -> Iterator[None]:
     """Turn errors of loader processes into the UserError that was raised there.

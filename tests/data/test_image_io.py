@@ -156,3 +156,12 @@ def test_depths_and_channels_are_read_as_8_bit_bgr(tmp_path):
     np.testing.assert_array_equal(read_image(write(tmp_path / "rgba.png", alpha)), np.full((8, 8, 3), (1, 2, 3)))
     wide = read_image(write(tmp_path / "wide.png", np.full((8, 8), 77 * 256 + 5, np.uint16)))
     assert wide.dtype == np.uint8 and (wide == 77).all()
+
+
+def test_the_white_level_of_wide_integers_is_that_of_their_values(tmp_path):
+    values = np.linspace(0, 60_000, 40 * 48).reshape(40, 48)
+    Image.fromarray(values.astype(np.int32)).save(tmp_path / "a.tif")
+    assert find_white_level([tmp_path / "a.tif"]) == 65535
+    assert read_image(tmp_path / "a.tif", white_level=65535).max() == 233
+    write(tmp_path / "b.png", values.astype(np.uint16))
+    assert find_white_level([tmp_path / "b.png"]) is None

@@ -200,6 +200,13 @@ def test_on_a_full_disk_finished_images_keep_their_rows(ready, cli, monkeypatch)
     assert_line(out, "3 of 6")
 
 
+def test_files_that_come_later_are_added_to_predictions_of_files(ready, cli):
+    images = sorted((ready / "mvtec/tile/test/good").iterdir())
+    predict(cli, *images[:2], "--output", ready / "out")
+    assert_line(predict(cli, *images, "--output", ready / "out", "--resume"), "2 of 3")
+    assert len(rows_of(ready / "out/predictions.csv")) == 3
+
+
 def test_a_place_that_is_taken_fails_one_image_only(ready, cli):
     (ready / "images/a.png.png").mkdir(parents=True)
     for name in ("a.png.png/b.png", "a.jpg", "c.png"):
@@ -362,7 +369,9 @@ def test_thresholds_from_other_nominal_images_are_kept_beside_the_old_ones(ready
     assert_line(predict(cli, station, *chosen), "Kolmogorov-Smirnov", content["pictures"])
     assert Detector.load(ready / "checkpoints/tile/tiny", nominal="station 2").thresholds.image == rows_limit(rows)
     missing = ("--predict", str(station), "--output", str(ready / "other"), "--set", "metrics.nominal=other")
-    assert_line(cli(*missing)[1], "no_masking_from_other.json")
+    assert_line(
+        cli(*missing)[1], "no_masking_from_other.json", "--nominal FOLDER", threshold_file.nominal_name(station)
+    )
     shutil.copytree(station, ready / "b/station 2")
     assert cli("--threshold", "--nominal", str(ready / "b/station 2"))[0] == 0
     second = path.with_name(f"no_masking_from_{threshold_file.nominal_name(ready / 'b/station 2')}.json")

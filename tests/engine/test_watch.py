@@ -235,7 +235,28 @@ def test_moved_images_and_excluded_folders_are_not_scored_again(line):
     line.until(lambda: len(line.rows()) == 5)
     line.settle()
     line.start("watch.exclude=[old, '*_test.png']").settle()
-    assert line.names() == ["000.png", "001.png", "002.png", "link.png", "new.png"]
+    before = os.stat(line.folder / "done/000.png")
+    with (line.folder / "done/000.png").open("r+b") as stream:  # as a new file with the number of a deleted one
+        data = stream.read()
+        stream.seek(0)
+        stream.write(data[:-1] + b"x")
+    os.utime(line.folder / "done/000.png", ns=(before.st_atime_ns, before.st_mtime_ns))
+    os.replace(line.folder / "done/000.png", line.folder / "other.png")
+    line.until(lambda: len(line.rows()) == 6)
+    assert line.names() == ["000.png", "001.png", "002.png", "link.png", "new.png", "other.png"]
+
+
+def test_a_fault_of_the_gpu_ends_the_watch_and_marks_no_image(line, monkeypatch):
+    """So that a service starts it again."""
+    line.start().until(lambda: len(line.rows()) == 3)
+    run = Detector.run
+    monkeypatch.setattr(Detector, "run", raise_(RuntimeError("CUDA error: an illegal memory access")))
+    line.add("new.png")
+    with pytest.raises(RuntimeError, match="CUDA"):
+        line.settle()
+    monkeypatch.setattr(Detector, "run", run)
+    line.start().until(lambda: len(line.rows()) == 4)
+    assert all(row["verdict"] for row in line.rows())
 
 
 def test_a_locked_removed_or_rotated_file_of_rows_stops_nothing(line, monkeypatch, capsys):

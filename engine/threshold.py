@@ -86,6 +86,7 @@ def run_on(config: Config, folder: Path) -> Path:
     found = _thresholds(detector.config, scores, _made_from(detector, left), held_out)
     threshold_file.write(path, detector.config, detector.ckpt, found)
     print(_table(found, detector.config.metrics))
+    print(f"for --predict, --watch and --export with these thresholds: --set metrics.nominal={nominal_name(folder)}")
     return path
 
 

@@ -147,13 +147,13 @@ class Watch:
             self._store("predictions.csv", lambda: self.record.write_rows(self.predictions))
 
     def finish(self, title: str) -> None:
-        """Write what is left, and the report."""
+        """Write what is left, and the report, as far as there is a place for them; rows stay in the record."""
         counts = ", ".join(f"{count} {verdict}" for verdict, count in sorted(self.counts.items()))
         print(counts or "no image arrived")
         self._attempts["predictions.csv"].due = 0
         self._write_rows()
         labels = partial(label_of, self.source.folder)
-        self.predictions.write_report(title, labels, self.detector.all_thresholds)
+        self._store("results", lambda: self.predictions.write_report(title, labels, self.detector.all_thresholds))
 
     def _process(self, path: str, file: WaitingFile) -> None:
         """Run inference on an image if it is complete, and write its results."""

@@ -284,8 +284,10 @@ def test_results_that_cannot_be_written_for_a_while_are_written_later(line, monk
     line.start().until(lambda: len(line.rows()) == 3)
     draw = Predictions.draw
     monkeypatch.setattr(Predictions, "draw", raise_(OSError(28, "No space left on device")))
+    monkeypatch.setattr(predictions_file.report, "write_page", raise_(OSError(28, "No space left on device")))
     line.add("full.png")
     line.settle()
+    line.running.finish("title")  # without a report
     monkeypatch.setattr(Predictions, "draw", draw)
     line.until(lambda: len(line.rows()) == 4)
     assert capsys.readouterr().err.count("No space left") == 1 and (line.out / "maps/full.png").is_file()

@@ -79,6 +79,10 @@ def test_fields_of_other_types_are_user_errors(two, cli):
         {"settings": {"data": [1]}},
         {"settings": {"data": {"registration_method": 3}}},
         {"settings": {"train": None}},
+    ):
+        with pytest.raises(UserError, match=re.escape(str(path))):
+            checkpoint.metadata_of(path, content | changes)
+    for changes in (
         {"epoch": "2"},
         {"epoch": True},
         {"model": {"a": 1}},

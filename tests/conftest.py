@@ -270,6 +270,14 @@ def ready(two, cli):
     return two
 
 
+@pytest.fixture
+def camera(two, cli):
+    """A workplace with thresholds and a folder that images are written to."""
+    assert cli("--threshold")[0] == 0
+    shutil.copytree(two / "mvtec/tile/test/good", two / "camera")
+    return two
+
+
 BRACKET_SIZE = 96
 
 

@@ -2,21 +2,16 @@
 
 import contextlib
 import os
-import re
 import shutil
 import signal
 import sqlite3
-import subprocess
-import sys
-import threading
 import time
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
-from conftest import ROOT, rows_of, write
-from messages import assert_line, assert_names
+from conftest import rows_of, write
 
 from config_file import load_config
 from data import folder_watch
@@ -25,7 +20,7 @@ from engine.watch_record import Record
 from inference.detector import Detector
 from reporting import predictions as predictions_file
 from reporting.predictions import Predictions, locked
-from runtime import csv_file, signals
+from runtime import signals
 
 
 def raise_(error):
@@ -33,118 +28,6 @@ def raise_(error):
         raise error
 
     return function
-
-
-class Watching:
-    """main.py --watch in a process of its own, and the lines that it prints."""
-
-    def __init__(self, root):
-        command = [sys.executable, "-u", ROOT / "main.py", "--config", root / "config.yaml"]
-        command += ["--watch", root / "camera", "--output", root / "out", "--set", "watch.quiet_seconds=0.2"]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        self.lines = []
-        threading.Thread(target=lambda: self.lines.extend(iter(self._read, "")), daemon=True).start()
-        self.wait_for(f"{root / 'camera'}", f"{root / 'out'}")
-
-    def _read(self):
-        line = self.process.stdout.readline()
-        return line and line.strip()
-
-    def wait_for(self, *parts, count=1):
-        """Until so many lines have all these parts; the last of them."""
-        end = time.monotonic() + 60
-        while len(found := [line for line in list(self.lines) if all(part in line for part in parts)]) < count:
-            assert time.monotonic() < end and self.process.poll() is None, (parts, self.lines, self.process.poll())
-            time.sleep(0.01)
-        return found[-1]
-
-    def end(self, how=signal.SIGTERM):
-        self.process.send_signal(how)
-        status = self.process.wait(30)
-        time.sleep(0.2)  # the thread reads the last lines
-        return status
-
-
-@pytest.fixture
-def camera(two, cli):
-    """A workplace with thresholds and a folder that images are written to."""
-    assert cli("--threshold")[0] == 0
-    shutil.copytree(two / "mvtec/tile/test/good", two / "camera")
-    return two
-
-
-@pytest.mark.skipif(os.name == "nt", reason="signals are other ones there")
-def test_each_image_is_predicted_once_when_it_is_complete(camera, cli):
-    folder, spots = camera / "camera", sorted((camera / "mvtec/tile/test/spot").iterdir())
-    watching = Watching(camera)
-    watching.wait_for("camera/00", count=3)  # those that were there before
-    data = spots[0].read_bytes()
-    with (folder / "slow.png").open("wb") as stream:  # a writer that pauses
-        stream.write(data[: len(data) // 2])
-        stream.flush()
-        time.sleep(1)
-        stream.write(data[len(data) // 2 :])
-    shutil.copy(spots[1], camera / "moved.tmp")
-    os.replace(camera / "moved.tmp", folder / "moved.png")
-    (folder / "line 2").mkdir()
-    shutil.copy(spots[2], folder / "line 2/ä.png")
-    (folder / "note.txt").write_text("no image")
-    (folder / ".half").mkdir()
-    shutil.copy(spots[2], folder / ".half/hidden.png")
-    shutil.copy(spots[2], os.path.join(os.fsencode(folder), b"l\xe4nge.png"))
-    for name in ("slow.png", "moved.png", "line 2/ä.png"):
-        line = watching.wait_for(f"camera/{name}")
-        assert line.split()[0] in ("anomalous", "nominal") and line.endswith(" ms")
-    assert_names(watching.wait_for("failed"), "UTF-8", "l\\xe4nge.png")
-    assert watching.end(signal.SIGTERM) == 0 and watching.lines[-1] == f"predictions: {camera / 'out'}"
-    rows = rows_of(camera / "out/predictions.csv")
-    assert [row["path"].rpartition("/")[2] for row in rows if row["error"]] == ["l\\xe4nge.png"] and len(rows) == 7
-    assert {path.relative_to(camera / "out/maps").as_posix() for path in (camera / "out/maps").rglob("*.png")} == {
-        *(f"00{i}.png" for i in range(3)),
-        "slow.png",
-        "moved.png",
-        "line 2/ä.png",
-    }
-    os.remove(os.path.join(os.fsencode(folder), b"l\xe4nge.png"))
-    assert cli("--predict", str(folder), "--output", str(camera / "again"))[0] == 0
-    expected = {row["path"]: float(row["score"]) for row in rows_of(camera / "again/predictions.csv")}
-    assert {row["path"]: float(row["score"]) for row in rows if row["score"]} == pytest.approx(expected, abs=1e-6)
-
-    again = Watching(camera)  # only a replaced image is predicted again
-    write(folder / "000.png", np.full((40, 48, 3), 30, np.uint8))
-    again.wait_for("camera/000.png")
-    assert again.end(signal.SIGINT) == 0
-    assert len(rows_of(camera / "out/predictions.csv")) == 8
-    page = (camera / "out/report.html").read_text(encoding="utf-8")
-    assert page.count('"name": ') == 7 and "line 2/ä.png" in page
-    assert_line(page, re.compile(r"\b7\b.*\b1\b"), 7)  # images, of which failed
-
-
-@pytest.mark.skipif(os.name == "nt", reason="signals are other ones there")
-def test_a_removed_folder_is_waited_for_and_a_killed_watch_keeps_every_row(camera):
-    watching = Watching(camera)
-    watching.wait_for("camera/00", count=3)
-    shutil.move(camera / "camera", camera / "unplugged")
-    watching.wait_for(f"{camera / 'camera'}: ")
-    time.sleep(0.3)
-    shutil.copy(camera / "mvtec/tile/test/spot/000.png", camera / "unplugged/new.png")
-    (camera / "unplugged/broken.png").write_text("no image")
-    shutil.move(camera / "unplugged", camera / "camera")
-    watching.wait_for("camera/new.png")
-    assert sum(line.startswith(f"{camera / 'camera'}: ") for line in watching.lines) == 2  # removed, and back
-    assert_names(watching.wait_for("failed"), "broken.png")
-    watching.process.kill()
-    watching.process.wait(30)
-    with (camera / "out/predictions.csv").open("a") as stream:
-        stream.write("half/a/row.png,0.1")
-    (camera / "out/record.sqlite").unlink()  # then predictions.csv tells what is done
-    again = Watching(camera)
-    shutil.copy(camera / "mvtec/tile/test/spot/001.png", camera / "camera/last.png")
-    again.wait_for("camera/last.png")
-    again.end()
-    rows = rows_of(camera / "out/predictions.csv")
-    names = [row["path"].rpartition("/")[2] for row in rows]
-    assert names == [*sorted(names[:3]), *names[3:5], "last.png"] and set(names[3:5]) == {"new.png", "broken.png"}
 
 
 @pytest.fixture
@@ -394,20 +277,6 @@ def test_a_signal_between_a_row_and_its_record_doubles_nothing(line, monkeypatch
     assert line.names() == ["000.png", "001.png", "002.png"]
 
 
-def test_a_row_that_is_written_in_part_is_taken_back(tmp_path, monkeypatch):
-    path = tmp_path / "a.csv"
-    csv_file.write_csv(path, [("path", "score")])
-
-    def rows():
-        yield "a" * 100_000, 1  # more than a buffer
-        raise OSError(28, "No space left on device")
-
-    with pytest.raises(OSError, match="No space"):
-        csv_file.append_csv(path, rows())
-    csv_file.append_csv(path, [("b", 2)])
-    assert list(csv_file.read_csv(path)) == [{"path": "b", "score": "2"}]
-
-
 def test_rows_of_a_killed_watch_are_written_once(line):
     line.start().until(lambda: len(line.rows()) == 3)
     record = line.running.record
@@ -417,19 +286,3 @@ def test_rows_of_a_killed_watch_are_written_once(line):
     line.running.predictions.write([["x.png", *[""] * 9]])  # killed before it forgot this row
     line.start().settle()
     assert [row["path"] for row in line.rows()][3:] == ["x.png", "y.png"] and len(written) == 10
-
-
-def test_a_folder_of_many_images_is_listed_in_parts(tmp_path):
-    camera = tmp_path / "camera"
-    names = {f"{folder}/{i:04}.png" for folder in ("one", "two", "two/three") for i in range(1000)}
-    for name in names:
-        (camera / name).parent.mkdir(parents=True, exist_ok=True)
-        (camera / name).touch()
-    (camera / "two/round").symlink_to(camera, target_is_directory=True)
-    source, found, looks = folder_watch.WatchedFolder(camera), [], []
-    while not source._is_listed:
-        looks.append([os.path.relpath(path, camera) for path in source.new()])
-        found += looks[-1]
-    assert sorted(found) == sorted(names) and max(map(len, looks)) <= folder_watch.LISTING_CHUNK
-    assert not list(source.new(lists=False))
-    source.stop()

@@ -242,6 +242,20 @@ def test_spreadsheets_run_no_cell_and_readers_get_the_names_as_they_were(tmp_pat
     assert [row["path"] for row in read_csv(tmp_path / "a.csv")] == names
 
 
+def test_a_row_that_is_written_in_part_is_taken_back(tmp_path):
+    path = tmp_path / "a.csv"
+    write_csv(path, [("path", "score")])
+
+    def rows():
+        yield "a" * 100_000, 1  # more than a buffer
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        append_csv(path, rows())
+    append_csv(path, [("b", 2)])
+    assert list(read_csv(path)) == [{"path": "b", "score": "2"}]
+
+
 def test_long_names_are_shortened_and_stay_different(tmp_path):
     names = ["x" * 255, "x" * 254 + "y", "ä" * 127, "short"]
     short = list(map(fitting, [f"folder/{name}" for name in names]))

@@ -227,9 +227,7 @@ def _detections(
     start = time.perf_counter()
     try:
         found: Iterator[Detection | str] = iter(detector.run(ready))
-    except Exception as error:  # one of them failed, or together they need too much memory: run each by itself
-        if is_device_fault(error):
-            raise
+    except Exception:  # one of them failed, or together they need too much memory: run each by itself
         inputs = [(image, one) for image, one in zip(batch, read, strict=True) if not isinstance(one, str)]
         found = iter([_detection_alone(detector, image, one) for image, one in inputs])
     seconds = (time.perf_counter() - start) / max(len(ready), 1)
@@ -240,7 +238,7 @@ def _detections(
 def _detection_alone(detector: Detector, image: InputImage, model_input: ModelInput) -> Detection | str:
     try:
         return detector.run([model_input])[0]
-    except Exception as error:
+    except Exception as error:  # the next image may do
         if is_device_fault(error):
             raise
         return error_of(image.path, error)
@@ -264,7 +262,7 @@ def _when_drawn(rows: list[list], drawn: Sequence[Future | None]) -> Iterator[li
                 full = full or error
                 continue
             one = row_of_error(one[0], error_of(Path(one[0]), error))
-        except Exception as error:
+        except Exception as error:  # of drawing or encoding this image
             one = row_of_error(one[0], error_of(Path(one[0]), error))
         finished.append(one)
     yield finished

@@ -169,7 +169,7 @@ class Watch:
                 return
             digest = digest_of(Path(path))
             [found] = self.detector.run([self.detector.read(Path(path))])
-        except Exception as error:
+        except Exception as error:  # a service goes on with the next image
             if is_device_fault(error):
                 raise
             self._failed(path, file, error, is_patient)

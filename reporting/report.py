@@ -121,6 +121,7 @@ def write_page(folder: Path, page: Page) -> None:
         kind: {"image": _finite(found.image), "pixel": _finite(found.pixel)} for kind, found in page.thresholds.items()
     }
     first = page.thresholds.get(page.opens_with or "", Thresholds("none", None, None))
+    # No score is above 1, but thresholds can be, and infinite ones have no place on the line.
     image, pixel = (0.5 if value is None else min(value, 1.0) for value in (first.image, first.pixel))
     about = page.about
     if first.image is None:

@@ -177,7 +177,7 @@ def run_lock(folder: Path, another: str = "set another data.run_name") -> Iterat
     """Lock a folder exclusively for this process; UserError with the process that holds the lock.
 
     The lock ends with the process. Some network drives do not share locks between machines; there the file .owner.json
-    serves as a second lock. Its owner touches it while it runs, so that one that was left behind can be told.
+    serves as a second lock. Its owner touches it while it runs, so that an abandoned one is recognized.
 
     another: how to use another folder, for the message.
     """

@@ -281,8 +281,7 @@ def test_rows_of_a_killed_watch_are_written_once(line):
     line.start().until(lambda: len(line.rows()) == 3)
     record = line.running.record
     record.add("x.png", watch_record.State(1, 2, 3), ["x.png", *[""] * 9])
-    written = [*line.running.predictions.last_rows()[-1]]
     record.add("y.png", watch_record.State(1, 2, 4), ["y.png", *[""] * 9])
     line.running.predictions.write([["x.png", *[""] * 9]])  # killed before it forgot this row
     line.start().settle()
-    assert [row["path"] for row in line.rows()][3:] == ["x.png", "y.png"] and len(written) == 10
+    assert [row["path"] for row in line.rows()][3:] == ["x.png", "y.png"]

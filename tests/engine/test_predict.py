@@ -13,6 +13,8 @@ from conftest import rows_of, write
 from messages import assert_line, assert_names, assert_user_error, lines_with
 from PIL import Image
 
+from config_file import load_config
+from engine import predict as engine_predict
 from inference.detector import Detector
 from reporting.predictions import Predictions
 from runtime.files import run_lock
@@ -178,6 +180,18 @@ def test_an_image_that_fails_anywhere_is_a_row_with_an_error(ready, cli, plant, 
     assert {name for name, error in rows.items() if error} == {"a.png", "c.png", "e.png"}
     assert all(name in error for name, error in rows.items() if error)
     assert_line(out, "3 of 5", "predictions.csv")
+
+
+def test_a_fault_of_the_gpu_is_no_image_s(ready, monkeypatch):
+    """It ends the prediction, and --resume does the images again."""
+
+    def fail(*_):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(Detector, "run", fail)
+    with pytest.raises(RuntimeError, match="CUDA error"):
+        engine_predict.run(load_config(ready / "config.yaml"), [ready / "mvtec/tile/test"], ready / "out")
+    assert not rows_of(ready / "out/predictions.csv")
 
 
 def test_on_a_full_disk_finished_images_keep_their_rows(ready, cli, monkeypatch):

@@ -211,7 +211,7 @@ def vanishing_note(counts: dict[Path, tuple[int, int]]) -> list[str]:
     lost = [f"{gone} of {of} in {mask.parent.name}/{mask.name}" for mask, (gone, of) in counts.items() if gone]
     total = sum(gone for gone, _ in counts.values())
     names = ", ".join(lost[:3]) + (", ..." if len(lost) > 3 else "")
-    return [f"masks: {total} regions vanish at data.img_size and count as nominal: {names}"] if lost else []
+    return [f"masks: regions that vanish at data.img_size and count as nominal: {total} ({names})"] if lost else []
 
 
 def with_masks_read(samples: Sequence[TestSample], size: tuple[int, int]) -> tuple[list[TestSample], list[str]]:

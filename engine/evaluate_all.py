@@ -90,7 +90,7 @@ def run(config: Config, selection: Selection, is_forced: bool, ray: Options | No
     errors = summary.write_summary(results, there, failed, planned, has_nodes=ray is not None)
     summary.write_times(results / "inference_times.txt", there)
     summary.write_index(results, there)
-    undrawn = summary.draw_batch(results, there)
+    undrawn = summary.draw_batch(results, there, config.metrics)
     for key, error in [*failed.items(), *undrawn.items()]:
         print(f"failed: {', '.join(part for part in key if part)}: {error}")
     if stale:

@@ -1,5 +1,6 @@
 """Curves and histograms drawn with matplotlib; each function is given the path to write to."""
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from config import Metrics
 from reporting.colors import ANOMALOUS, CHANCE, LEVELS, NOMINAL, OPERATING_POINT
 
 
@@ -143,15 +145,29 @@ def batch_colors(count: int, rising: bool) -> list[dict[str, Any]]:
     return [{"color": color, "linestyle": style} for style, color in (styles[i % len(styles)] for i in range(count))]
 
 
-def batch_curves(path: Path, title: str, lines: dict[str, dict[str, np.ndarray]], rising: bool) -> None:
-    """Write all curves of several results over each other, as PNG.
+def wanted_kinds(metrics: Metrics) -> dict[str, bool]:
+    """Kind of curve, as in CURVE_TITLES -> whether the settings ask for it."""
+    return {"roc": metrics.auroc, "precision_recall": metrics.pr, "pro": metrics.pro, "iou": metrics.iou}
+
+
+def batch_curves(
+    path: Path, title: str, lines: dict[str, dict[str, np.ndarray]], rising: bool, kinds: Collection[str]
+) -> None:
+    """Write curves of several results over each other, as PNG.
 
     Args:
         lines: label -> arrays named `<level>_<key>` with the keys of evaluation.metrics' curves; any may be missing.
         rising: the labels are in an order, such as training time.
+        kinds: of CURVE_TITLES, at least one: which curves to draw.
     """
-    figure = _figure(12.5, 8.2)
-    for axes, (level, name, x, y) in zip(figure.subplots(2, 3).ravel(), BATCH_CURVES, strict=True):
+    shown = [curve for curve in BATCH_CURVES if curve[1] in kinds]
+    columns = min(len(shown), 3)
+    rows = -(-len(shown) // columns)
+    figure = _figure(4.2 * columns, 4.1 * rows)
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes in grid[len(shown) :]:
+        axes.set_axis_off()
+    for axes, (level, name, x, y) in zip(grid, shown, strict=False):
         heading, x_label, y_label = CURVE_TITLES[name]
         for (label, arrays), style in zip(lines.items(), batch_colors(len(lines), rising), strict=True):
             if f"{level}_{x}" in arrays:

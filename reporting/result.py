@@ -323,20 +323,20 @@ class Result:
     def _draw_curves(self) -> None:
         """ROC, precision-recall, PRO and IoU figures, as far as they are asked for and defined; their points."""
         thresholds = self.thresholds[self.main_kind]._asdict()
-        measured, wanted = self.measured, self.config.metrics
+        measured, wanted = self.measured, curves.wanted_kinds(self.config.metrics)
         levels = self._levels()
         points = {f"{level}_{key}": values for level, curve in levels.items() for key, values in curve.items()}
         with atomic_write(self.folder / CURVES) as beside:
             np.savez_compressed(beside, **{key: one.astype(np.float32) for key, one in points.items()})  # type: ignore[arg-type]
         values = measured.metrics_at(Thresholds("none", None, None))
-        for name, is_wanted, drawn in (
-            ("roc", wanted.auroc, {"image": "image_auroc", "pixel": "pixel_auroc"}),
-            ("precision_recall", wanted.pr, {"image": "image_ap", "pixel": "pixel_ap"}),
-            ("pro", wanted.pro, {"pixel": "pro"}),
-            ("iou", wanted.iou, {"pixel": "iou_max"}),
+        for name, drawn in (
+            ("roc", {"image": "image_auroc", "pixel": "pixel_auroc"}),
+            ("precision_recall", {"image": "image_ap", "pixel": "pixel_ap"}),
+            ("pro", {"pixel": "pro"}),
+            ("iou", {"pixel": "iou_max"}),
         ):
             lines = {level: levels[level] for level in drawn if level in levels}
-            if not is_wanted or not lines:
+            if not wanted[name] or not lines:
                 continue
             finite = [level for level in lines if thresholds[level] is not None and thresholds[level] < math.inf]
             marked = {level: (thresholds[level], self.main_kind) for level in finite}

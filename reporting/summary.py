@@ -10,6 +10,7 @@ from urllib.parse import quote
 
 import numpy as np
 
+from config import Metrics
 from evaluation.metrics import METRIC_KEYS
 from evaluation.thresholds import KINDS
 from reporting import curves, report, tables
@@ -99,8 +100,14 @@ def write_index(results: Path, there: list[Found]) -> None:
     report.write_index(results, f"Results of run {results.name}", [*keys, *names.values()], rows)
 
 
-def draw_batch(results: Path, there: list[Found]) -> dict[tuple[str], str]:
-    """Draw the figures that compare categories and checkpoints, unless up to date; key -> error of a failed one."""
+def draw_batch(results: Path, there: list[Found], wanted: Metrics) -> dict[tuple[str], str]:
+    """Draw the figures that compare categories and checkpoints, unless up to date; key -> error of a failed one.
+
+    They show the kinds of curves that are wanted of each result; without any, none is drawn.
+    """
+    kinds = [kind for kind, is_wanted in curves.wanted_kinds(wanted).items() if is_wanted]
+    if not kinds:
+        return {}
     figures: dict[tuple[str, str, bool], dict[str, Path]] = {}
     for one in there:
         category, name, technique = one.key
@@ -120,7 +127,7 @@ def draw_batch(results: Path, there: list[Found]) -> dict[tuple[str], str]:
                 with np.load(line) as arrays:
                     lines_of[label] = dict(arrays)
             with atomic_write(path) as beside:
-                curves.batch_curves(beside, title, lines_of, is_rising)
+                curves.batch_curves(beside, title, lines_of, is_rising, kinds)
         except Exception as error:  # damaged archives fail in several ways
             failed[(f"figure {path}",)] = f"{error}; evaluate again with --force"
     return failed

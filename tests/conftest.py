@@ -191,12 +191,6 @@ def noisy_maps(seed: int, separation=lambda model: 0.3):
     return lambda model, image: np.clip(rng.normal(0.4 + separation(model) * (image[0] > 0.75), 0.15), 0, 1)
 
 
-@pytest.fixture
-def undrawn(monkeypatch):
-    """Curves of a batch are empty files: each takes half a second to draw, and no setting omits them."""
-    monkeypatch.setattr("reporting.curves.batch_curves", lambda path, *_: path.write_bytes(b""))
-
-
 def wait_until(condition, process: subprocess.Popen, seconds: float = 120) -> None:
     """Until a condition holds while a process runs."""
     end = time.monotonic() + seconds

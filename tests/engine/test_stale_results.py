@@ -17,8 +17,6 @@ from config_file import load_config
 from inference import checkpoint
 from training.data import datasets, find_files, split
 
-pytestmark = pytest.mark.usefixtures("undrawn")
-
 PLAIN = ("--maskings", "no", "--registrations", "False")
 RESULTS = "results/tiny/tile/checkpoint_2/no_masking"
 QUICK = ("--set", "train.visualize=false")

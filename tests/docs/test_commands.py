@@ -41,6 +41,7 @@ EXCEPTIONS = {
     r"python train_all\.py --seeds": "a process for each seed; tests/reporting/test_seeds.py runs it",
     r"cmake |\./build/detect ": "needs OpenCV's headers and a minute to build; tests/engine/test_export.py does it",
     r"trtexec ": "needs TensorRT and a GPU",
+    r"python make_sample\.py$": "draws for ten seconds; tests/programs/test_sample.py runs it",
     r"python -m images\.screenshots": "needs the trained sample and Chromium, and writes to images/",
     r"python -m docs\.settings_table": "writes docs/settings.md; test_settings.py compares that file with its text",
 }
@@ -58,7 +59,7 @@ SIZES = {
 }
 SIZES_OF = {"data.tile_size=256": {"data.img_size": "[64,96]", "data.tile_size": "32"}}  # instead, for such a command
 NAMES = {"<run_name>_seed0": "draem"}  # for what the reader is to fill in
-PROGRAMS = ("main", "train_all", "evaluate_checkpoints", "check_best_model", "make_sample")
+PROGRAMS = ("main", "train_all", "evaluate_checkpoints", "check_best_model")
 WRITES = {"train": "checkpoint", "threshold": "thresholds", "detection": "results", "predict": "predictions"}
 WRITES |= {"export": "export", "watch": "predictions"}
 
@@ -122,7 +123,7 @@ def call(patch: pytest.MonkeyPatch, command: str) -> None:
     words = [file for word in shlex.split(command) for file in (sorted(glob.glob(word)) if "*" in word else [word])]
     program = words[1].removesuffix(".py")
     sizes = SIZES | next((own for text, own in SIZES_OF.items() if text in command), {})
-    if program != "make_sample" and "--help" not in words:
+    if "--help" not in words:
         words += [word for key, value in sizes.items() for word in ("--set", f"{key}={value}")]
     patch.setattr(sys, "argv", words[1:])
     with pytest.raises(SystemExit) as exit_:
@@ -156,9 +157,7 @@ def interrupted(place: Path) -> Iterator[None]:
 @contextmanager
 def prepared(command: str, place: Path, patch: pytest.MonkeyPatch, exported: list[Path]) -> Iterator[None]:
     """What a command finds in its folder, and what happens while it runs."""
-    if command == "python make_sample.py":
-        shutil.rmtree(place / "sample")
-    elif command.startswith("python detect.py"):
+    if command.startswith("python detect.py"):
         if not exported:
             call(patch, "python main.py --export onnx")
             exported += place.glob("checkpoints/*/*/export/*.onnx")

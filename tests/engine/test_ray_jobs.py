@@ -23,7 +23,7 @@ from runtime.files import run_lock
 
 pytest.importorskip("ray")
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals are other ones there")
-NAMES = ("tile", "wood", "felt", "tin")
+NAMES = ("tile", "wood", "felt")
 EPOCHS = 24
 SHORT = ["data.val_split=0", "train.visualize=false", f"train.epochs={EPOCHS}", f"train.save_from={EPOCHS}"]
 SHORT = [word for one in [*SHORT, "train.save_every=10"] for word in ("--set", one)]
@@ -94,7 +94,7 @@ def test_jobs_of_a_failed_node_resume_from_their_saved_states(tmp_path, ray_clus
     assert process.returncode == 0, out
     host = re.escape(socket.gethostname())
     said = [len(lines_with(out, re.compile(rf"^{name}: .*\b{host}\b"))) for name in NAMES]
-    assert sorted(said) == [2, 2, 2, 3]  # started and done; once also started again
+    assert sorted(said) == [2, 2, 3]  # started and done; once also started again
     again = 0
     for name in NAMES:
         folder = root / f"checkpoints/{name}/tiny"
@@ -119,7 +119,7 @@ def test_jobs_of_a_failed_node_resume_from_their_saved_states(tmp_path, ray_clus
     on_ray = rows_of(root / "results/tiny/summary.csv")
     status, out, error = call("evaluate_checkpoints", *SHORT, "--force", *plain)
     assert {(row.pop("node"), row.pop("device")) for row in on_ray} == {(socket.gethostname(), "cpu")}
-    assert status == 0 and rows_of(root / "results/tiny/summary.csv") == on_ray and len(on_ray) == 4, error
+    assert status == 0 and rows_of(root / "results/tiny/summary.csv") == on_ray and len(on_ray) == len(NAMES), error
 
 
 def test_interrupted_jobs_save_their_state(tmp_path):

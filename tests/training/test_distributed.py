@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, SETTINGS, make_dataset, rows_of, start_process
-from messages import assert_fix, assert_line, assert_user_error, lines_with
+from messages import assert_fix, assert_line, lines_with, raises_user_error
 
 from config_file import load_config
 from engine import train
 from inference import checkpoint
+from training import distributed
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="gloo and signals are other ones there")
 # Trains in float64 and records the losses of every step. Functions are replaced in a real process: in float32, and with
@@ -241,8 +242,11 @@ def test_the_thread_of_signs_of_life_ends_before_the_process(tmp_path):
         ({"RANK": "a"}, ["RANK = a"]),
     ],
 )
-def test_missing_and_invalid_variables_of_a_launcher_are_user_errors(place, variables, names):
-    assert_user_error(run(place, 0, SHORT, "--train", **ONE | variables), *names)
+def test_missing_and_invalid_variables_of_a_launcher_are_user_errors(monkeypatch, variables, names):
+    for name, value in (ONE | variables).items():
+        monkeypatch.setenv(name, value)
+    with raises_user_error(*names):
+        distributed.ProcessGroup(False)
 
 
 def test_more_processes_than_samples_in_a_batch_are_a_user_error(place):

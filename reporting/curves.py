@@ -163,7 +163,7 @@ def batch_curves(
     shown = [curve for curve in BATCH_CURVES if curve[1] in kinds]
     columns = min(len(shown), 3)
     rows = -(-len(shown) // columns)
-    figure = _figure(4.2 * columns, 4.1 * rows)
+    figure = _figure(max(4.2 * columns, 6.5), 4.1 * rows)
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes in grid[len(shown) :]:
         axes.set_axis_off()

@@ -1,6 +1,7 @@
 """Training recipes against each other: candidates x categories x seeds x budgets of samples.
 
-Results are kept in recipe.csv beside this file; what it has is not trained again.
+Results are kept in recipe.csv beside this file, those of a run's last epochs in stability.csv; what these have is not
+trained again.
 """
 
 import contextlib
@@ -12,6 +13,8 @@ import multiprocessing
 import statistics
 import tempfile
 import time
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +29,15 @@ from runtime.device import select_device, select_precision
 from training.data import find_files, split
 
 TABLE = Path(__file__).with_name("recipe.csv")
+STABILITY = Path(__file__).with_name("stability.csv")
 CATEGORIES = ("bottle", "brick", "magnetic_tile", "welding_cropped", "ballscrew")  # chosen on; pcb only at the end
 METRICS = ("image_auroc", "pixel_auroc", "pixel_ap", "pro")
 KEYS = ("candidate", "category", "seed", "samples")
 COLUMNS = (*KEYS, *METRICS, "val_ap", "seconds", "precision", "processor")
+Job = tuple[str, str, int, int]  # values of KEYS
 FULL = 12_500  # samples of a budget of 100 %
+LAST = 10  # epochs at the end of a run that stability.csv has
+RECIPES = ("published", "mix, averaged")  # what configs/fast.yaml is compared with, and its own name here
 
 COMMON = ["data.img_size=128", "model.base_width=16", "model.base_channels=8", "train.cut=false", "data.val_split=0.2"]
 PUBLISHED = ["train.learning_rate=0.001", "train.batch_size=4"]
@@ -72,17 +79,17 @@ CANDIDATES = {
 }
 
 
-def rows() -> list[dict[str, Any]]:
-    """The table; numbers as float."""
-    if not TABLE.is_file():
+def rows(table: Path = TABLE) -> list[dict[str, Any]]:
+    """A table; numbers as float."""
+    if not table.is_file():
         return []
-    with TABLE.open(encoding="utf-8", newline="") as file:
+    with table.open(encoding="utf-8", newline="") as file:
         found = list(csv.DictReader(file))
     texts = ("candidate", "category", "precision", "processor")
     return [{key: value if key in texts else float(value or "nan") for key, value in row.items()} for row in found]
 
 
-def config_of(root: Path, job: tuple[str, str, int, int], work: Path) -> Config:
+def config_of(root: Path, job: Job, work: Path) -> Config:
     """Settings of a job: as many epochs as come nearest to its samples."""
     name, category, seed, samples = job
     sets = [*COMMON, *CANDIDATES[name], f"data.category={category}", f"train.seed={seed}"]
@@ -94,9 +101,10 @@ def config_of(root: Path, job: tuple[str, str, int, int], work: Path) -> Config:
     return config.with_values({"train.epochs": epochs})
 
 
-def train_one(root: Path, job: tuple[str, str, int, int], work: Path) -> dict[str, Any]:
-    """Train and detect; the row of the table."""
+def train_and_detect(task: tuple[Path, Job, Path]) -> list[dict[str, Any]]:
+    """A row of recipe.csv. task: folder of the data, what to train, folder to write to."""
     torch.set_num_threads(1)
+    root, job, work = task
     config, start = config_of(root, job, work), time.perf_counter()
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         train.run(config, "")
@@ -108,37 +116,66 @@ def train_one(root: Path, job: tuple[str, str, int, int], work: Path) -> dict[st
     precision = str(select_precision("auto", select_device("auto"))).removeprefix("torch.")
     found = {key: f"{metrics[key]:.4f}" if metrics[key] is not None else "" for key in METRICS}
     row = dict(zip(KEYS, job, strict=True)) | found
-    return row | {"val_ap": val_ap, "seconds": round(seconds), "precision": precision, "processor": common.machine()}
+    row |= {"val_ap": val_ap, "seconds": round(seconds), "precision": precision, "processor": common.machine()}
+    return [row]
 
 
-def _worker(arguments: tuple[Path, tuple[str, str, int, int], Path]) -> dict[str, Any]:
-    return train_one(*arguments)
+def train_and_detect_often(task: tuple[Path, Job, Path]) -> list[dict[str, Any]]:
+    """Rows of stability.csv: a training, and detection with each of its last epochs."""
+    torch.set_num_threads(1)
+    root, job, work = task
+    config = config_of(root, job, work)
+    epochs, found = config.train.epochs, []
+    config = config.with_values({"train.save_from": epochs - LAST + 1, "train.save_every": 1})
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        train.run(config, "")
+        for epoch in range(epochs - LAST + 1, epochs + 1):
+            result = detection.run(config.with_values({"data.load_epoch": epoch}))
+            metrics = json.loads((result / "optimal/metrics.json").read_text(encoding="utf-8"))
+            values = {key: f"{metrics[key]:.4f}" for key in METRICS}
+            found.append(dict(zip(KEYS, job, strict=True)) | {"epoch": epoch} | values)
+    return found
 
 
-def bench_run() -> None:
-    """Train what the table lacks, and add a row for each."""
-    flags = common.parser()
-    flags.add_argument("--data", type=Path, required=True, help="folder with mvtec_layout/ and dtd/images/")
-    flags.add_argument("--candidates", nargs="+", choices=CANDIDATES, default=list(CANDIDATES), metavar="NAME")
-    flags.add_argument("--categories", nargs="+", default=CATEGORIES, metavar="NAME")
-    flags.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="N")
-    flags.add_argument("--budgets", nargs="+", type=int, default=[FULL // 5], metavar="SAMPLES")
-    flags.add_argument("--processes", type=int, default=2, help="at once, each on one core; default: %(default)s")
-    asked = flags.parse_args()
-    there = {tuple(row[key] for key in KEYS) for row in rows()}
+def _train(asked: Namespace, table: Path, columns: Sequence[str], worker: Callable) -> None:
+    """Train what a table lacks, and add its rows."""
+    there = {tuple(row[key] for key in KEYS) for row in rows(table)}
     jobs = itertools.product(asked.budgets, asked.seeds, asked.candidates, asked.categories)
     todo = [job for budget, seed, name, category in jobs if (job := (name, category, seed, budget)) not in there]
     print(f"{len(todo)} trainings")
     with tempfile.TemporaryDirectory() as folder, multiprocessing.get_context("spawn").Pool(asked.processes) as pool:
         arguments = [(asked.data.resolve(), job, Path(folder)) for job in todo]
-        for row in pool.imap_unordered(_worker, arguments):
-            is_new = not TABLE.is_file()
-            with TABLE.open("a", encoding="utf-8", newline="") as file:
-                writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        for found in pool.imap_unordered(worker, arguments):
+            is_new = not table.is_file()
+            with table.open("a", encoding="utf-8", newline="") as file:
+                writer = csv.DictWriter(file, columns, lineterminator="\n")
                 if is_new:
                     writer.writeheader()
-                writer.writerow(row)
-            print("  ".join(str(row[key]) for key in COLUMNS[:-1]), flush=True)
+                writer.writerows(found)
+            print("  ".join(str(found[-1][key]) for key in columns if key != "processor"), flush=True)
+
+
+def _flags(candidates: Sequence[str]) -> ArgumentParser:
+    flags = common.parser()
+    flags.add_argument("--data", type=Path, required=True, help="folder with mvtec_layout/ and dtd/images/")
+    flags.add_argument("--candidates", nargs="+", choices=CANDIDATES, default=candidates, metavar="NAME")
+    flags.add_argument("--categories", nargs="+", default=CATEGORIES, metavar="NAME")
+    flags.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="N")
+    flags.add_argument("--budgets", nargs="+", type=int, default=[FULL // 5], metavar="SAMPLES")
+    flags.add_argument("--processes", type=int, default=2, help="at once, each on one core; default: %(default)s")
+    return flags
+
+
+def bench_run() -> None:
+    """Train what recipe.csv lacks, and add a row for each."""
+    _train(_flags(list(CANDIDATES)).parse_args(), TABLE, COLUMNS, train_and_detect)
+
+
+def bench_stability() -> None:
+    """Train what stability.csv lacks, and add a row for each of the last epochs."""
+    flags = _flags(RECIPES)
+    flags.set_defaults(categories=CATEGORIES[:1], seeds=list(range(5)), budgets=[2 * FULL // 5])
+    _train(flags.parse_args(), STABILITY, (*KEYS, "epoch", *METRICS), train_and_detect_often)
 
 
 def paired(found: list[dict[str, Any]], name: str, other: str, metric: str) -> tuple[float, float, float]:
@@ -199,5 +236,38 @@ def bench_figure() -> None:
     print(path)
 
 
+def bench_stability_figure() -> None:
+    """Draw pixel AP of the last epochs of each run, and print its standard deviations over epochs and seeds."""
+    flags = common.parser()
+    flags.add_argument("--out", type=Path, default=common.ROOT / "images/stability.png", help="default: %(default)s")
+    from matplotlib.figure import Figure
+
+    found, figure = rows(STABILITY), Figure(figsize=(10, 4), layout="constrained")
+    for axes, name in zip(figure.subplots(1, len(RECIPES), sharey=True), RECIPES, strict=True):
+        of_seed: dict[float, list[float]] = {}
+        for row in found:
+            if row["candidate"] == name:
+                of_seed.setdefault(row["seed"], []).append(row["pixel_ap"])
+        for seed, values in sorted(of_seed.items()):
+            axes.plot(range(1 - len(values), 1), values, "o-", label=f"seed {seed:.0f}")
+        axes.set(title=name, xlabel="epochs before the last", ylabel="pixel AP")
+        axes.grid(alpha=0.3)
+        axes.legend()
+        over_epochs = statistics.fmean(statistics.stdev(values[-5:]) for values in of_seed.values())
+        over_seeds = statistics.stdev(values[-1] for values in of_seed.values())
+        print(f"{name}: pixel AP, standard deviation over the last 5 epochs {over_epochs:.3f}, seeds {over_seeds:.3f}")
+    path = flags.parse_args().out
+    figure.savefig(path, dpi=120)
+    print(path)
+
+
 if __name__ == "__main__":
-    common.run({"run": bench_run, "table": bench_table, "figure": bench_figure})
+    common.run(
+        {
+            "run": bench_run,
+            "table": bench_table,
+            "figure": bench_figure,
+            "stability": bench_stability,
+            "stability_figure": bench_stability_figure,
+        }
+    )

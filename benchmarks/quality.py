@@ -150,7 +150,8 @@ def draw(root: Path, category: str, seed: int) -> None:
 
 def settings(flags: argparse.Namespace, root: Path, category: str, seed: int, registers: bool) -> Config:
     """The settings of one training."""
-    sets = ["data.img_size=128", "model.base_width=16", "model.base_channels=8", "train.learning_rate=1e-3"]
+    sets = ["data.img_size=128", "model.base_width=16", "model.base_channels=8"]
+    sets += [] if flags.recipe else ["train.learning_rate=1e-3"]
     sets += ["train.visualize=false", "metrics.visualisation=none", f"train.precision={flags.precision}"]
     sets += [f"train.epochs={flags.epochs}"]
     sets += [f"train.save_from={flags.epochs}", f"train.seed={seed}", f"data.category={category}"]
@@ -178,7 +179,7 @@ def bench_parts() -> None:
     parser.add_argument("--recipe", type=Path, help="settings file of a recipe (default: the published one)")
     parser.add_argument("--keep", type=Path, help="folder for images, checkpoints and results (default: a new one)")
     flags = parser.parse_args()
-    common.header(f"registration of parts, {flags.epochs} epochs, 128 x 128, networks 16/8, float32")
+    common.header(f"registration of parts, {flags.epochs} epochs, 128 x 128, networks 16/8, {flags.precision}")
     with tempfile.TemporaryDirectory() as folder:
         root = (flags.keep or Path(folder)).resolve()
         quiet = contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO())

@@ -128,7 +128,7 @@ class Record:
     def catch_up(self, predictions: Predictions) -> None:
         """Settle what a killed process, or a record that was removed, has left: rows that are written are not waiting.
 
-        Without a record, images that predictions.csv has are done.
+        Without a record, images that predictions.csv has are done, also where one was moved and has kept its name.
         """
         written = predictions.last_rows()
         for number, cells in self._base.execute("SELECT number, cells FROM waiting ORDER BY number").fetchall():
@@ -136,9 +136,16 @@ class Record:
                 self._forget(number)
         if not self.is_new:
             return
+        moved = set()
         for one in predictions.rows("predictions*.csv"):
             path = label_of(self._folder, one["path"])
             if state := state_of(str(self._folder / path)):
+                self.add(path, state, None)
+            else:
+                moved.add(Path(path).name)
+        for file in self._folder.rglob("*") if moved else ():
+            state, path = state_of(str(file)), label_of(self._folder, str(file))
+            if state and file.name in moved and not self.is_done(path, state):
                 self.add(path, state, None)
 
     def _forget(self, number: int) -> None:

@@ -242,8 +242,11 @@ def test_images_that_fail_are_rows_and_the_next_are_taken(line, monkeypatch):
 
 
 def test_a_damaged_record_is_set_aside(line, capsys):
+    """Images that have a row are done, also one that was moved."""
     line.start().until(lambda: len(line.rows()) == 3)
     line.end()
+    (line.folder / "done").mkdir()
+    (line.folder / "000.png").rename(line.folder / "done/000.png")
     old = line.out.parent / "old.sqlite"
     with contextlib.closing(sqlite3.connect(old)) as base:
         base.execute("CREATE TABLE done (path TEXT PRIMARY KEY, size INTEGER)")

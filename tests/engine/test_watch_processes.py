@@ -11,7 +11,7 @@ import time
 
 import numpy as np
 import pytest
-from conftest import ROOT, rows_of, write
+from conftest import ROOT, rows_of, wait_until, write
 from messages import assert_line, assert_names
 
 
@@ -105,6 +105,7 @@ def test_a_removed_folder_is_waited_for_and_a_killed_watch_keeps_every_row(camer
     watching.wait_for("camera/new.png")
     assert sum(line.startswith(f"{camera / 'camera'}: ") for line in watching.lines) == 2  # removed, and back
     assert_names(watching.wait_for("failed"), "broken.png")
+    wait_until(lambda: "broken.png" in (camera / "out/predictions.csv").read_text(), watching.process)
     watching.process.kill()
     watching.process.wait(30)
     with (camera / "out/predictions.csv").open("a") as stream:

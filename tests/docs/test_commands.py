@@ -138,7 +138,7 @@ def interrupted(place: Path) -> Iterator[None]:
 
     def interrupt() -> None:
         for _ in range(1200):
-            tables = place.glob("results/*/*/*/predictions/camera/predictions.csv")
+            tables = place.glob("results/*/*/*/predictions/camera-*/predictions.csv")
             if any(len(table.read_text(encoding="utf-8").splitlines()) > expected for table in tables):
                 break
             if is_over.wait(0.05):

@@ -199,7 +199,7 @@ WAITS = """\
 import os, sys
 sys.path.insert(0, {root!r})
 from training import distributed
-distributed.SILENT = 1.5
+distributed.SILENT_SECONDS = 1.5
 with distributed.ProcessGroup(False) as group:
     if group.rank:
         os._exit(9)
@@ -208,7 +208,7 @@ with distributed.ProcessGroup(False) as group:
 
 
 def test_a_process_that_dies_while_others_wait_is_noticed(tmp_path):
-    """As where one is decoding: no exchange fails, only its signs of life end. SILENT is shortened."""
+    """As where one is decoding: no exchange fails, only its signs of life end. SILENT_SECONDS is shortened."""
     common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     command = [sys.executable, "-c", WAITS.format(root=str(ROOT))]
     first, second = (start_process(command, tmp_path, RANK=rank, LOCAL_RANK=rank, **common) for rank in "01")

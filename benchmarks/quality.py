@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import functools
 import io
 import json
 import statistics
@@ -17,6 +18,7 @@ import data_loader
 from benchmarks import common
 from config import Config
 from config_file import load_config
+from data.image_io import read_image
 from data.mvtec import list_test
 from engine import detection, threshold, train
 from images.draw_parts import bolt, lever
@@ -81,6 +83,7 @@ WRONG = 3  # % of the side
 SIDE, N_TRAIN, N_GOOD, N_BAD = 176, 64, 20, 20
 
 
+VARIANTS = ("as it is", "registered", CROPPED := "cropped")  # the last: registered to a reference that it fills
 SHOWN = ("image_auroc", "pixel_ap", "pixel_auroc", "pro")
 
 
@@ -118,23 +121,24 @@ def defect(silhouette: np.ndarray, rng: np.random.Generator, size: float = 1.0) 
     return drawn * (silhouette[..., 0] > 0.5), float(rng.choice((-60, 60)))
 
 
+def table_of(category: str) -> int:
+    """Gray level of the table that a part lies on."""
+    return 210 if category == "bolt" else 60
+
+
 def draw(root: Path, category: str, seed: int) -> None:
     """Write images of a part: turned by any angle, moved, scaled and brightened by a little.
 
     On a gray table; a bolt on a light one, as its shaded side is dark, and with defects 1.5 times as large.
     """
     rng = np.random.default_rng(seed)
-    if category != "bolt":
-        surface, silhouette = {"lever": lambda: lever(False), "cap": cap}[category]()
-    table = (210 if category == "bolt" else 60) + 12 * np.linspace(-1, 1, SIDE)[None, :, None]
+    table = table_of(category) + 12 * np.linspace(-1, 1, SIDE)[None, :, None]
     for kind, count in (("train/good", N_TRAIN), ("test/good", N_GOOD), ("test/damaged", N_BAD)):
         for number in range(count):
             angle = rng.uniform(0, 360)
             pose = cv2.getRotationMatrix2D((SIDE / 2, SIDE / 2), angle, rng.uniform(0.92, 1.05))
             pose[:, 2] += rng.uniform(-8, 8, 2)
-            if category == "bolt":  # turned about its own axis too; the light comes from one side of the image
-                gray, shape = bolt(SIDE, rng.uniform(0, 2 * np.pi), np.cos(np.radians(angle)))
-                surface, silhouette = np.repeat(gray[..., None], 3, axis=2), shape[..., None].astype(np.float64)
+            surface, silhouette = drawn(category, rng, np.cos(np.radians(angle)))  # light from one side of the image
             own, mask = surface, np.zeros((SIDE, SIDE))
             if kind == "test/damaged":
                 mask, levels = defect(silhouette, rng, 1.5 if category == "bolt" else 1.0)
@@ -148,18 +152,48 @@ def draw(root: Path, category: str, seed: int) -> None:
                 write_png(root / category / f"ground_truth/damaged/{number:03}_mask.png", turned * 255.0)
 
 
-def settings(flags: argparse.Namespace, root: Path, category: str, seed: int, registers: bool) -> Config:
+FIXED = {"lever": functools.cache(lambda: lever(False)), "cap": functools.cache(cap)}
+
+
+def drawn(category: str, rng: np.random.Generator, light: float) -> tuple[np.ndarray, np.ndarray]:
+    """A part in its own frame: gray levels (SIDE, SIDE, 3) and silhouette (SIDE, SIDE, 1). light: see `bolt`."""
+    if category == "bolt":  # turned about its own axis too
+        gray, shape = bolt(SIDE, rng.uniform(0, 2 * np.pi), light)
+        return np.repeat(gray[..., None], 3, axis=2), shape[..., None].astype(np.float64)
+    return FIXED[category]()
+
+
+def write_cropped(path: Path, category: str) -> None:
+    """Write a reference image that the part fills, but for a margin of 10 pixels."""
+    surface, silhouette = drawn(category, np.random.default_rng(0), 1.0)
+    x, y, width, height = cv2.boundingRect((silhouette[..., 0] > 0.5).astype(np.uint8))
+    image = silhouette * surface + (1 - silhouette) * table_of(category)
+    image = cv2.copyMakeBorder(image, 10, 10, 10, 10, cv2.BORDER_REPLICATE)
+    write_png(path, image[y : y + height + 20, x : x + width + 20])
+
+
+def size_like(image: np.ndarray) -> list[int]:
+    """Height and width, multiples of 32, of about 128 x 128 pixels in the shape of an image."""
+    height, width = image.shape[:2]
+    return [max(round(128 * ratio**0.5 / 32), 1) * 32 for ratio in (height / width, width / height)]
+
+
+def settings(flags: argparse.Namespace, root: Path, category: str, seed: int, variant: str) -> Config:
     """The settings of one training."""
     sets = ["data.img_size=128", "model.base_width=16", "model.base_channels=8"]
     sets += [] if flags.recipe else ["train.learning_rate=1e-3"]
     sets += ["train.visualize=false", "metrics.visualisation=none", f"train.precision={flags.precision}"]
     sets += [f"train.epochs={flags.epochs}"]
     sets += [f"train.save_from={flags.epochs}", f"train.seed={seed}", f"data.category={category}"]
-    sets += [f"data.data_path={flags.data or root / 'mvtec'}", f"data.run_name={registers}{seed}"]
+    sets += [f"data.data_path={flags.data or root / 'mvtec'}", f"data.run_name={variant.replace(' ', '_')}_{seed}"]
     sets += [f"data.anomaly_source_path={flags.textures or root / 'sample/textures'}"]
     sets += [f"data.checkpoint_path={root / 'checkpoints'}", f"data.results_path={root / 'results'}"]
-    if registers:
+    if variant != VARIANTS[0]:
         sets += ["data.image_registration=true", "data.registration_method=part", "data.registration_training=true"]
+    if variant == CROPPED:
+        reference = root / f"{category}_reference.png"
+        write_cropped(reference, category)
+        sets += [f"data.registration_reference={reference}", f"data.img_size={size_like(read_image(reference))}"]
     files = [common.ROOT / "config.yaml", *([flags.recipe] if flags.recipe else [])]
     return load_config(files, sets)
 
@@ -177,6 +211,7 @@ def bench_parts() -> None:
     parser.add_argument("--epochs", type=int, default=30, help="default: %(default)s")
     parser.add_argument("--precision", default="fp32", help="default: %(default)s")
     parser.add_argument("--recipe", type=Path, help="settings file of a recipe (default: the published one)")
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=VARIANTS, metavar="NAME")
     parser.add_argument("--keep", type=Path, help="folder for images, checkpoints and results (default: a new one)")
     flags = parser.parse_args()
     common.header(f"registration of parts, {flags.epochs} epochs, 128 x 128, networks 16/8, {flags.precision}")
@@ -189,10 +224,10 @@ def bench_parts() -> None:
         for number, category in enumerate(flags.categories):
             if not flags.data:
                 draw(root / "mvtec", category, number)
-            found: dict[bool, list[dict[str, Any]]] = {False: [], True: []}
+            found: dict[str, list[dict[str, Any]]] = {one: [] for one in flags.variants}
             for seed in range(flags.seeds):
-                for registers, results in found.items():
-                    config = settings(flags, root, category, seed, registers)
+                for variant, results in found.items():
+                    config = settings(flags, root, category, seed, variant)
                     with quiet[0], quiet[1]:
                         train.run(config, "")
                         threshold.run(config)
@@ -200,18 +235,15 @@ def bench_parts() -> None:
                     results.append(json.loads((path / "p_quantile/metrics.json").read_text(encoding="utf-8")))
                     said = "  ".join(f"{key} {results[-1][key]:.3f}" for key in SHOWN)
                     left = len(results[-1].get("notes", {}).get("unregistered", ()))
-                    note = f"  {left} not registered" if registers else ""
-                    print(
-                        f"{category:10} seed {seed}  {'registered' if registers else 'as it is':10}  {said}{note}",
-                        flush=True,
-                    )
-            for registers, results in found.items():
+                    note = f"  {left} not registered" if left else ""
+                    print(f"{category:10} seed {seed}  {variant:10}  {said}{note}", flush=True)
+            for variant, results in found.items():
                 means = "  ".join(
                     f"{key} {statistics.mean(one[key] for one in results):.3f} ± "
                     f"{statistics.stdev(one[key] for one in results) if len(results) > 1 else 0:.3f}"
                     for key in SHOWN
                 )
-                print(f"{category:10} {'registered' if registers else 'as it is':10}  {means}", flush=True)
+                print(f"{category:10} {variant:10}  {means}", flush=True)
 
 
 def bench_poses() -> None:

@@ -19,13 +19,13 @@ from benchmarks import common
 from config import Config
 from config_file import load_config
 from data.image_io import read_image
-from data.mvtec import list_test
+from data.mvtec import list_nominal, list_test
 from engine import detection, threshold, train
 from images.draw_parts import bolt, lever
 from inference import checkpoint
 from inference.detect import detect
 from make_sample import CATEGORIES, SIZE, make_sample, trivial_auroc, write_png
-from registration import part_pose
+from registration import part_pose, part_segmentation
 
 SHOWN_OF_SAMPLE = ("image_auroc", "pixel_ap", "accuracy")
 
@@ -83,7 +83,7 @@ WRONG = 3  # % of the side
 SIDE, N_TRAIN, N_GOOD, N_BAD = 176, 64, 20, 20
 
 
-VARIANTS = ("as it is", "registered", CROPPED := "cropped")  # the last: registered to a reference that it fills
+VARIANTS = ("as it is", "registered", CROPPED := "cropped")  # the last: data.registration_crop
 SHOWN = ("image_auroc", "pixel_ap", "pixel_auroc", "pro")
 
 
@@ -163,15 +163,6 @@ def drawn(category: str, rng: np.random.Generator, light: float) -> tuple[np.nda
     return FIXED[category]()
 
 
-def write_cropped(path: Path, category: str) -> None:
-    """Write a reference image that the part fills, but for a margin of 10 pixels."""
-    surface, silhouette = drawn(category, np.random.default_rng(0), 1.0)
-    x, y, width, height = cv2.boundingRect((silhouette[..., 0] > 0.5).astype(np.uint8))
-    image = silhouette * surface + (1 - silhouette) * table_of(category)
-    image = cv2.copyMakeBorder(image, 10, 10, 10, 10, cv2.BORDER_REPLICATE)
-    write_png(path, image[y : y + height + 20, x : x + width + 20])
-
-
 def size_like(image: np.ndarray) -> list[int]:
     """Height and width, multiples of 32, of about 128 x 128 pixels in the shape of an image."""
     height, width = image.shape[:2]
@@ -191,9 +182,9 @@ def settings(flags: argparse.Namespace, root: Path, category: str, seed: int, va
     if variant != VARIANTS[0]:
         sets += ["data.image_registration=true", "data.registration_method=part", "data.registration_training=true"]
     if variant == CROPPED:
-        reference = root / f"{category}_reference.png"
-        write_cropped(reference, category)
-        sets += [f"data.registration_reference={reference}", f"data.img_size={size_like(read_image(reference))}"]
+        first = list_nominal(Path(flags.data or root / "mvtec") / category)[0]
+        size = size_like(part_segmentation.cropped(read_image(first)))
+        sets += ["data.registration_crop=true", f"data.img_size={size}"]
     files = [common.ROOT / "config.yaml", *([flags.recipe] if flags.recipe else [])]
     return load_config(files, sets)
 

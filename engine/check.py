@@ -246,6 +246,9 @@ def _print_registration(
     """
     registering = Registration(config, kept.get("reference"), writes=False)
     registering.check()
+    if config.data.registration_crop and config.data.registration_method == "part":
+        height, width = registering.reference.shape[:2]
+        print(f"registration: the cropped reference has {width} x {height} pixels: give data.img_size this shape")
     held_out = [TestSample(file, False, f"{file.parent.name}/{file.name}") for file in files.held_out]
     for what, samples in (("held-out images", held_out), ("test images", test)):
         registering.register(samples)
@@ -272,7 +275,7 @@ def _print_sizes(config: Config, looks: Sequence[Look]) -> None:
         f", seen in tiles of {config.data.tile_size[1]} x {config.data.tile_size[0]}" if config.data.tile_size else ""
     )
     print(f"resized to {width} x {height} (width x height; data.img_size is [height, width]){tiled}")
-    if changed:
+    if changed and not config.data.registration_crop:
         print(f"the aspect ratio of {changed} images changes more than twofold; data.img_size can be [height, width]")
 
 
@@ -281,8 +284,9 @@ def _without_effect(config: Config) -> list[str]:
     data, found = config.data, []
     if data.registration_method == "part" and not data.image_registration:
         found.append("data.registration_method = part: main.py registers with data.image_registration=true only")
-    if data.registration_mirror and data.registration_method != "part":
-        found.append("data.registration_mirror: has an effect with data.registration_method=part only")
+    for key in ("registration_mirror", "registration_crop"):
+        if getattr(data, key) and data.registration_method != "part":
+            found.append(f"data.{key}: has an effect with data.registration_method=part only")
     if config.train.tiles_per_image != "auto" and not data.tile_size:
         found.append("train.tiles_per_image: has an effect with data.tile_size only")
     return found

@@ -14,6 +14,7 @@ MIN_AREA, MAX_AREA = 0.01, 0.9  # share of the image that a part may cover: a sm
 MAX_ON_RIM = 0.25  # largest share of the rim that a part may cover
 LIMITS = ("rim", "otsu")  # thresholds between part and background, in the order in which they are tried
 MIN_CONTRAST = 6.0  # smallest contrast of the part, in deviations of the background
+CROP_MARGIN = 0.08  # around a part, as a share of its length
 MIN_LEVELS = 12.0  # smallest contrast of the part, in gray levels
 
 
@@ -94,6 +95,22 @@ def find(image: np.ndarray, limit: str) -> Part:
     ratio = float(np.sqrt((total - root) / (total + root)))
     gray = cv2.cvtColor(small, cv2.COLOR_BGR2GRAY)
     return Part(gray, size[0] / image.shape[1], silhouette, center, angle, ratio, moments["m00"], image.shape[:2])
+
+
+def cropped(image: np.ndarray) -> np.ndarray:
+    """An image cropped to its part, with a margin, whose longer axis then lies along the rows; NoPartError without."""
+    try:
+        part = find(image, LIMITS[0])
+    except NoPartError:
+        part = find(image, LIMITS[1])
+    turn = np.array([[np.cos(part.angle), np.sin(part.angle)], [-np.sin(part.angle), np.cos(part.angle)]])
+    points = (np.argwhere(part.silhouette)[:, ::-1] / part.scale) @ turn.T
+    low, high = points.min(axis=0), points.max(axis=0)
+    margin = CROP_MARGIN * (high - low).max()
+    size = np.ceil(high - low + 2 * margin).astype(int)
+    color = [float(value) for value in np.atleast_1d(background_color(image))]
+    transform = np.column_stack([turn, margin - low])
+    return cv2.warpAffine(image, transform, size.tolist(), flags=cv2.INTER_CUBIC, borderValue=color)
 
 
 def background_color(image: np.ndarray) -> np.ndarray:

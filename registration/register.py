@@ -75,10 +75,14 @@ class Registration:
 
     @cached_property
     def reference(self) -> np.ndarray:
-        """The reference image, uint8 (H, W, 3), BGR."""
-        if self._embedded:
-            return self._embedded.decode()
-        return self.read(self.reference_path)
+        """The reference image, uint8 (H, W, 3), BGR, cropped to its part with data.registration_crop."""
+        image = self._embedded.decode() if self._embedded else self.read(self.reference_path)
+        if not self._is_of_parts or not self.config.data.registration_crop:
+            return image
+        try:
+            return part_segmentation.cropped(image)
+        except part_segmentation.NoPartError as error:
+            raise self._without_part(image, error) from error
 
     @cached_property
     def _part(self) -> part_pose.Reference:
@@ -86,22 +90,27 @@ class Registration:
         try:
             return part_pose.reference_of(self.reference)
         except part_segmentation.NoPartError as error:
-            shown, hint = self.config.run_folder / "registration_reference.png", ""
-            if self._writes and shown.parent.is_dir():  # before training there is no run folder
-                write_image(shown, _in_red(self.reference, error.silhouette))
-                hint = f" ({shown} shows it in red)"
-            raise NoReferencePartError(
-                "data.registration_method = part",
-                f"no part found in {self.reference_path}: {error}{hint}",
-                "set data.registration_reference to another image, or data.registration_method=scene",
-            ) from error
+            raise self._without_part(self.reference, error) from error
+
+    def _without_part(self, image: np.ndarray, error: part_segmentation.NoPartError) -> NoReferencePartError:
+        """The error of a reference image without a part; writes an image that shows what was found instead."""
+        shown, hint = self.config.run_folder / "registration_reference.png", ""
+        if self._writes and shown.parent.is_dir():  # before training there is no run folder
+            write_image(shown, _in_red(image, error.silhouette))
+            hint = f" ({shown} shows it in red)"
+        return NoReferencePartError(
+            "data.registration_method = part",
+            f"no part found in {self.reference_path}: {error}{hint}",
+            "set data.registration_reference to another image, or data.registration_method=scene",
+        )
 
     @cached_property
     def digest(self) -> str:
         """Digest of everything that registration depends on besides the images: reference and method."""
         digest = self._embedded.digest if self._embedded else provenance.file_digest(self.reference_path)
         if self._is_of_parts:
-            digest += " part" + (", mirrored" if self.config.data.registration_mirror else "")
+            data = self.config.data
+            digest += " part" + ", mirrored" * data.registration_mirror + ", cropped" * data.registration_crop
         return digest
 
     def homography(self, image: np.ndarray) -> np.ndarray | None:

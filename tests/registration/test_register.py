@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 import skimage
-from conftest import write
+from conftest import BRACKET_SIZE, write
 from messages import assert_line, assert_user_error
 
 from config_file import load_config
@@ -109,6 +109,28 @@ def test_training_images_are_aligned_with_the_reference(brackets):
     for image, file in zip(images, files, strict=True):
         assert np.abs(image - reference).mean() < 4, file  # black corners would be 40 away
     assert np.abs(read_image(files[1]).astype(int) - reference).mean() > 10
+
+
+def test_a_cropped_reference_shows_the_part_larger(brackets):
+    """All parts fill it in one pose, and what is marked there lies on the part of the image."""
+    plain, registration = (
+        Registration(load_config(brackets / "config.yaml", [*REGISTERED, f"data.registration_crop={crop}"]))
+        for crop in (False, True)
+    )
+    reference = registration.reference
+    height, width = reference.shape[:2]
+    shares = [(one.max(axis=2) > 90).mean() for one in (plain.reference, reference)]
+    assert height < width < BRACKET_SIZE and shares[1] > 1.5 * shares[0]
+    for file in list_nominal(brackets / "mvtec/bracket"):
+        image = read_image(file)
+        homography = registration.homography(image)
+        warped, _, _ = registration.warp(image, homography)
+        assert warped.shape == reference.shape and np.abs(warped.astype(int) - reference).mean() < 6
+        marked = (warped.max(axis=2) > 90).astype(np.float32)
+        back = registration.to_own_pixels(marked, homography, image.shape[:2]) > 0.5
+        part = image.max(axis=2) > 90
+        assert (back & part).sum() > 0.9 * (back | part).sum()
+    assert registration.digest != plain.digest
 
 
 def test_an_image_too_wide_to_warp_stays_unregistered(brackets):

@@ -49,6 +49,23 @@ def test_every_mode_with_registered_parts(brackets, cli):
     assert_user_error(cli("--train", *sets(*REGISTERED[:2])), "last.pt", changed)
 
 
+def test_training_detection_and_prediction_on_cropped_parts(brackets, cli):
+    """The setting is the checkpoint's; scores of detection and prediction are the same."""
+    cropped = sets(*REGISTERED, "data.registration_crop=true", "data.img_size=[64, 96]", "train.epochs=1")
+    images, out_folder = brackets / "mvtec/bracket/test", brackets / "out"
+    status, out, error = cli("--check", "--train", "--threshold", "--detection", *cropped)
+    assert status == 0, error
+    assert_line(out, re.compile(r"^registration: .*\b\d+ x \d+\b"), "data.img_size")
+    status, _, error = cli("--predict", str(images), "--output", str(out_folder), "--set", "data.img_size=[64, 96]")
+    assert status == 0, error
+    rows = rows_of(brackets / "results/tiny/bracket/checkpoint_1/no_masking_registered/scores.csv")
+    predicted = {row["path"].partition("bracket/")[2]: row for row in rows_of(out_folder / "predictions.csv")}
+    for row in rows:
+        assert float(predicted[row["path"]]["score"]) == pytest.approx(float(row["score"]), abs=1e-6)
+    again = sets(*REGISTERED, "data.img_size=[64, 96]", "train.epochs=2")
+    assert_user_error(cli("--train", *again), "last.pt", re.compile(r"data\.registration_crop = True.*\bFalse\b"))
+
+
 def test_the_reference_of_a_training_is_kept(brackets, cli):
     """Where an image in another pose comes first in train/good later; the weights fit the old reference."""
     assert cli("--train", *sets(*REGISTERED, "train.epochs=1"))[0] == 0

@@ -246,9 +246,8 @@ def _print_registration(
     """
     registering = Registration(config, kept.get("reference"), writes=False)
     registering.check()
-    if config.data.registration_crop and config.data.registration_method == "part":
-        height, width = registering.reference.shape[:2]
-        print(f"registration: the cropped reference has {width} x {height} pixels: give data.img_size this shape")
+    if note := registering.crop_note():
+        print(f"registration: {note}")
     held_out = [TestSample(file, False, f"{file.parent.name}/{file.name}") for file in files.held_out]
     for what, samples in (("held-out images", held_out), ("test images", test)):
         registering.register(samples)

@@ -25,6 +25,7 @@ from runtime.files import write_text
 if TYPE_CHECKING:
     from runtime.device import Together
 
+LITTLE = 0.6  # share of the reference that a part with its margin covers, below which cropping is advised
 LONGEST_SIDE = 32766  # pixels; cv2.remap takes no larger ones
 
 
@@ -91,6 +92,21 @@ class Registration:
             return part_pose.reference_of(self.reference)
         except part_segmentation.NoPartError as error:
             raise self._without_part(self.reference, error) from error
+
+    def crop_note(self) -> str:
+        """What to know of data.registration_crop, in words; empty for scenes, and where it would change little."""
+        if not self._is_of_parts:
+            return ""
+        is_cropped = self.config.data.registration_crop
+        height, width = (self.reference if is_cropped else part_segmentation.cropped(self.reference)).shape[:2]
+        if is_cropped:
+            return f"the cropped reference has {width} x {height} pixels: give data.img_size this shape"
+        if height * width > LITTLE * self.reference.shape[0] * self.reference.shape[1]:
+            return ""
+        return (
+            f"the part covers {width} x {height} pixels of the reference: data.registration_crop=true, with "
+            "data.img_size in this shape, shows it larger"
+        )
 
     def _without_part(self, image: np.ndarray, error: part_segmentation.NoPartError) -> NoReferencePartError:
         """The error of a reference image without a part; writes an image that shows what was found instead."""

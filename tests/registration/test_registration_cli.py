@@ -55,7 +55,8 @@ def test_training_detection_and_prediction_on_cropped_parts(brackets, cli):
     images, out_folder = brackets / "mvtec/bracket/test", brackets / "out"
     status, out, error = cli("--check", "--train", "--threshold", "--detection", *cropped)
     assert status == 0, error
-    assert_line(out, re.compile(r"^registration: .*\b\d+ x \d+\b"), "data.img_size")
+    assert_line(out, re.compile(r"^registration: .*\b84 x 63\b"), "data.img_size")
+    assert_line(cli("--check", *sets(*REGISTERED))[1], "84 x 63", "data.registration_crop=true")
     status, _, error = cli("--predict", str(images), "--output", str(out_folder), "--set", "data.img_size=[64, 96]")
     assert status == 0, error
     rows = rows_of(brackets / "results/tiny/bracket/checkpoint_1/no_masking_registered/scores.csv")

@@ -38,7 +38,7 @@ def embed(config: Config, kept: dict[str, EmbeddedImage] | None = None) -> dict[
         registering = Registration(config)
         try:
             registering.check()
-            images["reference"] = registering.reference_path, registering.reference
+            images["reference"] = registering.reference_path, registering.uncropped
         except NoReferencePartError:
             raise
         except UserError:

@@ -75,15 +75,19 @@ class Registration:
         return list_nominal(folder)[0]
 
     @cached_property
+    def uncropped(self) -> np.ndarray:
+        """The reference image as it is in its file, uint8 (H, W, 3), BGR."""
+        return self._embedded.decode() if self._embedded else self.read(self.reference_path)
+
+    @cached_property
     def reference(self) -> np.ndarray:
-        """The reference image, uint8 (H, W, 3), BGR, cropped to its part with data.registration_crop."""
-        image = self._embedded.decode() if self._embedded else self.read(self.reference_path)
+        """What images are warped onto, uint8 (H, W, 3), BGR: the reference, or its part with data.registration_crop."""
         if not self._is_of_parts or not self.config.data.registration_crop:
-            return image
+            return self.uncropped
         try:
-            return part_segmentation.cropped(image)
+            return part_segmentation.cropped(self.uncropped)
         except part_segmentation.NoPartError as error:
-            raise self._without_part(image, error) from error
+            raise self._without_part(self.uncropped, error) from error
 
     @cached_property
     def _part(self) -> part_pose.Reference:
@@ -97,11 +101,11 @@ class Registration:
         """What to know of data.registration_crop, in words; empty for scenes, and where it would change little."""
         if not self._is_of_parts:
             return ""
-        is_cropped = self.config.data.registration_crop
-        height, width = (self.reference if is_cropped else part_segmentation.cropped(self.reference)).shape[:2]
-        if is_cropped:
+        whole, part = self.uncropped.shape, part_segmentation.cropped(self.uncropped).shape
+        height, width = part[:2]
+        if self.config.data.registration_crop:
             return f"the cropped reference has {width} x {height} pixels: give data.img_size this shape"
-        if height * width > LITTLE * self.reference.shape[0] * self.reference.shape[1]:
+        if height * width > LITTLE * whole[0] * whole[1]:
             return ""
         return (
             f"the part covers {width} x {height} pixels of the reference: data.registration_crop=true, with "

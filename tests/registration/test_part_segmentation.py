@@ -26,7 +26,8 @@ def test_a_cropped_image_shows_the_whole_part_straight(degrees):
     cv2.fillPoly(image, [np.rint(box).astype(np.int32)], 200)
     found = part_segmentation.cropped(image)
     margin = 0.08 * 120
-    assert np.abs(np.array(found.shape) - (30 + 2 * margin, 120 + 2 * margin)).max() < 4
+    larger = np.array(found.shape) - (30 + 2 * margin, 120 + 2 * margin)
+    assert (larger > 0).all() and (larger < 8).all()  # the silhouette has the blurred edge too
     inside = found > 120
     assert abs(inside.sum() - 3600) < 250 and inside[found.shape[0] // 2, 14:-14].all()
 

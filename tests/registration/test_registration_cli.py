@@ -59,6 +59,8 @@ def test_training_detection_and_prediction_on_cropped_parts(brackets, cli):
     assert_line(cli("--check", *sets(*REGISTERED))[1], "84 x 63", "data.registration_crop=true")
     status, _, error = cli("--predict", str(images), "--output", str(out_folder), "--set", "data.img_size=[64, 96]")
     assert status == 0, error
+    kept = checkpoint.read(brackets / "checkpoints/bracket/tiny/last.pt")["embedded_assets"]["reference"]
+    assert cv2.imdecode(kept["png"].numpy(), cv2.IMREAD_COLOR).shape[:2] == (BRACKET_SIZE, BRACKET_SIZE)
     rows = rows_of(brackets / "results/tiny/bracket/checkpoint_1/no_masking_registered/scores.csv")
     predicted = {row["path"].partition("bracket/")[2]: row for row in rows_of(out_folder / "predictions.csv")}
     for row in rows:

@@ -43,8 +43,8 @@ class Data(_Section):
     image_registration: Annotated[kinds.Flag, kinds.TECHNIQUE] = False
     registration_method: Annotated[Literal["scene", "part"], kinds.REFERENCE] = "scene"
     registration_mirror: Annotated[kinds.Flag, kinds.REFERENCE] = False
-    registration_crop: Annotated[kinds.Flag, kinds.REFERENCE] = False
     registration_training: Annotated[kinds.TrainingRegistration, kinds.NETWORKS] = False
+    registration_crop: Annotated[kinds.Cropping, kinds.NETWORKS] = False
     registration_reference: Annotated[kinds.OptionalPathText, kinds.REFERENCE] = None
     pre_masking: Annotated[kinds.Flag, kinds.TECHNIQUE] = False
 

@@ -112,6 +112,12 @@ def _training_registration(value: bool, info: ValidationInfo) -> bool:
     return value
 
 
+def _cropping(value: bool, info: ValidationInfo) -> bool:
+    if value and not info.data.get("registration_training"):
+        raise ValueError("must be true or false; true needs data.registration_training=true, for parts of one size")
+    return value
+
+
 def _score(value: Any) -> Any:
     is_score = type(value) in (int, float) and 0 <= value <= 1
     return _must("null, or a number from 0 to 1", value, value is None or is_score)
@@ -191,6 +197,7 @@ Flag = Annotated[bool, Field(strict=True)]
 PositiveRate = Annotated[float, Field(strict=True, gt=0, le=1)]
 ImageSize = Annotated[tuple[int, int], BeforeValidator(_img_size)]
 TrainingRegistration = Annotated[Flag, AfterValidator(_training_registration)]
+Cropping = Annotated[Flag, AfterValidator(_cropping)]
 TileSize = Annotated[tuple[int, int] | None, BeforeValidator(_tile_size)]
 Epoch = Annotated[int | str, BeforeValidator(_load_epoch)]
 Grouping = Annotated[str | None, AfterValidator(_split_by)]

@@ -284,7 +284,7 @@ def _without_effect(config: Config) -> list[str]:
     if data.registration_method == "part" and not data.image_registration:
         found.append("data.registration_method = part: main.py registers with data.image_registration=true only")
     for key in ("registration_mirror", "registration_crop"):
-        if getattr(data, key) and data.registration_method != "part":
+        if config[f"data.{key}"] and data.registration_method != "part":
             found.append(f"data.{key}: has an effect with data.registration_method=part only")
     if config.train.tiles_per_image != "auto" and not data.tile_size:
         found.append("train.tiles_per_image: has an effect with data.tile_size only")

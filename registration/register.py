@@ -98,8 +98,8 @@ class Registration:
             raise self._without_part(self.reference, error) from error
 
     def crop_note(self) -> str:
-        """What to know of data.registration_crop, in words; empty for scenes, and where it would change little."""
-        if not self._is_of_parts:
+        """What to know of data.registration_crop, in words; empty where it does not apply, or changes little."""
+        if not self._is_of_parts or not self.config.data.registration_training:
             return ""
         whole, part = self.uncropped.shape, part_segmentation.cropped(self.uncropped).shape
         height, width = part[:2]

@@ -146,6 +146,8 @@ def test_references_and_settings_that_do_not_fit_are_user_errors(brackets, cli):
     assert_user_error(cli("--train", *gone), "data.registration_reference", "gone.png")
     alone = cli("--train", *sets(*REGISTERED[2:]))
     assert_user_error(alone, "data.registration_training", "data.image_registration=true")
+    alone = cli("--train", *sets(*REGISTERED[:2], "data.registration_crop=true"))
+    assert_user_error(alone, "data.registration_crop", "data.registration_training=true")
     empty = write(brackets / "empty.png", np.full((BRACKET_SIZE, BRACKET_SIZE, 3), 40, np.uint8))
     named = sets(*REGISTERED, f"data.registration_reference={empty.as_posix()}")
     shown = brackets / "checkpoints/bracket/tiny/registration_reference.png"

@@ -6,6 +6,7 @@ import os
 import sqlite3
 import stat
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -128,7 +129,8 @@ class Record:
     def catch_up(self, predictions: Predictions) -> None:
         """Settle what a killed process, or a record that was removed, has left: rows that are written are not waiting.
 
-        Without a record, images that predictions.csv has are done, also where one was moved and has kept its name.
+        Without a record, images that predictions.csv has are done, also where one was moved and has kept its name. A
+        file that is newer than the rows is another image: a second row does less harm than an image without one.
         """
         written = predictions.last_rows()
         for number, cells in self._base.execute("SELECT number, cells FROM waiting ORDER BY number").fetchall():
@@ -136,16 +138,19 @@ class Record:
                 self._forget(number)
         if not self.is_new:
             return
-        moved = set()
+        moved: Counter[str] = Counter()
+        written_at = max((file.stat().st_mtime_ns for file in predictions.folder.glob("predictions*.csv")), default=0)
         for one in predictions.rows("predictions*.csv"):
             path = label_of(self._folder, one["path"])
-            if state := state_of(str(self._folder / path)):
+            state = state_of(str(self._folder / path))
+            if state is None:
+                moved[Path(path).name] += 1
+            elif state.time <= written_at:
                 self.add(path, state, None)
-            else:
-                moved.add(Path(path).name)
         for file in self._folder.rglob("*") if moved else ():
             state, path = state_of(str(file)), label_of(self._folder, str(file))
-            if state and file.name in moved and not self.is_done(path, state):
+            is_known = moved[file.name] == 1 and state is not None and state.time <= written_at
+            if state and is_known and not self.is_done(path, state):
                 self.add(path, state, None)
 
     def _forget(self, number: int) -> None:

@@ -257,6 +257,13 @@ def test_a_damaged_record_is_set_aside(line, capsys):
         line.start().settle()
         assert len(line.rows()) == 3 and "record.sqlite" in capsys.readouterr().out
         line.end()
+    for path in ("day 2/000.png", "001.png"):  # a new image of the name that was moved, and one written anew
+        (line.folder / path).parent.mkdir(exist_ok=True)
+        shutil.copyfile(line.spots / "001.png", line.folder / path)
+        os.utime(line.folder / path, ns=(time.time_ns() + 10**9,) * 2)
+    (line.out / "record.sqlite").write_bytes(b"no database")
+    line.start().until(lambda: len(line.rows()) == 5)
+    line.end()
 
 
 def test_a_signal_between_a_row_and_its_record_doubles_nothing(line, monkeypatch):

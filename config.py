@@ -126,6 +126,12 @@ class Watch(_Section):
     exclude: Annotated[list[str], kinds.NOTHING] = []
 
 
+class Export(_Section):
+    max_loss_pixel_ap: Annotated[float, Field(strict=True, ge=0, le=1), kinds.NOTHING] = 0.005
+    max_loss_image_auroc: Annotated[float, Field(strict=True, ge=0, le=1), kinds.NOTHING] = 0.002
+    min_speedup: Annotated[float, Field(strict=True, ge=0, le=100), kinds.NOTHING] = 1.3
+
+
 class Masking(_Section):
     regions: Annotated[
         dict[kinds.NameText, kinds.Regions], Affects(("maps",), from_checkpoint="unless set", recorded_as="region")
@@ -145,6 +151,7 @@ class Config(_Section):
     metrics: Metrics = Metrics()
     masking: Masking = Masking()
     watch: Watch = Watch()
+    export: Export = Export()
     _sources: dict[str, str] = PrivateAttr(default_factory=dict)
 
     def __eq__(self, other: object) -> bool:

@@ -53,7 +53,7 @@ def main() -> int:
     parser.add_argument(
         "--export",
         metavar="FORMAT",
-        help="write the trained model as a file for other programs (e.g. python main.py --export onnx)",
+        help="write the trained model for other programs: onnx, openvino, openvino-int8 (e.g. main.py --export onnx)",
     )
     parser.add_argument(
         "--watch",

@@ -1,111 +1,132 @@
-"""The export mode: an ONNX file that takes images and gives anomaly maps and scores."""
+"""The export mode: a file that takes images and gives anomaly maps and scores, as ONNX or in OpenVINO's form."""
 
 import hashlib
 import json
 import math
+import os
 import tempfile
-import warnings
+import time
+from collections.abc import Sequence
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
 from config import Config
 from data import image_io
 from engine.threshold import nominal_images, of_held_out
-from evaluation.metrics import SCORE_WINDOW
+from evaluation.image_metrics import image_metrics
+from evaluation.metrics import PixelMetrics
 from evaluation.thresholds import MANUAL
-from inference import checkpoint, networks
+from inference import checkpoint
 from inference.detector import Detector
+from inference.exported import Run, compiled, pixels_of, saved
+from inference.graph import Graph, openvino_model, write_onnx
 from inference.preprocessing import Technique, configured
-from model import DRAEM
+from inference.quantization import Quality, convolutions, quantized, search, sensitivities
 from runtime.errors import UserError
 from runtime.files import atomic_write, write_text
 from runtime.version import program_version
+from training.data import datasets, find_files, split
 
-FORMATS = ("onnx",)
-NEEDED = ("onnx", "onnxscript", "onnxruntime")
-OPSET = 18
+# Format -> packages that writing it needs.
+FORMATS = {
+    "onnx": ("onnx", "onnxscript", "onnxruntime"),
+    "openvino": ("openvino",),
+    "openvino-int8": ("openvino", "nncf"),
+}
 EXAMPLES = 32  # nominal images that the check compares verdicts on
 TOLERANCE = 1e-4  # largest difference between maps of the file and of PyTorch
+CALIBRATION = 300  # training samples, at most, that the ranges of 8 bits come from
+COMPARED = 8  # samples that show which convolutions lose the most in 8 bits
+TIMED = 15  # images that the times of a file come from
 ROUNDING = 2e-6  # a score this close to the threshold may fall on either side
 
 
-class Graph(nn.Module):
-    """Images uint8 (N, H, W, 3), BGR -> anomaly maps (N, H, W) in [0, 1] and image scores (N,), float32.
-
-    H and W are multiples of 32; with data.tile_size those of a tile. A score is the maximum of its map after average
-    pooling with zero padding, as in detection.
-    """
-
-    def __init__(self, model: DRAEM):
-        super().__init__()
-        self.model = networks.optimized(model, torch.device("cpu"), torch.float32)
-
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        _, logits = self.model(image.permute(0, 3, 1, 2).float() / 255)
-        anomaly_map = torch.softmax(logits, dim=1)[:, 1]
-        smooth = nn.functional.avg_pool2d(anomaly_map[:, None], SCORE_WINDOW, stride=1, padding=SCORE_WINDOW // 2)
-        return anomaly_map, smooth.amax(dim=(1, 2, 3))
-
-
 def run(config: Config, kind: str) -> Path:
-    """Write `<run>/export/<category>_<checkpoint>.onnx`, and a JSON with the metadata that programs need.
+    """Write a file into `<run>/export/`, and a JSON with the metadata that programs need.
 
     Raises:
-        UserError: no checkpoint, an unknown format, missing packages.
-        FloatingPointError: the maps of the file differ from those of the networks; the file is deleted.
+        UserError: no checkpoint, an unknown format, missing packages; with 8 bits no held-out images.
+        FloatingPointError: the maps of the file differ from those of the networks, or 8 bits lose too much or save too
+            little; nothing is written.
     """
     if kind not in FORMATS:
         raise UserError(f"--export {kind}", "unknown format", f"choose one of: {', '.join(FORMATS)}")
-    if missing := [name for name in NEEDED if find_spec(name) is None]:
+    if missing := [name for name in FORMATS[kind] if find_spec(name) is None]:
         raise UserError(
             f"--export {kind}", f"{', '.join(missing)} not installed", "run: pip install -r requirements-export.txt"
         )
     tempfile.gettempdir()  # without one, torch prints a hundred lines before it fails
-    detector = _detector(config)
+    for line in _left_out(config):
+        print(line)
+    detector = Detector.for_new_images(config, _changes(config) | {"metrics.threshold": False})
     for line in detector.notes:
         print(line)
-    if detector.config.data.tile_size:
-        print("the file takes tiles: deploy/ shows how to blend their maps")
-    graph = Graph(detector.ckpt.model).eval()
-    path = detector.run_folder / "export" / f"{detector.config.data.category}_{detector.name}.onnx"
+    graph, stem = Graph(detector.ckpt.model).eval(), f"{detector.config.data.category}_{detector.name}"
+    path = detector.run_folder / "export" / f"{stem}{'' if kind == 'onnx' else '_' + kind.removeprefix('openvino-')}"
+    if kind == "onnx":
+        return _export_onnx(_with_thresholds(detector, config), graph, path.with_name(f"{path.name}.onnx"))
+    samples = _samples(detector) if kind == "openvino-int8" else None  # before what takes minutes
+    model = openvino_model(graph)
+    return _export_openvino(detector, config, graph, model, samples, path.with_name(f"{path.name}.xml"))
+
+
+def _export_onnx(detector: Detector, graph: Graph, path: Path) -> Path:
     metadata = _metadata(detector)
     with atomic_write(path) as beside:
-        _write(graph, beside, metadata)
-        print(f"largest difference between maps of the file and of the networks: {_check(graph, beside, detector):.1e}")
+        write_onnx(graph, beside, metadata)
+        difference = _check(graph, _onnx_run(beside), detector, TOLERANCE)
+        print(f"largest difference between maps of the file and of the networks: {difference:.1e}")
     metadata["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
     write_text(path.with_suffix(".json"), json.dumps(metadata, indent=2, allow_nan=False) + "\n")
     return path
 
 
-def _detector(config: Config) -> Detector:
-    """A detector that does what the file does: no masking, no registration, float32; thresholds are of its scores."""
+def _onnx_run(path: Path) -> Run:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return lambda images: session.run(None, {"image": images})
+
+
+def _left_out(config: Config) -> list[str]:
+    """What detection with these settings does and the file does not, a sentence each."""
     settings, _ = checkpoint.for_new_images(config)
-    is_of_registered = settings.data.registration_training
-    plain = {"metrics.masking": False, "data.image_registration": is_of_registered}
+    is_of_registered, lines = settings.data.registration_training, []
     asked, own = configured(settings), Technique(registered=is_of_registered)
     if asked != own:
-        print(f"{asked.name} is not part of the file: its thresholds are those of {own.name}")
+        lines.append(f"{asked.name} is not part of the file: its thresholds are those of {own.name}")
     if is_of_registered:
-        print("trained on registered images: register images before the file gets them")
-    metrics = settings.metrics
+        lines.append("trained on registered images: register images before the file gets them")
+    if settings.data.tile_size:
+        lines.append("the file takes tiles: deploy/ shows how to blend their maps")
+    return lines
+
+
+def _changes(config: Config) -> dict[str, Any]:
+    """Settings with which detection does what the file does."""
+    settings, _ = checkpoint.for_new_images(config)
+    changes = {"metrics.masking": False, "data.image_registration": settings.data.registration_training}
+    return changes | {"train.precision": "fp32", "train.device": "cpu"}
+
+
+def _with_thresholds(detector: Detector, config: Config) -> Detector:
+    """A detector with thresholds: of its own scores of the held-out images, else those that are kept or set by hand."""
+    metrics = checkpoint.for_new_images(config)[0].metrics
+    # What is kept may be of another precision.
     is_measured = metrics.threshold and metrics.threshold_type != MANUAL and metrics.nominal is None
-    changes = plain | {"train.precision": "fp32", "train.device": "cpu"}
-    if is_measured:  # what is kept may be of another precision
-        changes["metrics.threshold"] = False
-    detector = Detector.for_new_images(config, changes)
     if is_measured and (found := of_held_out(detector)):
         detector.use(found)
         what = {True: "held-out", None: "nominal", False: "TRAINING"}[found.held_out]
-        print(f"thresholds of the file: from {len(found.image_scores)} {what} images, in float32")
-    elif is_measured:
-        detector = Detector.for_new_images(config, changes | {"metrics.threshold": True})
-        print("the held-out images are not at hand: the thresholds are those of --threshold")
+        print(f"thresholds of the file: from its scores of {len(found.image_scores)} {what} images")
+    else:
+        if is_measured:
+            print("the held-out images are not at hand: the thresholds are those of --threshold")
+        detector = Detector.for_new_images(config, _changes(config))
     if detector.thresholds is None:
         print("no thresholds: programs that run the file need one of their own, such as detect.py --threshold")
     return detector
@@ -142,32 +163,6 @@ def _finite(threshold: float | None) -> float | None:
     return threshold if threshold is not None and math.isfinite(threshold) else None  # JSON has no infinity
 
 
-def _write(graph: Graph, path: Path, metadata: dict[str, Any]) -> None:
-    import onnx
-
-    count, height, width = (torch.export.Dim(name) for name in ("count", "height32", "width32"))
-    # A size of 1 in the example, of the batch or of the smallest feature maps, would become a fixed size.
-    example = torch.zeros((2, 64, 96, 3), dtype=torch.uint8)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the exporter about itself
-        program = torch.onnx.export(
-            graph,
-            (example,),
-            input_names=["image"],
-            output_names=["anomaly_map", "score"],
-            opset_version=OPSET,
-            dynamo=True,
-            dynamic_shapes={"image": {0: count, 1: 32 * height, 2: 32 * width}},
-            external_data=False,
-            verbose=False,
-        )
-    assert program is not None  # dynamo=True
-    content = program.model_proto
-    for key, value in metadata.items():
-        content.metadata_props.add(key=key, value=value if isinstance(value, str) else json.dumps(value))
-    onnx.save(content, path)
-
-
 def _example_images(detector: Detector) -> list[np.ndarray]:
     """Some of the images that thresholds come from; none where the dataset is not available."""
     config = detector.config
@@ -178,17 +173,17 @@ def _example_images(detector: Detector) -> list[np.ndarray]:
     return []
 
 
-def _check(graph: Graph, path: Path, detector: Detector) -> float:
+def _check(graph: Graph, run: Run, detector: Detector, tolerance: float) -> float:
     """The largest difference between the outputs of the file and of the networks.
 
     Compared on noise and smooth structure, in two sizes and three batch sizes, and on nominal images.
 
-    Raises:
-        FloatingPointError: maps or scores differ by more than TOLERANCE, or a verdict differs.
-    """
-    import onnxruntime
+    Args:
+        run: the file.
 
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    Raises:
+        FloatingPointError: maps or scores differ by more than the tolerance, or a verdict differs.
+    """
     rng, largest = np.random.default_rng(0), 0.0
     height, width = detector.config.data.input_size
     threshold = detector.thresholds.image if detector.thresholds else np.inf
@@ -201,11 +196,147 @@ def _check(graph: Graph, path: Path, detector: Detector) -> float:
     for images in batches:
         with torch.inference_mode():
             maps, scores = (tensor.numpy() for tensor in graph(torch.from_numpy(images)))
-        own_maps, own_scores = session.run(None, {"image": images})
+        own_maps, own_scores = run(images)
         difference = max(float(np.abs(own_maps - maps).max()), float(np.abs(own_scores - scores).max()))
         # A score equal to the threshold, as that of the image that set it, can round to either side.
-        is_clear = np.abs(scores - threshold) > ROUNDING
-        if difference > TOLERANCE or ((own_scores > threshold) != (scores > threshold))[is_clear].any():
+        is_clear = np.abs(scores - threshold) > max(ROUNDING, tolerance / 50)
+        if difference > tolerance or ((own_scores > threshold) != (scores > threshold))[is_clear].any():
             raise FloatingPointError(f"--export: maps of the file differ by {difference:.1e}; the file is deleted")
         largest = max(largest, difference)
     return largest
+
+
+class Samples(NamedTuple):
+    """Images with synthetic anomalies, uint8 (1, H, W, 3): training ones, and held-out ones with masks."""
+
+    calibration: list[np.ndarray]
+    held_out: list[np.ndarray]
+    masks: list[np.ndarray]
+
+
+def _samples(detector: Detector) -> Samples:
+    """Training samples, and held-out images with synthetic anomalies; UserError without."""
+    config, ckpt = detector.config, detector.ckpt
+    if ckpt.images is None or not ckpt.images.held_out:
+        raise UserError(
+            "--export openvino-int8",
+            "the training held out no images, which show what 8 bits lose",
+            "train with data.val_split above 0, or use --export openvino",
+        )
+    files = split(config, find_files(config), ckpt.images)
+    training, synthetic = datasets(config, files, ckpt.embedded_assets.get("reference"))
+    assert synthetic is not None  # there are held-out images
+    places = np.linspace(0, len(training), min(len(training), CALIBRATION), endpoint=False).astype(int)
+    held_out: list[dict[str, Any]] = [synthetic[place] for place in range(len(synthetic))]
+
+    def pixels(sample: dict[str, Any], key: str) -> np.ndarray:
+        return pixels_of(sample[key][None])
+
+    return Samples(
+        [pixels(training[place], "augmented_image") for place in places],
+        [pixels(sample, "image") for sample in held_out],
+        [sample["mask"][0].numpy() > 0 for sample in held_out],
+    )
+
+
+def _quantized(detector: Detector, graph: Graph, model: Any, samples: Samples) -> tuple[Any, dict[str, Any]]:
+    """A model with as many convolutions in 8 bits as keep the quality, and a report for the metadata.
+
+    Raises:
+        FloatingPointError: it loses too much, or it saves too little time.
+    """
+    settings, size = detector.config.export, detector.config.data.input_size
+    plain = compiled(model, size)
+    exact, names = _quality(plain, samples), convolutions(model)
+    costs = sensitivities(graph, torch.from_numpy(np.concatenate(samples.held_out[:COMPARED])))
+    bounds = Quality(settings.max_loss_pixel_ap, settings.max_loss_image_auroc)
+
+    def attempt(in_float: Sequence[str]) -> tuple[Any, Quality]:
+        tried = quantized(model, samples.calibration, in_float)
+        # Measured as it is saved: other weights are in 16 bits. Windows does not remove files that are mapped.
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+            quality = _quality(compiled(saved(tried, Path(folder) / "tried.xml"), size), samples)
+        print(f"{len(names) - len(in_float)} of {len(names)} convolutions in 8 bits: {_said(quality)}")
+        return tried, quality
+
+    print(f"{len(samples.masks)} synthetic samples, in float32: {_said(exact)}")
+    attempts = search([names[place] for place in np.argsort(costs)[::-1]], attempt, exact, bounds)
+    found, count = attempts[-1], len(samples.masks)
+    if not exact.loss(found.quality).is_within(bounds):
+        raise FloatingPointError(
+            f"--export openvino-int8: 8 bits lose too much on {count} synthetic samples: {_said(found.quality)} with "
+            f"{len(found.in_float)} of {len(names)} convolutions in float32, {_said(exact)} with all; nothing is "
+            "written. Raise export.max_loss_pixel_ap or export.max_loss_image_auroc, or use --export openvino"
+        )
+    before, after, fastest = _milliseconds(
+        [plain, *(compiled(one.model, size) for one in (found, attempts[0]))], samples.held_out[:TIMED]
+    )
+    print(
+        f"an image takes {after:.1f} ms; in float32 {before:.1f} ms, with all convolutions in 8 bits {fastest:.1f} ms"
+    )
+    kept = [name.removeprefix("__module.model.").partition("/")[0] for name in found.in_float]
+    print(f"{len(names) - len(kept)} of {len(names)} convolutions in 8 bits; in float32: {', '.join(kept) or 'none'}")
+    if before / after < settings.min_speedup:
+        raise FloatingPointError(
+            f"--export openvino-int8: {before / after:.2f} x as fast as float32 on this machine, below "
+            f"export.min_speedup = {settings.min_speedup:g}; nothing is written"
+        )
+    figures = {"float32": exact, "int8": found.quality}
+    report = {key: one._asdict() for key, one in figures.items()} | {"in_float32": kept, "samples": count}
+    return found.model, {"quantization": report}
+
+
+def _quality(run: Run, samples: Samples) -> Quality:
+    """Quality of a file on the held-out images with synthetic anomalies."""
+    pixels, scores = PixelMetrics(), []
+    for image, mask in zip(samples.held_out, samples.masks, strict=True):
+        maps, score = run(image)
+        pixels.update(maps[0], mask)
+        scores.append(float(score[0]))
+    labels = np.array([mask.any() for mask in samples.masks])
+    image_auroc, pixel_ap = image_metrics(labels, np.array(scores))["image_auroc"], pixels.compute()["pixel_ap"]
+    return Quality(pixel_ap or 0.0, image_auroc or 0.0)
+
+
+def _said(quality: Quality) -> str:
+    return f"pixel AP {quality.pixel_ap:.4f}, image AUROC {quality.image_auroc:.4f}"
+
+
+def _milliseconds(runs: Sequence[Run], images: Sequence[np.ndarray]) -> list[float]:
+    """Median time of an image, for each of some files; they take turns."""
+    times: list[list[float]] = [[] for _ in runs]
+    for image in images:
+        for run, own in zip(runs, times, strict=True):
+            start = time.perf_counter()
+            run(image)
+            own.append(1000 * (time.perf_counter() - start))
+    return [float(np.median(own)) for own in times]
+
+
+def _export_openvino(
+    detector: Detector, config: Config, graph: Graph, model: Any, samples: Samples | None, path: Path
+) -> Path:
+    """Write the two files of OpenVINO's form, and the JSON. samples: for 8 bits."""
+    report: dict[str, Any] = {}
+    if samples:
+        model, report = _quantized(detector, graph, model, samples)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as folder:
+        beside = Path(folder) / path.name
+        run = compiled(saved(model, beside))
+        detector.use_exported(run)
+        detector = _with_thresholds(detector, config)
+        if not samples:
+            _check(graph, compiled(model), detector, TOLERANCE)
+            difference = _check(graph, run, detector, math.inf)
+            print(f"largest difference between maps of the file and of the networks: {difference:.1e}, in 16 bits")
+        metadata = _metadata(detector) | report
+        for key, value in metadata.items():
+            model.set_rt_info(value if isinstance(value, str) else json.dumps(value), ["draem", key])
+        saved(model, beside)
+        weights = beside.with_suffix(".bin")
+        for key, file in (("weights_sha256", weights), ("sha256", beside)):
+            metadata[key] = hashlib.sha256(file.read_bytes()).hexdigest()
+            os.replace(file, path.parent / file.name)
+    write_text(path.with_suffix(".json"), json.dumps(metadata, indent=2, allow_nan=False) + "\n")
+    return path

@@ -16,6 +16,7 @@ from tqdm import tqdm
 import data_loader
 from config import Config
 from inference import networks, tiles
+from inference.exported import Run, pixels_of
 from model import DRAEM
 from runtime.device import (
     Together,
@@ -57,13 +58,14 @@ class Networks:
     Args:
         model: on any device; it is copied. config: the settings.
         images: total number of images, to decide whether compilation pays.
+        exported: runs an exported file in place of the model. It has no reconstruction: zeros take its place.
 
     Attributes:
         device: that the networks run on. images_at_once: number of images whose tiles fill a batch, at least 1.
     """
 
-    def __init__(self, model: DRAEM, config: Config, images: int):
-        self.device = select_device(config.train.device)
+    def __init__(self, model: DRAEM, config: Config, images: int, exported: Run | None = None):
+        self.device, self._exported = select_device(config.train.device), exported
         self._precision = select_precision(config.train.precision, self.device)
         self._layout = memory_format(self.device, self._precision)
         data, self._batch_size = config.data, config.data.test_batch_size
@@ -111,9 +113,16 @@ class Networks:
 
     def _pass(self, images: list[Tensor]) -> tuple[Tensor, Tensor]:
         """One forward pass: reconstructions (N, 3, h, w) and anomaly maps (N, h, w), float32."""
+        if self._exported:
+            return self._pass_exported(torch.stack(images))
         scaled = data_loader.scaled(torch.stack(images), self.device).to(self._precision)
         reconstruction, logits = self._run(scaled.contiguous(memory_format=self._layout))
         return reconstruction.float(), anomaly_maps(logits)
+
+    def _pass_exported(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        assert self._exported is not None
+        maps = [self._exported(one[None])[0][0] for one in pixels_of(images)]
+        return torch.zeros(images.shape), torch.from_numpy(np.stack(maps))
 
 
 class Samples(Protocol):

@@ -18,6 +18,7 @@ from evaluation.thresholds import KIND_SETTINGS, MANUAL, Thresholds, relative
 from inference import checkpoint, threshold_file
 from inference.checkpoint import Checkpoint
 from inference.detect import NetworkOutput, Networks
+from inference.exported import Run
 from inference.preprocessing import ModelInput, Preprocessor, apply_valid_mask, configured
 from inference.threshold_file import NominalThresholds
 from runtime.errors import UserError
@@ -161,6 +162,10 @@ class Detector:
                 "of a score close to the threshold can differ"
             )
         return self._chosen_of(found)
+
+    def use_exported(self, run: Run) -> None:
+        """Take an exported file in place of the networks."""
+        self._networks = Networks(self.ckpt.model, self.config, 0, run)
 
     def use(self, found: NominalThresholds) -> None:
         """Take thresholds in place of those that were read."""

@@ -1,5 +1,6 @@
 """engine/export.py, --export, and the programs of deploy/ that run its file."""
 
+import hashlib
 import json
 import os
 import re
@@ -11,13 +12,20 @@ from pathlib import Path
 import cv2
 import numpy as np
 import onnxruntime
+import openvino
 import pytest
 from conftest import GOLDEN, ROOT, SETTINGS, make_dataset, rows_of
-from messages import assert_line, assert_user_error, error_of
+from messages import assert_line, assert_names, assert_user_error, error_of
 from PIL import Image
 
 from config_file import load_config
 from engine import export
+from inference.checkpoint import load_metadata
+from inference.detector import Detector
+from inference.exported import compiled
+from inference.graph import Graph, openvino_model
+from inference.quantization import Quality
+from training import validation
 
 LEARNS = ("--set", "train.epochs=30", "--set", "train.save_from=30", "--set", "train.learning_rate=1e-2")
 
@@ -87,10 +95,16 @@ def test_the_file_has_its_settings_and_thresholds(exported):
 
 def test_thresholds_of_the_file_are_of_its_own_scores(two, cli, capsys):
     """Without the masking and registration that it does not have, and in float32, whatever --threshold computed."""
+
+    def of_file(sets):
+        config = load_config(two / "config.yaml", sets)
+        print(*export._left_out(config))
+        return export._with_thresholds(export.Detector.for_new_images(config, export._changes(config)), config)
+
     masked = ["metrics.masking=true", "masking.regions={tile: [[0, 30, 0, 48]]}"]
     sets = [part for one in masked for part in ("--set", one)]
     assert cli("--threshold", *sets, "--set", "train.precision=bf16")[0] == 0
-    exported = export._detector(load_config(two / "config.yaml", masked))
+    exported = of_file(masked)
     assert_line(capsys.readouterr().out, "post_masking", "no_masking")
     assert cli("--threshold", "--set", "train.precision=fp32")[0] == 0
     folder = two / "checkpoints/tile/tiny/thresholds/checkpoint_2"
@@ -100,7 +114,7 @@ def test_thresholds_of_the_file_are_of_its_own_scores(two, cli, capsys):
         assert abs(other["image"][kind] - plain["image"][kind]) > 1e-3
     assert export._metadata(exported)["masking_and_registration"] == "no_masking"
     shutil.rmtree(two / "mvtec")  # then what is kept is used
-    kept = export._detector(load_config(two / "config.yaml", []))
+    kept = of_file([])
     assert kept.thresholds.image == plain["image"]["p_quantile"] and "not at hand" in capsys.readouterr().out
 
 
@@ -132,7 +146,6 @@ def test_the_deployed_program_gives_the_same_verdicts(exported):
 
 
 def test_the_deployed_program_in_c_plus_plus_gives_the_same_verdicts(exported, tmp_path):
-    openvino = pytest.importorskip("openvino")
     if not shutil.which("cmake") or not shutil.which("c++"):
         pytest.skip("no compiler here")
 
@@ -165,8 +178,9 @@ def test_the_deployed_program_in_c_plus_plus_gives_the_same_verdicts(exported, t
 
 def test_prediction_and_export_with_the_originals_weights(workplace, cli, monkeypatch):
     """Without the graph, which takes ten seconds to write and is the same for all weights."""
-    monkeypatch.setattr(export, "_write", lambda graph, path, metadata: path.write_bytes(b"graph"))
-    monkeypatch.setattr(export, "_check", lambda graph, path, detector: 0.0)
+    monkeypatch.setattr(export, "write_onnx", lambda graph, path, metadata: path.write_bytes(b"graph"))
+    monkeypatch.setattr(export, "_onnx_run", lambda path: None)
+    monkeypatch.setattr(export, "_check", lambda *_: 0.0)
     shutil.copytree(GOLDEN / "official_format", workplace / "official")
     name = "DRAEM_seg_large_ae_large_0.0001_800_bs8_bottle_"
     sets = ("--set", f"data.load_epoch={workplace}/official/{name}.pckl", "--set", "model.base_width=8")
@@ -198,6 +212,79 @@ def test_unknown_formats_and_missing_packages_are_user_errors(cli, monkeypatch):
     assert_user_error(cli("--export", "onnx"), "--export", "onnxruntime", "requirements-export.txt")
 
 
+def export_openvino(root, *arguments):
+    """An exported file, and what is printed."""
+    command = [sys.executable, ROOT / "main.py", "--config", root / "config.yaml", *LEARNS, "--export", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return Path(done.stdout.splitlines()[-1].removeprefix("export: ")), done.stdout
+
+
+def scores_of(file, root, name):
+    """Image scores of the named nominal images, by the file."""
+    run = compiled(file)
+    images = [cv2.resize(cv2.imread(str(root / "mvtec/tile/train" / one)), (32, 32)) for one in name]
+    return [float(run(image[None])[1][0]) for image in images]
+
+
+@pytest.mark.parametrize("kind", ["openvino", "int8"])
+def test_files_of_openvino(exported, kind, monkeypatch):
+    """Metadata as in the JSON, and thresholds of the file's own scores."""
+    bounds = [f"export.max_loss_{metric}=0.05" for metric in ("pixel_ap", "image_auroc")]  # the networks are tiny
+    bounds = [part for one in (*bounds, "export.min_speedup=0") for part in ("--set", one)]
+    formats = {"openvino": ["openvino"], "int8": ["openvino-int8", *bounds]}
+    file, printed = export_openvino(exported, *formats[kind])
+    assert file == exported / f"checkpoints/tile/tiny/export/tile_30_{kind}.xml" and not list(file.parent.glob(".*"))
+    facts = json.loads(file.with_suffix(".json").read_text())
+    for key, path in (("sha256", file), ("weights_sha256", file.with_suffix(".bin"))):
+        assert facts.pop(key) == hashlib.sha256(path.read_bytes()).hexdigest()
+    model = openvino.Core().read_model(file)
+    stored = {key: model.get_rt_info(["draem", key]).astype(str) for key in facts}
+    assert json.loads(stored["thresholds"]) == facts["thresholds"]
+    assert stored["category"] == "tile" and json.loads(stored["img_size"]) == [32, 32]
+    assert {port.any_name for port in model.outputs} == {"anomaly_map", "score"}
+    held_out = load_metadata(exported / "checkpoints/tile/tiny/epoch_0030.pt").images.held_out
+    own = scores_of(file, exported, held_out)
+    assert facts["thresholds"]["max"]["image"] == pytest.approx(max(own), abs=1e-6)
+    plain = json.loads((exported / "checkpoints/tile/tiny/export/tile_30.json").read_text())
+    change = abs(facts["thresholds"]["max"]["image"] - plain["thresholds"]["max"]["image"])
+    assert change > 1e-6  # of weights in 16 bits, and of 8 bits
+    in_8_bits = sum(op.get_type_name() == "FakeQuantize" for op in model.get_ops())
+    if kind == "openvino":
+        assert not in_8_bits and float(re.findall(r"\b\d\.\de-\d\d\b", printed)[0]) < 0.05
+        return
+    found = facts["quantization"]
+    assert in_8_bits and found["samples"] >= 200
+    assert found["int8"]["pixel_ap"] >= found["float32"]["pixel_ap"] - 0.05
+    assert found["int8"]["image_auroc"] >= found["float32"]["image_auroc"] - 0.05
+    assert f"{51 - len(found['in_float32'])} of 51 convolutions in 8 bits" in printed.splitlines()[-3]
+    detector = Detector.load(exported / "checkpoints/tile/tiny", device="cpu")
+    monkeypatch.setattr(validation, "SAMPLES", 200)  # as in the program
+    samples = export._samples(detector)  # measured anew, with the file as it is
+    quality = export._quality(compiled(file), samples)
+    assert quality.pixel_ap == pytest.approx(found["int8"]["pixel_ap"], abs=0.003)
+    assert quality.image_auroc == pytest.approx(found["int8"]["image_auroc"], abs=0.003)
+    assert export._quality(compiled(openvino_model(Graph(detector.ckpt.model).eval())), samples) == pytest.approx(
+        tuple(found["float32"].values()), abs=1e-4
+    )
+
+
+@pytest.mark.parametrize("reason", ["loss", "speed"])
+def test_a_quantized_file_that_loses_too_much_or_saves_too_little_is_not_written(two, cli, monkeypatch, reason):
+    qualities = iter([Quality(0.8, 0.9)])  # of the file in float32; then those of quantized ones
+    lower = Quality(0.79, 0.9) if reason == "loss" else Quality(0.8, 0.9)
+    monkeypatch.setattr(export, "_quality", lambda run, samples: next(qualities, lower))
+    monkeypatch.setattr(export, "quantized", lambda model, calibration, in_float: model)
+    text = error_of(cli("--export", "openvino-int8", "--set", "export.min_speedup=100"), status=1)
+    assert_names(text, *(["0.7900", "32 of 51"] if reason == "loss" else ["export.min_speedup"]), "nothing is written")
+    assert not (two / "checkpoints/tile/tiny/export").exists()
+
+
+def test_quantization_needs_held_out_images(workplace, cli):
+    assert cli("--train", "--set", "data.val_split=0")[0] == 0
+    assert_user_error(cli("--export", "openvino-int8"), "--export openvino-int8", "data.val_split")
+
+
 def test_a_file_that_gives_other_maps_is_not_kept(exported, two, cli, monkeypatch):
     """As where ONNX Runtime has a fault. The file is one that was written before: writing takes ten seconds."""
     run, model = onnxruntime.InferenceSession.run, exported / "checkpoints/tile/tiny/export/tile_30.onnx"
@@ -206,7 +293,7 @@ def test_a_file_that_gives_other_maps_is_not_kept(exported, two, cli, monkeypatc
         maps, scores = run(self, *arguments)
         return [maps + np.float32(0.01), scores]
 
-    monkeypatch.setattr(export, "_write", lambda graph, path, metadata: shutil.copy(model, path))
+    monkeypatch.setattr(export, "write_onnx", lambda graph, path, metadata: shutil.copy(model, path))
     monkeypatch.setattr(onnxruntime.InferenceSession, "run", run_otherwise)
     error_of(cli("--export", "onnx"), status=1)
     assert not list((two / "checkpoints/tile/tiny").rglob("*.onnx"))

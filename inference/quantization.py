@@ -1,0 +1,129 @@
+"""8-bit integers for the convolutions of an exported model, as far as the loss of quality stays within bounds."""
+
+import contextlib
+import io
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+LEVELS = 255  # between the lowest and the highest value of 8 bits
+
+
+class Quality(NamedTuple):
+    """Of anomaly maps on images with synthetic anomalies, each in [0, 1]."""
+
+    pixel_ap: float
+    image_auroc: float
+
+    def loss(self, other: "Quality") -> "Quality":
+        """How much lower the other's values are; negative where they are higher."""
+        return Quality(self.pixel_ap - other.pixel_ap, self.image_auroc - other.image_auroc)
+
+    def is_within(self, bounds: "Quality") -> bool:
+        """Whether no value, of a loss, exceeds its bound."""
+        return all(value <= bound for value, bound in zip(self, bounds, strict=True))
+
+
+class Attempt(NamedTuple):
+    """A model with some of its convolutions quantized. in_float: names of the others."""
+
+    in_float: Sequence[str]
+    model: Any
+    quality: Quality
+
+
+def convolutions(model: Any) -> list[str]:
+    """Names of the convolutions of an OpenVINO model, in the order in which they run."""
+    return [op.get_friendly_name() for op in model.get_ordered_ops() if op.get_type_name() == "Convolution"]
+
+
+def quantized(model: Any, calibration: Sequence[np.ndarray], in_float: Sequence[str]) -> Any:
+    """An OpenVINO model with its convolutions in 8 bits, but for those named.
+
+    Args:
+        model: takes images, uint8 (N, H, W, 3). calibration: such batches, whose activations set the ranges.
+    """
+    import nncf
+
+    nncf.set_log_level("ERROR")
+    with contextlib.redirect_stdout(io.StringIO()):  # progress bars
+        return nncf.quantize(
+            model,
+            nncf.Dataset(list(calibration)),
+            preset=nncf.QuantizationPreset.MIXED,
+            subset_size=len(calibration),
+            # The score's average of the finished map is not quantized: it would round scores to 256 values.
+            ignored_scope=nncf.IgnoredScope(names=list(in_float), types=["AvgPool"]),
+        )
+
+
+@torch.inference_mode()
+def sensitivities(graph: nn.Module, images: Tensor) -> list[float]:
+    """Mean squared change of the anomaly maps by 8 bits in one convolution alone; of each, in the order they run.
+
+    Args:
+        graph: images -> anomaly maps and scores. images: uint8 (N, H, W, 3).
+    """
+    order: list[nn.Conv2d] = []
+    layers = [module for module in graph.modules() if isinstance(module, nn.Conv2d)]
+    hooks = [layer.register_forward_pre_hook(lambda module, _: order.append(module)) for layer in layers]
+    exact, _ = graph(images)
+    for hook in hooks:
+        hook.remove()
+    found = []
+    for layer in order:
+        weight = layer.weight.data
+        scale = (weight.abs().amax((1, 2, 3), keepdim=True) / (LEVELS // 2)).clamp(min=1e-12)
+        layer.weight.data = (weight / scale).round() * scale
+        hook = layer.register_forward_pre_hook(lambda _, inputs: (_rounded(inputs[0]),))
+        found.append(float((graph(images)[0] - exact).square().mean()))
+        hook.remove()
+        layer.weight.data = weight
+    return found
+
+
+def _rounded(values: Tensor) -> Tensor:
+    """Values rounded to 8 bits between their extremes."""
+    low, high = values.aminmax()
+    step = ((high - low) / LEVELS).clamp(min=1e-12)
+    return ((values - low) / step).round() * step + low
+
+
+def search(
+    ranked: Sequence[str], attempt: Callable[[Sequence[str]], tuple[Any, Quality]], exact: Quality, bounds: Quality
+) -> list[Attempt]:
+    """Look for the model with the fewest convolutions in float whose loss is within bounds.
+
+    First none stays in float, then the first 1, 2, 4 and so on until the bounds hold, then the numbers between the last
+    two are halved.
+
+    Args:
+        ranked: names of all convolutions, those that lose the most in 8 bits first.
+        attempt: names of those in float -> a model and its quality. exact: quality with all in float.
+
+    Returns:
+        the attempts in their order, but for the last: that is the model looked for, or, where no attempt is within
+        bounds, the one with the most in float.
+    """
+    attempts: list[Attempt] = []
+
+    def succeeds(count: int) -> bool:
+        attempts.append(Attempt(ranked[:count], *attempt(ranked[:count])))
+        return exact.loss(attempts[-1].quality).is_within(bounds)
+
+    failed, count = -1, 0
+    while not succeeds(count):
+        failed, count = count, max(2 * count, 1)
+        if count >= len(ranked):
+            return attempts
+    best = attempts[-1]
+    while count - failed > 1:
+        middle = (failed + count) // 2
+        if succeeds(middle):
+            best, count = attempts[-1], middle
+        else:
+            failed = middle
+    return [*(one for one in attempts if one is not best), best]

@@ -97,6 +97,7 @@ class Synthesis(_Section):
     max_transparency: Annotated[float, Field(strict=True, ge=0, le=1), kinds.WEIGHTS] = 0.8
     gray_textures: Annotated[Literal["never", "auto"], kinds.WEIGHTS] = "never"
     own_images: Annotated[float, Field(strict=True, ge=0, le=1), kinds.WEIGHTS] = 0.0
+    min_alignment: Annotated[float, Field(strict=True, ge=0, le=1), kinds.WEIGHTS] = 0.0
     adjusted_images: Annotated[float, Field(strict=True, ge=0, le=1), kinds.WEIGHTS] = 0.0
     light: Annotated[float, Field(strict=True, ge=0, le=1), kinds.WEIGHTS] = 0.0
     max_rotation: Annotated[float, Field(strict=True, ge=0, le=180), kinds.WEIGHTS] = 90.0

@@ -25,9 +25,16 @@ MIN_CUTOUT = 10  # pixels, smallest side of a cutout
 
 
 def are_gray(images: Sequence[np.ndarray]) -> bool:
-    """Whether images, uint8 (H, W, 3), have no color: their channels differ by less than GRAY. Looks at 20 of them."""
-    some = [images[index] for index in range(0, len(images), -(-len(images) // 20))]
-    return bool(np.mean([np.ptp(image, axis=2).mean() for image in some]) < GRAY)
+    """Whether images, uint8 (H, W, 3), have no color: their channels differ by less than GRAY."""
+    return bool(np.mean([np.ptp(image, axis=2).mean() for image in images]) < GRAY)
+
+
+def alignment(images: Sequence[np.ndarray]) -> float:
+    """Share of the variance of pixels that their place explains, 0 to 1: high where parts lie alike, 0 in textures."""
+    small = np.stack([resize(image, (32, 32)) for image in images]).astype(np.float64)
+    within = small.var(axis=0, ddof=1).mean()
+    between = max(small.mean(axis=0).var(axis=(0, 1)).mean() - within / len(small), 0)
+    return float(between / max(between + within, 1e-9))
 
 
 @lru_cache(maxsize=1)
@@ -79,7 +86,10 @@ class AnomalySynthesizer:
         self.textures = read_all(textures, image_size, "own")
         self.image_size = (image_size[0], image_size[1])
         self.cut, self.max_rotation, self.settings, self.own_images = cut, max_rotation, settings, own_images
-        self._is_gray = settings.gray_textures == "auto" and len(own_images) > 0 and are_gray(own_images)
+        some = [own_images[index] for index in range(0, len(own_images), -(-len(own_images) // 20) or 1)]
+        self._is_gray = settings.gray_textures == "auto" and len(some) > 0 and are_gray(some)
+        if settings.min_alignment and not (len(some) > 1 and alignment(some) >= settings.min_alignment):
+            self.own_images = ()
 
     def augment_texture(self, texture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Apply three different random augmenters in random order; uint8 (H, W, 3), BGR, to the same."""
@@ -122,7 +132,7 @@ class AnomalySynthesizer:
 
     def _filling(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """What an anomaly of this image, uint8 (H, W, 3), is filled with, as `settings` have it."""
-        if self.settings.own_images and rng.random() < self.settings.own_images:
+        if len(self.own_images) and self.settings.own_images and rng.random() < self.settings.own_images:
             return self._own_texture(rng)
         if self.settings.adjusted_images and rng.random() < self.settings.adjusted_images:
             return self._adjusted(image, rng)

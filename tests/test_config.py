@@ -291,6 +291,7 @@ def test_the_recipe_names_what_differs_from_the_published_one():
         "train.loss_weights=1",
         "train.weight_decay=-1",
         "synthesis.own_images=2",
+        "synthesis.min_alignment=1.1",
         "synthesis.gray_textures=always",
     ],
 )

@@ -2,6 +2,7 @@
 
 import json
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -12,7 +13,7 @@ import synthesis
 from config import Synthesis
 from data import folders
 from data.mvtec import list_nominal
-from synthesis import AnomalySynthesizer, rotate
+from synthesis import AnomalySynthesizer, alignment, rotate
 
 
 @pytest.fixture
@@ -261,6 +262,43 @@ def test_own_and_adjusted_images_and_textures_fill_their_shares(textures, nomina
     filled = [synthesizer._filling(nominal, np.random.default_rng(k)) for k in range(2000)]
     assert np.mean([not one.any() for one in filled]) == pytest.approx(0.25, abs=0.03)
     assert np.mean([one.min() == 255 for one in filled]) == pytest.approx(0.375, abs=0.03)
+
+
+def test_alignment_is_the_share_of_the_variance_that_the_place_explains():
+    """Of images that are a common pattern and noise of known variances; textures; one image in any place."""
+    rng = np.random.default_rng(0)
+    pattern = cv2.resize(rng.normal(0, 1, (32, 32)), (64, 64), interpolation=cv2.INTER_NEAREST)[..., None]
+    for share in (0.1, 0.5, 0.9):
+        images = []
+        for _ in range(20):
+            noise = cv2.resize(rng.normal(0, 1, (32, 32, 3)), (64, 64), interpolation=cv2.INTER_NEAREST)
+            values = 128 + 20 * (np.sqrt(share) * pattern + np.sqrt(1 - share) * noise)
+            images.append(values.clip(0, 255).astype(np.uint8))
+        assert alignment(images) == pytest.approx(share, abs=0.03)
+    textures = [rng.integers(0, 256, (64, 64, 3), dtype=np.uint8) for _ in range(20)]
+    assert 0 <= alignment(textures) < 0.02
+    assert alignment([images[0]] * 3) == 1 and alignment([np.zeros((8, 8, 3), np.uint8)] * 3) == 0
+
+
+def test_own_images_are_used_only_where_they_are_aligned_enough(textures, nominal):
+    """Below min_alignment all samples are those without own images."""
+    rng = np.random.default_rng(0)
+    unlike = [rng.integers(0, 256, nominal.shape, dtype=np.uint8) for _ in range(5)]
+    alike = [np.clip(nominal.astype(int) + change, 0, 255).astype(np.uint8) for change in (0, 1, 2)]
+    for images, limit, is_used in (
+        (unlike, 0.25, False),
+        (alike, 0.25, True),
+        (unlike, 0.0, True),
+        (alike[:1], 0.25, False),
+    ):
+        settings = {"clean_share": 0, "adjusted_images": 0.5, "min_alignment": limit}
+        one = AnomalySynthesizer(textures, (64, 96), settings=Synthesis(own_images=0.5, **settings), own_images=images)
+        without = AnomalySynthesizer(textures, (64, 96), settings=Synthesis(**settings), own_images=images)
+        for_both = [
+            zip(*(kind.corrupt(nominal, np.random.default_rng(k)) for kind in (one, without)), strict=True)
+            for k in range(20)
+        ]
+        assert all(np.array_equal(*pair) for pairs in for_both for pair in pairs) != is_used
 
 
 def test_textures_are_gray_where_the_nominal_images_are(textures, nominal):

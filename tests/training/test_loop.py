@@ -80,6 +80,7 @@ RECIPE = (
     "train.gradient_clip=0.5",
     "train.loss_weights=[1, 2, 3]",
     "synthesis.own_images=0.5",
+    "synthesis.min_alignment=0.1",
     "synthesis.light=0.5",
     "synthesis.gray_textures=auto",
 )

@@ -5,28 +5,33 @@ import json
 import math
 import os
 import tempfile
-import time
 from collections.abc import Sequence
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+import cv2
 import numpy as np
 import torch
 
 from config import Config
 from data import image_io
 from engine.threshold import nominal_images, of_held_out
-from evaluation.image_metrics import image_metrics
-from evaluation.metrics import PixelMetrics
 from evaluation.thresholds import MANUAL
 from inference import checkpoint
 from inference.detector import Detector
-from inference.exported import Run, compiled, pixels_of, saved
-from inference.graph import Graph, openvino_model, write_onnx
-from inference.preprocessing import Technique, configured
-from inference.quantization import Quality, convolutions, quantized, search, sensitivities
+from inference.exported import Graph, Run, compiled, openvino_model, pixels_of, saved, write_onnx
+from inference.quantization import (
+    Quality,
+    Samples,
+    convolutions,
+    milliseconds,
+    quality_of,
+    quantized,
+    search,
+    sensitivities,
+)
 from runtime.errors import UserError
 from runtime.files import atomic_write, write_text
 from runtime.version import program_version
@@ -40,6 +45,10 @@ FORMATS = {
 }
 EXAMPLES = 32  # nominal images that the check compares verdicts on
 TOLERANCE = 1e-4  # largest difference between maps of the file and of PyTorch
+AS_THE_FILE = {
+    "train.precision": "fp32",
+    "train.device": "cpu",
+}  # settings with which detection does what the file does
 CALIBRATION = 300  # training samples, at most, that the ranges of 8 bits come from
 COMPARED = 8  # samples that show which convolutions lose the most in 8 bits
 TIMED = 15  # images that the times of a file come from
@@ -61,12 +70,10 @@ def run(config: Config, kind: str) -> Path:
             f"--export {kind}", f"{', '.join(missing)} not installed", "run: pip install -r requirements-export.txt"
         )
     tempfile.gettempdir()  # without one, torch prints a hundred lines before it fails
-    for line in _left_out(config):
+    detector = Detector.for_new_images(config, AS_THE_FILE | {"metrics.threshold": False})
+    for line in [*detector.notes, *_left_to_programs(detector)]:
         print(line)
-    detector = Detector.for_new_images(config, _changes(config) | {"metrics.threshold": False})
-    for line in detector.notes:
-        print(line)
-    graph, stem = Graph(detector.ckpt.model).eval(), f"{detector.config.data.category}_{detector.name}"
+    graph, stem = Graph(detector.ckpt.model).eval(), _stem(detector)
     path = detector.run_folder / "export" / f"{stem}{'' if kind == 'onnx' else '_' + kind.removeprefix('openvino-')}"
     if kind == "onnx":
         return _export_onnx(_with_thresholds(detector, config), graph, path.with_name(f"{path.name}.onnx"))
@@ -81,9 +88,7 @@ def _export_onnx(detector: Detector, graph: Graph, path: Path) -> Path:
         write_onnx(graph, beside, metadata)
         difference = _check(graph, _onnx_run(beside), detector, TOLERANCE)
         print(f"largest difference between maps of the file and of the networks: {difference:.1e}")
-    metadata["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
-    write_text(path.with_suffix(".json"), json.dumps(metadata, indent=2, allow_nan=False) + "\n")
-    return path
+    return _with_files_beside(path, metadata, detector)
 
 
 def _onnx_run(path: Path) -> Run:
@@ -93,25 +98,33 @@ def _onnx_run(path: Path) -> Run:
     return lambda images: session.run(None, {"image": images})
 
 
-def _left_out(config: Config) -> list[str]:
-    """What detection with these settings does and the file does not, a sentence each."""
-    settings, _ = checkpoint.for_new_images(config)
-    is_of_registered, lines = settings.data.registration_training, []
-    asked, own = configured(settings), Technique(registered=is_of_registered)
-    if asked != own:
-        lines.append(f"{asked.name} is not part of the file: its thresholds are those of {own.name}")
-    if is_of_registered:
-        lines.append("trained on registered images: register images before the file gets them")
-    if settings.data.tile_size:
-        lines.append("the file takes tiles: deploy/ shows how to blend their maps")
+def _left_to_programs(detector: Detector) -> list[str]:
+    """What programs must do before or after the file, a sentence each."""
+    data, technique, lines = detector.config.data, detector.technique, []
+    if technique.registered and data.registration_method == "part":
+        lines.append("images must be registered before the file gets them, which no program of deploy/ does with parts")
+    elif technique.registered:
+        lines.append("images must be registered before the file gets them, as deploy/detect.py does")
+    if technique.masking != "no":
+        lines.append("the masking region must be applied to images and maps, as the programs of deploy/ do")
+    if data.tile_size:
+        lines.append("the file takes tiles, whose maps are blended as the programs of deploy/ do")
     return lines
 
 
-def _changes(config: Config) -> dict[str, Any]:
-    """Settings with which detection does what the file does."""
-    settings, _ = checkpoint.for_new_images(config)
-    changes = {"metrics.masking": False, "data.image_registration": settings.data.registration_training}
-    return changes | {"train.precision": "fp32", "train.device": "cpu"}
+def _stem(detector: Detector) -> str:
+    return f"{detector.config.data.category}_{detector.name}"
+
+
+def _images_beside(detector: Detector) -> dict[str, np.ndarray]:
+    """File name -> image, uint8, that programs need besides the model: a masking region, the reference in gray."""
+    preprocessor, found = detector.preprocessor, {}
+    if preprocessor.region_of_mask is not None:
+        found[f"{_stem(detector)}_region.png"] = preprocessor.region_of_mask.astype(np.uint8) * 255
+    if detector.technique.registered:
+        reference = cv2.cvtColor(preprocessor.registration.reference, cv2.COLOR_BGR2GRAY)
+        found[f"{_stem(detector)}_reference.png"] = reference
+    return found
 
 
 def _with_thresholds(detector: Detector, config: Config) -> Detector:
@@ -126,7 +139,7 @@ def _with_thresholds(detector: Detector, config: Config) -> Detector:
     else:
         if is_measured:
             print("the held-out images are not at hand: the thresholds are those of --threshold")
-        detector = Detector.for_new_images(config, _changes(config))
+        detector = Detector.for_new_images(config, AS_THE_FILE)
     if detector.thresholds is None:
         print("no thresholds: programs that run the file need one of their own, such as detect.py --threshold")
     return detector
@@ -137,6 +150,9 @@ def _metadata(detector: Detector) -> dict[str, Any]:
     data, thresholds = detector.config.data, detector.thresholds
     height, width = data.img_size
     own = {} if data.tile_size is None else {"tile_size": list(data.tile_size), "tile_overlap": data.tile_overlap}
+    technique, images = detector.technique, _images_beside(detector)
+    region = None if technique.masking == "no" else detector.config.masking.regions[data.category]
+    own |= {"region": region} | {name.removesuffix(".png").rpartition("_")[2]: name for name in images}
     return {
         "category": data.category,
         "checkpoint": detector.name,
@@ -149,6 +165,8 @@ def _metadata(detector: Detector) -> dict[str, Any]:
         "resize": f"bilinear to {width} x {height} (width x height), without antialiasing, as cv2.resize does",
         "white_level": data.known_white_level,
         "masking_and_registration": detector.technique.name,
+        "masking": technique.masking,
+        "registration": data.registration_method if technique.registered else None,
         "threshold_type": thresholds and thresholds.kind,
         "image_threshold": thresholds and _finite(thresholds.image),
         "pixel_threshold": thresholds and _finite(thresholds.pixel),
@@ -206,14 +224,6 @@ def _check(graph: Graph, run: Run, detector: Detector, tolerance: float) -> floa
     return largest
 
 
-class Samples(NamedTuple):
-    """Images with synthetic anomalies, uint8 (1, H, W, 3): training ones, and held-out ones with masks."""
-
-    calibration: list[np.ndarray]
-    held_out: list[np.ndarray]
-    masks: list[np.ndarray]
-
-
 def _samples(detector: Detector) -> Samples:
     """Training samples, and held-out images with synthetic anomalies; UserError without."""
     config, ckpt = detector.config, detector.ckpt
@@ -247,7 +257,7 @@ def _quantized(detector: Detector, graph: Graph, model: Any, samples: Samples) -
     """
     settings, size = detector.config.export, detector.config.data.input_size
     plain = compiled(model, size)
-    exact, names = _quality(plain, samples), convolutions(model)
+    exact, names = quality_of(plain, samples), convolutions(model)
     costs = sensitivities(graph, torch.from_numpy(np.concatenate(samples.held_out[:COMPARED])))
     bounds = Quality(settings.max_loss_pixel_ap, settings.max_loss_image_auroc)
 
@@ -255,7 +265,7 @@ def _quantized(detector: Detector, graph: Graph, model: Any, samples: Samples) -
         tried = quantized(model, samples.calibration, in_float)
         # Measured as it is saved: other weights are in 16 bits. Windows does not remove files that are mapped.
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-            quality = _quality(compiled(saved(tried, Path(folder) / "tried.xml"), size), samples)
+            quality = quality_of(compiled(saved(tried, Path(folder) / "tried.xml"), size), samples)
         print(f"{len(names) - len(in_float)} of {len(names)} convolutions in 8 bits: {_said(quality)}")
         return tried, quality
 
@@ -268,7 +278,7 @@ def _quantized(detector: Detector, graph: Graph, model: Any, samples: Samples) -
             f"{len(found.in_float)} of {len(names)} convolutions in float32, {_said(exact)} with all; nothing is "
             "written. Raise export.max_loss_pixel_ap or export.max_loss_image_auroc, or use --export openvino"
         )
-    before, after, fastest = _milliseconds(
+    before, after, fastest = milliseconds(
         [plain, *(compiled(one.model, size) for one in (found, attempts[0]))], samples.held_out[:TIMED]
     )
     print(
@@ -286,31 +296,8 @@ def _quantized(detector: Detector, graph: Graph, model: Any, samples: Samples) -
     return found.model, {"quantization": report}
 
 
-def _quality(run: Run, samples: Samples) -> Quality:
-    """Quality of a file on the held-out images with synthetic anomalies."""
-    pixels, scores = PixelMetrics(), []
-    for image, mask in zip(samples.held_out, samples.masks, strict=True):
-        maps, score = run(image)
-        pixels.update(maps[0], mask)
-        scores.append(float(score[0]))
-    labels = np.array([mask.any() for mask in samples.masks])
-    image_auroc, pixel_ap = image_metrics(labels, np.array(scores))["image_auroc"], pixels.compute()["pixel_ap"]
-    return Quality(pixel_ap or 0.0, image_auroc or 0.0)
-
-
 def _said(quality: Quality) -> str:
     return f"pixel AP {quality.pixel_ap:.4f}, image AUROC {quality.image_auroc:.4f}"
-
-
-def _milliseconds(runs: Sequence[Run], images: Sequence[np.ndarray]) -> list[float]:
-    """Median time of an image, for each of some files; they take turns."""
-    times: list[list[float]] = [[] for _ in runs]
-    for image in images:
-        for run, own in zip(runs, times, strict=True):
-            start = time.perf_counter()
-            run(image)
-            own.append(1000 * (time.perf_counter() - start))
-    return [float(np.median(own)) for own in times]
 
 
 def _export_openvino(
@@ -334,9 +321,18 @@ def _export_openvino(
         for key, value in metadata.items():
             model.set_rt_info(value if isinstance(value, str) else json.dumps(value), ["draem", key])
         saved(model, beside)
-        weights = beside.with_suffix(".bin")
-        for key, file in (("weights_sha256", weights), ("sha256", beside)):
-            metadata[key] = hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in (beside.with_suffix(".bin"), beside):
             os.replace(file, path.parent / file.name)
+    return _with_files_beside(path, metadata, detector)
+
+
+def _with_files_beside(path: Path, metadata: dict[str, Any], detector: Detector) -> Path:
+    """Write the images and the JSON that belong to a model's file; its path."""
+    images = _images_beside(detector)
+    for name, image in images.items():
+        image_io.write_image(path.parent / name, image)
+    beside = [*images, *([path.with_suffix(".bin").name] if path.suffix == ".xml" else [])]
+    digests = {name: hashlib.sha256((path.parent / name).read_bytes()).hexdigest() for name in (path.name, *beside)}
+    metadata |= {"sha256": digests.pop(path.name), "files": digests}
     write_text(path.with_suffix(".json"), json.dumps(metadata, indent=2, allow_nan=False) + "\n")
     return path

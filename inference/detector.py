@@ -66,7 +66,7 @@ class Detector:
         nominal_scores: image scores of the nominal images that the thresholds come from, where known.
         notes: what the user should know, a sentence each.
         run_folder: of the checkpoint. name: of the checkpoint within its run.
-        thresholds_path: the file that the thresholds come from, whether or not it exists.
+        preprocessor: of the images. thresholds_path: the file that the thresholds come from, whether or not it exists.
 
     Raises:
         UserError: thresholds of another model or other settings; a region or reference image that cannot be read.
@@ -75,10 +75,10 @@ class Detector:
     def __init__(self, ckpt: Checkpoint, config: Config):
         _prepare_forks()
         self.ckpt, self.technique = ckpt, configured(config)
-        self._preprocessor = Preprocessor.for_checkpoint(config, ckpt, [self.technique])
-        self.config = config = self._preprocessor.config
+        self.preprocessor = Preprocessor.for_checkpoint(config, ckpt, [self.technique])
+        self.config = config = self.preprocessor.config
         self._networks = Networks(ckpt.model, config, 0)
-        self.notes = list(self._preprocessor.notes)
+        self.notes = list(self.preprocessor.notes)
         self.nominal_scores: list[float] = []
         self.all_thresholds: dict[str, Thresholds] = {}
         self.run_folder, self.name = config.run_folder, ckpt.name
@@ -183,7 +183,7 @@ class Detector:
 
     def made_from(self) -> Provenance:
         """What scores depend on besides the images."""
-        fields = self._preprocessor.provenance_fields(self.technique)
+        fields = self.preprocessor.provenance_fields(self.technique)
         return Provenance(weights=self.ckpt.fingerprint, settings=map_settings(self.config), **fields)
 
     def __call__(self, images: np.ndarray | Iterable[np.ndarray]) -> "Detection | list[Detection]":
@@ -204,10 +204,10 @@ class Detector:
     def prepare(self, image: np.ndarray, name: str = "image") -> ModelInput:
         """One image as the networks need it. May be called from several threads. name: for messages."""
         _check_image(image, name)
-        homography = self._preprocessor.registration.homography(image) if self.technique.registered else None
-        model_input = self._preprocessor.align(image, homography)
+        homography = self.preprocessor.registration.homography(image) if self.technique.registered else None
+        model_input = self.preprocessor.align(image, homography)
         if self.technique.masking != "no":
-            model_input = self._preprocessor.apply_region(model_input, self.technique.variant, Path(name))
+            model_input = self.preprocessor.apply_region(model_input, self.technique.variant, Path(name))
         return model_input
 
     def run(self, prepared: Sequence[ModelInput]) -> list[Detection]:
@@ -239,7 +239,7 @@ class Detector:
         assert model_input.shape is not None  # `prepare` knows it
         if model_input.homography is None:
             return resize(anomaly_map, model_input.shape)
-        return self._preprocessor.registration.to_own_pixels(anomaly_map, model_input.homography, model_input.shape)
+        return self.preprocessor.registration.to_own_pixels(anomaly_map, model_input.homography, model_input.shape)
 
 
 def _check_image(image: object, name: str) -> None:

@@ -1,15 +1,82 @@
-"""Exported files in OpenVINO's form: run on a CPU."""
+"""Exported models: their graph, their files as ONNX and in OpenVINO's form, and how these run on a CPU."""
 
+import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from evaluation.metrics import SCORE_WINDOW
+from inference import networks
+from model import DRAEM
+
+OPSET = 18
+OUTPUTS = ("anomaly_map", "score")
+# A size of 1 in the example, of the batch or of the smallest feature maps, would become a fixed size in ONNX.
+EXAMPLE = torch.zeros((2, 64, 96, 3), dtype=torch.uint8)
 # Images, uint8 (N, H, W, 3), BGR -> anomaly maps (N, H, W) and image scores (N,), float32.
 Run = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+
+
+class Graph(nn.Module):
+    """Images uint8 (N, H, W, 3), BGR -> anomaly maps (N, H, W) in [0, 1] and image scores (N,), float32.
+
+    H and W are multiples of 32; with data.tile_size those of a tile. A score is the maximum of its map after average
+    pooling with zero padding, as in detection.
+    """
+
+    def __init__(self, model: DRAEM):
+        super().__init__()
+        self.model = networks.optimized(model, torch.device("cpu"), torch.float32)
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        _, logits = self.model(image.permute(0, 3, 1, 2).float() / 255)
+        anomaly_map = torch.softmax(logits, dim=1)[:, 1]
+        smooth = nn.functional.avg_pool2d(anomaly_map[:, None], SCORE_WINDOW, stride=1, padding=SCORE_WINDOW // 2)
+        return anomaly_map, smooth.amax(dim=(1, 2, 3))
+
+
+def openvino_model(graph: Graph) -> Any:
+    """A graph as a model of OpenVINO, for any number and size of images."""
+    import openvino
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the tracer, about checks of sizes
+        model = openvino.convert_model(
+            graph, example_input=EXAMPLE, input=[openvino.PartialShape([-1, -1, -1, EXAMPLE.shape[3]])]
+        )
+    for port, name in zip((*model.inputs, *model.outputs), ("image", *OUTPUTS), strict=True):
+        port.get_tensor().set_names({name})
+    return model
+
+
+def write_onnx(graph: Graph, path: Path, metadata: dict[str, Any]) -> None:
+    """Write a graph as an ONNX file with metadata."""
+    import onnx
+
+    count, height, width = (torch.export.Dim(name) for name in ("count", "height32", "width32"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the exporter about itself
+        program = torch.onnx.export(
+            graph,
+            (EXAMPLE,),
+            input_names=["image"],
+            output_names=list(OUTPUTS),
+            opset_version=OPSET,
+            dynamo=True,
+            dynamic_shapes={"image": {0: count, 1: 32 * height, 2: 32 * width}},
+            external_data=False,
+            verbose=False,
+        )
+    assert program is not None  # dynamo=True
+    content = program.model_proto
+    for key, value in metadata.items():
+        content.metadata_props.add(key=key, value=value if isinstance(value, str) else json.dumps(value))
+    onnx.save(content, path)
 
 
 def pixels_of(images: Tensor) -> np.ndarray:

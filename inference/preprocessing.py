@@ -117,6 +117,7 @@ class Preprocessor:
 
     Attributes:
         notes: a sentence for each file that has changed since its copy was embedded.
+        region_of_mask: the masking region, bool (H, W), where it comes from a mask; else None.
 
     Raises:
         UserError: masking without a region, or a region or reference image that cannot be read.
@@ -134,7 +135,7 @@ class Preprocessor:
         self.registration = Registration(config, self.embedded.get("reference"), writes)
         self.notes: list[str] = []
         self.key = f"masking.regions.{config.data.category}"
-        self._region: np.ndarray | None = None
+        self.region_of_mask: np.ndarray | None = None
         self._region_source: Any = None  # rectangles, or the digest of a mask file
         if any(technique.masking != "no" for technique in techniques):
             self._read_region(config.masking.regions.get(config.data.category))
@@ -161,10 +162,10 @@ class Preprocessor:
             )
         if isinstance(region, str) and "region" in self.embedded:
             self._note_if_changed("region", self.key)
-            self._region = self.embedded["region"].decode() > 0
+            self.region_of_mask = self.embedded["region"].decode() > 0
             region = self.embedded["region"].digest
         elif isinstance(region, str):
-            self._region = decode_mask_file(Path(region)).mask
+            self.region_of_mask = decode_mask_file(Path(region)).mask
             region = provenance.file_digest(Path(region))
         self._region_source = region
 
@@ -259,7 +260,7 @@ class Preprocessor:
 
     def region(self, shape: tuple[int, int], path: Path) -> np.ndarray:
         """The masking region, bool of `shape` (height, width); UserError with `path` if it has another size."""
-        if self._region is None:
+        if self.region_of_mask is None:
             try:
                 return masking.region_mask(self._region_source, shape)
             except masking.RegionError as error:
@@ -268,14 +269,14 @@ class Preprocessor:
                     f"{error}: {path}, or the reference that it is registered to",
                     "change the rectangle",
                 ) from error
-        if self._region.shape != shape:
-            mask_size, image_size = ("{1} x {0}".format(*size) for size in (self._region.shape, shape))
+        if self.region_of_mask.shape != shape:
+            mask_size, image_size = ("{1} x {0}".format(*size) for size in (self.region_of_mask.shape, shape))
             raise UserError(
                 self.key,
                 f"the mask has {mask_size} pixels, but {path} (or its reference) has {image_size} (width x height)",
                 "use a mask of that size",
             )
-        return self._region
+        return self.region_of_mask
 
 
 class VariantDataset(DRAEMTestDataset):

@@ -2,12 +2,17 @@
 
 import contextlib
 import io
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from evaluation.image_metrics import image_metrics
+from evaluation.metrics import PixelMetrics
+from inference.exported import Run
 
 LEVELS = 255  # between the lowest and the highest value of 8 bits
 
@@ -25,6 +30,26 @@ class Quality(NamedTuple):
     def is_within(self, bounds: "Quality") -> bool:
         """Whether no value, of a loss, exceeds its bound."""
         return all(value <= bound for value, bound in zip(self, bounds, strict=True))
+
+
+class Samples(NamedTuple):
+    """Images with synthetic anomalies, uint8 (1, H, W, 3): training ones, and held-out ones with masks."""
+
+    calibration: list[np.ndarray]
+    held_out: list[np.ndarray]
+    masks: list[np.ndarray]
+
+
+def quality_of(run: Run, samples: Samples) -> Quality:
+    """Quality of a file on the held-out images with synthetic anomalies."""
+    pixels, scores = PixelMetrics(), []
+    for image, mask in zip(samples.held_out, samples.masks, strict=True):
+        maps, score = run(image)
+        pixels.update(maps[0], mask)
+        scores.append(float(score[0]))
+    labels = np.array([mask.any() for mask in samples.masks])
+    image_auroc, pixel_ap = image_metrics(labels, np.array(scores))["image_auroc"], pixels.compute()["pixel_ap"]
+    return Quality(pixel_ap or 0.0, image_auroc or 0.0)
 
 
 class Attempt(NamedTuple):
@@ -127,3 +152,14 @@ def search(
         else:
             failed = middle
     return [*(one for one in attempts if one is not best), best]
+
+
+def milliseconds(runs: Sequence[Run], images: Sequence[np.ndarray]) -> list[float]:
+    """Median time of an image, for each of some files; they take turns."""
+    times: list[list[float]] = [[] for _ in runs]
+    for image in images:
+        for run, own in zip(runs, times, strict=True):
+            start = time.perf_counter()
+            run(image)
+            own.append(1000 * (time.perf_counter() - start))
+    return [float(np.median(own)) for own in times]

@@ -28,8 +28,8 @@ ALPHA = np.full((20, 40), 64, np.uint8)
 
 
 def deployed():
-    """The module deploy/detect.py."""
-    spec = importlib.util.spec_from_file_location("deployed_detect", ROOT / "deploy/detect.py")
+    """The module that deploy/detect.py reads images with."""
+    spec = importlib.util.spec_from_file_location("deployed_decoding", ROOT / "deploy/decoding.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -176,8 +176,10 @@ def test_avif_is_turned_as_masks_are(tmp_path):
     np.testing.assert_array_equal(deployed().read(str(path), None), read_image(path))
 
 
-def test_the_deployed_program_has_the_same_decoder():
-    assert (ROOT / "deploy/decoding.py").read_bytes() == (ROOT / "data/decoding.py").read_bytes()
+@pytest.mark.parametrize("name", ["data/decoding.py", "registration/homography.py"])
+def test_the_deployed_program_has_copies(name):
+    path = ROOT / name
+    assert (ROOT / "deploy" / path.name).read_bytes() == path.read_bytes()
 
 
 def png_of_size(path: Path, width: int, height: int) -> Path:

@@ -122,6 +122,10 @@ class Metrics(_Section):
     visualisation: Annotated[kinds.Visualisation, kinds.DISPLAY] = "all"
 
 
+class Inference(_Section):
+    engine: Annotated[Literal["torch", "openvino", "openvino-int8"], kinds.NOTHING] = "torch"
+
+
 class Watch(_Section):
     quiet_seconds: Annotated[float, Field(strict=True, gt=0, le=3600), kinds.NOTHING] = 2.0
     exclude: Annotated[list[str], kinds.NOTHING] = []
@@ -151,6 +155,7 @@ class Config(_Section):
     synthesis: Synthesis = Synthesis()
     metrics: Metrics = Metrics()
     masking: Masking = Masking()
+    inference: Inference = Inference()
     watch: Watch = Watch()
     export: Export = Export()
     _sources: dict[str, str] = PrivateAttr(default_factory=dict)

@@ -19,7 +19,7 @@ from config import Config
 from data import image_io
 from engine.threshold import nominal_images, of_held_out
 from evaluation.thresholds import MANUAL
-from inference import checkpoint
+from inference import checkpoint, exported, threshold_file
 from inference.detector import Detector
 from inference.exported import Graph, Run, compiled, openvino_model, pixels_of, saved, write_onnx
 from inference.quantization import (
@@ -45,10 +45,8 @@ FORMATS = {
 }
 EXAMPLES = 32  # nominal images that the check compares verdicts on
 TOLERANCE = 1e-4  # largest difference between maps of the file and of PyTorch
-AS_THE_FILE = {
-    "train.precision": "fp32",
-    "train.device": "cpu",
-}  # settings with which detection does what the file does
+# Settings with which detection does what the file does.
+AS_THE_FILE = {"train.precision": "fp32", "train.device": "cpu", "inference.engine": "torch"}
 CALIBRATION = 100  # training samples that the ranges of 8 bits come from; 300 gave the same
 COMPARED = 8  # samples that show which convolutions lose the most in 8 bits
 TIMED = 15  # images that the times of a file come from
@@ -73,16 +71,16 @@ def run(config: Config, kind: str) -> Path:
     detector = Detector.for_new_images(config, AS_THE_FILE | {"metrics.threshold": False})
     for line in [*detector.notes, *_left_to_programs(detector)]:
         print(line)
-    graph, stem = Graph(detector.ckpt.model).eval(), _stem(detector)
-    path = detector.run_folder / "export" / f"{stem}{'' if kind == 'onnx' else '_' + kind.removeprefix('openvino-')}"
+    graph = Graph(detector.ckpt.model, reconstructs=kind != "onnx").eval()
     if kind == "onnx":
-        return _export_onnx(_with_thresholds(detector, config), graph, path.with_name(f"{path.name}.onnx"))
+        return _export_onnx(_with_thresholds(detector, config), graph)
     samples = _samples(detector) if kind == "openvino-int8" else None  # before what takes minutes
     model = openvino_model(graph)
-    return _export_openvino(detector, config, graph, model, samples, path.with_name(f"{path.name}.xml"))
+    return _export_openvino(detector, config, graph, model, samples)
 
 
-def _export_onnx(detector: Detector, graph: Graph, path: Path) -> Path:
+def _export_onnx(detector: Detector, graph: Graph) -> Path:
+    path = detector.run_folder / "export" / f"{_stem(detector)}.onnx"
     metadata = _metadata(detector)
     with atomic_write(path) as beside:
         write_onnx(graph, beside, metadata)
@@ -134,6 +132,9 @@ def _with_thresholds(detector: Detector, config: Config) -> Detector:
     is_measured = metrics.threshold and metrics.threshold_type != MANUAL and metrics.nominal is None
     if is_measured and (found := of_held_out(detector)):
         detector.use(found)
+        if detector.engine != "torch":  # for inference.engine; those of --threshold are of the networks
+            own = threshold_file.path_of(detector.run_folder, detector.name, detector.technique, engine=detector.engine)
+            threshold_file.write(own, detector.config, detector.ckpt, found)
         what = {True: "held-out", None: "nominal", False: "TRAINING"}[found.held_out]
         print(f"thresholds of the file: from its scores of {len(found.image_scores)} {what} images")
     else:
@@ -213,8 +214,8 @@ def _check(graph: Graph, run: Run, detector: Detector, tolerance: float) -> floa
         batches += [noise, smooth]
     for images in batches:
         with torch.inference_mode():
-            maps, scores = (tensor.numpy() for tensor in graph(torch.from_numpy(images)))
-        own_maps, own_scores = run(images)
+            maps, scores, *_ = (tensor.numpy() for tensor in graph(torch.from_numpy(images)))
+        own_maps, own_scores, *_ = run(images)
         difference = max(float(np.abs(own_maps - maps).max()), float(np.abs(own_scores - scores).max()))
         # A score equal to the threshold, as that of the image that set it, can round to either side.
         is_clear = np.abs(scores - threshold) > max(ROUNDING, tolerance / 50)
@@ -300,18 +301,18 @@ def _said(quality: Quality) -> str:
     return f"pixel AP {quality.pixel_ap:.4f}, image AUROC {quality.image_auroc:.4f}"
 
 
-def _export_openvino(
-    detector: Detector, config: Config, graph: Graph, model: Any, samples: Samples | None, path: Path
-) -> Path:
+def _export_openvino(detector: Detector, config: Config, graph: Graph, model: Any, samples: Samples | None) -> Path:
     """Write the two files of OpenVINO's form, and the JSON. samples: for 8 bits."""
     report: dict[str, Any] = {}
+    engine = "openvino-int8" if samples else "openvino"
+    path = exported.path_of(detector.run_folder, detector.config.data.category, detector.name, engine)
     if samples:
         model, report = _quantized(detector, graph, model, samples)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as folder:
         beside = Path(folder) / path.name
         run = compiled(saved(model, beside))
-        detector.use_exported(run)
+        detector.use_exported(run, engine)
         detector = _with_thresholds(detector, config)
         if not samples:
             _check(graph, compiled(model), detector, TOLERANCE)

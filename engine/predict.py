@@ -170,11 +170,12 @@ def _full(paths: Sequence[Path]) -> str:
 def made_with(detector: Detector, paths: Sequence[Path]) -> dict:
     """What predictions depend on. paths: of the images, which names of maps are relative to."""
     thresholds, train = detector.thresholds, detector.config.train
+    precision = str(select_precision(train.precision, select_device(train.device)))
     return {
         "checkpoint_file": detector.ckpt.path.as_posix(),
         "weights": detector.ckpt.fingerprint,
         "technique": detector.technique.name,
-        "precision": str(select_precision(train.precision, select_device(train.device))),
+        "precision": precision if detector.engine == "torch" else detector.engine,
         "made_from": detector.made_from().to_json(),
         "images_of": _full(list({path if path.is_dir() else path.parent for path in paths})),
         # As texts: thresholds can be infinite.

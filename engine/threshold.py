@@ -82,7 +82,9 @@ def run_on(config: Config, folder: Path) -> Path:
     if not left:
         raise UserError(f"--nominal {folder}", "all images there were trained on", "name a folder of others")
     scores, held_out = _scores_of(detector, left), None if detector.ckpt.images is None else True
-    path = threshold_file.path_of(detector.run_folder, detector.name, detector.technique, nominal_name(folder))
+    path = threshold_file.path_of(
+        detector.run_folder, detector.name, detector.technique, nominal_name(folder), detector.engine
+    )
     found = _thresholds(detector.config, scores, _made_from(detector, left), held_out)
     threshold_file.write(path, detector.config, detector.ckpt, found)
     print(_table(found, detector.config.metrics))

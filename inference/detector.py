@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from config import Config, map_settings
 from data.image_io import read_image, resize
 from evaluation.metrics import Region, image_score, regions
 from evaluation.thresholds import KIND_SETTINGS, MANUAL, Thresholds, relative
-from inference import checkpoint, threshold_file
+from inference import checkpoint, exported, threshold_file
 from inference.checkpoint import Checkpoint
 from inference.detect import NetworkOutput, Networks
 from inference.exported import Run
@@ -66,7 +67,8 @@ class Detector:
         nominal_scores: image scores of the nominal images that the thresholds come from, where known.
         notes: what the user should know, a sentence each.
         run_folder: of the checkpoint. name: of the checkpoint within its run.
-        preprocessor: of the images. thresholds_path: the file that the thresholds come from, whether or not it exists.
+        engine: inference.engine. preprocessor: of the images.
+        thresholds_path: the file that the thresholds come from, whether or not it exists.
 
     Raises:
         UserError: thresholds of another model or other settings; a region or reference image that cannot be read.
@@ -77,7 +79,6 @@ class Detector:
         self.ckpt, self.technique = ckpt, configured(config)
         self.preprocessor = Preprocessor.for_checkpoint(config, ckpt, [self.technique])
         self.config = config = self.preprocessor.config
-        self._networks = Networks(ckpt.model, config, 0)
         self.notes = list(self.preprocessor.notes)
         self.nominal_scores: list[float] = []
         self.all_thresholds: dict[str, Thresholds] = {}
@@ -85,7 +86,26 @@ class Detector:
         if ckpt.images is not None:  # a checkpoint of this program has its run's files beside it
             self.run_folder = ckpt.path.parent
             self.name = ckpt.name if ckpt.is_within_epoch else str(checkpoint.epoch_of(ckpt.path))
+        self.engine: str = config.inference.engine
+        self._networks = Networks(ckpt.model, config, 0, self._exported_run())
         self.thresholds = self._read_thresholds()
+
+    def _exported_run(self) -> Run | None:
+        """Runs the exported file of inference.engine; None for torch."""
+        if self.engine == "torch":
+            return None
+        path = exported.path_of(self.run_folder, self.config.data.category, self.name, self.engine)
+        fix = f"run: python main.py --export {self.engine}"
+        if not find_spec("openvino"):
+            fix = "run: pip install -r requirements-export.txt"
+            raise UserError(f"inference.engine = {self.engine}", "openvino is not installed", fix)
+        if not path.is_file():
+            raise UserError(f"inference.engine = {self.engine}", f"{path} does not exist", fix)
+        if exported.fingerprint_of(path) != self.ckpt.fingerprint:
+            raise UserError(
+                f"inference.engine = {self.engine}", f"{path} is of other weights than {self.ckpt.path}", fix
+            )
+        return exported.compiled(path, self.config.data.input_size)
 
     def __reduce__(self) -> tuple:
         return Detector._of, (self.config, self.ckpt.path.absolute(), self.config.train.device)
@@ -136,7 +156,9 @@ class Detector:
 
     def _read_thresholds(self) -> Thresholds | None:
         settings = self.config.metrics
-        self.thresholds_path = threshold_file.path_of(self.run_folder, self.name, self.technique, settings.nominal)
+        self.thresholds_path = threshold_file.path_of(
+            self.run_folder, self.name, self.technique, settings.nominal, self.engine
+        )
         if not settings.threshold:
             return None
         if settings.threshold_type == MANUAL:
@@ -163,8 +185,9 @@ class Detector:
             )
         return self._chosen_of(found)
 
-    def use_exported(self, run: Run) -> None:
-        """Take an exported file in place of the networks."""
+    def use_exported(self, run: Run, engine: str) -> None:
+        """Take an exported file in place of the networks. engine: its inference.engine."""
+        self.engine = engine
         self._networks = Networks(self.ckpt.model, self.config, 0, run)
 
     def use(self, found: NominalThresholds) -> None:
@@ -184,6 +207,8 @@ class Detector:
     def made_from(self) -> Provenance:
         """What scores depend on besides the images."""
         fields = self.preprocessor.provenance_fields(self.technique)
+        if self.engine != "torch":
+            fields["precision"] = self.engine
         return Provenance(weights=self.ckpt.fingerprint, settings=map_settings(self.config), **fields)
 
     def __call__(self, images: np.ndarray | Iterable[np.ndarray]) -> "Detection | list[Detection]":

@@ -2,7 +2,7 @@
 
 import json
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,29 +15,31 @@ from inference import networks
 from model import DRAEM
 
 OPSET = 18
-OUTPUTS = ("anomaly_map", "score")
+OUTPUTS = ("anomaly_map", "score", "reconstruction")
 # A size of 1 in the example, of the batch or of the smallest feature maps, would become a fixed size in ONNX.
 EXAMPLE = torch.zeros((2, 64, 96, 3), dtype=torch.uint8)
-# Images, uint8 (N, H, W, 3), BGR -> anomaly maps (N, H, W) and image scores (N,), float32.
-Run = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+# Images, uint8 (N, H, W, 3), BGR -> what `Graph` gives for them.
+Run = Callable[[np.ndarray], Sequence[np.ndarray]]
 
 
 class Graph(nn.Module):
     """Images uint8 (N, H, W, 3), BGR -> anomaly maps (N, H, W) in [0, 1] and image scores (N,), float32.
 
-    H and W are multiples of 32; with data.tile_size those of a tile. A score is the maximum of its map after average
-    pooling with zero padding, as in detection.
+    With `reconstructs` also the reconstructions, float32 (N, 3, H, W). H and W are multiples of 32; with data.tile_size
+    those of a tile. A score is the maximum of its map after average pooling with zero padding, as in detection.
     """
 
-    def __init__(self, model: DRAEM):
+    def __init__(self, model: DRAEM, reconstructs: bool = False):
         super().__init__()
+        self.reconstructs = reconstructs
         self.model = networks.optimized(model, torch.device("cpu"), torch.float32)
 
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        _, logits = self.model(image.permute(0, 3, 1, 2).float() / 255)
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        reconstruction, logits = self.model(image.permute(0, 3, 1, 2).float() / 255)
         anomaly_map = torch.softmax(logits, dim=1)[:, 1]
         smooth = nn.functional.avg_pool2d(anomaly_map[:, None], SCORE_WINDOW, stride=1, padding=SCORE_WINDOW // 2)
-        return anomaly_map, smooth.amax(dim=(1, 2, 3))
+        found = anomaly_map, smooth.amax(dim=(1, 2, 3))
+        return (*found, reconstruction) if self.reconstructs else found
 
 
 def openvino_model(graph: Graph) -> Any:
@@ -49,7 +51,7 @@ def openvino_model(graph: Graph) -> Any:
         model = openvino.convert_model(
             graph, example_input=EXAMPLE, input=[openvino.PartialShape([-1, -1, -1, EXAMPLE.shape[3]])]
         )
-    for port, name in zip((*model.inputs, *model.outputs), ("image", *OUTPUTS), strict=True):
+    for port, name in zip((*model.inputs, *model.outputs), ("image", *OUTPUTS), strict=False):
         port.get_tensor().set_names({name})
     return model
 
@@ -65,7 +67,7 @@ def write_onnx(graph: Graph, path: Path, metadata: dict[str, Any]) -> None:
             graph,
             (EXAMPLE,),
             input_names=["image"],
-            output_names=list(OUTPUTS),
+            output_names=list(OUTPUTS[: 2 + graph.reconstructs]),
             opset_version=OPSET,
             dynamo=True,
             dynamic_shapes={"image": {0: count, 1: 32 * height, 2: 32 * width}},
@@ -112,8 +114,22 @@ def compiled(model: Any, size: tuple[int, int] | None = None, precision: str = "
     options = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
     network = core.compile_model(model, "CPU", options)
 
-    def run(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        found = network(images)
-        return found[0], found[1]
+    def run(images: np.ndarray) -> Sequence[np.ndarray]:
+        return list(network(images).values())
 
     return run
+
+
+def path_of(run_folder: Path, category: str, checkpoint_name: str, engine: str) -> Path:
+    """The .xml file that --export writes for an engine."""
+    kind = engine.removeprefix("openvino-")
+    return run_folder / "export" / f"{category}_{checkpoint_name}_{kind}.xml"
+
+
+def fingerprint_of(path: Path) -> str:
+    """Fingerprint of the weights of a .xml file; empty where it has none."""
+    import openvino
+
+    model = openvino.Core().read_model(path)
+    key = ["draem", "fingerprint"]
+    return model.get_rt_info(key).astype(str) if model.has_rt_info(key) else ""

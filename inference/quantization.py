@@ -44,7 +44,7 @@ def quality_of(run: Run, samples: Samples) -> Quality:
     """Quality of a file on the held-out images with synthetic anomalies."""
     pixels, scores = PixelMetrics(), []
     for image, mask in zip(samples.held_out, samples.masks, strict=True):
-        maps, score = run(image)
+        maps, score, *_ = run(image)
         pixels.update(maps[0], mask)
         scores.append(float(score[0]))
     labels = np.array([mask.any() for mask in samples.masks])
@@ -102,7 +102,7 @@ def sensitivities(graph: nn.Module, images: Tensor) -> list[float]:
     order: list[nn.Conv2d] = []
     layers = [module for module in graph.modules() if isinstance(module, nn.Conv2d)]
     hooks = [layer.register_forward_pre_hook(lambda module, _: order.append(module)) for layer in layers]
-    exact, _ = graph(images)
+    exact = graph(images)[0]
     for hook in hooks:
         hook.remove()
     found = []

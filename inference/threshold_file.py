@@ -53,23 +53,27 @@ def nominal_name(folder: Path) -> str:
     return f"{Path(path).name}-{short_hash(path)}"
 
 
-def path_of(run: Path, checkpoint_name: str, technique: Technique, nominal: str | None = None) -> Path:
+def path_of(
+    run: Path, checkpoint_name: str, technique: Technique, nominal: str | None = None, engine: str = "torch"
+) -> Path:
     """File that the thresholds of a checkpoint and technique are kept in.
 
     Args:
         nominal: the folder of nominal images that they come from, its name or `nominal_name`; None for the held-out
             images.
+        engine: inference.engine, whose scores they are of.
 
     Raises:
         UserError: thresholds of several folders of that name.
     """
     folder = run / "thresholds" / f"checkpoint_{checkpoint_name}"
+    stem = technique.name if engine == "torch" else f"{technique.name}_{engine}"
     if nominal is None:
-        return folder / f"{technique.name}.json"
-    name = f"{technique.name}_from_{composed(nominal)}"
+        return folder / f"{stem}.json"
+    name = f"{stem}_from_{composed(nominal)}"
     found = sorted(folder.glob(f"{glob.escape(name)}-{'[0-9a-f]' * 8}.json"))
     if len(found) > 1 and not (folder / f"{name}.json").is_file():
-        names = ", ".join(path.stem.removeprefix(f"{technique.name}_from_") for path in found)
+        names = ", ".join(path.stem.removeprefix(f"{stem}_from_") for path in found)
         raise UserError(f"metrics.nominal = {nominal}", "thresholds of several folders", f"choose one of: {names}")
     return found[0] if len(found) == 1 else folder / f"{name}.json"
 

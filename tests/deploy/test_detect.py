@@ -71,7 +71,7 @@ def table(tmp_path_factory):
         shutil.move(file.parent, folder)
         (folder / f"{file.stem}.json").unlink()  # its checksum; thresholds are changed
         detector = Detector.for_new_images(config, export.AS_THE_FILE | {"metrics.threshold": False})
-        detector.use_exported(compiled(folder / file.name))
+        detector.use_exported(compiled(folder / file.name), "openvino")
         prepared = [detector.read(path) for path in images[name]]
         results = [detector.run([one])[0] for one in prepared]
         ranked = sorted(one.score for one in results)

@@ -242,7 +242,7 @@ def test_files_of_openvino(exported, kind, monkeypatch):
     stored = {key: model.get_rt_info(["draem", key]).astype(str) for key in facts}
     assert json.loads(stored["thresholds"]) == facts["thresholds"]
     assert stored["category"] == "tile" and json.loads(stored["img_size"]) == [32, 32]
-    assert {port.any_name for port in model.outputs} == {"anomaly_map", "score"}
+    assert {port.any_name for port in model.outputs} == {"anomaly_map", "score", "reconstruction"}
     held_out = load_metadata(exported / "checkpoints/tile/tiny/epoch_0030.pt").images.held_out
     own = scores_of(file, exported, held_out)
     assert facts["thresholds"]["max"]["image"] == pytest.approx(max(own), abs=1e-6)

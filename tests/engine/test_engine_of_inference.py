@@ -1,0 +1,61 @@
+"""inference.engine: --predict, --watch and the Detector with the file that --export has written."""
+
+import json
+import shutil
+
+import cv2
+import numpy as np
+import pytest
+from conftest import config_of, rows_of
+from messages import assert_user_error
+
+from inference.detector import Detector
+
+OPENVINO = ("--set", "inference.engine=openvino")
+
+
+@pytest.fixture
+def exported(two, cli):
+    """A workplace with an exported file, and what --export has printed."""
+    status, out, error = cli("--export", "openvino")
+    assert status == 0, error
+    return two, out
+
+
+def test_prediction_with_the_exported_file(exported, cli):
+    root, _ = exported
+    folder = root / "checkpoints/tile/tiny"
+    images = [str(path) for path in sorted((root / "mvtec/tile/test").rglob("*.png"))]
+    assert cli("--threshold")[0] == 0
+    for name, sets in (("torch", ()), ("openvino", OPENVINO)):
+        status, _, error = cli("--predict", *images, "--output", str(root / name), *sets)
+        assert status == 0, error
+    names = ("torch", "openvino")
+    found = {name: [float(row["score"]) for row in rows_of(root / name / "predictions.csv")] for name in names}
+    assert found["torch"] != found["openvino"]  # weights in 16 bits
+    np.testing.assert_allclose(found["torch"], found["openvino"], atol=0.02)
+    facts = json.loads((folder / "export/tile_2_openvino.json").read_text())
+    kept = json.loads((folder / "thresholds/checkpoint_2/no_masking_openvino.json").read_text())
+    assert kept["image"]["max"] == facts["thresholds"]["max"]["image"] and kept["provenance"]["precision"] == "openvino"
+    detectors = {name: Detector.for_new_images(config_of(root, f"inference.engine={name}")) for name in names}
+    assert detectors["openvino"].thresholds.image == facts["image_threshold"] != detectors["torch"].thresholds.image
+    image = cv2.imread(images[0])
+    outputs = [detector(image).output for detector in detectors.values()]
+    np.testing.assert_allclose(outputs[0].reconstruction, outputs[1].reconstruction, atol=0.02)
+    assert outputs[1].reconstruction.std() > 0
+    assert json.loads((root / "openvino/made_with.json").read_text())["precision"] == "openvino"
+
+
+def test_a_file_that_is_missing_or_of_other_weights_is_refused(exported, cli):
+    root, _ = exported
+    image = str(next((root / "mvtec/tile/test").rglob("*.png")))
+    names = "inference.engine = openvino-int8", "tile_2_int8.xml", "--export openvino-int8"
+    assert_user_error(cli("--predict", image, "--set", "inference.engine=openvino-int8"), *names)
+    folder = root / "checkpoints/tile/tiny/export"
+    for suffix in (".xml", ".bin"):
+        shutil.copy(folder / f"tile_2_openvino{suffix}", folder / f"tile_1_openvino{suffix}")
+    outcome = cli("--predict", image, *OPENVINO, "--set", "data.load_epoch=1")
+    assert_user_error(outcome, "tile_1_openvino.xml", "--export openvino")
+    assert cli("--threshold")[0] == 0
+    for mode in ("--threshold", "--detection"):
+        assert_user_error(cli(mode, *OPENVINO), "inference.engine = openvino", "--predict")

@@ -37,7 +37,7 @@ COLUMNS = (*KEYS, *METRICS, "val_ap", "seconds", "precision", "processor")
 Job = tuple[str, str, int, int]  # values of KEYS
 FULL = 12_500  # samples of a budget of 100 %
 LAST = 10  # epochs at the end of a run that stability.csv has
-RECIPES = ("published", "mix, averaged")  # what configs/fast.yaml is compared with, and its own name here
+RECIPES = ("published", "fast")  # fast: configs/fast.yaml
 
 COMMON = ["data.img_size=128", "model.base_width=16", "model.base_channels=8", "train.cut=false", "data.val_split=0.2"]
 PUBLISHED = ["train.learning_rate=0.001", "train.batch_size=4"]
@@ -70,6 +70,10 @@ CANDIDATES = {
     "mix, focal x 10": [*MIX, "train.loss_weights=[1, 1, 10]"],
     "mix, 20 % clean": [*MIX, "synthesis.clean_share=0.2"],
     "mix, averaged": MIX + EMA,
+    "mix, averaged, no own": [*ONE_CYCLE, *GRAY, "synthesis.adjusted_images=0.5", *EMA],
+    "mix, averaged, no adjusted": [*ONE_CYCLE, *GRAY, "synthesis.own_images=0.33", *EMA],
+    # Has the rows of one of two others, with the same anomalies: above this alignment all of `mix, averaged`.
+    "fast": [*MIX, *EMA, "synthesis.min_alignment=0.25"],
     "mix, light": [*MIX, "synthesis.light=0.3"],
     "mix, AdamW": [*MIX, "train.weight_decay=0.01"],
     "mix, clipped": [*MIX, "train.gradient_clip=1.0"],

@@ -47,7 +47,8 @@ public:
         };
         const std::vector<double> size = numbers(text("img_size")), tile = numbers(text("tile_size"));
         if (size.size() != 2) throw std::runtime_error(path + ": not a model that --export has written");
-        if (text("registration") != "null") throw std::runtime_error(path + ": registers images; use detect.py");
+        if (text("masking_and_registration").find("registered") != std::string::npos)
+            throw std::runtime_error(path + ": registers images; use detect.py");
         size_ = cv::Size(int(size[1]), int(size[0]));
         tile_ = tile.empty() ? size_ : cv::Size(int(tile[1]), int(tile[0]));
         overlap_ = tile.empty() ? 0 : numbers(text("tile_overlap")).at(0);

@@ -75,6 +75,8 @@ class Detector:
             raise ValueError(f"{path}: not a model that --export has written")
         if self.metadata.get("registration") == "part":
             raise ValueError(f"{path}: this program does not register parts (data.registration_method: part)")
+        if "registration" not in self.metadata and "registered" in self.metadata["masking_and_registration"]:
+            raise ValueError(f"{path}: an earlier version has written it without its reference image; export it again")
         self._check_files(path)
         files = {key: self.metadata.get(key) for key in ("region", "reference")}
         images = {key: _gray(path.parent / name) for key, name in files.items() if isinstance(name, str)}

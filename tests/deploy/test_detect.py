@@ -202,6 +202,13 @@ def test_what_the_programs_cannot_do_is_refused(table, built, tmp_path):
     model.set_rt_info("part", ["draem", "registration"])
     with pytest.raises(ValueError, match="part"):
         detect.Detector(saved(model, tmp_path / "part.xml"))
+    earlier = openvino.Core().read_model(next((table / "plain").glob("*.xml")))  # of a version without these keys
+    stored = {key: earlier.get_rt_info(["draem", key]).astype(str) for key in ("img_size", "white_level")}
+    del earlier.rt_info["draem"]
+    for key, value in (stored | {"masking_and_registration": "no_masking_registered"}).items():
+        earlier.set_rt_info(value, ["draem", key])
+    with pytest.raises(ValueError, match="export it again"):
+        detect.Detector(saved(earlier, tmp_path / "earlier.xml"))
     rectangles = detect.Detector(next((table / "rectangles").glob("*.xml")))
     with pytest.raises(ValueError, match="30 x 30"):
         rectangles(np.zeros((30, 30, 3), np.uint8))

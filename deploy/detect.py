@@ -11,6 +11,7 @@ this file and Pillow; models that register images need homography.py beside it.
 """
 
 import argparse
+import ctypes
 import glob
 import json
 import math
@@ -18,8 +19,8 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from hashlib import sha256
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -182,10 +183,32 @@ def _opened(path: Path) -> tuple[Callable[[np.ndarray], np.ndarray], dict[str, s
         size = _value(texts.get("tile_size", texts.get("img_size", "null")))
         model.reshape({0: [1, *size, 3]} if size else {})  # a fixed size is faster
         # float32: by default OpenVINO computes in bfloat16 on some processors, and scores would differ slightly.
-        network = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"})
+        with _own_signal_stack():
+            options = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+            network = core.compile_model(model, "CPU", options)
         return lambda images: network(images)["anomaly_map"], texts
     except Exception as error:  # the runtimes have a class for each, some without a common base
         raise ValueError(f"{path}: not an exported model ({error})") from error
+
+
+class _SignalStack(ctypes.Structure):
+    """stack_t of sigaltstack(2)."""
+
+    _fields_ = (("pointer", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t))
+
+
+@contextmanager
+def _own_signal_stack() -> Iterator[None]:
+    """Keep this thread's stack for signal handlers: OpenVINO sets one where there is AMX, and frees it with the model."""
+    if sys.platform != "linux":
+        yield
+        return
+    library, before = ctypes.CDLL(None), _SignalStack()
+    library.sigaltstack(None, ctypes.byref(before))
+    try:
+        yield
+    finally:
+        library.sigaltstack(ctypes.byref(before), None)
 
 
 def _value(text: str) -> Any:

@@ -1,8 +1,11 @@
 """Exported models: their graph, their files as ONNX and in OpenVINO's form, and how these run on a CPU."""
 
+import ctypes
 import json
+import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -112,12 +115,37 @@ def compiled(model: Any, size: tuple[int, int] | None = None, precision: str = "
         model = model.clone()
         model.reshape({0: [1, *size, 3]})
     options = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
-    network = core.compile_model(model, "CPU", options)
+    with own_signal_stack():
+        network = core.compile_model(model, "CPU", options)
 
     def run(images: np.ndarray) -> Sequence[np.ndarray]:
         return list(network(images).values())
 
     return run
+
+
+class _SignalStack(ctypes.Structure):
+    """stack_t of sigaltstack(2)."""
+
+    _fields_ = (("pointer", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t))
+
+
+@contextmanager
+def own_signal_stack() -> Iterator[None]:
+    """Keep the stack for signal handlers of this thread.
+
+    OpenVINO sets another one where the processor has AMX, and frees it with the model: the next signal with a handler
+    in Python, such as that of an ended child process, was then a segmentation fault.
+    """
+    if sys.platform != "linux":
+        yield
+        return
+    library, before = ctypes.CDLL(None), _SignalStack()
+    library.sigaltstack(None, ctypes.byref(before))
+    try:
+        yield
+    finally:
+        library.sigaltstack(ctypes.byref(before), None)
 
 
 def path_of(run_folder: Path, category: str, checkpoint_name: str, engine: str) -> Path:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from evaluation.image_metrics import image_metrics
 from evaluation.metrics import PixelMetrics
-from inference.exported import Run
+from inference.exported import Run, own_signal_stack
 
 LEVELS = 255  # between the lowest and the highest value of 8 bits
 
@@ -76,7 +76,7 @@ def quantized(model: Any, calibration: Sequence[np.ndarray], in_float: Sequence[
     from nncf.quantization.range_estimator import RangeEstimatorParametersSet
 
     nncf.set_log_level("ERROR")
-    with contextlib.redirect_stdout(io.StringIO()):  # progress bars
+    with own_signal_stack(), contextlib.redirect_stdout(io.StringIO()):  # progress bars
         return nncf.quantize(
             model,
             nncf.Dataset(list(calibration)),

@@ -2,11 +2,13 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import cv2
 import numpy as np
 import pytest
-from conftest import config_of, rows_of
+from conftest import ROOT, config_of, rows_of
 from messages import assert_user_error
 
 from inference.detector import Detector
@@ -44,6 +46,25 @@ def test_prediction_with_the_exported_file(exported, cli):
     np.testing.assert_allclose(outputs[0].reconstruction, outputs[1].reconstruction, atol=0.02)
     assert outputs[1].reconstruction.std() > 0
     assert json.loads((root / "openvino/made_with.json").read_text())["precision"] == "openvino"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="sigaltstack")
+def test_running_a_file_leaves_the_stack_of_signal_handlers():
+    """In a process of its own. Where the processor has AMX, OpenVINO set a stack that it freed with the model."""
+    code = """if True:
+        import ctypes, signal, subprocess
+        import numpy as np
+        from inference.exported import Graph, _SignalStack, compiled, openvino_model
+        from model import DRAEM
+        stack = _SignalStack()
+        model = openvino_model(Graph(DRAEM(4, 4).eval()))
+        run = compiled(model, (32, 32))
+        run(np.zeros((1, 32, 32, 3), np.uint8))
+        ctypes.CDLL(None).sigaltstack(None, ctypes.byref(stack))
+        print(stack.flags, stack.size)
+        """
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.split() == ["2", "0"], done.stderr  # SS_DISABLE
 
 
 def test_a_file_that_is_missing_or_of_other_weights_is_refused(exported, cli):

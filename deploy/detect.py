@@ -199,7 +199,7 @@ class _SignalStack(ctypes.Structure):
 
 @contextmanager
 def _own_signal_stack() -> Iterator[None]:
-    """Keep this thread's stack for signal handlers: OpenVINO sets one where there is AMX, and frees it with the model."""
+    """Keep the stack for signal handlers: OpenVINO sets one where there is AMX, and frees it with the model."""
     if sys.platform != "linux":
         yield
         return

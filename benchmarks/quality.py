@@ -83,7 +83,7 @@ WRONG = 3  # % of the side
 SIDE, N_TRAIN, N_GOOD, N_BAD = 176, 64, 20, 20
 
 
-VARIANTS = ("as it is", "registered", CROPPED := "cropped")  # the last: data.registration_crop
+VARIANTS = ("as it is", "registered", "cropped")  # the last: data.registration_crop
 SHOWN = ("image_auroc", "pixel_ap", "pixel_auroc", "pro")
 
 
@@ -121,18 +121,14 @@ def defect(silhouette: np.ndarray, rng: np.random.Generator, size: float = 1.0) 
     return drawn * (silhouette[..., 0] > 0.5), float(rng.choice((-60, 60)))
 
 
-def table_of(category: str) -> int:
-    """Gray level of the table that a part lies on."""
-    return 210 if category == "bolt" else 60
-
-
 def draw(root: Path, category: str, seed: int) -> None:
     """Write images of a part: turned by any angle, moved, scaled and brightened by a little.
 
     On a gray table; a bolt on a light one, as its shaded side is dark, and with defects 1.5 times as large.
     """
     rng = np.random.default_rng(seed)
-    table = table_of(category) + 12 * np.linspace(-1, 1, SIDE)[None, :, None]
+    gray = 210 if category == "bolt" else 60
+    table = gray + 12 * np.linspace(-1, 1, SIDE)[None, :, None]
     for kind, count in (("train/good", N_TRAIN), ("test/good", N_GOOD), ("test/damaged", N_BAD)):
         for number in range(count):
             angle = rng.uniform(0, 360)
@@ -181,7 +177,7 @@ def settings(flags: argparse.Namespace, root: Path, category: str, seed: int, va
     sets += [f"data.checkpoint_path={root / 'checkpoints'}", f"data.results_path={root / 'results'}"]
     if variant != VARIANTS[0]:
         sets += ["data.image_registration=true", "data.registration_method=part", "data.registration_training=true"]
-    if variant == CROPPED:
+    if variant == "cropped":
         first = list_nominal(Path(flags.data or root / "mvtec") / category)[0]
         size = size_like(part_segmentation.cropped(read_image(first)))
         sets += ["data.registration_crop=true", f"data.img_size={size}"]

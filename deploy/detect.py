@@ -76,7 +76,7 @@ class Detector:
             raise ValueError(f"{path}: not a model that --export has written")
         if self.metadata.get("registration") == "part":
             raise ValueError(f"{path}: this program does not register parts (data.registration_method: part)")
-        if "registration" not in self.metadata and "registered" in self.metadata["masking_and_registration"]:
+        if "registration" not in self.metadata and "registered" in self.metadata.get("masking_and_registration", ""):
             raise ValueError(f"{path}: an earlier version has written it without its reference image; export it again")
         self._check_files(path)
         files = {key: self.metadata.get(key) for key in ("region", "reference")}
@@ -164,15 +164,16 @@ def _opened(path: Path) -> tuple[Callable[[np.ndarray], np.ndarray], dict[str, s
     """A function from images, uint8 (1, H, W, 3), to anomaly maps, and the metadata of the file."""
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
+    has_onnxruntime = path.suffix == ".onnx" and find_spec("onnxruntime")
+    if not has_onnxruntime and not find_spec("openvino"):
+        raise ValueError(f"{path}: OpenVINO is not installed; run: pip install openvino")
     try:
-        if path.suffix == ".onnx" and find_spec("onnxruntime"):
+        if has_onnxruntime:
             import onnxruntime
 
             session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
             texts = session.get_modelmeta().custom_metadata_map
             return lambda images: session.run(["anomaly_map"], {"image": images})[0], texts
-        if not find_spec("openvino"):
-            raise ValueError("OpenVINO is not installed; run: pip install openvino")
         import openvino
 
         core = openvino.Core()

@@ -115,14 +115,17 @@ def _stem(detector: Detector) -> str:
 
 
 def _images_beside(detector: Detector) -> dict[str, np.ndarray]:
-    """File name -> image, uint8, that programs need besides the model: a masking region, the reference in gray."""
+    """Images, uint8, that programs need besides the model, by their key in the metadata: region, gray reference."""
     preprocessor, found = detector.preprocessor, {}
     if preprocessor.region_of_mask is not None:
-        found[f"{_stem(detector)}_region.png"] = preprocessor.region_of_mask.astype(np.uint8) * 255
+        found["region"] = preprocessor.region_of_mask.astype(np.uint8) * 255
     if detector.technique.registered:
-        reference = cv2.cvtColor(preprocessor.registration.reference, cv2.COLOR_BGR2GRAY)
-        found[f"{_stem(detector)}_reference.png"] = reference
+        found["reference"] = cv2.cvtColor(preprocessor.registration.reference, cv2.COLOR_BGR2GRAY)
     return found
+
+
+def _name_beside(detector: Detector, key: str) -> str:
+    return f"{_stem(detector)}_{key}.png"
 
 
 def _with_thresholds(detector: Detector, config: Config) -> Detector:
@@ -140,6 +143,8 @@ def _with_thresholds(detector: Detector, config: Config) -> Detector:
     else:
         if is_measured:
             print("the held-out images are not at hand: the thresholds are those of --threshold")
+        if detector.engine != "torch" and metrics.threshold and metrics.threshold_type != MANUAL:
+            print("these thresholds are of the networks in PyTorch, not of the file's own scores")
         detector = Detector.for_new_images(config, AS_THE_FILE)
     if detector.thresholds is None:
         print("no thresholds: programs that run the file need one of their own, such as detect.py --threshold")
@@ -151,9 +156,9 @@ def _metadata(detector: Detector) -> dict[str, Any]:
     data, thresholds = detector.config.data, detector.thresholds
     height, width = data.img_size
     own = {} if data.tile_size is None else {"tile_size": list(data.tile_size), "tile_overlap": data.tile_overlap}
-    technique, images = detector.technique, _images_beside(detector)
+    technique = detector.technique
     region = None if technique.masking == "no" else detector.config.masking.regions[data.category]
-    own |= {"region": region} | {name.removesuffix(".png").rpartition("_")[2]: name for name in images}
+    own |= {"region": region} | {key: _name_beside(detector, key) for key in _images_beside(detector)}
     return {
         "category": data.category,
         "checkpoint": detector.name,
@@ -312,12 +317,12 @@ def _export_openvino(detector: Detector, config: Config, graph: Graph, model: An
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as folder:
         beside = Path(folder) / path.name
         run = compiled(saved(model, beside))
-        detector.use_exported(run, engine)
-        detector = _with_thresholds(detector, config)
         if not samples:
             _check(graph, compiled(model), detector, TOLERANCE)
             difference = _check(graph, run, detector, math.inf)
             print(f"largest difference between maps of the file and of the networks: {difference:.1e}, in 16 bits")
+        detector.use_exported(run, engine)
+        detector = _with_thresholds(detector, config)
         metadata = _metadata(detector) | report
         for key, value in metadata.items():
             model.set_rt_info(value if isinstance(value, str) else json.dumps(value), ["draem", key])
@@ -329,7 +334,7 @@ def _export_openvino(detector: Detector, config: Config, graph: Graph, model: An
 
 def _with_files_beside(path: Path, metadata: dict[str, Any], detector: Detector) -> Path:
     """Write the images and the JSON that belong to a model's file; its path."""
-    images = _images_beside(detector)
+    images = {_name_beside(detector, key): image for key, image in _images_beside(detector).items()}
     for name, image in images.items():
         image_io.write_image(path.parent / name, image)
     beside = [*images, *([path.with_suffix(".bin").name] if path.suffix == ".xml" else [])]

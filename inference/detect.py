@@ -124,7 +124,7 @@ class Networks:
 
     def _pass_exported(self, images: Tensor) -> tuple[Tensor, Tensor]:
         assert self._exported is not None
-        found = [self._exported(one[None]) for one in pixels_of(images)]  # together they are not faster
+        found = [self._exported(one[None]) for one in pixels_of(images)]  # its size is fixed at one image
         maps, reconstructions = (np.concatenate([one[place] for one in found]) for place in (0, 2))
         return torch.from_numpy(reconstructions), torch.from_numpy(maps)
 

@@ -101,6 +101,8 @@ class Detector:
             raise UserError(f"inference.engine = {self.engine}", "openvino is not installed", fix)
         if not path.is_file():
             raise UserError(f"inference.engine = {self.engine}", f"{path} does not exist", fix)
+        if exported.is_damaged(path):
+            raise UserError(f"inference.engine = {self.engine}", f"{path} or a file beside it is damaged", fix)
         if exported.fingerprint_of(path) != self.ckpt.fingerprint:
             raise UserError(
                 f"inference.engine = {self.engine}", f"{path} is of other weights than {self.ckpt.path}", fix

@@ -1,6 +1,7 @@
 """Exported models: their graph, their files as ONNX and in OpenVINO's form, and how these run on a CPU."""
 
 import ctypes
+import hashlib
 import json
 import sys
 import warnings
@@ -152,6 +153,17 @@ def path_of(run_folder: Path, category: str, checkpoint_name: str, engine: str) 
     """The .xml file that --export writes for an engine."""
     kind = engine.removeprefix("openvino-")
     return run_folder / "export" / f"{category}_{checkpoint_name}_{kind}.xml"
+
+
+def is_damaged(path: Path) -> bool:
+    """Whether a checksum in the JSON beside a .xml file is not that of its file."""
+    facts = path.with_suffix(".json")
+    written = json.loads(facts.read_text(encoding="utf-8")) if facts.is_file() else {}
+    digests = {path.name: written.get("sha256")} | written.get("files", {})
+    files = {path.parent / name: digest for name, digest in digests.items() if digest}
+    return any(
+        not file.is_file() or hashlib.sha256(file.read_bytes()).hexdigest() != digest for file, digest in files.items()
+    )
 
 
 def fingerprint_of(path: Path) -> str:

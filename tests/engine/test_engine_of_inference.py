@@ -77,6 +77,9 @@ def test_a_file_that_is_missing_or_of_other_weights_is_refused(exported, cli):
         shutil.copy(folder / f"tile_2_openvino{suffix}", folder / f"tile_1_openvino{suffix}")
     outcome = cli("--predict", image, *OPENVINO, "--set", "data.load_epoch=1")
     assert_user_error(outcome, "tile_1_openvino.xml", "--export openvino")
+    weights = folder / "tile_2_openvino.bin"
+    weights.write_bytes(weights.read_bytes()[:-1] + bytes([weights.read_bytes()[-1] ^ 1]))
+    assert_user_error(cli("--predict", image, *OPENVINO), "tile_2_openvino.xml", "--export openvino")
     assert cli("--threshold")[0] == 0
     for mode in ("--threshold", "--detection"):
         assert_user_error(cli(mode, *OPENVINO), "inference.engine = openvino", "--predict")

@@ -15,6 +15,7 @@ import onnxruntime
 import openvino
 import pytest
 from conftest import GOLDEN, ROOT, SETTINGS, make_dataset, rows_of
+from cpp_programs import build
 from messages import assert_names, assert_user_error, error_of
 from PIL import Image
 
@@ -148,19 +149,9 @@ def test_the_deployed_program_gives_the_same_verdicts(exported):
 
 
 def test_the_deployed_program_in_c_plus_plus_gives_the_same_verdicts(exported, tmp_path):
-    if not shutil.which("cmake") or not shutil.which("c++"):
-        pytest.skip("no compiler here")
-
-    folder = Path(openvino.__file__).parent / "cmake"
-    configure = ["cmake", "-S", ROOT / "deploy", "-B", tmp_path, f"-DOpenVINO_DIR={folder}"]
-    configured = subprocess.run(configure, capture_output=True, text=True)
-    if "OpenCV" in configured.stderr:
-        pytest.skip("OpenCV's headers are not here")
-    assert configured.returncode == 0, configured.stderr
-    built = subprocess.run(["cmake", "--build", tmp_path], capture_output=True, text=True)
-    assert built.returncode == 0, built.stdout + built.stderr
+    built = build(tmp_path / "built")
     paths = [row["path"] for row in rows_of(exported / "out/predictions.csv")]
-    command = [tmp_path / "detect", exported / "checkpoints/tile/tiny/export/tile_30.onnx"]
+    command = [built / "detect", exported / "checkpoints/tile/tiny/export/tile_30.onnx"]
     done = subprocess.run([*command, *paths], capture_output=True, text=True)
     check_verdicts(exported, done.stdout)
     gray = np.full((40, 48), 100, np.uint8)
@@ -208,6 +199,10 @@ def test_prediction_and_export_with_the_originals_weights(workplace, cli, monkey
 
 def test_unknown_formats_and_missing_packages_are_user_errors(cli, monkeypatch):
     assert_user_error(cli("--export", "tflite"), "--export tflite", "onnx")
+    for package in ("openvino", "nncf"):
+        with monkeypatch.context() as patch:
+            patch.setitem(sys.modules, package, None)
+            assert_user_error(cli("--export", "openvino-int8"), package, "requirements-export.txt")
     monkeypatch.setitem(sys.modules, "onnxruntime", None)  # as where it is not installed
     assert_user_error(cli("--export", "onnx"), "--export", "onnxruntime", "requirements-export.txt")
 

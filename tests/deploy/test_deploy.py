@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import cv2
@@ -16,11 +17,12 @@ import numpy as np
 import openvino
 import pytest
 from conftest import ROOT, SETTINGS, config_of, make_dataset
+from cpp_programs import build
 from PIL import Image
 
 from engine import export, train
 from inference.detector import Detector
-from inference.exported import compiled, saved
+from inference.exported import Graph, compiled, openvino_model, saved
 
 RECTANGLES = ["metrics.masking=true", "masking.regions={tile: [[0, 20, 0, 30], [30, 40, 40, 48]]}"]
 MASK = ["metrics.masking=true", "data.pre_masking=true", "masking.regions={tile: ROOT/region.png}"]
@@ -62,11 +64,15 @@ def table(tmp_path_factory):
         matrix = np.vstack([cv2.getRotationMatrix2D((80, 60), angle, 1.05), [0, 0, 1]])
         save(root / f"turned{place}.png", cv2.warpPerspective(reference, matrix, (160, 120)))
     images["registered"] = [root / "turned0.png", root / "turned1.png", test[0]]
+    ckpt = Detector.for_new_images(config_of(root, *learns), {"metrics.threshold": False}).ckpt
+    convert = cache(lambda: openvino_model(Graph(ckpt.model, reconstructs=True).eval()))
     cases, maps = [], {}
     for name, sets in MODELS.items():
         sets = [one.replace("ROOT", root.as_posix()) for one in sets]
         config = config_of(root, *learns, *sets)
-        file = export.run(config, "openvino")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(export, "openvino_model", lambda graph: convert().clone())  # the weights are the same
+            file = export.run(config, "openvino")
         folder = root / name
         shutil.move(file.parent, folder)
         (folder / f"{file.stem}.json").unlink()  # its checksum; thresholds are changed
@@ -139,25 +145,7 @@ def test_the_detector_in_python_finds_what_prediction_finds(table, name):
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
-    """The folder with the programs in C++: detect, and that of cases.cpp."""
-    if not shutil.which("cmake") or not shutil.which("c++"):
-        pytest.skip("no compiler here")
-    folder, runtime = tmp_path_factory.mktemp("built"), Path(openvino.__file__).parent / "cmake"
-    source = folder / "source"
-    shutil.copytree(ROOT / "deploy", source)
-    shutil.copy(ROOT / "tests/deploy/cases.cpp", source)
-    with (source / "CMakeLists.txt").open("a") as file:
-        file.write(
-            "add_executable(cases cases.cpp)\ntarget_link_libraries(cases PRIVATE openvino::runtime ${OpenCV_LIBS})\n"
-        )
-    configure = ["cmake", "-S", source, "-B", folder, f"-DOpenVINO_DIR={runtime}"]
-    configured = subprocess.run(configure, capture_output=True, text=True)
-    if "OpenCV" in configured.stderr:
-        pytest.skip("OpenCV's headers are not here")
-    assert configured.returncode == 0, configured.stderr
-    done = subprocess.run(["cmake", "--build", folder], capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return folder
+    return build(tmp_path_factory.mktemp("built"))
 
 
 @pytest.mark.parametrize("name", IN_C)

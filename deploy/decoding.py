@@ -42,10 +42,11 @@ class DecodeError(ValueError):
         self.problem, self.fix = problem, fix
 
 
-def read(path: Path | str, white_level: float | None = None, refuses_dark: bool = False) -> np.ndarray:
+def read(source: Path | str | bytes, white_level: float | None = None, refuses_dark: bool = False) -> np.ndarray:
     """Read an image file: uint8 (H, W, 3), BGR, upright (see `decode`), without alpha; gray in three equal channels.
 
     Args:
+        source: the file's path, or its content.
         white_level: value of white in files with more than 8 bits per channel, scaled to 255. None: 65535 for 16-bit
             images, 1.0 for float images.
         refuses_dark: whether an image of more than 8 bits is an error where all of it is below 1/16 of white.
@@ -53,7 +54,7 @@ def read(path: Path | str, white_level: float | None = None, refuses_dark: bool 
     Raises:
         DecodeError: the file cannot be decoded, or more than 1 % of its values are above white.
     """
-    stored = without_alpha(decode(path))
+    stored = without_alpha(decode(source))
     image = _to_eight_bits(stored, white_level)
     if refuses_dark and stored.dtype != np.uint8 and image.max() <= NEARLY_BLACK:
         problem = f"has more than 8 bits, but values up to {stored.max():g} only, where white is "
@@ -62,7 +63,7 @@ def read(path: Path | str, white_level: float | None = None, refuses_dark: bool 
     return np.repeat(image[..., None], 3, axis=2) if image.ndim == 2 else np.ascontiguousarray(image)
 
 
-def decode(path: Path | str) -> np.ndarray:
+def decode(source: Path | str | bytes) -> np.ndarray:
     """Decode an image file: (H, W) or (H, W, C) with its own data type and channels, BGR, turned upright.
 
     The orientation is that of EXIF, in a PNG also of its raw profile, or else of XMP. Colors are not multiplied by
@@ -71,7 +72,7 @@ def decode(path: Path | str) -> np.ndarray:
     Raises:
         DecodeError: the file cannot be decoded, has several pages or too many pixels.
     """
-    data = bytes_of(path)
+    data = source if isinstance(source, bytes) else bytes_of(source)
     with open_header(data) as header:
         if header is not None:
             check_pages(header)

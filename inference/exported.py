@@ -41,7 +41,10 @@ class Graph(nn.Module):
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         reconstruction, logits = self.model(image.permute(0, 3, 1, 2).float() / 255)
         anomaly_map = torch.softmax(logits, dim=1)[:, 1]
-        smooth = nn.functional.avg_pool2d(anomaly_map[:, None], SCORE_WINDOW, stride=1, padding=SCORE_WINDOW // 2)
+        # A mean over rows, then over columns: over the whole window at once it took a sixth of an 8-bit file's time.
+        smooth = anomaly_map[:, None]
+        for height, width in ((SCORE_WINDOW, 1), (1, SCORE_WINDOW)):
+            smooth = nn.functional.avg_pool2d(smooth, (height, width), stride=1, padding=(height // 2, width // 2))
         found = anomaly_map, smooth.amax(dim=(1, 2, 3))
         return (*found, reconstruction) if self.reconstructs else found
 

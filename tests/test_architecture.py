@@ -63,10 +63,12 @@ def run(code):
 
 def test_requirements_list_exactly_the_imported_packages():
     own = {room_of(path) for path in sources()}
+    serving = [path for path in sources() if path.name == "serve.py"]
     exporting = [path for path in sources() if room_of(path) == "deploy" or path.name in EXPORTING]
+    exporting = [path for path in exporting if path not in serving]
     on_ray = [path for path in sources() if path.name == "ray_jobs.py"]
     of_browser = [path for path in sources() if path.name == "screenshots.py"]
-    plain = [path for path in sources() if path not in exporting + on_ray + of_browser]
+    plain = [path for path in sources() if path not in exporting + serving + on_ray + of_browser]
     for files, lists in (
         (plain, ["requirements.txt"]),
         (plain + exporting, ["requirements.txt", "requirements-export.txt"]),
@@ -76,6 +78,9 @@ def test_requirements_list_exactly_the_imported_packages():
         lines = [line for name in lists for line in (ROOT / name).read_text().splitlines() if line[:2] != "-r"]
         listed = {re.split("[=<>]", line)[0] for line in lines} - {"onnxscript"}  # torch's exporter imports it
         assert {DISTRIBUTIONS.get(name, name) for name in used} == listed
+    deployed = {path.stem for path in sources() if room_of(path) == "deploy"}
+    assert set().union(*map(rooms_used, serving)) - deployed - set(sys.stdlib_module_names) == {"ray", "starlette"}
+    assert "ray[serve]>=" in (ROOT / "deploy/requirements-serve.txt").read_text()  # which brings starlette
     developing = (ROOT / "requirements-dev.txt").read_text()
     for name in set().union(*map(rooms_used, of_browser)) - own - set(sys.stdlib_module_names):
         assert re.search(rf"^{name}>=", developing, re.MULTILINE)

@@ -3,12 +3,17 @@
 The table is made by inference.detector, which --predict uses too.
 """
 
+import http.client
 import importlib.util
 import json
 import os
 import shutil
+import signal
+import socket
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
@@ -252,6 +257,79 @@ def test_a_single_file_suffices_in_a_program_of_ones_own(table, tmp_path):
     command = [sys.executable, "detect.py", table / expected["model"], table / expected["image"]]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 2 and "decoding.py" in done.stderr
+
+
+def post(port: int, content: bytes, method: str = "POST") -> tuple[int, dict]:
+    """Status and answer of the server for a file."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    connection.request(method, "/", content)
+    answer = connection.getresponse()
+    return answer.status, json.loads(answer.read())
+
+
+@pytest.fixture(scope="module")
+def served(table, tmp_path_factory):
+    """A server with a queue of one image, its port, and a case."""
+    folder = tmp_path_factory.mktemp("served")
+    for name in ("serve.py", "detect.py", "decoding.py"):
+        shutil.copy(ROOT / "deploy" / name, folder)
+    [[case, _], *_] = cases_of(table, "plain")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "serve.py", table / case["model"], "--port", str(port), "--queue", "1"]
+    environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0"}
+    with (folder / "log").open("w") as log:
+        server = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
+    deadline = time.monotonic() + 120
+    while "serving: http" not in (folder / "log").read_text():
+        assert server.poll() is None and time.monotonic() < deadline, (folder / "log").read_text()
+        time.sleep(0.1)
+    yield server, port, case
+    server.kill()
+    server.wait()
+
+
+def test_the_server_answers_with_what_the_detector_finds_and_refuses_the_rest(table, served):
+    _, port, expected = served
+    status, answer = post(port, (table / expected["image"]).read_bytes())
+    assert status == 200 and answer["verdict"] == expected["verdict"]
+    assert answer["score"] == pytest.approx(expected["score"], abs=2e-6)
+    assert sum(region["area"] for region in answer["regions"]) == pytest.approx(expected["outlined"], abs=3)
+    bomb = cv2.imencode(".png", np.zeros((9000, 9000), np.uint8))[1].tobytes()  # of 0.1 MB, more than 2**26 pixels
+    for content, method, status, words in (
+        (b"no image", "POST", 400, "decoded"),
+        (bomb, "POST", 400, "81,000,000 pixels"),
+        (b"", "GET", 405, "POST"),
+        (b"", "POST", 413, "Content-Length"),
+    ):
+        found = post(port, content, method)
+        assert found[0] == status and words in found[1]["error"], found
+
+
+def test_the_servers_queue_is_bounded_and_emptied_before_the_end(served):
+    server, port, _ = served
+    noise = np.random.default_rng(0).integers(0, 256, (3000, 3000, 3), np.uint8)
+    large = cv2.imencode(".png", noise)[1].tobytes()
+    with ThreadPoolExecutor(6) as pool:
+        answers = list(pool.map(lambda _: post(port, large), range(6)))
+    statuses = [status for status, _ in answers]
+    assert set(statuses) == {200, 503} and statuses.count(200) >= 2
+    with ThreadPoolExecutor(2) as pool:
+        accepted = [pool.submit(post, port, large) for _ in range(2)]
+        time.sleep(0.3)
+        assert not any(one.done() for one in accepted)
+        server.send_signal(signal.SIGTERM)
+        assert [one.result()[0] for one in accepted] == [200, 200]
+    assert server.wait(60) == 0
+    with pytest.raises(OSError):
+        post(port, large)
+
+
+def test_a_server_without_a_model_does_not_start(tmp_path):
+    command = [sys.executable, ROOT / "deploy/serve.py", tmp_path / "none.xml"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.endswith("none.xml: no such file\n") and not done.stdout
 
 
 def test_a_crash_is_not_taken_for_an_anomalous_image(table, tmp_path):

@@ -40,6 +40,8 @@ EXCEPTIONS = {
     r"srun ": "needs SLURM",
     r"python train_all\.py --seeds": "a process for each seed; tests/reporting/test_seeds.py runs it",
     r"cmake |\./build/detect ": "needs OpenCV's headers and a minute to build; tests/engine/test_export.py does it",
+    r"docker ": "needs its daemon and images from a registry",
+    r"python deploy/serve\.py |curl ": "a server that runs until it is interrupted; tests/deploy starts one",
     r"trtexec ": "needs TensorRT and a GPU",
     r"python make_sample\.py$": "draws for ten seconds; tests/programs/test_sample.py runs it",
     r"python -m images\.screenshots": "needs the trained sample and Chromium, and writes to images/",

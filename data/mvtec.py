@@ -33,6 +33,7 @@ class TestSample:
         name: path within the category, with forward slashes.
         masks: mask files, whose union marks the anomaly; empty for nominal images and for defects without masks.
         has_empty_mask: the masks have been read and mark no pixel.
+        label: kind of defect, or good, where no folder in test/ says it.
     """
 
     path: Path
@@ -40,6 +41,17 @@ class TestSample:
     name: str
     masks: tuple[Path, ...] = ()
     has_empty_mask: bool = False
+    label: str = ""
+
+    @property
+    def kind(self) -> str:
+        """The kind of defect, or good: the label, else the image's folder in test/."""
+        return self.label or self.name.split("/")[1]
+
+    @property
+    def name_in_test(self) -> str:
+        """The name without the folder test/, for files of results."""
+        return self.name.removeprefix("test/")
 
 
 def list_nominal(category: Path, notes: DatasetNotes | None = None) -> list[Path]:

@@ -15,9 +15,10 @@ from tqdm import tqdm
 import data_loader
 from config import Config, recipe
 from data import image_io
-from data.folders import DatasetNotes, category_folder, list_textures
+from data.folders import DatasetNotes
 from data.image_io import EmbeddedImage
-from data.mvtec import TestSample, list_nominal, list_test, list_validation, vanishing_note, vanishing_regions
+from data.layouts import registry
+from data.mvtec import TestSample, vanishing_note, vanishing_regions
 from evaluation.thresholds import false_positive_estimate, images_needed
 from inference import checkpoint, tiles
 from inference.preprocessing import Preprocessor, configured
@@ -75,18 +76,17 @@ class Findings:
 def run(config: Config) -> None:
     """Print what is found. UserError where training or detection would stop, after all reasons are printed."""
     findings, notes = Findings(), DatasetNotes()
-    data_path, sources = Path(config.data.data_path), Path(config.data.anomaly_source_path)
-    category = category_folder(data_path, config.data.category)
-    nominal = findings.attempt(lambda: list_nominal(category, notes)) or []
-    validation = findings.attempt(lambda: list_validation(category, notes)) or []
-    textures = findings.attempt(lambda: list_textures(sources, notes, data_path)) or []
-    test = findings.attempt(lambda: list_test(category, notes)) if (category / "test").is_dir() else []
+    category = registry.open_category(config)
+    nominal = findings.attempt(lambda: category.nominal(notes)) or []
+    validation = findings.attempt(lambda: category.validation(notes)) or []
+    textures = findings.attempt(lambda: registry.list_textures(config, notes)) or []
+    test = findings.attempt(lambda: category.test(notes)) if category.has_test else []
     files = (
         findings.attempt(lambda: split(config, DatasetFiles(category, nominal, validation, textures)))
         if nominal
         else None
     )
-    _print_counts(category, files, textures, test or [], bool(validation))
+    _print_counts(category.folder, files, textures, test or [], bool(validation))
     for line in notes.lines():
         print(line)
     if files:
@@ -136,8 +136,8 @@ def _print_counts(
     print(
         f"textures: {len(textures)}" + (", a fifth of them held out" if textures and files and files.held_out else "")
     )
-    kinds = Counter(one.name.split("/")[1] for one in test)
-    unmasked = Counter(one.name.split("/")[1] for one in test if one.has_anomaly and not one.masks)
+    kinds = Counter(one.kind for one in test)
+    unmasked = Counter(one.kind for one in test if one.has_anomaly and not one.masks)
     counts = [
         f"{count} {kind}" + (f" ({unmasked[kind]} without a mask)" if unmasked[kind] else "")
         for kind, count in kinds.items()

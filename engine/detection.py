@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from config import Config, map_settings, threshold_settings
-from data.folders import DatasetNotes, category_folder
-from data.mvtec import TestSample, list_test, with_masks_read
+from data.folders import DatasetNotes
+from data.layouts.registry import open_category
+from data.mvtec import TestSample, with_masks_read
 from engine.threshold import NOT_KNOWN, load_thresholds, nominal_images
 from evaluation.thresholds import MANUAL, OPTIMAL
 from inference import checkpoint, threshold_file
@@ -32,8 +33,7 @@ def run(config: Config, group: Together | None = None) -> Path:
     technique, notes = configured(config), DatasetNotes()
     kind = config.metrics.threshold_type
     manual = threshold_file.manual(config) if config.metrics.threshold and kind == MANUAL else None
-    category = category_folder(Path(config.data.data_path), config.data.category)
-    samples = list_test(category, notes)
+    samples = open_category(config).test(notes)
     for line in notes.lines():
         print(line)
     samples, warnings = with_masks_read(samples, config.data.img_size)

@@ -9,8 +9,9 @@ from tqdm import tqdm
 
 from config import Config, with_category
 from data import cache
-from data.folders import DatasetNotes, category_folder, chosen_categories
-from data.mvtec import TestSample, list_test, with_masks_read
+from data.folders import DatasetNotes
+from data.layouts.registry import chosen_categories, open_category
+from data.mvtec import TestSample, with_masks_read
 from engine import ray_jobs
 from engine.detection import TestSet, differences, evaluate_pass, result_folder
 from engine.ray_jobs import Options
@@ -146,7 +147,7 @@ def _evaluate_on_ray(config: Config, todo: list[Item], kinds: list[str], options
 def _plan(config: Config, selection: Selection) -> tuple[list[Item], dict[Key, str]]:
     """All passes, and what cannot be evaluated; UserError where what was asked for does not exist."""
     items, failed = [], {}
-    names = chosen_categories(Path(config.data.data_path), selection.categories)
+    names = chosen_categories(config, selection.categories)
     for name in names:
         own = with_category(config, name)
         epochs = checkpoint.saved_epochs(own.run_folder)
@@ -161,7 +162,7 @@ def _plan(config: Config, selection: Selection) -> tuple[list[Item], dict[Key, s
         kept_in = cache.cache_folder(own.data.checkpoint_path) if len(paths) > 1 else None
         try:
             notes = DatasetNotes()
-            samples, warnings = with_masks_read(list_test(Path(own.data.data_path) / name, notes), own.data.img_size)
+            samples, warnings = with_masks_read(open_category(own).test(notes), own.data.img_size)
             for line in (*notes.lines(), *warnings):
                 print(f"{name}: {line}")
             # last.pt first: a kept checkpoint of the same epoch takes its place
@@ -331,7 +332,7 @@ def current_results(results: Path, config: Config, failed: dict[Key, str]) -> tu
                 stale[key] = f"its checkpoint {path} no longer exists"
                 continue
             if name not in listed:
-                listed[name] = list_test(category_folder(Path(own.data.data_path), name))
+                listed[name] = open_category(own).test()
             preprocessor, _ = _prepare(prepared, own, checkpoint.load_metadata(path), [technique])
             if changed := differences(record, path, preprocessor, technique, listed[name]):
                 stale[key] = "; ".join(changed)

@@ -5,9 +5,11 @@ validation/good/* with nominal images to hold out. docs/data.md lists the deviat
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 import cv2
 import numpy as np
@@ -22,6 +24,15 @@ from runtime.names import composed
 
 VALIDATION_FOLDERS = {"validation", "valid", "val"}  # as `normalize_name` returns them
 SOME = 20  # number of test images whose bit depth is checked
+
+
+class Named(Protocol):
+    """Names and groups of a category's images, see `layouts.category.ListedCategory`."""
+
+    @property
+    def groups(self) -> Mapping[Path, str]: ...
+
+    def split_name(self, file: Path) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -102,7 +113,12 @@ def nominal_name(category: Path, file: Path) -> str:
 
 
 def split_nominal(
-    files: Sequence[Path], val_split: float, seed: int, split_by: str | None = None, category: Path | None = None
+    files: Sequence[Path],
+    val_split: float,
+    seed: int,
+    split_by: str | None = None,
+    category: Path | None = None,
+    named: "Named | None" = None,
 ) -> tuple[list[Path], list[Path]]:
     """Split nominal images into training and held-out files at random.
 
@@ -110,7 +126,7 @@ def split_nominal(
         files: images of train/good, sorted. val_split: share to hold out, from 0 to below 1. seed: of the split.
         split_by: regular expression with groups, searched in the names within train/good. Files whose groups match the
             same text are never separated. None: each file is drawn on its own.
-        category: folder of the category; needed with `split_by`.
+        category: folder of the category; needed with `split_by`. named: names and groups of its images, in its place.
 
     Returns:
         training files and held-out files, both sorted; no held-out files where val_split is 0.
@@ -120,7 +136,10 @@ def split_nominal(
     """
     if val_split == 0:
         return list(files), []
-    groups = _groups(files, split_by, category)
+    if named:
+        groups = _groups(files, split_by, named.split_name, named.groups)
+    else:
+        groups = _groups(files, split_by, partial(nominal_name, category) if category else None, {})
     count = round(len(files) * val_split)
     if not 0 < count < len(files):
         purpose = "to hold out" if count == 0 else "to train on"
@@ -139,14 +158,24 @@ def split_nominal(
     )
 
 
-def _groups(files: Sequence[Path], split_by: str | None, category: Path | None) -> list[list[int]]:
+def _groups(
+    files: Sequence[Path], split_by: str | None, name_of: Callable[[Path], str] | None, groups_of: Mapping[Path, str]
+) -> list[list[int]]:
     """Groups of files that must not be separated, as lists of indices into `files`."""
-    if split_by is None or category is None:
-        return [[index] for index in range(len(files))]
     groups: dict[tuple, list[int]] = {}
+    if groups_of and split_by:
+        raise UserError(
+            f"data.split_by = {split_by!r}",
+            "the dataset has groups of its own, which are kept together",
+            "leave it out",
+        )
+    if split_by is None or name_of is None:
+        for index, file in enumerate(files):
+            groups.setdefault((groups_of[file],) if file in groups_of else (None, index), []).append(index)
+        return list(groups.values())
     match: re.Match[str] | None = None
     for index, file in enumerate(files):
-        if not (match := re.search(split_by, nominal_name(category, file))):
+        if not (match := re.search(split_by, name_of(file))):
             raise UserError(
                 f"data.split_by = {split_by!r}", f"does not match {file}", "change it so that it matches every file"
             )

@@ -137,9 +137,7 @@ def nominal_images(config: Config, ckpt: CheckpointMetadata) -> tuple[list[TestS
     own, validation = category.nominal(), category.validation()
     files = own + validation
     if ckpt.images is None:  # weights of another program
-        _, held_out = split_nominal(
-            own, config.data.val_split, config.train.seed, config.data.split_by, category.folder
-        )
+        _, held_out = split_nominal(own, config.data.val_split, config.train.seed, config.data.split_by, None, category)
         held_out = validation or held_out
     else:
         digests = dict(zip(files, provenance.file_digests(files), strict=True))

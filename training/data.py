@@ -9,7 +9,7 @@ from data.cache import ArrayCache, DecodedImages, Subset, cache_folder, half_of_
 from data.folders import DatasetNotes
 from data.image_io import EmbeddedImage
 from data.layouts import registry
-from data.layouts.tree import TreeCategory
+from data.layouts.registry import Category
 from data.mvtec import split_nominal
 from data_loader import DRAEMTrainDataset
 from inference import tiles
@@ -30,7 +30,7 @@ SMALL_ROTATION = 5  # degrees, of nominal images that are registered
 class DatasetFiles:
     """The files of a category before the split: images of train/good and of validation/good, textures."""
 
-    source: TreeCategory
+    source: Category
     nominal: list[Path]
     validation: list[Path]
     textures: list[Path]
@@ -45,7 +45,7 @@ class DatasetFiles:
 class TrainingFiles:
     """The files of a training: training images, held-out nominal images, textures."""
 
-    source: TreeCategory
+    source: Category
     training: list[Path]
     held_out: list[Path]
     textures: list[Path]
@@ -86,7 +86,7 @@ def split(config: Config, files: DatasetFiles, kept: TrainingImages | None = Non
     elif files.validation:
         held_out = set(files.validation)
     else:
-        settings = config.data.val_split, config.train.seed, config.data.split_by, files.category
+        settings = config.data.val_split, config.train.seed, config.data.split_by, None, files.source
         held_out = set(split_nominal(files.nominal, *settings)[1])
     if kept and kept.held_out and not held_out:
         folder = nominal[0].parent
@@ -106,7 +106,7 @@ def split(config: Config, files: DatasetFiles, kept: TrainingImages | None = Non
     return TrainingFiles(files.source, training, [file for file in nominal if file in held_out], files.textures)
 
 
-def _held_out_before(kept: TrainingImages, category: TreeCategory, nominal: list[Path]) -> set[Path]:
+def _held_out_before(kept: TrainingImages, category: Category, nominal: list[Path]) -> set[Path]:
     """The images that an earlier state held out.
 
     An image is known by name and content together, since copies of it may have been trained on. One that is not known

@@ -40,6 +40,7 @@ EARLIER = (
 )
 TERMS = ("l2", "ssim", "focal")
 FOLDERS = ("data.data_path", "data.anomaly_source_path")
+FORMS = ("data.layout", "data.table", "data.coco", "data.nominal_folder", "data.anomalous_folder")  # of the dataset
 START_ANEW = "set train.resume=never to start anew"
 
 
@@ -51,6 +52,7 @@ def changed_settings(there: Provenance, now: Provenance, ignoring: Iterable[str]
     there = replace(there, settings=weight_settings(Config()) | there.settings)
     is_same = (there.pictures == now.pictures, there.textures == now.textures)
     moved = [key for key, same in zip(FOLDERS, is_same, strict=True) if same]
+    moved += FORMS if is_same[0] else ()
     old, new = (replace(one, pictures=None, textures=None) for one in (there, now))
     return old.differences(new, ignoring=(*ignoring, *moved))
 

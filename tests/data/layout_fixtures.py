@@ -1,0 +1,112 @@
+"""Tiny datasets in the forms in which they are downloaded: names of folders and files, suffixes, tables."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+from conftest import write
+
+SIZE = (40, 48)
+
+
+def nominal(rng: np.random.Generator) -> np.ndarray:
+    return rng.integers(90, 110, (*SIZE, 3), dtype=np.uint8)
+
+
+def defect(rng: np.random.Generator, value: int = 255) -> tuple[np.ndarray, np.ndarray]:
+    """An image with a bright rectangle, and its mask."""
+    image, mask = nominal(rng), np.zeros(SIZE, np.uint8)
+    top, left = rng.integers(4, 20, 2)
+    image[top : top + 12, left : left + 14] = 240
+    mask[top : top + 12, left : left + 14] = value
+    return image, mask
+
+
+class Writer:
+    """Writes images and masks below a folder."""
+
+    def __init__(self, root: Path):
+        self.root, self.rng = root, np.random.default_rng(0)
+
+    def nominal(self, *names: str) -> None:
+        for name in names:
+            write(self.root / name, nominal(self.rng))
+
+    def defect(self, name: str, *masks: str, value: int = 255) -> None:
+        image, mask = defect(self.rng, value)
+        write(self.root / name, image)
+        for part in masks:
+            write(self.root / part, mask)
+
+    def empty(self, *names: str) -> None:
+        for name in names:
+            write(self.root / name, np.zeros(SIZE, np.uint8))
+
+    def rows(self, name: str, rows: list[tuple], delimiter: str = ",") -> None:
+        path = self.root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w", newline="", encoding="utf-8") as stream:
+            csv.writer(stream, delimiter=delimiter).writerows(rows)
+
+
+def numbered(folder: str, count: int, suffix: str, first: int = 0, digits: int = 3) -> list[str]:
+    return [f"{folder}/{i:0{digits}}{suffix}" for i in range(first, first + count)]
+
+
+def loco(root: Path) -> None:
+    """MVTec LOCO: two categories; an image with two masks, whose values name defects of defects_config.json."""
+    out = Writer(root)
+    for name in ("breakfast_box", "pushpins"):
+        out.nominal(*numbered(f"{name}/train/good", 6, ".png"), *numbered(f"{name}/validation/good", 2, ".png"))
+        out.nominal(*numbered(f"{name}/test/good", 2, ".png"))
+        truth = f"{name}/ground_truth/logical_anomalies/000"
+        out.defect(f"{name}/test/logical_anomalies/000.png", f"{truth}/000.png", value=255)
+        out.defect("spare.png", f"{truth}/001.png", value=254)
+        out.defect(f"{name}/test/logical_anomalies/001.png", truth.replace("000", "001") + "/000.png", value=254)
+        out.defect(f"{name}/test/structural_anomalies/000.png", f"{name}/ground_truth/structural_anomalies/000/000.png")
+        config = [
+            {"defect_name": "missing", "pixel_value": 254, "saturation_threshold": 10, "relative_saturation": False}
+        ]
+        (root / name / "defects_config.json").write_text(json.dumps(config))
+    (root / "spare.png").unlink()
+
+
+def btad(root: Path) -> None:
+    """BTAD: category 01 in BMP with masks in PNG, 03 with masks in BMP."""
+    out = Writer(root)
+    for name, masks in (("01", ".png"), ("03", ".bmp")):
+        out.nominal(*numbered(f"{name}/train/ok", 6, ".bmp", digits=4))
+        out.nominal(*numbered(f"{name}/test/ok", 2, ".bmp", digits=4))
+        for i in range(3):
+            out.defect(f"{name}/test/ko/{i:04}.bmp", f"{name}/ground_truth/ko/{i:04}{masks}")
+
+
+def mvtec_ad_2(root: Path) -> None:
+    """MVTec AD 2, with its private test sets."""
+    out = Writer(root)
+    for name in ("can", "vial"):
+        out.nominal(*numbered(f"{name}/train/good", 6, "_regular.png"))
+        out.nominal(*numbered(f"{name}/validation/good", 2, "_regular.png"))
+        out.nominal(f"{name}/test_public/good/000_regular.png", f"{name}/test_public/good/000_overexposed.png")
+        for stem in ("000_regular", "001_regular", "001_shift_1"):
+            public = f"{name}/test_public"
+            out.defect(f"{public}/bad/{stem}.png", f"{public}/ground_truth/bad/{stem}_mask.png")
+        out.nominal(f"{name}/test_private/000_regular.png", f"{name}/test_private_mixed/000_mixed.png")
+
+
+def mvtec_3d(root: Path) -> None:
+    """MVTec 3D-AD: rgb, gt and xyz below good and each defect."""
+    out = Writer(root)
+    for name in ("bagel", "rope"):
+        for part, count in (("train", 6), ("validation", 2), ("test", 2)):
+            folder = f"{name}/{part}/good"
+            out.nominal(*numbered(f"{folder}/rgb", count, ".png"))
+            for path in numbered(f"{folder}/xyz", count, ".tiff"):
+                write(root / path, np.ones((*SIZE, 3), np.float32))
+            if part != "train":
+                out.empty(*numbered(f"{folder}/gt", count, ".png"))
+        for i in range(3):
+            folder = f"{name}/test/crack"
+            out.defect(f"{folder}/rgb/{i:03}.png", f"{folder}/gt/{i:03}.png")
+            write(root / f"{folder}/xyz/{i:03}.tiff", np.ones((*SIZE, 3), np.float32))

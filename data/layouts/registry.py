@@ -7,7 +7,7 @@ from typing import NamedTuple
 from config import Config
 from data import folders
 from data.folders import DatasetNotes, subfolders
-from data.layouts import tree
+from data.layouts import dagm, kolektor, table, tree, visa
 from data.layouts.category import ListedCategory, Listing, hold_out_test
 from data.layouts.tree import TreeCategory
 from data.mvtec import TestSample
@@ -30,7 +30,12 @@ class Form(NamedTuple):
     read: Callable[[Path, str], Listing]
 
 
-FORMS: dict[str, Form] = {}
+FORMS = {
+    "visa": Form(visa.categories, visa.read),
+    "kolektor": Form(kolektor.categories, kolektor.read),
+    "dagm": Form(dagm.categories, dagm.read),
+    "table": Form(table.categories, table.read),
+}
 # Forms that one of these settings asks for.
 KEYS = {"table": "data.table", "coco": "data.coco", "folders": "data.nominal_folder"}
 
@@ -96,19 +101,25 @@ def list_categories(config: Config) -> list[str]:
         wanted = set(TREES) if layout == "auto" else {layout}
         names |= {composed(path.name) for path in subfolders(data_path) if wanted & set(tree.forms_of(path))}
     for other, form in FORMS.items():
-        names |= set(form.categories(data_path) if layout in ("auto", other) else ())
+        # A table beside folders of categories can be about anything; it is a category where it is asked for by name.
+        if layout == other or (layout == "auto" and not (other == "table" and names)):
+            names |= set(form.categories(data_path))
     return sorted(names)
 
 
 def chosen_categories(config: Config, names: Sequence[str] | None) -> list[str]:
     """The named categories without duplicates, or all that exist; UserError if one does not exist, or none exists."""
     present, data_path = list_categories(config), Path(config.data.data_path)
-    if set(present) <= set(folders.list_categories(data_path)) and config.data.layout in ("auto", "mvtec"):
-        return folders.chosen_categories(data_path, names)
-    names = list(dict.fromkeys(composed(name) for name in names or ()))
-    if missing := next((name for name in names if name not in present), None):
-        raise UserError(f"--categories {missing}", "not in the dataset", f"choose from: {', '.join(present)}")
-    return names or present
+    chosen = list(dict.fromkeys(composed(name) for name in names or ())) or present
+    tables = table.categories(data_path) if config.data.layout == "auto" else []
+    missing = [name for name in chosen if name not in (*present, *tables)]
+    if chosen and not missing:
+        return chosen
+    if config.data.layout in ("auto", "mvtec") and set(present) <= set(folders.list_categories(data_path)):
+        return folders.chosen_categories(data_path, names)  # a UserError that says what is wrong with the tree
+    if not missing:
+        raise UserError("data.data_path", f"no category in {data_path.absolute()}", "set it to the dataset's folder")
+    raise UserError(f"--categories {missing[0]}", "not in the dataset", f"choose from: {', '.join(present)}")
 
 
 def summary(category: Category, config: Config, trained: int, held_out: int, test: Sequence[TestSample]) -> str:

@@ -110,3 +110,74 @@ def mvtec_3d(root: Path) -> None:
             folder = f"{name}/test/crack"
             out.defect(f"{folder}/rgb/{i:03}.png", f"{folder}/gt/{i:03}.png")
             write(root / f"{folder}/xyz/{i:03}.tiff", np.ones((*SIZE, 3), np.float32))
+
+
+def visa(root: Path, has_table: bool = True) -> None:
+    """VisA: JPG images, masks in PNG whose values number the defects; with or without its tables of splits."""
+    out, rows = Writer(root), [("object", "split", "label", "image", "mask")]
+    for name in ("candle", "pcb1"):
+        normal = numbered(f"{name}/Data/Images/Normal", 10, ".JPG", digits=4)
+        out.nominal(*normal)
+        rows += [(name, "train" if i < 8 else "test", "normal", path, "") for i, path in enumerate(normal)]
+        for i in range(3):
+            image, mask = (f"{name}/Data/{part}/Anomaly/{i:03}" for part in ("Images", "Masks"))
+            out.defect(f"{image}.JPG", f"{mask}.png", value=i + 1)
+            rows.append((name, "test", "anomaly", f"{image}.JPG", f"{mask}.png"))
+        out.rows(
+            f"{name}/image_anno.csv",
+            [("image", "label", "mask"), (f"{name}/Data/Images/Normal/0000.JPG", "normal", "")],
+        )
+    if has_table:
+        for table in ("1cls", "2cls_fewshot", "2cls_highshot"):
+            out.rows(f"split_csv/{table}.csv", rows)
+
+
+def kolektor_sdd(root: Path) -> None:
+    """KolektorSDD: ten items of three parts, of which five have a defect; a label in BMP beside each image."""
+    out = Writer(root / "KolektorSDD")
+    for item in range(1, 11):
+        for part in range(3):
+            stem = f"kos{item:02}/Part{part}"
+            if item <= 5 and part == 1:
+                out.defect(f"{stem}.jpg", f"{stem}_label.bmp")
+            else:
+                out.nominal(f"{stem}.jpg")
+                out.empty(f"{stem}_label.bmp")
+
+
+def kolektor_sdd2(root: Path) -> None:
+    """KolektorSDD2: train and test, each with defective images; a mask _GT beside each image."""
+    out = Writer(root / "KolektorSDD2")
+    for part, first, count, defects in (("train", 10000, 7, 1), ("test", 20000, 2, 3)):
+        for i in range(count):
+            out.nominal(f"{part}/{first + i}.png")
+            out.empty(f"{part}/{first + i}_GT.png")
+        for i in range(count, count + defects):
+            out.defect(f"{part}/{first + i}.png", f"{part}/{first + i}_GT.png")
+
+
+def dagm(root: Path) -> None:
+    """DAGM 2007: Train and Test, each with defective images and their masks in Label."""
+    for name in ("Class1", "Class10"):
+        out = Writer(root / name)
+        for part, first, count, defects in (("Train", 576, 7, 1), ("Test", 1, 2, 3)):
+            out.nominal(*numbered(part, count, ".PNG", first, 4))
+            lines = ["1"] + [f"{i}\t{first + i}\t0\t0\t0\t0" for i in range(count)]
+            for i in range(first + count, first + count + defects):
+                out.defect(f"{part}/{i:04}.PNG", f"{part}/Label/{i:04}_label.PNG")
+            (root / name / part / "Label/Labels.txt").write_text("\n".join(lines))
+
+
+def tables(root: Path, delimiter: str = ",") -> None:
+    """Tables of two categories; the images of a group show the same part."""
+    for name in ("gear", "shaft"):
+        out, rows = Writer(root), [("path", "split", "label", "mask", "group")]
+        for i in range(8):
+            path = f"images/{name}/{i}.png"
+            out.nominal(path)
+            split = "test" if i < 2 else "val" if i < 4 else "train"
+            rows.append((path, split, "ok", "", f"part{i // 2}"))
+        for i, label in enumerate(("scratch", "scratch", "dent")):
+            out.defect(f"images/{name}/bad{i}.png", f"masks/{name}/bad{i}.png")
+            rows.append((f"images/{name}/bad{i}.png", "test", label, f"masks/{name}/bad{i}.png", ""))
+        out.rows(f"{name}.csv", rows, delimiter)

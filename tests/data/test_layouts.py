@@ -11,7 +11,7 @@ from messages import assert_names, raises_user_error
 from config import Config
 from data.folders import DatasetNotes
 from data.layouts.registry import chosen_categories, list_categories, nominal_if_there, open_category
-from data.mvtec import with_masks_read
+from data.mvtec import split_nominal, with_masks_read
 
 
 def settings(root, category="bottle", **values) -> Config:
@@ -37,20 +37,28 @@ TREES = {
     "mvtec_ad_2": ("mvtec-ad-2", ["can", "vial"], (6, 2, 2, 3, 3)),
     "mvtec_3d": ("mvtec-3d", ["bagel", "rope"], (6, 2, 2, 3, 3)),
 }
+OTHERS = {
+    "visa": ("visa", ["candle", "pcb1"], (8, 0, 2, 3, 3)),
+    "kolektor_sdd": ("kolektor", ["KolektorSDD"], None),
+    "kolektor_sdd2": ("kolektor", ["KolektorSDD2"], (7, 0, 2, 3, 3)),
+    "dagm": ("dagm", ["Class1", "Class10"], (7, 0, 2, 3, 3)),
+    "tables": ("table", ["gear", "shaft"], (4, 2, 2, 3, 3)),
+}
+ALL = TREES | OTHERS
 
 
-@pytest.mark.parametrize("name", TREES)
+@pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("is_named", [False, True])
-def test_relatives_of_mvtec_ad_are_recognised(tmp_path, name, is_named):
-    layout, categories, counts = TREES[name]
+def test_forms_are_recognised(tmp_path, name, is_named):
+    layout, categories, counts = ALL[name]
     getattr(layout_fixtures, name)(tmp_path)
     values = {"layout": layout if is_named else "auto"}
     assert list_categories(settings(tmp_path, **values)) == categories
-    assert chosen_categories(settings(tmp_path, **values), [categories[1]]) == categories[1:]
+    assert chosen_categories(settings(tmp_path, **values), categories[-1:]) == categories[-1:]
     for category in categories:
         config = settings(tmp_path, category, **values)
         found = open_category(config)
-        assert (found.layout, counts_of(found)) == (layout, counts)
+        assert found.layout == layout and counts in (None, counts_of(found))
         assert nominal_if_there(config) == found.nominal()
         samples, warnings = with_masks_read(found.test(), (40, 48))
         assert not warnings and not any(one.has_empty_mask for one in samples if one.has_anomaly)
@@ -116,3 +124,172 @@ def test_an_unknown_category_names_those_that_exist(tmp_path):
     write(tmp_path / "photos/0.png", layout_fixtures.nominal(layout_fixtures.Writer(tmp_path).rng))
     with raises_user_error(tmp_path / "photos", "train/good"):
         open_category(settings(tmp_path, "photos"))
+
+
+def test_the_split_of_visa_is_that_of_its_table(tmp_path):
+    layout_fixtures.visa(tmp_path)
+    category = open_category(settings(tmp_path, "candle"))
+    assert [path.name for path in category.nominal()] == [f"{i:04}.JPG" for i in range(8)]
+    test = {one.name: [mask.relative_to(tmp_path).as_posix() for mask in one.masks] for one in category.test()}
+    assert list(test)[:2] == ["Data/Images/Normal/0008.JPG", "Data/Images/Normal/0009.JPG"]
+    assert test["Data/Images/Anomaly/002.JPG"] == ["candle/Data/Masks/Anomaly/002.png"]
+
+
+def test_without_a_split_a_share_of_the_nominal_images_is_held_out_for_the_test(tmp_path):
+    layout_fixtures.visa(tmp_path, has_table=False)
+    config, notes = settings(tmp_path, "candle", test_split=0.3), DatasetNotes()
+    category = open_category(config)
+    assert counts_of(category) == (7, 0, 3, 3, 3)
+    test = {one.path for one in category.test(notes)}
+    assert not test & set(category.nominal())
+    assert_names("\n".join(notes.lines()), "data.test_split", 3, 10)
+    assert {one.path for one in open_category(config).test()} == test
+    others = [
+        open_category(settings(tmp_path, "candle", test_split=0.3, test_seed=seed)).test() for seed in range(1, 4)
+    ]
+    assert any({one.path for one in other} != test for other in others)
+    assert counts_of(open_category(settings(tmp_path, "candle", test_split=0.0))) == (10, 0, 0, 3, 3)
+    with raises_user_error("data.test_split = 0.01", 10):
+        open_category(settings(tmp_path, "candle", test_split=0.01))
+
+
+def test_an_added_image_moves_few_others_between_training_and_test(tmp_path):
+    layout_fixtures.visa(tmp_path, has_table=False)
+    config = settings(tmp_path, "candle", test_split=0.3)
+    before = set(open_category(config).nominal())
+    layout_fixtures.Writer(tmp_path).nominal("candle/Data/Images/Normal/0010.JPG")
+    assert len(before - set(open_category(config).nominal())) <= 1
+
+
+def test_whole_items_of_kolektor_sdd_are_held_out_for_the_test(tmp_path):
+    layout_fixtures.kolektor_sdd(tmp_path)
+    notes = DatasetNotes()
+    category = open_category(settings(tmp_path, "KolektorSDD", test_split=0.4))
+    test, trained = category.test(notes), {path.parent.name for path in category.nominal()}
+    tested = {one.path.parent.name for one in test}
+    assert not trained & tested and len(trained | tested) == 10
+    defective = {f"kos{item:02}" for item in range(1, 6)}
+    assert sum(one.has_anomaly for one in test) == len(tested & defective)
+    assert len(notes.skipped["anomalous images of groups that are trained on"]) == len(trained & defective) > 0
+    assert not any(one.masks for one in test if not one.has_anomaly)
+
+
+@pytest.mark.parametrize(
+    ("name", "category", "what"),
+    [("kolektor_sdd2", "KolektorSDD2", "train/10007.png"), ("dagm", "Class1", "Train/0583.PNG")],
+)
+def test_defective_training_images_are_left_out_and_counted(tmp_path, name, category, what):
+    getattr(layout_fixtures, name)(tmp_path)
+    notes = DatasetNotes()
+    found = open_category(settings(tmp_path, category))
+    assert tmp_path / category / what not in found.nominal(notes)
+    assert_names("\n".join(notes.lines()), 1, what)
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_tables_give_splits_labels_masks_and_groups(tmp_path, delimiter):
+    layout_fixtures.tables(tmp_path, delimiter)
+    category = open_category(settings(tmp_path, "gear"))
+    assert counts_of(category) == (4, 2, 2, 3, 3) and kinds_of(category) == {"good": 2, "scratch": 2, "dent": 1}
+    assert set(category.groups.values()) == {"part0", "part1", "part2", "part3"}
+    assert [category.name(path) for path in category.nominal()] == [f"images/gear/{i}.png" for i in range(4, 8)]
+
+
+def table_of(root, *rows, images=()):
+    out = layout_fixtures.Writer(root)
+    out.nominal(*images)
+    out.rows("parts.csv", list(rows))
+    return settings(root, "parts")
+
+
+def test_a_table_of_paths_and_masks_says_what_is_anomalous_by_its_masks(tmp_path):
+    names = [f"{i}.png" for i in range(5)]
+    config = table_of(tmp_path, ("path", "mask"), *((name, "") for name in names), ("x.png", "m.png"), images=names)
+    layout_fixtures.Writer(tmp_path).defect("x.png", "m.png")
+    assert counts_of(open_category(config)) == (4, 0, 1, 1, 1)
+
+
+def test_images_of_one_group_are_not_split(tmp_path):
+    names = [f"{i}.png" for i in range(12)]
+    rows = [(name, f"p{i // 3}") for i, name in enumerate(names)]
+    category = open_category(table_of(tmp_path, ("path", "group"), *rows, images=names))
+    trained, tested = (
+        {category.groups[path] for path in paths}
+        for paths in (category.nominal(), [one.path for one in category.test()])
+    )
+    assert not trained & tested and len(trained) == 3 and len(tested) == 1
+    _, held_out = split_nominal(category.nominal(), 0.34, 0, None, None, category)
+    assert len({category.groups[path] for path in held_out}) == 1 and len(held_out) == 3
+    with raises_user_error("data.split_by"):
+        split_nominal(category.nominal(), 0.34, 0, "(p)", None, category)
+
+
+@pytest.mark.parametrize(
+    ("rows", "names"),
+    [
+        ([("file", "split", "label"), ("0.png", "train", "ok")], ["path"]),
+        ([("path", "split"), ("0.png", "train"), ("1.png", "later")], ["1.png", "later"]),
+        ([("path", "split"), ("0.png", "train"), ("1.png", "test")], ["1.png"]),
+        ([("path", "label"), ("0.png", "ok"), ("1.png", "")], ["1.png"]),
+        ([("path", "label"), ("0.png", "ok"), ("5.png", "ok")], ["5.png"]),
+        ([("path", "label"), ("0.png", "ok"), ("0.png", "ok")], ["0.png"]),
+        ([("path", "label", "mask"), ("0.png", "dent", "none.png")], ["none.png"]),
+        (
+            [("path", "split", "label", "group"), ("0.png", "train", "ok", "a"), ("1.png", "test", "ok", "a")],
+            ["a", "train", "test"],
+        ),
+        ([("path", "label"), ("0.png", "ok", "more")], [2, 3]),
+        ([("path", "label")], []),
+    ],
+)
+def test_a_wrong_table_is_refused(tmp_path, rows, names):
+    config = table_of(tmp_path, *rows, images=["0.png", "1.png"])
+    with raises_user_error(tmp_path / "parts.csv", *names):
+        open_category(config)
+
+
+def test_a_mask_that_marks_a_nominal_image_of_a_table_is_refused(tmp_path):
+    config = table_of(tmp_path, ("path", "label", "mask"), ("0.png", "ok", "m.png"), images=["0.png"])
+    layout_fixtures.Writer(tmp_path).defect("x.png", "m.png")
+    with raises_user_error(tmp_path / "m.png", "0.png"):
+        open_category(config)
+
+
+@pytest.mark.parametrize(
+    ("name", "category", "missing", "names"),
+    [
+        ("visa", "candle", "Data/Images/Normal/0003.JPG", ["1cls.csv", "0003.JPG"]),
+        ("visa", "candle", "Data/Masks/Anomaly/001.png", ["1cls.csv", "001.png"]),
+        ("kolektor_sdd", "KolektorSDD", "kos07/Part1_label.bmp", ["kos07/Part1.jpg", "Part1_label"]),
+        ("kolektor_sdd2", "KolektorSDD2", "test/20001_GT.png", ["test/20001.png", "20001_gt"]),
+        ("kolektor_sdd2", "KolektorSDD2", "train", ["kolektor", "train"]),
+        ("dagm", "Class1", "Test", ["dagm", "Test", "Test/Label"]),
+        ("dagm", "Class1", "Train/Label", ["dagm", "Train/Label"]),
+    ],
+)
+def test_other_forms_that_are_incomplete_are_refused(tmp_path, name, category, missing, names):
+    getattr(layout_fixtures, name)(tmp_path)
+    path = tmp_path / category / missing
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    with raises_user_error(*names):
+        open_category(settings(tmp_path, category))
+
+
+@pytest.mark.parametrize("missing", ["Data/Images/Normal", "Data/Images/Anomaly", "Data/Masks/Anomaly"])
+def test_visa_without_a_split_needs_all_of_its_folders(tmp_path, missing):
+    layout_fixtures.visa(tmp_path, has_table=False)
+    shutil.rmtree(tmp_path / "candle" / missing)
+    with raises_user_error(tmp_path / "candle", "visa", missing):
+        open_category(settings(tmp_path, "candle"))
+
+
+def test_a_table_beside_a_folder_of_its_name_is_refused(tmp_path):
+    layout_fixtures.tables(tmp_path)
+    make_dataset(tmp_path, "gear")
+    (tmp_path / "mvtec/gear").rename(tmp_path / "gear")
+    with raises_user_error("data.layout", "gear", "mvtec", "table"):
+        open_category(settings(tmp_path, "gear"))
+    assert list_categories(settings(tmp_path)) == ["gear"]
+    assert list_categories(settings(tmp_path, layout="table")) == ["gear", "shaft"]
+    assert chosen_categories(settings(tmp_path), None) == ["gear"]
+    assert chosen_categories(settings(tmp_path), ["shaft"]) == ["shaft"]

@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 
 from data import image_io
+from data.annotations import MaskSource
 from data.folders import IMAGE_SUFFIXES, DatasetNotes, images_below, nominal_folders, normalize_name, subfolders
 from data.mask_files import MASK_FOLDERS, check_twins, split_images_and_masks
 from data.mask_matching import Masks, and_n_more, name_in
@@ -42,7 +43,8 @@ class TestSample:
     Attributes:
         path: the image file. has_anomaly: whether it is in a folder of a defect.
         name: path within the category, with forward slashes.
-        masks: mask files, whose union marks the anomaly; empty for nominal images and for defects without masks.
+        masks: mask files (or annotations), whose union marks the anomaly; empty for nominal images and for defects
+            without masks.
         has_empty_mask: the masks have been read and mark no pixel.
         label: kind of defect, or good, where no folder in test/ says it.
     """
@@ -50,7 +52,7 @@ class TestSample:
     path: Path
     has_anomaly: bool
     name: str
-    masks: tuple[Path, ...] = ()
+    masks: tuple[MaskSource, ...] = ()
     has_empty_mask: bool = False
     label: str = ""
 
@@ -247,7 +249,7 @@ def vanishing_regions(mask: np.ndarray, size: tuple[int, int]) -> tuple[int, int
     return count - 1 - len(kept), count - 1
 
 
-def vanishing_note(counts: dict[Path, tuple[int, int]]) -> list[str]:
+def vanishing_note(counts: dict[MaskSource, tuple[int, int]]) -> list[str]:
     """A sentence about masks whose `vanishing_regions` are not 0; an empty list where there are none."""
     lost = [f"{gone} of {of} in {mask.parent.name}/{mask.name}" for mask, (gone, of) in counts.items() if gone]
     total = sum(gone for gone, _ in counts.values())
@@ -267,7 +269,7 @@ def with_masks_read(samples: Sequence[TestSample], size: tuple[int, int]) -> tup
         UserError: ambiguous or unreadable masks.
     """
 
-    def read(path: Path) -> tuple[bool, str | None, tuple[int, int]]:
+    def read(path: MaskSource) -> tuple[bool, str | None, tuple[int, int]]:
         """Whether the mask is empty, the warning, and its vanishing regions."""
         mask = image_io.decode_mask_file(path)
         return not mask.mask.any(), mask.warning, vanishing_regions(mask.mask, size)

@@ -15,6 +15,7 @@ from tqdm import tqdm
 import data_loader
 from config import Config, recipe
 from data import image_io
+from data.annotations import MaskSource
 from data.folders import DatasetNotes
 from data.image_io import EmbeddedImage
 from data.layouts import registry
@@ -79,7 +80,7 @@ def run(config: Config) -> None:
     category = registry.open_category(config)
     nominal = findings.attempt(lambda: category.nominal(notes)) or []
     validation = findings.attempt(lambda: category.validation(notes)) or []
-    textures = findings.attempt(lambda: registry.list_textures(config, notes)) or []
+    textures = findings.attempt(lambda: registry.list_textures(config, category, notes)) or []
     test = findings.attempt(lambda: category.test(notes)) if category.has_test else []
     files = (
         findings.attempt(lambda: split(config, DatasetFiles(category, nominal, validation, textures)))
@@ -195,7 +196,7 @@ def _print_looks(groups: dict[str, Sequence[Path]], looks: dict[Path, Look]) -> 
             print(f"{group} images that are also training images ({what}): {_some(known)}")
 
 
-def _some(paths: Sequence[Path]) -> str:
+def _some(paths: Sequence[MaskSource]) -> str:
     names = [f"{path.parent.name}/{path.name}" for path in paths[:SHOWN]]
     return f"{len(paths)} ({', '.join(names)}{', ...' if len(paths) > SHOWN else ''})"
 
@@ -206,8 +207,8 @@ def _print_masks(
     """Print how masks are decoded, and warnings. size: (height, width) that they are resized to."""
     pairs = [(sample, mask) for sample in test for mask in sample.masks]
     kinds: Counter[str] = Counter()
-    warnings: dict[str, list[Path]] = {}
-    vanishing: dict[Path, tuple[int, int]] = {}
+    warnings: dict[str, list[MaskSource]] = {}
+    vanishing: dict[MaskSource, tuple[int, int]] = {}
     with ThreadPoolExecutor(core_count()) as pool:
         found = pool.map(lambda pair: findings.attempt(lambda: image_io.decode_mask_file(pair[1])), pairs)
         bar = tqdm(found, "reading masks", len(pairs), unit="mask", leave=None, disable=None if pairs else True)

@@ -10,7 +10,7 @@ from tqdm import tqdm
 from config import Config, with_category
 from data import cache
 from data.folders import DatasetNotes
-from data.layouts.registry import chosen_categories, open_category
+from data.layouts.registry import chosen_categories, folders_of, open_category
 from data.mvtec import TestSample, with_masks_read
 from engine import ray_jobs
 from engine.detection import TestSet, differences, evaluate_pass, result_folder
@@ -131,7 +131,7 @@ def _evaluate_on_ray(config: Config, todo: list[Item], kinds: list[str], options
     labels = {f"{category}, checkpoint {name}": (category, name) for category, name in jobs}
     results = Path(data.results_path)
     results.mkdir(parents=True, exist_ok=True)
-    folders = [Path(data.data_path), Path(data.checkpoint_path), results]
+    folders = [*folders_of(config), Path(data.checkpoint_path), results]
     with run_lock(results / f".batch_{data.run_name}"), ray_jobs.connected(options) as ray:
         arguments = {label: (jobs[key], kinds) for label, key in labels.items()}
         for label, outcome in ray.run(_evaluate_items, arguments, folders):

@@ -68,7 +68,7 @@ def find_files(config: Config, notes: DatasetNotes | None = None) -> DatasetFile
     """The files of the configured category. No file is read."""
     category = registry.open_category(config)
     nominal, validation = category.nominal(notes), category.validation(notes)
-    return DatasetFiles(category, nominal, validation, registry.list_textures(config, notes))
+    return DatasetFiles(category, nominal, validation, registry.list_textures(config, category, notes))
 
 
 def split(config: Config, files: DatasetFiles, kept: TrainingImages | None = None) -> TrainingFiles:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from data import image_io
+from data.annotations import MaskSource
 from data.folders import DatasetNotes
 from data.mask_matching import and_n_more
 from data.mvtec import TestSample
@@ -111,14 +112,14 @@ def name_below(file: Path, folder: Path) -> str:
     return composed("/".join("up" if part == os.pardir else part for part in parts))
 
 
-def sample(folder: Path, file: Path, label: str, masks: Iterable[Path] = ()) -> TestSample:
+def sample(folder: Path, file: Path, label: str, masks: Iterable[MaskSource] = ()) -> TestSample:
     """A test image. folder: of the listing. label: GOOD, or the kind of defect."""
     return TestSample(file, label != GOOD, name_below(file, folder), tuple(masks), label=label)
 
 
-def check_there(files: Sequence[Path], source: Path, what: str = "images") -> None:
+def check_there(files: Sequence[MaskSource], source: Path, what: str = "images") -> None:
     """UserError if files that `source` names are missing."""
-    if missing := [file for file in files if not file.is_file()]:
+    if missing := [file for file in files if isinstance(file, Path) and not file.is_file()]:
         raise UserError(
             source,
             f"names {what} that are missing: {missing[0]}{and_n_more(missing)}",

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from config import Config
 from data import folders
 from data.folders import DatasetNotes, subfolders
-from data.layouts import dagm, kolektor, table, tree, visa
+from data.layouts import coco, dagm, kolektor, real_iad, table, tree, two_folders, visa
 from data.layouts.category import ListedCategory, Listing, hold_out_test
 from data.layouts.tree import TreeCategory
 from data.mvtec import TestSample
@@ -34,10 +34,15 @@ FORMS = {
     "visa": Form(visa.categories, visa.read),
     "kolektor": Form(kolektor.categories, kolektor.read),
     "dagm": Form(dagm.categories, dagm.read),
+    "real-iad": Form(real_iad.categories, real_iad.read),
     "table": Form(table.categories, table.read),
 }
-# Forms that one of these settings asks for.
-KEYS = {"table": "data.table", "coco": "data.coco", "folders": "data.nominal_folder"}
+# Forms that a setting asks for -> keys.
+KEYS = {
+    "table": ("data.table",),
+    "coco": ("data.coco",),
+    "folders": (two_folders.NOMINAL_KEY, two_folders.ANOMALOUS_KEY),
+}
 
 
 def open_category(config: Config) -> Category:
@@ -46,11 +51,47 @@ def open_category(config: Config) -> Category:
     Raises:
         UserError: it is not there, has two forms, or nearly has one.
     """
-    layout, data_path, name = _layout(config), Path(config.data.data_path), config.data.category
+    data_path, name = Path(config.data.data_path), config.data.category
+    if layout := asked_for(config):
+        listing = _read_asked_for(config, layout)
+        return ListedCategory(layout, hold_out_test(listing, config.data.test_split, config.data.test_seed))
+    layout = _layout(config)
     if layout in TREES:
         return tree.open_tree(layout, Path(as_on_disk(f"{data_path}/{name}")))
     listing = FORMS[layout].read(data_path, name)
     return ListedCategory(layout, hold_out_test(listing, config.data.test_split, config.data.test_seed))
+
+
+def asked_for(config: Config) -> str | None:
+    """The form that data.table, data.coco or data.nominal_folder asks for; UserError where settings contradict it."""
+    given = {form: key for form, keys in KEYS.items() for key in reversed(keys) if config[key] is not None}
+    layout = config.data.layout
+    if len(given) > 1:
+        raise UserError(
+            " and ".join(given.values()), "say two things about where the images are", "set only one to a value"
+        )
+    form = next(iter(given), None)
+    if form and layout not in ("auto", form):
+        raise UserError(f"data.layout = {layout}", f"but {given[form]} is set", "set one of them back")
+    if not form and layout in ("coco", "folders"):
+        raise UserError(f"data.layout = {layout}", f"needs {' and '.join(KEYS[layout])}", "set them")
+    return form
+
+
+def _read_asked_for(config: Config, layout: str) -> Listing:
+    data = config.data
+    if layout == "folders":
+        return two_folders.read(data.nominal_folder, data.anomalous_folder)
+    present = list_categories(config)
+    if data.category not in present:
+        raise UserError(
+            f"data.category = {data.category}",
+            f"not in {data.table or data.coco}",
+            f"choose one of: {', '.join(present)}",
+        )
+    if data.table:
+        return table.read_category(Path(data.table), data.category)
+    return coco.read(Path(str(data.coco)), Path(data.data_path))
 
 
 def _layout(config: Config) -> str:
@@ -88,7 +129,7 @@ def _fitting(data_path: Path, name: str) -> list[str]:
 
 def nominal_if_there(config: Config) -> list[Path]:
     """Nominal images of the configured category; none where the category is not there."""
-    if len(_fitting(Path(config.data.data_path), config.data.category)) != 1:
+    if not asked_for(config) and len(_fitting(Path(config.data.data_path), config.data.category)) != 1:
         return []
     return open_category(config).nominal()
 
@@ -96,6 +137,10 @@ def nominal_if_there(config: Config) -> list[Path]:
 def list_categories(config: Config) -> list[str]:
     """Names (composed) of the categories of the dataset, sorted; UserError if two are the same."""
     layout, data_path = config.data.layout, Path(config.data.data_path)
+    if asked_for(config):
+        if config.data.table:
+            return table.categories_of(Path(config.data.table))
+        return [composed(Path(config.data.coco).stem) if config.data.coco else config.data.category]
     names = set(folders.list_categories(data_path)) if layout in ("auto", "mvtec") else set()
     if layout in ("auto", *TREES):
         wanted = set(TREES) if layout == "auto" else {layout}
@@ -111,11 +156,12 @@ def chosen_categories(config: Config, names: Sequence[str] | None) -> list[str]:
     """The named categories without duplicates, or all that exist; UserError if one does not exist, or none exists."""
     present, data_path = list_categories(config), Path(config.data.data_path)
     chosen = list(dict.fromkeys(composed(name) for name in names or ())) or present
-    tables = table.categories(data_path) if config.data.layout == "auto" else []
+    form = asked_for(config)
+    tables = table.categories(data_path) if config.data.layout == "auto" and not form else []
     missing = [name for name in chosen if name not in (*present, *tables)]
     if chosen and not missing:
         return chosen
-    if config.data.layout in ("auto", "mvtec") and set(present) <= set(folders.list_categories(data_path)):
+    if not form and config.data.layout in ("auto", "mvtec") and set(present) <= set(folders.list_categories(data_path)):
         return folders.chosen_categories(data_path, names)  # a UserError that says what is wrong with the tree
     if not missing:
         raise UserError("data.data_path", f"no category in {data_path.absolute()}", "set it to the dataset's folder")
@@ -133,6 +179,20 @@ def summary(category: Category, config: Config, trained: int, held_out: int, tes
     )
 
 
-def list_textures(config: Config, notes: DatasetNotes | None = None) -> list[Path]:
+def list_textures(config: Config, category: Category, notes: DatasetNotes | None = None) -> list[Path]:
     """Texture images, sorted; UserError if there are none, or some belong to the dataset."""
-    return folders.list_textures(Path(config.data.anomaly_source_path), notes, Path(config.data.data_path))
+    own: set[Path] = set()
+    if isinstance(category, ListedCategory):
+        listing = category.listing
+        files = [*listing.nominal, *listing.validation]
+        files += [file for one in listing.test for file in (one.path, *one.masks) if isinstance(file, Path)]
+        own = {file.parent for file in files}
+    return folders.list_textures(Path(config.data.anomaly_source_path), notes, Path(config.data.data_path), own)
+
+
+def folders_of(config: Config) -> list[Path]:
+    """Folders that a machine must see to read the dataset."""
+    data = config.data
+    others = [Path(file).parent for file in (data.table, data.coco) if file]
+    others += [Path(folder) for folder in (data.nominal_folder, data.anomalous_folder) if folder]
+    return others or [Path(data.data_path)]

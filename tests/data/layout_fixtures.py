@@ -181,3 +181,66 @@ def tables(root: Path, delimiter: str = ",") -> None:
             out.defect(f"images/{name}/bad{i}.png", f"masks/{name}/bad{i}.png")
             rows.append((f"images/{name}/bad{i}.png", "test", label, f"masks/{name}/bad{i}.png", ""))
         out.rows(f"{name}.csv", rows, delimiter)
+
+
+def real_iad(root: Path) -> None:
+    """Real-IAD: five views of each sample; of the defective ones some views show nothing."""
+    out = Writer(root / "realiad_1024")
+    for name in ("audiojack", "usb"):
+        parts: dict[str, list[dict[str, object]]] = {"train": [], "test": []}
+
+        def add(part: str, kind: str, path: str, mask: str | None, name=name, parts=parts) -> None:
+            entry = {"category": name, "anomaly_class": kind, "image_path": path, "mask_path": mask}
+            parts[part].append(entry)
+
+        for sample_number, part in ((1, "train"), (2, "train"), (3, "test")):
+            for view in range(1, 6):
+                path = f"OK/S{sample_number:04}/{name}_{sample_number:04}_OK_C{view}_20230101000000.jpg"
+                out.nominal(f"{name}/{path}")
+                add(part, "OK", path, None)
+        for view in range(1, 6):
+            path = f"NG/HS/S0009/{name}_0009_NG_HS_C{view}_20230101000000.jpg"
+            mask = path.replace(".jpg", ".png") if view <= 3 else None
+            if mask:
+                out.defect(f"{name}/{path}", f"{name}/{mask}")
+            else:
+                out.nominal(f"{name}/{path}")
+            add("test", "HS" if mask else "OK", path, mask)
+        meta = {"prefix": f"{name}/", "normal_class": "OK", "pre_transform": None}
+        file = root / f"realiad_jsons/realiad_jsons/{name}.json"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps({"meta": meta, **parts}))
+
+
+def two_folders(root: Path) -> None:
+    """Two folders of one's own, with a mask beside each anomalous image."""
+    out = Writer(root)
+    out.nominal(*numbered("line 1/passed", 10, ".png"))
+    for i in range(3):
+        out.defect(f"line 1/rejected/scratch/{i}.png", f"line 1/rejected/scratch/{i}_mask.png")
+
+
+def coco(root: Path, has_split: bool = False) -> None:
+    """Annotations in COCO form, exported beside a folder of images: a polygon, a box and run lengths."""
+    out = Writer(root)
+    images, annotations = [], []
+    for i in range(13):
+        split = ("train" if i < 8 else "test") if has_split else None
+        name = f"{split}/{i}.png" if split else f"{i}.png"
+        out.nominal(f"images/{name}") if i < 10 else out.defect(f"images/{name}")
+        images.append({"id": i + 100, "file_name": name, "height": SIZE[0], "width": SIZE[1]})
+    annotations = [
+        {"id": 1, "image_id": 110, "category_id": 1, "segmentation": [[4, 6, 14, 6, 14, 11, 4, 11]], "iscrowd": 0},
+        {"id": 2, "image_id": 111, "category_id": 2, "segmentation": [], "bbox": [10, 20, 6, 3], "iscrowd": 0},
+        {
+            "id": 3,
+            "image_id": 112,
+            "category_id": 1,
+            "segmentation": {"size": list(SIZE), "counts": [45, 10, SIZE[0] * SIZE[1] - 55]},
+            "iscrowd": 1,
+        },
+    ]
+    categories = [{"id": 1, "name": "crack"}, {"id": 2, "name": "hole"}]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    (root / "annotations").mkdir(parents=True)
+    (root / "annotations/lids.json").write_text(json.dumps(content))

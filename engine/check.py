@@ -87,7 +87,7 @@ def run(config: Config) -> None:
         if nominal
         else None
     )
-    trained, held_out = (len(files.training), len(files.held_out)) if files else (0, 0)
+    trained, held_out = (len(files.training), len(files.held_out)) if files else (len(nominal), len(validation))
     print(registry.summary(category, config, trained, held_out, test or []))
     _print_counts(category.folder, files, textures, test or [], bool(validation))
     for line in notes.lines():

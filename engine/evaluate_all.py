@@ -13,7 +13,7 @@ from data.folders import DatasetNotes
 from data.layouts.registry import chosen_categories, folders_of, open_category
 from data.mvtec import TestSample, with_masks_read
 from engine import ray_jobs
-from engine.detection import TestSet, differences, evaluate_pass, result_folder
+from engine.detection import TestSet, differences, evaluate_pass, refuse_trained, result_folder
 from engine.ray_jobs import Options
 from engine.threshold import compute_thresholds, load_thresholds
 from evaluation.thresholds import KINDS, MANUAL, NOMINAL_KINDS
@@ -161,8 +161,8 @@ def _plan(config: Config, selection: Selection) -> tuple[list[Item], dict[Key, s
         techniques = _techniques(own, selection)
         kept_in = cache.cache_folder(own.data.checkpoint_path) if len(paths) > 1 else None
         try:
-            notes = DatasetNotes()
-            samples, warnings = with_masks_read(open_category(own).test(notes), own.data.img_size)
+            notes, category = DatasetNotes(), open_category(own)
+            samples, warnings = with_masks_read(category.test(notes), own.data.img_size)
             for line in (*notes.lines(), *warnings):
                 print(f"{name}: {line}")
             # last.pt first: a kept checkpoint of the same epoch takes its place
@@ -180,6 +180,7 @@ def _plan(config: Config, selection: Selection) -> tuple[list[Item], dict[Key, s
             usable, count = techniques, len(prepared)
             try:
                 ckpt = checkpoint.load_metadata(path)
+                refuse_trained(category, samples, ckpt)
             except (UserError, OSError) as error:
                 failed |= {(name, str(epoch), technique.name): format_error(error) for technique in techniques}
                 continue

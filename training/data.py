@@ -110,15 +110,14 @@ def _held_out_before(kept: TrainingImages, category: Category, nominal: list[Pat
     """The images that an earlier state held out.
 
     An image is known by name and content together, since copies of it may have been trained on. One that is not known
-    so is new or renamed: it is held out if its content was.
+    so is new or renamed: it is held out if its content was, or if it is of a group of which images were.
     """
     trained = {(composed(name), digest) for name, digest in kept.training.items()}
-    held_out = set(kept.held_out.values())
-    return {
-        file
-        for file, digest in zip(nominal, provenance.file_digests(nominal), strict=True)
-        if digest in held_out and (category.key(file), digest) not in trained
-    }
+    digests = dict(zip(nominal, provenance.file_digests(nominal), strict=True))
+    untrained = [file for file, digest in digests.items() if (category.key(file), digest) not in trained]
+    held_out = {file for file in untrained if digests[file] in kept.held_out.values()}
+    groups = {category.groups[file] for file in held_out if file in category.groups}
+    return held_out | {file for file in untrained if category.groups.get(file) in groups}
 
 
 def training_provenance(config: Config, files: list[Path], textures: list[Path]) -> Provenance:

@@ -76,7 +76,7 @@ def btad(root: Path) -> None:
     """BTAD: category 01 in BMP with masks in PNG, 03 with masks in BMP."""
     out = Writer(root)
     for name, masks in (("01", ".png"), ("03", ".bmp")):
-        out.nominal(*numbered(f"{name}/train/ok", 6, ".bmp", digits=4))
+        out.nominal(*numbered(f"{name}/train/ok", 7, ".bmp", digits=4))
         out.nominal(*numbered(f"{name}/test/ok", 2, ".bmp", digits=4))
         for i in range(3):
             out.defect(f"{name}/test/ko/{i:04}.bmp", f"{name}/ground_truth/ko/{i:04}{masks}")
@@ -215,9 +215,9 @@ def real_iad(root: Path) -> None:
 def two_folders(root: Path) -> None:
     """Two folders of one's own, with a mask beside each anomalous image."""
     out = Writer(root)
-    out.nominal(*numbered("line 1/passed", 10, ".png"))
+    out.nominal(*numbered("passed", 10, ".png"))
     for i in range(3):
-        out.defect(f"line 1/rejected/scratch/{i}.png", f"line 1/rejected/scratch/{i}_mask.png")
+        out.defect(f"rejected/scratch/{i}.png", f"rejected/scratch/{i}_mask.png")
 
 
 def coco(root: Path, has_split: bool = False) -> None:

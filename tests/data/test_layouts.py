@@ -37,7 +37,7 @@ def counts_of(category) -> tuple[int, int, int, int, int]:
 
 TREES = {
     "loco": ("mvtec", ["breakfast_box", "pushpins"], (6, 2, 2, 3, 3)),
-    "btad": ("btad", ["01", "03"], (6, 0, 2, 3, 3)),
+    "btad": ("btad", ["01", "03"], (7, 0, 2, 3, 3)),
     "mvtec_ad_2": ("mvtec-ad-2", ["can", "vial"], (6, 2, 2, 3, 3)),
     "mvtec_3d": ("mvtec-3d", ["bagel", "rope"], (6, 2, 2, 3, 3)),
 }
@@ -330,7 +330,7 @@ def test_a_real_iad_file_of_another_form_is_refused(tmp_path):
 
 
 def own_folders(root, **values) -> Config:
-    folders = {"nominal_folder": f"{root}/line 1/passed", "anomalous_folder": f"{root}/line 1/rejected"}
+    folders = {"nominal_folder": f"{root}/passed", "anomalous_folder": f"{root}/rejected"}
     return settings(root, "lid", **folders | values)
 
 
@@ -352,15 +352,15 @@ def test_two_folders_are_checked(tmp_path):
     with raises_user_error("data.anomalous_folder", tmp_path / "none"):
         open_category(own_folders(tmp_path, anomalous_folder=f"{tmp_path}/none"))
     with raises_user_error("data.anomalous_folder", "data.nominal_folder"):
-        open_category(own_folders(tmp_path, nominal_folder=f"{tmp_path}/line 1"))
+        open_category(own_folders(tmp_path, nominal_folder=f"{tmp_path}"))
     with raises_user_error("data.layout = visa", "data.nominal_folder"):
         open_category(own_folders(tmp_path, layout="visa"))
     with raises_user_error("data.layout = folders", "data.nominal_folder"):
         open_category(settings(tmp_path, layout="folders"))
     with raises_user_error("data.table", "data.nominal_folder"):
         open_category(own_folders(tmp_path, table="x.csv"))
-    (tmp_path / "line 1/rejected/scratch/1_mask.png").unlink()
-    with raises_user_error(tmp_path / "line 1/rejected/scratch/1.png"):
+    (tmp_path / "rejected/scratch/1_mask.png").unlink()
+    with raises_user_error(tmp_path / "rejected/scratch/1.png"):
         open_category(own_folders(tmp_path))
 
 
@@ -428,6 +428,6 @@ def test_a_wrong_file_of_annotations_is_refused(tmp_path):
 
 def test_textures_among_the_images_of_a_dataset_are_refused(tmp_path):
     layout_fixtures.two_folders(tmp_path)
-    config = own_folders(tmp_path, anomaly_source_path=f"{tmp_path}/line 1")
-    with raises_user_error("data.anomaly_source_path", tmp_path / "line 1"):
+    config = own_folders(tmp_path, anomaly_source_path=f"{tmp_path}")
+    with raises_user_error("data.anomaly_source_path", tmp_path / "passed"):
         list_textures(config, open_category(config))

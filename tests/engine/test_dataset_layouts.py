@@ -44,7 +44,7 @@ CASES = {
     "two_folders": (
         "folders",
         ["lid"],
-        "nominal_folder: {root}/data/line 1/passed\n  anomalous_folder: {root}/data/line 1/rejected",
+        "nominal_folder: {root}/data/passed\n  anomalous_folder: {root}/data/rejected",
     ),
     "coco": ("coco", ["lids"], "coco: {root}/data/annotations/lids.json"),
 }

@@ -89,7 +89,7 @@ def run(config: Config) -> None:
     )
     trained, held_out = (len(files.training), len(files.held_out)) if files else (len(nominal), len(validation))
     print(registry.summary(category, config, trained, held_out, test or []))
-    _print_counts(category.folder, files, textures, test or [], bool(validation))
+    _print_counts(category, files, textures, test or [], bool(validation))
     for line in notes.lines():
         print(line)
     if files:
@@ -127,15 +127,15 @@ def run(config: Config) -> None:
 
 
 def _print_counts(
-    category: Path,
+    category: registry.Category,
     files: TrainingFiles | None,
     textures: Sequence[Path],
     test: Sequence[TestSample],
     has_validation: bool,
 ) -> None:
-    if files:
+    if files and category.layout in registry.TREES:
         source = "validation/good" if has_validation else "of train/good"
-        print(f"{category}: {len(files.training)} training images, {len(files.held_out)} held out ({source})")
+        print(f"{category.folder}: {len(files.training)} training images, {len(files.held_out)} held out ({source})")
     print(
         f"textures: {len(textures)}" + (", a fifth of them held out" if textures and files and files.held_out else "")
     )

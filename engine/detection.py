@@ -99,7 +99,10 @@ def provenance_of(
     """
     config = preprocessor.config
     digests = provenance.file_digests([sample.path for sample in samples])
-    named = [f"{composed(one.name)} {digest}" for one, digest in zip(samples, digests, strict=True)]
+    # A label that is not in the name, but in a table, can change alone.
+    named = [
+        f"{composed(one.name)} {digest} {one.label}".rstrip() for one, digest in zip(samples, digests, strict=True)
+    ]
     masked = [(sample.name, mask) for sample in samples for mask in sample.masks]
     mask_digests = provenance.file_digests([mask for _, mask in masked])
     masks = [f"{composed(name)} {digest}" for (name, _), digest in zip(masked, mask_digests, strict=True)]

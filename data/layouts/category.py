@@ -108,7 +108,10 @@ class ListedCategory:
 
 def name_below(file: Path, folder: Path) -> str:
     """Path (composed) relative to a folder, with forward slashes; `up` for each folder above that it passes."""
-    parts = Path(os.path.relpath(file, folder)).parts
+    try:
+        parts = Path(os.path.relpath(file, folder)).parts
+    except ValueError:  # on another drive
+        parts = file.parts[1:]
     return composed("/".join("up" if part == os.pardir else part for part in parts))
 
 

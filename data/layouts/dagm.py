@@ -5,22 +5,20 @@ Source: Wieler and Hahn, Weakly supervised learning for industrial optical inspe
 
 from pathlib import Path
 
-from data.folders import DatasetNotes, images_below, subfolders
+from data.folders import DatasetNotes, images_below
 from data.layouts.category import GOOD, Listing, name_below, sample
 from data.layouts.tree import require
 from data.mask_files import fold
 from data.mvtec import TestSample
-from runtime.names import as_on_disk, composed
+from runtime.names import as_on_disk
 
 PARTS, MASKS = ("Train", "Test"), "Label"
 ENDING = "_label"  # of the masks' stems, as `fold` returns them
 
 
-def categories(data_path: Path) -> list[str]:
-    """Names of the folders with a folder Label in Train or Test."""
-    return [
-        composed(path.name) for path in subfolders(data_path) if any((path / part / MASKS).is_dir() for part in PARTS)
-    ]
+def fits(folder: Path) -> bool:
+    """Whether a class's folder has a folder Label in Train or Test."""
+    return any((folder / part / MASKS).is_dir() for part in PARTS)
 
 
 def read(data_path: Path, category: str) -> Listing:

@@ -12,25 +12,25 @@ from pathlib import Path
 
 from data import image_io
 from data.folders import DatasetNotes, images_below, subfolders
-from data.layouts.category import GOOD, Listing, name_below, sample
+from data.layouts.category import GOOD, Listing, sample
 from data.layouts.tree import require
 from data.mask_files import fold
 from data.mask_matching import and_n_more
 from data.mvtec import TestSample
 from runtime.device import map_in_threads
 from runtime.errors import UserError
-from runtime.names import as_on_disk, composed
+from runtime.names import as_on_disk
 from runtime.provenance import file_state
 
 ITEM = re.compile(r"kos\d+", re.IGNORECASE)
-LABEL, TRUTH = "_label", "_gt"  # endings of the masks' stems, as `fold` returns them
+LABEL, TRUTH = "_label.bmp", "_GT.png"  # endings of the masks' names; the suffix may be another one
 DEFECT = "defect"
 _EMPTY: dict[tuple, bool] = {}  # path and state of a mask -> whether it marks nothing, for the duration of the process
 
 
-def categories(data_path: Path) -> list[str]:
-    """Names of the folders with items of KolektorSDD, or masks of KolektorSDD2."""
-    return [composed(path.name) for path in subfolders(data_path) if _items(path) or _has_truth(path)]
+def fits(folder: Path) -> bool:
+    """Whether a folder has items of KolektorSDD, or masks of KolektorSDD2."""
+    return bool(_items(folder)) or _has_truth(folder)
 
 
 def _items(folder: Path) -> list[Path]:
@@ -39,7 +39,7 @@ def _items(folder: Path) -> list[Path]:
 
 def _has_truth(folder: Path) -> bool:
     parts = [folder / name for name in ("train", "test") if (folder / name).is_dir()]
-    return any(fold(path.stem).endswith(TRUTH) for part in parts for path in part.iterdir())
+    return any(fold(path.stem).endswith(_stem(TRUTH)) for part in parts for path in part.iterdir())
 
 
 def read(data_path: Path, category: str) -> Listing:
@@ -62,19 +62,23 @@ def read(data_path: Path, category: str) -> Listing:
 
 def _samples(folder: Path, files: Sequence[Path], ending: str) -> list[TestSample]:
     """The images among files, each with its mask if that marks a pixel. UserError where one has no mask."""
-    masks = {(path.parent, fold(path.stem)): path for path in files if fold(path.stem).endswith(ending)}
-    images = [path for path in files if not fold(path.stem).endswith(ending)]
-    if missing := [path for path in images if (path.parent, fold(path.stem) + ending) not in masks]:
-        name = name_below(missing[0], folder)
-        raise UserError(
-            f"{folder / name}{and_n_more(missing)}", f"has no mask {missing[0].stem}{ending} beside it", "add it"
-        )
-    own = [masks[path.parent, fold(path.stem) + ending] for path in images]
+    end = _stem(ending)
+    masks = {(path.parent, fold(path.stem)): path for path in files if fold(path.stem).endswith(end)}
+    images = [path for path in files if not fold(path.stem).endswith(end)]
+    if missing := [path for path in images if (path.parent, fold(path.stem) + end) not in masks]:
+        problem = f"has no mask {missing[0].stem}{ending} beside it, as the form kolektor needs it"
+        raise UserError(f"{missing[0]}{and_n_more(missing)}", problem, "add it, or set data.layout")
+    own = [masks[path.parent, fold(path.stem) + end] for path in images]
     empty = map_in_threads(_is_empty, own)
     return [
         sample(folder, path, GOOD if is_empty else DEFECT, [] if is_empty else [mask])
         for path, mask, is_empty in zip(images, own, empty, strict=True)
     ]
+
+
+def _stem(ending: str) -> str:
+    """The ending of a mask's stem, as `fold` returns it."""
+    return fold(Path(ending).stem)
 
 
 def _is_empty(mask: Path) -> bool:

@@ -19,23 +19,24 @@ TREES = ("mvtec", "mvtec-ad-2", "mvtec-3d", "btad")
 
 
 class Form(NamedTuple):
-    """A form of datasets below data.data_path.
+    """A form of datasets below data.data_path. One of the first two says which categories have it, or nearly have it.
 
     Attributes:
-        categories: data.data_path -> names of the categories that have this form, or nearly have it.
+        fits: a category's folder -> whether it has the form. categories: data.data_path -> names of the categories.
         read: data.data_path, category -> its files; UserError where something of the form is missing.
     """
 
-    categories: Callable[[Path], Sequence[str]]
     read: Callable[[Path, str], Listing]
+    fits: Callable[[Path], bool] | None = None
+    categories: Callable[[Path], Sequence[str]] = lambda data_path: ()
 
 
 FORMS = {
-    "visa": Form(visa.categories, visa.read),
-    "kolektor": Form(kolektor.categories, kolektor.read),
-    "dagm": Form(dagm.categories, dagm.read),
-    "real-iad": Form(real_iad.categories, real_iad.read),
-    "table": Form(table.categories, table.read),
+    "visa": Form(visa.read, fits=visa.fits),
+    "kolektor": Form(kolektor.read, fits=kolektor.fits),
+    "dagm": Form(dagm.read, fits=dagm.fits),
+    "real-iad": Form(real_iad.read, categories=real_iad.categories),
+    "table": Form(table.read, categories=table.categories),
 }
 # Forms that a setting asks for -> keys.
 KEYS = {
@@ -98,22 +99,30 @@ def _layout(config: Config) -> str:
     """The form of the configured category."""
     layout, data_path, name = config.data.layout, Path(config.data.data_path), config.data.category
     folder = Path(as_on_disk(f"{data_path}/{name}"))
+    if layout == "mvtec":
+        folders.category_folder(data_path, name)
+        return layout
+    if layout != "auto" and (layout in TREES or FORMS[layout].fits) and folder.is_dir():
+        return layout  # reading it says what is missing
     fitting = _fitting(data_path, name)
-    if layout == "auto" and len(fitting) > 1:
+    if layout in fitting or (layout == "auto" and len(fitting) == 1):
+        return fitting[0] if layout == "auto" else layout
+    if layout == "auto" and fitting:
         raise UserError(
             f"data.layout = auto: {name}",
             f"in {data_path.absolute()} it has the forms {' and '.join(fitting)}",
             "set data.layout to the right one",
         )
-    if layout == "auto" and fitting:
-        return fitting[0]
-    if layout in fitting or (layout == "mvtec" and folders.nominal_folders(folder / "train")):
-        return layout
     present = list_categories(config)
-    if layout in ("auto", "mvtec") and set(present) <= set(folders.list_categories(data_path)):
+    if name not in present and (whole := _forms_of(data_path.resolve())) and whole != ["mvtec"]:
+        parent, own = data_path.resolve().parent, data_path.resolve().name
+        raise UserError(
+            "data.data_path",
+            f"{data_path} is a category itself, in the form {whole[0]}",
+            f"set data.data_path={parent} and data.category={own}",
+        )
+    if layout == "auto" and set(present) <= set(folders.list_categories(data_path)):
         folders.category_folder(data_path, name)  # a UserError that says what is wrong with the tree
-    if fitting:
-        raise UserError(f"data.layout = {layout}", f"{name} has the form {fitting[0]}", "set it to this, or to auto")
     raise UserError(
         f"data.category = {name}",
         f"not in {data_path.absolute()}" + ("" if layout == "auto" else f" in the form {layout}"),
@@ -121,9 +130,14 @@ def _layout(config: Config) -> str:
     )
 
 
+def _forms_of(folder: Path) -> list[str]:
+    """The forms that a category's folder has, or nearly has."""
+    return tree.forms_of(folder) + [layout for layout, form in FORMS.items() if form.fits and form.fits(folder)]
+
+
 def _fitting(data_path: Path, name: str) -> list[str]:
     """The forms that a category has, or nearly has."""
-    found = tree.forms_of(Path(as_on_disk(f"{data_path}/{name}")))
+    found = _forms_of(Path(as_on_disk(f"{data_path}/{name}")))
     return found + [layout for layout, form in FORMS.items() if name in form.categories(data_path)]
 
 
@@ -142,9 +156,9 @@ def list_categories(config: Config) -> list[str]:
             return table.categories_of(Path(config.data.table))
         return [composed(Path(config.data.coco).stem) if config.data.coco else config.data.category]
     names = set(folders.list_categories(data_path)) if layout in ("auto", "mvtec") else set()
-    if layout in ("auto", *TREES):
-        wanted = set(TREES) if layout == "auto" else {layout}
-        names |= {composed(path.name) for path in subfolders(data_path) if wanted & set(tree.forms_of(path))}
+    if layout != "mvtec":
+        wanted = {*TREES, *FORMS} if layout == "auto" else {layout}
+        names |= {composed(path.name) for path in subfolders(data_path) if wanted & set(_forms_of(path))}
     for other, form in FORMS.items():
         # A table beside folders of categories can be about anything; it is a category where it is asked for by name.
         if layout == other or (layout == "auto" and not (other == "table" and names)):

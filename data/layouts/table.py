@@ -78,14 +78,14 @@ def categories(data_path: Path) -> list[str]:
 
 
 def _is_of_images(path: Path) -> bool:
-    """Whether the first line has a column path, or two others of a table of images."""
+    """Whether the first line has a column path, or split and another one of a table of images."""
     try:
         with path.open(encoding="utf-8-sig", errors="replace") as stream:
             head = stream.readline()
     except OSError:
         return False
     columns = {cell.strip().strip('"').casefold() for cell in re.split("[,;\t]", head)}
-    return "path" in columns or len(columns & set(COLUMNS)) > 1
+    return "path" in columns or ("split" in columns and len(columns & set(COLUMNS)) > 1)
 
 
 def read(data_path: Path, category: str) -> Listing:

@@ -125,4 +125,8 @@ def open_tree(layout: str, folder: Path) -> TreeCategory:
 def require(layout: str, folder: Path, needed: Sequence[str]) -> None:
     """UserError with the folders that a form needs and that are missing."""
     if missing := [name for name in dict.fromkeys(needed) if not (folder / name).is_dir()]:
-        raise UserError(folder, f"has nearly the form {layout}, but no {', '.join(missing)}", "add what is missing")
+        raise UserError(
+            folder,
+            f"not in the form {layout}: it has no {', '.join(missing)}",
+            "add what is missing, or set data.layout",
+        )

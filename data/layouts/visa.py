@@ -6,7 +6,7 @@ self-supervised pre-training for anomaly detection and segmentation, ECCV 2022.
 
 from pathlib import Path
 
-from data.folders import images_below, normalize_name, subfolders
+from data.folders import images_below, normalize_name
 from data.layouts.category import GOOD, Listing, check_there, sample
 from data.layouts.table import SPLITS, read_rows, require_columns
 from data.layouts.tree import require
@@ -20,9 +20,9 @@ IMAGES, MASKS = "Data/Images", "Data/Masks/Anomaly"
 ANOMALY = "anomaly"
 
 
-def categories(data_path: Path) -> list[str]:
-    """Names of the folders with Data/Images."""
-    return [composed(path.name) for path in subfolders(data_path) if (path / IMAGES).is_dir()]
+def fits(folder: Path) -> bool:
+    """Whether a category's folder has Data/Images."""
+    return (folder / IMAGES).is_dir()
 
 
 def read(data_path: Path, category: str) -> Listing:

@@ -104,9 +104,29 @@ def test_a_tree_that_nearly_has_a_form_is_refused_with_what_is_missing(tmp_path,
 
 def test_a_named_form_that_a_category_does_not_have_is_refused(tmp_path):
     layout_fixtures.btad(tmp_path)
-    with raises_user_error("data.layout = mvtec-3d", "btad"):
+    with raises_user_error(tmp_path / "01", "mvtec-3d", "train/good/rgb"):
         open_category(settings(tmp_path, "01", layout="mvtec-3d"))
     assert open_category(settings(tmp_path, "01", layout="mvtec")).layout == "mvtec"  # it is that, too
+
+
+@pytest.mark.parametrize(
+    ("name", "category"), [("kolektor_sdd", "KolektorSDD"), ("dagm", "Class1"), ("visa", "candle")]
+)
+def test_a_category_given_as_the_dataset_is_refused_with_the_fix(tmp_path, name, category):
+    getattr(layout_fixtures, name)(tmp_path)
+    with raises_user_error("data.data_path", f"data.data_path={tmp_path}", f"data.category={category}"):
+        open_category(settings(tmp_path / category))
+
+
+@pytest.mark.parametrize("layout", ["mvtec-ad-2", "visa", "kolektor", "dagm", "real-iad", "table"])
+def test_a_named_form_without_a_category_of_it_is_refused(tmp_path, layout):
+    make_dataset(tmp_path)
+    with raises_user_error("tile", layout):
+        open_category(settings(tmp_path / "mvtec", "tile", layout=layout))
+    with raises_user_error("wood", layout):
+        open_category(settings(tmp_path / "mvtec", "wood", layout=layout))
+    with raises_user_error("mvtec"):
+        chosen_categories(settings(tmp_path / "mvtec", layout=layout), None)
 
 
 def test_a_category_of_two_forms_is_refused_unless_one_is_named(tmp_path):
@@ -265,8 +285,8 @@ def test_a_mask_that_marks_a_nominal_image_of_a_table_is_refused(tmp_path):
     [
         ("visa", "candle", "Data/Images/Normal/0003.JPG", ["1cls.csv", "0003.JPG"]),
         ("visa", "candle", "Data/Masks/Anomaly/001.png", ["1cls.csv", "001.png"]),
-        ("kolektor_sdd", "KolektorSDD", "kos07/Part1_label.bmp", ["kos07/Part1.jpg", "Part1_label"]),
-        ("kolektor_sdd2", "KolektorSDD2", "test/20001_GT.png", ["test/20001.png", "20001_gt"]),
+        ("kolektor_sdd", "KolektorSDD", "kos07/Part1_label.bmp", ["kos07/Part1.jpg", "Part1_label.bmp"]),
+        ("kolektor_sdd2", "KolektorSDD2", "test/20001_GT.png", ["test/20001.png", "20001_GT.png"]),
         ("kolektor_sdd2", "KolektorSDD2", "train", ["kolektor", "train"]),
         ("dagm", "Class1", "Test", ["dagm", "Test", "Test/Label"]),
         ("dagm", "Class1", "Train/Label", ["dagm", "Train/Label"]),

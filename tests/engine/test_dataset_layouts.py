@@ -153,3 +153,15 @@ def test_a_new_image_of_a_held_out_group_is_held_out(dataset, call, tmp_path):
     status, out, error = call("main", *settings, "--train", "--set", "train.epochs=2")
     assert status == 0, out + error
     assert checkpoint.load_metadata(last).images.held_out.keys() == held_out.keys() | {name}
+
+
+def test_results_are_out_of_date_when_a_label_of_a_table_changes(dataset, call, tmp_path):
+    settings = ["--config", str(dataset("table"))]
+    assert call("main", *settings, "--train")[0] == 0
+    assert call("evaluate_checkpoints", *settings, "--thresholds", "max")[0] == 0
+    _, out, _ = call("evaluate_checkpoints", *settings, "--thresholds", "max")
+    assert_line(out, "2 already complete")
+    table = tmp_path / "data/gear.csv"
+    table.write_text(table.read_text().replace("dent", "hole"))
+    _, out, _ = call("evaluate_checkpoints", *settings, "--thresholds", "max")
+    assert_line(out, "0 already complete")

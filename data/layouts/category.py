@@ -158,9 +158,11 @@ def hold_out_test(listing: Listing, share: float, seed: int) -> Listing:
         members.setdefault(_group(listing, file), []).append(file)
     count = round(share * len(listing.nominal))
     held_out: set[str] = set()
+    drawn: list[Path] = []
     for group in sorted(members, key=lambda name: hashlib.sha256(f"{seed} {name}".encode()).digest()):
-        if sum(len(members[name]) for name in held_out) < count and len(held_out) < len(members) - 1:
+        if len(drawn) < count and len(held_out) < len(members) - 1:
             held_out.add(group)
+            drawn += members[group]
     if listing.nominal and share and not held_out:
         raise UserError(
             f"data.test_split = {share}",
@@ -172,7 +174,6 @@ def hold_out_test(listing: Listing, share: float, seed: int) -> Listing:
     for one in listing.test:
         if _group(listing, one.path) in trained:
             notes.skip("anomalous images of groups that are trained on", one.name)
-    drawn = [file for group in held_out for file in members[group]]
     whole = f" ({len(held_out)} of {len(members)} groups)" if listing.groups else ""
     notes.assume(
         f"the dataset has no split: {len(drawn)} of {len(listing.nominal)} nominal images{whole} are held out for the "

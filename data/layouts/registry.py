@@ -19,11 +19,11 @@ TREES = ("mvtec", "mvtec-ad-2", "mvtec-3d", "btad")
 
 
 class Form(NamedTuple):
-    """A form of datasets below data.data_path. One of the first two says which categories have it, or nearly have it.
+    """A form of datasets below data.data_path. One of the last two says which categories have it, or nearly have it.
 
     Attributes:
-        fits: a category's folder -> whether it has the form. categories: data.data_path -> names of the categories.
         read: data.data_path, category -> its files; UserError where something of the form is missing.
+        fits: a category's folder -> whether it has the form. categories: data.data_path -> names of the categories.
     """
 
     read: Callable[[Path, str], Listing]
@@ -143,9 +143,11 @@ def _fitting(data_path: Path, name: str) -> list[str]:
 
 def nominal_if_there(config: Config) -> list[Path]:
     """Nominal images of the configured category; none where the category is not there."""
-    if not asked_for(config) and len(_fitting(Path(config.data.data_path), config.data.category)) != 1:
+    try:
+        category = open_category(config)
+    except UserError:
         return []
-    return open_category(config).nominal()
+    return category.nominal()
 
 
 def list_categories(config: Config) -> list[str]:
@@ -201,6 +203,9 @@ def list_textures(config: Config, category: Category, notes: DatasetNotes | None
         files = [*listing.nominal, *listing.validation]
         files += [file for one in listing.test for file in (one.path, *one.masks) if isinstance(file, Path)]
         own = {file.parent for file in files}
+        if not asked_for(config):
+            categories = [Path(as_on_disk(f"{config.data.data_path}/{name}")) for name in list_categories(config)]
+            own |= {folder for folder in categories if folder.is_dir()}
     return folders.list_textures(Path(config.data.anomaly_source_path), notes, Path(config.data.data_path), own)
 
 

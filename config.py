@@ -23,6 +23,13 @@ class _Section(BaseModel):
 class Data(_Section):
     data_path: Annotated[kinds.PathText, kinds.WEIGHTS] = "./datasets/mvtec"
     category: Annotated[kinds.NameText, kinds.INPUT] = "bottle"
+    layout: Annotated[kinds.Layout, kinds.WEIGHTS] = "auto"
+    table: Annotated[kinds.OptionalPathText, kinds.WEIGHTS] = None
+    coco: Annotated[kinds.OptionalPathText, kinds.WEIGHTS] = None
+    nominal_folder: Annotated[kinds.OptionalPathText, kinds.WEIGHTS] = None
+    anomalous_folder: Annotated[kinds.OptionalPathText, kinds.WEIGHTS] = None
+    test_split: Annotated[float, Field(strict=True, ge=0, lt=1), kinds.WEIGHTS] = 0.2
+    test_seed: Annotated[int, kinds.whole(0, 2**32 - 1), kinds.WEIGHTS] = 0
     anomaly_source_path: Annotated[kinds.PathText, kinds.WEIGHTS] = "dtd/images"
     checkpoint_path: Annotated[kinds.PathText, kinds.NOTHING] = "./checkpoints"
     results_path: Annotated[kinds.PathText, kinds.NOTHING] = "./results"

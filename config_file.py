@@ -12,6 +12,7 @@ from config_types import allowed_values
 from runtime import yaml_file
 from runtime.cli import CONFIG
 from runtime.errors import UserError, UserErrors
+from runtime.names import composed
 
 REGIONS = "masking.regions"
 UNUSED_KEYS = {"input_channel", "save_txt", "comparison"}  # of earlier code
@@ -110,6 +111,9 @@ def load_config(files: Files, overrides: Iterable[str] = ()) -> Config:
         if path != CONFIG and len(place) == 2:
             config._sources[".".join(place)] = f"--config {path}"
     config._sources |= dict.fromkeys(overridden, "--set")
+    named = config.data.table or config.data.coco
+    if named and not config.is_explicit("data.category"):
+        config = config.with_values({"data.category": composed(Path(named).stem)})
     return config
 
 

@@ -193,6 +193,20 @@ def whole(low: int, high: int) -> Any:
 PathText = Annotated[str, AfterValidator(_path)]
 OptionalPathText = Annotated[str | None, AfterValidator(lambda value: value if value is None else _path(value))]
 NameText = Annotated[str, AfterValidator(_name)]
+Layout = Literal[
+    "auto",
+    "mvtec",
+    "mvtec-ad-2",
+    "mvtec-3d",
+    "visa",
+    "btad",
+    "kolektor",
+    "dagm",
+    "real-iad",
+    "folders",
+    "table",
+    "coco",
+]
 Flag = Annotated[bool, Field(strict=True)]
 PositiveRate = Annotated[float, Field(strict=True, gt=0, le=1)]
 ImageSize = Annotated[tuple[int, int], BeforeValidator(_img_size)]

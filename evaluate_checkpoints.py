@@ -9,7 +9,7 @@ from evaluation.thresholds import COMPARED_KINDS, KINDS
 from runtime.cli import Parser, add_config_flags, add_ray_flags, boolean, run
 
 # Predefined parameters. Each can be given as a flag of the same name, e.g. --checkpoints 600 700
-CATEGORIES = None  # names of categories; None: every folder of data.data_path that has train/good
+CATEGORIES = None  # names of categories; None: all of the dataset (docs/data.md)
 CHECKPOINTS = None  # epochs, or last; None: every kept epoch of each category
 MASKINGS = None  # of no, pre, post; None: all, but pre and post only for categories that masking.regions names
 REGISTRATIONS = (False, True)  # without, with image registration

@@ -8,7 +8,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))  # python -P and -I lea
 from runtime.cli import CONFIG, Parser, add_config_flags, add_ray_flags, boolean, run
 
 # Predefined parameters. Each can be given as a flag of the same name, e.g. --categories bottle cable
-CATEGORIES = None  # names of categories; None: every folder of data.data_path that has train/good
+CATEGORIES = None  # names of categories; None: all of the dataset (docs/data.md)
 UPDATE_CONFIG = False  # True: data.category is set in the given settings file, too, so that it names the last one
 FORCE = False  # True: train anew what is complete already
 SEEDS = None  # numbers: each category is trained with each of them, in runs of their own (run_name_seed0 ...)

@@ -62,7 +62,7 @@ def bench_detection() -> None:
         x = torch.rand(8, 3, flags.size, flags.size, device=device).to(precision)
         x = x.contiguous(memory_format=memory_format(device, precision))
         samples = list_test(root / "mvtec/made_up")[half - flags.few // 2 :][: flags.few]
-        files = [(sample.path, sample.masks[0] if sample.masks else None) for sample in samples]
+        files = [(one.path, next((mask for mask in one.masks if isinstance(mask, Path)), None)) for one in samples]
 
         def baseline() -> None:
             baselines.detection(files, lambda image: image[..., 0], root, flags.size)

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -198,11 +198,14 @@ def chosen_categories(data_path: Path, names: Sequence[str] | None) -> list[str]
     return list(dict.fromkeys(names)) if names else present or [category_folder(data_path, "*").name]
 
 
-def list_textures(folder: Path, notes: DatasetNotes | None = None, data_path: Path | None = None) -> list[Path]:
+def list_textures(
+    folder: Path, notes: DatasetNotes | None = None, data_path: Path | None = None, own: Iterable[Path] = ()
+) -> list[Path]:
     """Texture images at any depth below `folder`, sorted.
 
     Args:
         data_path: folder of the dataset, whose categories must not be among the textures; None: not checked.
+        own: other folders of which the same is true.
 
     Raises:
         UserError: there are none, or some are images or masks of a category.
@@ -217,14 +220,15 @@ def list_textures(folder: Path, notes: DatasetNotes | None = None, data_path: Pa
             'python -c "from data_loader import fetch_dtd; fetch_dtd()"   (by hand: put the images folder of '
             "DTD r1.0.1 at dtd/images)",
         )
-    categories = set()
+    categories = {path.resolve() for path in own}
     if data_path:
-        categories = {Path(as_on_disk(f"{data_path}/{name}")).resolve() for name in list_categories(data_path)}
+        categories |= {Path(as_on_disk(f"{data_path}/{name}")).resolve() for name in list_categories(data_path)}
+    place = f" in {data_path}" if data_path and not own else ""
     for parent in dict.fromkeys((file.resolve() if file.is_symlink() else file).parent for file in files):
         if categories & {parent.resolve(), *parent.resolve().parents}:
             raise UserError(
                 f"data.anomaly_source_path = {folder}",
-                f"{parent} belongs to the dataset in {data_path}: its images and masks would be taken as textures",
+                f"{parent} belongs to the dataset{place}: its images and masks would be taken as textures",
                 "set it to a folder of other images, outside of the dataset",
             )
     return files

@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 
 from data import decoding, mask_decoding
+from data.annotations import DrawnMask, MaskSource
 from data.decoding import BITS, TOO_BRIGHT, DecodeError, check_pages, open_header, orientation_of, without_alpha
 from data.mask_decoding import DecodedMask
 from runtime.device import map_in_threads
@@ -122,8 +123,10 @@ def read_all(
     return [read_image(file, size, white_level) for file in cast(Sequence[Path], images)]
 
 
-def decode_mask_file(path: Path) -> DecodedMask:
-    """Decode a mask file at its own size, turned upright; UserError if it cannot be read or is ambiguous."""
+def decode_mask_file(path: MaskSource) -> DecodedMask:
+    """Decode (or draw) a mask at its own size, turned upright; UserError if it cannot be read or is ambiguous."""
+    if isinstance(path, DrawnMask):
+        return DecodedMask(path.draw(), "annotations")
     with _user_errors(path):
         stored = decoding.decode(path)
     with open_header(path) as header:
@@ -134,7 +137,7 @@ def decode_mask_file(path: Path) -> DecodedMask:
         raise UserError(path, error, "write a mask of 0 and 255, with 255 where the defect is") from error
 
 
-def read_mask(path: Path, original_size: tuple[int, int]) -> np.ndarray:
+def read_mask(path: MaskSource, original_size: tuple[int, int]) -> np.ndarray:
     """Ground-truth mask, uint8 (H, W): 255 where anomalous, else 0.
 
     Args:

@@ -5,14 +5,17 @@ validation/good/* with nominal images to hold out. docs/data.md lists the deviat
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 import cv2
 import numpy as np
 
 from data import image_io
+from data.annotations import MaskSource
 from data.folders import IMAGE_SUFFIXES, DatasetNotes, images_below, nominal_folders, normalize_name, subfolders
 from data.mask_files import MASK_FOLDERS, check_twins, split_images_and_masks
 from data.mask_matching import Masks, and_n_more, name_in
@@ -24,6 +27,15 @@ VALIDATION_FOLDERS = {"validation", "valid", "val"}  # as `normalize_name` retur
 SOME = 20  # number of test images whose bit depth is checked
 
 
+class Named(Protocol):
+    """Names and groups of a category's images, see `layouts.category.ListedCategory`."""
+
+    @property
+    def groups(self) -> Mapping[Path, str]: ...
+
+    def split_name(self, file: Path) -> str: ...
+
+
 @dataclass(frozen=True)
 class TestSample:
     """A test image or a held-out nominal image, with its masks.
@@ -31,15 +43,28 @@ class TestSample:
     Attributes:
         path: the image file. has_anomaly: whether it is in a folder of a defect.
         name: path within the category, with forward slashes.
-        masks: mask files, whose union marks the anomaly; empty for nominal images and for defects without masks.
+        masks: mask files (or annotations), whose union marks the anomaly; empty for nominal images and for defects
+            without masks.
         has_empty_mask: the masks have been read and mark no pixel.
+        label: kind of defect, or good, where no folder in test/ says it.
     """
 
     path: Path
     has_anomaly: bool
     name: str
-    masks: tuple[Path, ...] = ()
+    masks: tuple[MaskSource, ...] = ()
     has_empty_mask: bool = False
+    label: str = ""
+
+    @property
+    def kind(self) -> str:
+        """The kind of defect, or good: the label, else the image's folder in test/."""
+        return self.label or self.name.split("/")[1]
+
+    @property
+    def name_in_test(self) -> str:
+        """The name without the folder test/, for files of results."""
+        return self.name.removeprefix("test/")
 
 
 def list_nominal(category: Path, notes: DatasetNotes | None = None) -> list[Path]:
@@ -90,7 +115,12 @@ def nominal_name(category: Path, file: Path) -> str:
 
 
 def split_nominal(
-    files: Sequence[Path], val_split: float, seed: int, split_by: str | None = None, category: Path | None = None
+    files: Sequence[Path],
+    val_split: float,
+    seed: int,
+    split_by: str | None = None,
+    category: Path | None = None,
+    named: "Named | None" = None,
 ) -> tuple[list[Path], list[Path]]:
     """Split nominal images into training and held-out files at random.
 
@@ -98,7 +128,7 @@ def split_nominal(
         files: images of train/good, sorted. val_split: share to hold out, from 0 to below 1. seed: of the split.
         split_by: regular expression with groups, searched in the names within train/good. Files whose groups match the
             same text are never separated. None: each file is drawn on its own.
-        category: folder of the category; needed with `split_by`.
+        category: folder of the category; needed with `split_by`. named: names and groups of its images, in its place.
 
     Returns:
         training files and held-out files, both sorted; no held-out files where val_split is 0.
@@ -108,7 +138,10 @@ def split_nominal(
     """
     if val_split == 0:
         return list(files), []
-    groups = _groups(files, split_by, category)
+    if named:
+        groups = _groups(files, split_by, named.split_name, named.groups)
+    else:
+        groups = _groups(files, split_by, partial(nominal_name, category) if category else None, {})
     count = round(len(files) * val_split)
     if not 0 < count < len(files):
         purpose = "to hold out" if count == 0 else "to train on"
@@ -127,14 +160,24 @@ def split_nominal(
     )
 
 
-def _groups(files: Sequence[Path], split_by: str | None, category: Path | None) -> list[list[int]]:
+def _groups(
+    files: Sequence[Path], split_by: str | None, name_of: Callable[[Path], str] | None, groups_of: Mapping[Path, str]
+) -> list[list[int]]:
     """Groups of files that must not be separated, as lists of indices into `files`."""
-    if split_by is None or category is None:
-        return [[index] for index in range(len(files))]
     groups: dict[tuple, list[int]] = {}
+    if groups_of and split_by:
+        raise UserError(
+            f"data.split_by = {split_by!r}",
+            "the dataset has groups of its own, which are kept together",
+            "leave it out",
+        )
+    if split_by is None or name_of is None:
+        for index, file in enumerate(files):
+            groups.setdefault((groups_of[file],) if file in groups_of else (None, index), []).append(index)
+        return list(groups.values())
     match: re.Match[str] | None = None
     for index, file in enumerate(files):
-        if not (match := re.search(split_by, nominal_name(category, file))):
+        if not (match := re.search(split_by, name_of(file))):
             raise UserError(
                 f"data.split_by = {split_by!r}", f"does not match {file}", "change it so that it matches every file"
             )
@@ -206,7 +249,7 @@ def vanishing_regions(mask: np.ndarray, size: tuple[int, int]) -> tuple[int, int
     return count - 1 - len(kept), count - 1
 
 
-def vanishing_note(counts: dict[Path, tuple[int, int]]) -> list[str]:
+def vanishing_note(counts: dict[MaskSource, tuple[int, int]]) -> list[str]:
     """A sentence about masks whose `vanishing_regions` are not 0; an empty list where there are none."""
     lost = [f"{gone} of {of} in {mask.parent.name}/{mask.name}" for mask, (gone, of) in counts.items() if gone]
     total = sum(gone for gone, _ in counts.values())
@@ -226,7 +269,7 @@ def with_masks_read(samples: Sequence[TestSample], size: tuple[int, int]) -> tup
         UserError: ambiguous or unreadable masks.
     """
 
-    def read(path: Path) -> tuple[bool, str | None, tuple[int, int]]:
+    def read(path: MaskSource) -> tuple[bool, str | None, tuple[int, int]]:
         """Whether the mask is empty, the warning, and its vanishing regions."""
         mask = image_io.decode_mask_file(path)
         return not mask.mask.any(), mask.warning, vanishing_regions(mask.mask, size)

@@ -15,9 +15,11 @@ from tqdm import tqdm
 import data_loader
 from config import Config, recipe
 from data import image_io
-from data.folders import DatasetNotes, category_folder, list_textures
+from data.annotations import MaskSource
+from data.folders import DatasetNotes
 from data.image_io import EmbeddedImage
-from data.mvtec import TestSample, list_nominal, list_test, list_validation, vanishing_note, vanishing_regions
+from data.layouts import registry
+from data.mvtec import TestSample, vanishing_note, vanishing_regions
 from evaluation.thresholds import false_positive_estimate, images_needed
 from inference import checkpoint, tiles
 from inference.preprocessing import Preprocessor, configured
@@ -75,17 +77,18 @@ class Findings:
 def run(config: Config) -> None:
     """Print what is found. UserError where training or detection would stop, after all reasons are printed."""
     findings, notes = Findings(), DatasetNotes()
-    data_path, sources = Path(config.data.data_path), Path(config.data.anomaly_source_path)
-    category = category_folder(data_path, config.data.category)
-    nominal = findings.attempt(lambda: list_nominal(category, notes)) or []
-    validation = findings.attempt(lambda: list_validation(category, notes)) or []
-    textures = findings.attempt(lambda: list_textures(sources, notes, data_path)) or []
-    test = findings.attempt(lambda: list_test(category, notes)) if (category / "test").is_dir() else []
+    category = registry.open_category(config)
+    nominal = findings.attempt(lambda: category.nominal(notes)) or []
+    validation = findings.attempt(lambda: category.validation(notes)) or []
+    textures = findings.attempt(lambda: registry.list_textures(config, category, notes)) or []
+    test = findings.attempt(lambda: category.test(notes)) if category.has_test else []
     files = (
         findings.attempt(lambda: split(config, DatasetFiles(category, nominal, validation, textures)))
         if nominal
         else None
     )
+    trained, held_out = (len(files.training), len(files.held_out)) if files else (len(nominal), len(validation))
+    print(registry.summary(category, config, trained, held_out, test or []))
     _print_counts(category, files, textures, test or [], bool(validation))
     for line in notes.lines():
         print(line)
@@ -124,20 +127,20 @@ def run(config: Config) -> None:
 
 
 def _print_counts(
-    category: Path,
+    category: registry.Category,
     files: TrainingFiles | None,
     textures: Sequence[Path],
     test: Sequence[TestSample],
     has_validation: bool,
 ) -> None:
-    if files:
+    if files and category.layout in registry.TREES:
         source = "validation/good" if has_validation else "of train/good"
-        print(f"{category}: {len(files.training)} training images, {len(files.held_out)} held out ({source})")
+        print(f"{category.folder}: {len(files.training)} training images, {len(files.held_out)} held out ({source})")
     print(
         f"textures: {len(textures)}" + (", a fifth of them held out" if textures and files and files.held_out else "")
     )
-    kinds = Counter(one.name.split("/")[1] for one in test)
-    unmasked = Counter(one.name.split("/")[1] for one in test if one.has_anomaly and not one.masks)
+    kinds = Counter(one.kind for one in test)
+    unmasked = Counter(one.kind for one in test if one.has_anomaly and not one.masks)
     counts = [
         f"{count} {kind}" + (f" ({unmasked[kind]} without a mask)" if unmasked[kind] else "")
         for kind, count in kinds.items()
@@ -193,7 +196,7 @@ def _print_looks(groups: dict[str, Sequence[Path]], looks: dict[Path, Look]) -> 
             print(f"{group} images that are also training images ({what}): {_some(known)}")
 
 
-def _some(paths: Sequence[Path]) -> str:
+def _some(paths: Sequence[MaskSource]) -> str:
     names = [f"{path.parent.name}/{path.name}" for path in paths[:SHOWN]]
     return f"{len(paths)} ({', '.join(names)}{', ...' if len(paths) > SHOWN else ''})"
 
@@ -204,8 +207,8 @@ def _print_masks(
     """Print how masks are decoded, and warnings. size: (height, width) that they are resized to."""
     pairs = [(sample, mask) for sample in test for mask in sample.masks]
     kinds: Counter[str] = Counter()
-    warnings: dict[str, list[Path]] = {}
-    vanishing: dict[Path, tuple[int, int]] = {}
+    warnings: dict[str, list[MaskSource]] = {}
+    vanishing: dict[MaskSource, tuple[int, int]] = {}
     with ThreadPoolExecutor(core_count()) as pool:
         found = pool.map(lambda pair: findings.attempt(lambda: image_io.decode_mask_file(pair[1])), pairs)
         bar = tqdm(found, "reading masks", len(pairs), unit="mask", leave=None, disable=None if pairs else True)

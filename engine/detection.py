@@ -8,18 +8,21 @@ from pathlib import Path
 from typing import Any
 
 from config import Config, map_settings, threshold_settings
-from data.folders import DatasetNotes, category_folder
-from data.mvtec import TestSample, list_test, with_masks_read
+from data.folders import DatasetNotes
+from data.layouts.registry import Category, open_category
+from data.mask_matching import and_n_more
+from data.mvtec import TestSample, with_masks_read
 from engine.threshold import NOT_KNOWN, load_thresholds, nominal_images
 from evaluation.thresholds import MANUAL, OPTIMAL
 from inference import checkpoint, threshold_file
-from inference.checkpoint import Checkpoint
+from inference.checkpoint import Checkpoint, CheckpointMetadata
 from inference.detect import detect
 from inference.preprocessing import Preprocessor, Technique, apply_valid_mask, configured
 from inference.threshold_file import NominalThresholds
 from reporting.result import Record, Result
 from runtime import provenance
 from runtime.device import Together
+from runtime.errors import UserError
 from runtime.names import composed
 from runtime.provenance import Content, Provenance
 
@@ -32,12 +35,13 @@ def run(config: Config, group: Together | None = None) -> Path:
     technique, notes = configured(config), DatasetNotes()
     kind = config.metrics.threshold_type
     manual = threshold_file.manual(config) if config.metrics.threshold and kind == MANUAL else None
-    category = category_folder(Path(config.data.data_path), config.data.category)
-    samples = list_test(category, notes)
+    category = open_category(config)
+    samples = category.test(notes)
     for line in notes.lines():
         print(line)
     samples, warnings = with_masks_read(samples, config.data.img_size)
     ckpt = checkpoint.load(config)
+    refuse_trained(category, samples, ckpt)
     preprocessor = Preprocessor.for_checkpoint(config, ckpt, [technique])
     config = preprocessor.config
     warnings += preprocessor.check(samples, [technique])
@@ -52,6 +56,25 @@ def run(config: Config, group: Together | None = None) -> Path:
         nominal = load_thresholds(config, ckpt, preprocessor, technique)
     print(evaluate_pass(ckpt, preprocessor, TestSet(samples, warnings), {technique: nominal}, (kind, OPTIMAL), group))
     return result_folder(config, ckpt.name, technique)
+
+
+def refuse_trained(category: Category, samples: Sequence[TestSample], ckpt: CheckpointMetadata) -> None:
+    """UserError if test images that the seed has chosen were trained on, or held out for thresholds.
+
+    That happens where another share or seed was set for the training, or images were added since. A dataset with a
+    split of its own is taken as it is.
+    """
+    if category.has_split or ckpt.images is None:
+        return
+    known = ckpt.images.training | ckpt.images.held_out
+    there = {category.key(one.path): one.path for one in samples if category.key(one.path) in known}
+    digests = dict(zip(there, provenance.file_digests(list(there.values())), strict=True))
+    if used := [name for name, digest in digests.items() if known[name] == digest]:
+        raise UserError(
+            f"{used[0]}{and_n_more(used)}",
+            f"chosen for the test by data.test_seed and data.test_split, but {ckpt.path} was trained with it",
+            "set both as in the training, restore the images, or train again",
+        )
 
 
 def result_folder(config: Config, checkpoint_name: str, technique: Technique) -> Path:
@@ -76,7 +99,10 @@ def provenance_of(
     """
     config = preprocessor.config
     digests = provenance.file_digests([sample.path for sample in samples])
-    named = [f"{composed(one.name)} {digest}" for one, digest in zip(samples, digests, strict=True)]
+    # A label that is not in the name, but in a table, can change alone.
+    named = [
+        f"{composed(one.name)} {digest} {one.label}".rstrip() for one, digest in zip(samples, digests, strict=True)
+    ]
     masked = [(sample.name, mask) for sample in samples for mask in sample.masks]
     mask_digests = provenance.file_digests([mask for _, mask in masked])
     masks = [f"{composed(name)} {digest}" for (name, _), digest in zip(masked, mask_digests, strict=True)]

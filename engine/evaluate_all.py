@@ -9,10 +9,11 @@ from tqdm import tqdm
 
 from config import Config, with_category
 from data import cache
-from data.folders import DatasetNotes, category_folder, chosen_categories
-from data.mvtec import TestSample, list_test, with_masks_read
+from data.folders import DatasetNotes
+from data.layouts.registry import chosen_categories, folders_of, open_category
+from data.mvtec import TestSample, with_masks_read
 from engine import ray_jobs
-from engine.detection import TestSet, differences, evaluate_pass, result_folder
+from engine.detection import TestSet, differences, evaluate_pass, refuse_trained, result_folder
 from engine.ray_jobs import Options
 from engine.threshold import compute_thresholds, load_thresholds
 from evaluation.thresholds import KINDS, MANUAL, NOMINAL_KINDS
@@ -130,7 +131,7 @@ def _evaluate_on_ray(config: Config, todo: list[Item], kinds: list[str], options
     labels = {f"{category}, checkpoint {name}": (category, name) for category, name in jobs}
     results = Path(data.results_path)
     results.mkdir(parents=True, exist_ok=True)
-    folders = [Path(data.data_path), Path(data.checkpoint_path), results]
+    folders = [*folders_of(config), Path(data.checkpoint_path), results]
     with run_lock(results / f".batch_{data.run_name}"), ray_jobs.connected(options) as ray:
         arguments = {label: (jobs[key], kinds) for label, key in labels.items()}
         for label, outcome in ray.run(_evaluate_items, arguments, folders):
@@ -146,7 +147,7 @@ def _evaluate_on_ray(config: Config, todo: list[Item], kinds: list[str], options
 def _plan(config: Config, selection: Selection) -> tuple[list[Item], dict[Key, str]]:
     """All passes, and what cannot be evaluated; UserError where what was asked for does not exist."""
     items, failed = [], {}
-    names = chosen_categories(Path(config.data.data_path), selection.categories)
+    names = chosen_categories(config, selection.categories)
     for name in names:
         own = with_category(config, name)
         epochs = checkpoint.saved_epochs(own.run_folder)
@@ -160,8 +161,8 @@ def _plan(config: Config, selection: Selection) -> tuple[list[Item], dict[Key, s
         techniques = _techniques(own, selection)
         kept_in = cache.cache_folder(own.data.checkpoint_path) if len(paths) > 1 else None
         try:
-            notes = DatasetNotes()
-            samples, warnings = with_masks_read(list_test(Path(own.data.data_path) / name, notes), own.data.img_size)
+            notes, category = DatasetNotes(), open_category(own)
+            samples, warnings = with_masks_read(category.test(notes), own.data.img_size)
             for line in (*notes.lines(), *warnings):
                 print(f"{name}: {line}")
             # last.pt first: a kept checkpoint of the same epoch takes its place
@@ -179,6 +180,7 @@ def _plan(config: Config, selection: Selection) -> tuple[list[Item], dict[Key, s
             usable, count = techniques, len(prepared)
             try:
                 ckpt = checkpoint.load_metadata(path)
+                refuse_trained(category, samples, ckpt)
             except (UserError, OSError) as error:
                 failed |= {(name, str(epoch), technique.name): format_error(error) for technique in techniques}
                 continue
@@ -331,7 +333,7 @@ def current_results(results: Path, config: Config, failed: dict[Key, str]) -> tu
                 stale[key] = f"its checkpoint {path} no longer exists"
                 continue
             if name not in listed:
-                listed[name] = list_test(category_folder(Path(own.data.data_path), name))
+                listed[name] = open_category(own).test()
             preprocessor, _ = _prepare(prepared, own, checkpoint.load_metadata(path), [technique])
             if changed := differences(record, path, preprocessor, technique, listed[name]):
                 stale[key] = "; ".join(changed)

@@ -10,10 +10,11 @@ import numpy as np
 from tqdm import tqdm
 
 from config import Config, Metrics, map_settings, threshold_settings
-from data.folders import DatasetNotes, category_folder, images_below
+from data.folders import DatasetNotes, images_below
+from data.layouts.registry import open_category
 from data.mask_files import split_images_and_masks
-from data.mask_matching import and_n_more, name_in
-from data.mvtec import TestSample, list_nominal, list_validation, split_nominal
+from data.mask_matching import and_n_more
+from data.mvtec import TestSample, split_nominal
 from evaluation.metrics import image_score
 from evaluation.thresholds import (
     NominalScores,
@@ -132,11 +133,11 @@ def nominal_images(config: Config, ckpt: CheckpointMetadata) -> tuple[list[TestS
 
     Images are identified by content: renamed ones stay held out, and copies count once, as they say nothing new.
     """
-    category = category_folder(Path(config.data.data_path), config.data.category)
-    own, validation = list_nominal(category), list_validation(category)
+    category = open_category(config)
+    own, validation = category.nominal(), category.validation()
     files = own + validation
     if ckpt.images is None:  # weights of another program
-        _, held_out = split_nominal(own, config.data.val_split, config.train.seed, config.data.split_by, category)
+        _, held_out = split_nominal(own, config.data.val_split, config.train.seed, config.data.split_by, None, category)
         held_out = validation or held_out
     else:
         digests = dict(zip(files, provenance.file_digests(files), strict=True))
@@ -150,7 +151,7 @@ def nominal_images(config: Config, ckpt: CheckpointMetadata) -> tuple[list[TestS
         else:  # weights of another dataset: trained on none of these
             held_out = list(there.values())
     of_content = dict(zip(provenance.file_digests(held_out or own), held_out or own, strict=True))
-    samples = [TestSample(file, False, name_in(file, category)) for file in sorted(of_content.values())]
+    samples = [TestSample(file, False, category.name(file)) for file in sorted(of_content.values())]
     return samples, None if ckpt.images is None else bool(held_out)
 
 

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from config import Config, with_category
 from config_file import edit_config, settings_text
-from data.folders import chosen_categories
+from data.layouts.registry import chosen_categories, folders_of
 from engine import ray_jobs
 from engine.ray_jobs import Options
 from inference import checkpoint
@@ -92,7 +92,7 @@ def run(config: Config, settings: Path, selection: Selection, ray: Options | Non
         settings: file that `config` comes from.
         ray: where and how to run all at once; None: here, one after the other.
     """
-    names, seeds = chosen_categories(Path(config.data.data_path), selection.categories), selection.seeds
+    names, seeds = chosen_categories(config, selection.categories), selection.seeds
     for seed in seeds or ():
         if not 0 <= seed < 2**32:
             raise UserError(f"--seeds {seed}", "out of range", f"set numbers from 0 to {2**32 - 1}")
@@ -174,7 +174,7 @@ def _run_on_ray(batch: Batch, config: Config, options: Options) -> Iterator[tupl
             for label, own in batch.jobs.items()
             if _prepare(batch, label)
         }
-        folders = [Path(folder) for folder in (data.data_path, data.checkpoint_path, data.anomaly_source_path)]
+        folders = [*folders_of(config), Path(data.checkpoint_path), Path(data.anomaly_source_path)]
         for label, outcome in ray.run(_train_on_ray, left, folders):
             if outcome.error is not None:
                 batch.failed[label] = outcome.error

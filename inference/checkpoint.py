@@ -12,13 +12,11 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from config import Config, with_checkpoint_settings, with_white_level
-from data.folders import nominal_folders
 from data.image_io import EmbeddedImage, find_white_level
-from data.mvtec import list_nominal
+from data.layouts.registry import nominal_if_there
 from inference.fingerprint import fingerprint, is_damaged
 from model import DRAEM
 from runtime.errors import UserError
-from runtime.names import as_on_disk
 from runtime.provenance import Provenance, file_state
 
 # Pairs of weight files: suffix -> pattern in the reconstructive network's stem, its replacement in the other stem.
@@ -323,8 +321,7 @@ def resolve_white_level(config: Config, ckpt: CheckpointMetadata) -> Config:
     if isinstance(wanted, str) and is_known:  # auto
         return with_white_level(config, ckpt.white_level)
     if isinstance(wanted, str):
-        category = Path(as_on_disk(f"{config.data.data_path}/{config.data.category}"))
-        nominal = list_nominal(category) if nominal_folders(category / "train") else []
+        nominal = nominal_if_there(config)
         return with_white_level(config, find_white_level(nominal) if nominal else None)
     if is_known and wanted != ckpt.white_level:
         trained = "images of 8 or full 16 bits" if ckpt.white_level is None else f"white_level {ckpt.white_level:g}"

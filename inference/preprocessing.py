@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from config import Config
+from data.annotations import MaskSource
 from data.cache import ArrayCache
 from data.image_io import EmbeddedImage, decode_mask_file, read_size, resize, resize_mask
 from data.mvtec import TestSample, check_bit_depth
@@ -327,7 +328,7 @@ class RegisteredTestImages(ArrayCache):
     def __init__(self, preprocessor: Preprocessor, samples: Sequence[TestSample]):
         size = preprocessor.config.data.img_size
         self._source = VariantDataset(samples, preprocessor, Variant(True, False), needs_region=False)
-        files = [path for sample in samples for path in (sample.path, *sample.masks)]
+        files: list[MaskSource] = [path for sample in samples for path in (sample.path, *sample.masks)]
         parts = [provenance.VERSION, preprocessor.registration.white_level, preprocessor.registration.digest]
         parts += [*(len(sample.masks) for sample in samples), *provenance.file_digests(files)]
         name = f"registered_{size[0]}x{size[1]}_{provenance.digest(parts)}"

@@ -11,9 +11,9 @@ from tqdm import tqdm
 
 from config import Config
 from data.cache import ArrayCache, half_of_disk
-from data.folders import category_folder
 from data.image_io import EmbeddedImage, read_image, resize, write_image
-from data.mvtec import TestSample, list_nominal
+from data.layouts.registry import open_category
+from data.mvtec import TestSample
 from registration import part_pose, part_segmentation
 from registration.homography import register as register_scene
 from registration.homography import warp
@@ -71,8 +71,7 @@ class Registration:
                     "data.registration_reference", f"{path} does not exist", "set it to an image, or to null"
                 )
             return path
-        folder = category_folder(Path(self.config.data.data_path), self.config.data.category)
-        return list_nominal(folder)[0]
+        return open_category(self.config).nominal()[0]
 
     @cached_property
     def uncropped(self) -> np.ndarray:

@@ -142,7 +142,7 @@ class Result:
 
     def _files(self, idx: int) -> dict[str, str | None]:
         sample = self.measured.samples[idx]
-        return report.view_files(sample.name.partition("/")[2], bool(sample.masks))
+        return report.view_files(sample.name_in_test, bool(sample.masks))
 
     def finish(self, seconds: float, weights_file: Path) -> str:
         """Write metrics, lists, curves and the remaining panels; the metrics as a table.
@@ -247,7 +247,7 @@ class Result:
             word, sign = ("anomalous", ">") if predicted else ("nominal", "<=")
             right = "correct" if is_correct else "WRONG"
             verdict = f"{word}: {verdict} {sign} {thresholds.image:.3f} ({self.main_kind}), {right}"
-        path = self.folder / "panels" / report.png_name(sample.name.partition("/")[2])  # within test/
+        path = self.folder / "panels" / report.png_name(sample.name_in_test)
         above = anomaly_map > (np.inf if thresholds.pixel is None else thresholds.pixel)
         truth = mask if sample.masks or not sample.has_anomaly else None
         title = f"{self.config.data.category}/{self.measured.name(idx)}"
@@ -271,7 +271,7 @@ class Result:
         shown = [
             report.Shown(
                 name=measured.name(idx),
-                folder=sample.name.split("/")[1],
+                folder=sample.kind,
                 label=int(sample.has_anomaly),
                 score=float(measured.scores[idx]),
                 area=self._areas.get(idx),

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from runtime.device import core_count
 from runtime.errors import FIX_FILE, UserError
@@ -132,8 +132,17 @@ def file_state(path: Path) -> tuple:
     return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino
 
 
-def file_digest(path: Path) -> str:
+class Digested(Protocol):
+    """What stands in for a file and knows the digest of its content."""
+
+    @property
+    def digest(self) -> str: ...
+
+
+def file_digest(path: Path | Digested) -> str:
     """Digest of a file's content, 16 hexadecimal digits of SHA-256. UserError if it cannot be read."""
+    if not isinstance(path, Path):
+        return path.digest
     try:
         key = (str(path), *file_state(path))
         if key not in _KNOWN:
@@ -143,7 +152,7 @@ def file_digest(path: Path) -> str:
     return _KNOWN[key]
 
 
-def file_digests(paths: Sequence[Path]) -> list[str]:
+def file_digests(paths: Sequence[Path | Digested]) -> list[str]:
     """Digests of files' contents, in order."""
     with ThreadPoolExecutor(core_count()) as pool:  # hashing releases the GIL
         return list(pool.map(file_digest, paths))

@@ -298,3 +298,12 @@ def test_the_recipe_names_what_differs_from_the_published_one():
 def test_values_of_a_recipe_are_checked(override):
     with pytest.raises(UserError, match=override.split("=")[0]):
         load_config([], [override])
+
+
+@pytest.mark.parametrize("key", ["table", "coco"])
+def test_the_category_of_a_table_or_of_annotations_is_the_name_of_the_file(tmp_path, key):
+    named = f"data.{key}=parts/gear.v2.csv"
+    assert load_config(ROOT / "config.yaml", [named]).data.category == "gear.v2"
+    assert load_config(ROOT / "config.yaml", [named, "data.category=shaft"]).data.category == "shaft"
+    own = write(tmp_path / "own.yaml", f"data: {{{key}: gear.csv, category: shaft}}\n")
+    assert load_config(own).data.category == "shaft"

@@ -6,9 +6,11 @@ from pathlib import Path
 from config import Config, Synthesis, weight_settings, with_white_level
 from data import image_io
 from data.cache import ArrayCache, DecodedImages, Subset, cache_folder, half_of_disk
-from data.folders import DatasetNotes, category_folder, list_textures
+from data.folders import DatasetNotes
 from data.image_io import EmbeddedImage
-from data.mvtec import image_key, list_nominal, list_validation, split_nominal
+from data.layouts import registry
+from data.layouts.registry import Category
+from data.mvtec import split_nominal
 from data_loader import DRAEMTrainDataset
 from inference import tiles
 from inference.checkpoint import TrainingImages
@@ -28,17 +30,22 @@ SMALL_ROTATION = 5  # degrees, of nominal images that are registered
 class DatasetFiles:
     """The files of a category before the split: images of train/good and of validation/good, textures."""
 
-    category: Path
+    source: Category
     nominal: list[Path]
     validation: list[Path]
     textures: list[Path]
+
+    @property
+    def category(self) -> Path:
+        """Folder of the category."""
+        return self.source.folder
 
 
 @dataclass(frozen=True)
 class TrainingFiles:
     """The files of a training: training images, held-out nominal images, textures."""
 
-    category: Path
+    source: Category
     training: list[Path]
     held_out: list[Path]
     textures: list[Path]
@@ -51,10 +58,7 @@ class TrainingFiles:
     def digests(self) -> TrainingImages:
         """The nominal images by name and content."""
         parts = (
-            {
-                image_key(self.category, file): digest
-                for file, digest in zip(files, provenance.file_digests(files), strict=True)
-            }
+            {self.source.key(file): digest for file, digest in zip(files, provenance.file_digests(files), strict=True)}
             for files in (self.training, self.held_out)
         )
         return TrainingImages(*parts)
@@ -62,11 +66,9 @@ class TrainingFiles:
 
 def find_files(config: Config, notes: DatasetNotes | None = None) -> DatasetFiles:
     """The files of the configured category. No file is read."""
-    data_path = Path(config.data.data_path)
-    category = category_folder(data_path, config.data.category)
-    nominal, validation = list_nominal(category, notes), list_validation(category, notes)
-    textures = list_textures(Path(config.data.anomaly_source_path), notes, data_path)
-    return DatasetFiles(category, nominal, validation, textures)
+    category = registry.open_category(config)
+    nominal, validation = category.nominal(notes), category.validation(notes)
+    return DatasetFiles(category, nominal, validation, registry.list_textures(config, category, notes))
 
 
 def split(config: Config, files: DatasetFiles, kept: TrainingImages | None = None) -> TrainingFiles:
@@ -80,11 +82,11 @@ def split(config: Config, files: DatasetFiles, kept: TrainingImages | None = Non
     """
     nominal = files.nominal + files.validation
     if kept is not None:
-        held_out = _held_out_before(kept, files.category, nominal) | set(files.validation)
+        held_out = _held_out_before(kept, files.source, nominal) | set(files.validation)
     elif files.validation:
         held_out = set(files.validation)
     else:
-        settings = config.data.val_split, config.train.seed, config.data.split_by, files.category
+        settings = config.data.val_split, config.train.seed, config.data.split_by, None, files.source
         held_out = set(split_nominal(files.nominal, *settings)[1])
     if kept and kept.held_out and not held_out:
         folder = nominal[0].parent
@@ -101,22 +103,21 @@ def split(config: Config, files: DatasetFiles, kept: TrainingImages | None = Non
             f"leaves a batch of one of the {samples} samples, and batch norm needs two at 32 x 32 pixels",
             f"change it, or {'data.tile_size' if config.data.tile_size else 'data.img_size'}",
         )
-    return TrainingFiles(files.category, training, [file for file in nominal if file in held_out], files.textures)
+    return TrainingFiles(files.source, training, [file for file in nominal if file in held_out], files.textures)
 
 
-def _held_out_before(kept: TrainingImages, category: Path, nominal: list[Path]) -> set[Path]:
+def _held_out_before(kept: TrainingImages, category: Category, nominal: list[Path]) -> set[Path]:
     """The images that an earlier state held out.
 
     An image is known by name and content together, since copies of it may have been trained on. One that is not known
-    so is new or renamed: it is held out if its content was.
+    so is new or renamed: it is held out if its content was, or if it is of a group of which images were.
     """
     trained = {(composed(name), digest) for name, digest in kept.training.items()}
-    held_out = set(kept.held_out.values())
-    return {
-        file
-        for file, digest in zip(nominal, provenance.file_digests(nominal), strict=True)
-        if digest in held_out and (image_key(category, file), digest) not in trained
-    }
+    digests = dict(zip(nominal, provenance.file_digests(nominal), strict=True))
+    untrained = [file for file, digest in digests.items() if (category.key(file), digest) not in trained]
+    held_out = {file for file in untrained if digests[file] in kept.held_out.values()}
+    groups = {category.groups[file] for file in held_out if file in category.groups}
+    return held_out | {file for file in untrained if category.groups.get(file) in groups}
 
 
 def training_provenance(config: Config, files: list[Path], textures: list[Path]) -> Provenance:

@@ -40,6 +40,9 @@ EARLIER = (
 )
 TERMS = ("l2", "ssim", "focal")
 FOLDERS = ("data.data_path", "data.anomaly_source_path")
+# What says where the images are, and which of them are for the test.
+FORMS = [f"data.{key}" for key in ("layout", "table", "coco", "nominal_folder", "anomalous_folder")]
+FORMS += ["data.test_split", "data.test_seed"]
 START_ANEW = "set train.resume=never to start anew"
 
 
@@ -51,6 +54,7 @@ def changed_settings(there: Provenance, now: Provenance, ignoring: Iterable[str]
     there = replace(there, settings=weight_settings(Config()) | there.settings)
     is_same = (there.pictures == now.pictures, there.textures == now.textures)
     moved = [key for key, same in zip(FOLDERS, is_same, strict=True) if same]
+    moved += FORMS if is_same[0] else []
     old, new = (replace(one, pictures=None, textures=None) for one in (there, now))
     return old.differences(new, ignoring=(*ignoring, *moved))
 

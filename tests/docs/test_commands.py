@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
+import layout_fixtures
 import pytest
 from conftest import make_dataset
 from pages import DOCS, PAGES, ROOT, Block, blocks, fenced
@@ -59,7 +60,10 @@ SIZES = {
     "train.save_from": "1",
     "metrics.visualisation": "2",
 }
-SIZES_OF = {"data.tile_size=256": {"data.img_size": "[64,96]", "data.tile_size": "32"}}  # instead, for such a command
+SIZES_OF = {  # instead, for such a command
+    "data.tile_size=256": {"data.img_size": "[64,96]", "data.tile_size": "32"},
+    "datasets/Real-IAD": {"data.img_size": "64"},  # an odd number of images is left to train on
+}
 NAMES = {"<run_name>_seed0": "draem"}  # for what the reader is to fill in
 PROGRAMS = ("main", "train_all", "evaluate_checkpoints", "check_best_model")
 WRITES = {"train": "checkpoint", "threshold": "thresholds", "detection": "results", "predict": "predictions"}
@@ -81,6 +85,20 @@ def to_run() -> list[Block]:
             seen |= set(commands)
     return found
 
+
+# Datasets that pages name, made where a command names them.
+DATASETS = {
+    "datasets/mvtec_loco": layout_fixtures.loco,
+    "datasets/mvtec_ad_2": layout_fixtures.mvtec_ad_2,
+    "datasets/mvtec_3d": layout_fixtures.mvtec_3d,
+    "datasets/VisA": layout_fixtures.visa,
+    "datasets/BTech_Dataset_transformed": layout_fixtures.btad,
+    "datasets/DAGM": layout_fixtures.dagm,
+    "datasets/Real-IAD": layout_fixtures.real_iad,
+    "datasets/parts": layout_fixtures.tables,
+    "datasets/line": layout_fixtures.two_folders,
+    "datasets/lids": layout_fixtures.coco,
+}
 
 # ---- where commands run
 
@@ -159,6 +177,11 @@ def interrupted(place: Path) -> Iterator[None]:
 @contextmanager
 def prepared(command: str, place: Path, patch: pytest.MonkeyPatch, exported: list[Path]) -> Iterator[None]:
     """What a command finds in its folder, and what happens while it runs."""
+    for name, make in DATASETS.items():
+        if f"{name} " in f"{command} " or f"{name}/" in command:
+            make(place / name)
+    if "KolektorSDD" in command:
+        (layout_fixtures.kolektor_sdd2 if "SDD2" in command else layout_fixtures.kolektor_sdd)(place / "datasets")
     if command.startswith("python detect.py"):
         if not exported:
             call(patch, "python main.py --export onnx")

@@ -1,0 +1,44 @@
+"""DAGM 2007 as downloaded: Class1 to Class10 with Train and Test, each with a folder Label of masks.
+
+Source: Wieler and Hahn, Weakly supervised learning for industrial optical inspection, DAGM symposium 2007.
+"""
+
+from pathlib import Path
+
+from data.folders import DatasetNotes, images_below
+from data.layouts.category import GOOD, Listing, name_below, sample
+from data.layouts.tree import require
+from data.mask_files import fold
+from data.mvtec import TestSample
+from runtime.names import as_on_disk
+
+PARTS, MASKS = ("Train", "Test"), "Label"
+ENDING = "_label"  # of the masks' stems, as `fold` returns them
+
+
+def fits(folder: Path) -> bool:
+    """Whether a class's folder has a folder Label in Train or Test."""
+    return any((folder / part / MASKS).is_dir() for part in PARTS)
+
+
+def read(data_path: Path, category: str) -> Listing:
+    """The images of a class. Those with a mask are defective."""
+    folder, notes = Path(as_on_disk(f"{data_path}/{category}")), DatasetNotes()
+    require("dagm", folder, [name for part in PARTS for name in (part, f"{part}/{MASKS}")])
+    train, test = (_samples(folder, folder / part, notes) for part in PARTS)
+    for one in train:
+        if one.has_anomaly:
+            notes.skip("defective images of Train/", one.name)
+    return Listing(folder, [one.path for one in train if not one.has_anomaly], test, notes=notes)
+
+
+def _samples(folder: Path, part: Path, notes: DatasetNotes) -> list[TestSample]:
+    masks = {fold(path.stem): path for path in images_below(part / MASKS)}
+    samples = []
+    for path in images_below(part):
+        if path.parent == part:
+            mask = masks.pop(fold(path.stem) + ENDING, None)
+            samples.append(sample(folder, path, "defect" if mask else GOOD, [mask] if mask else []))
+    for mask in masks.values():
+        notes.skip("masks that match no image", name_below(mask, folder))
+    return samples

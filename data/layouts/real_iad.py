@@ -1,0 +1,99 @@
+"""Real-IAD as downloaded: a JSON file for each category with paths, masks and classes of images of five views.
+
+The files are in realiad_jsons, also twice nested, or beside the categories; images in realiad_1024, realiad_512, ... or
+in data.data_path itself. The views of one sample are never separated by a split. Source: Wang et al., Real-IAD: a
+real-world multi-view dataset for benchmarking versatile industrial anomaly detection, CVPR 2024.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from data.folders import DatasetNotes, subfolders
+from data.layouts.category import GOOD, Listing, check_nominal_masks, check_there, name_below, sample
+from runtime.errors import UserError
+from runtime.names import composed
+
+JSONS, IMAGES = "realiad_jsons", "realiad_"
+HEAD = 400  # characters of a JSON file that are searched for its first key
+
+
+def categories(data_path: Path) -> list[str]:
+    """Stems (composed) of the JSON files of categories."""
+    return sorted({composed(path.stem) for path in _files(data_path)})
+
+
+def _files(data_path: Path) -> list[Path]:
+    folders = [data_path, data_path / JSONS, data_path / JSONS / JSONS]
+    if data_path.name.startswith(IMAGES):
+        folders += [data_path.parent / JSONS, data_path.parent / JSONS / JSONS]
+    return [
+        path for folder in folders if folder.is_dir() for path in sorted(folder.glob("*.json")) if _is_listing(path)
+    ]
+
+
+def _is_listing(path: Path) -> bool:
+    try:
+        with path.open(encoding="utf-8", errors="replace") as stream:
+            return '"meta"' in (head := stream.read(HEAD)) and '"prefix"' in head
+    except OSError:
+        return False
+
+
+def read(data_path: Path, category: str) -> Listing:
+    """The images of a category, as its JSON file splits them."""
+    file = next(path for path in _files(data_path) if composed(path.stem) == category)
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        meta, parts = content["meta"], {part: list(content[part]) for part in ("train", "test")}
+        prefix, normal = str(meta["prefix"]), str(meta["normal_class"])
+        rows = {part: [_row(one) for one in parts[part]] for part in parts}
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            file, f"not as Real-IAD has it ({type(error).__name__}: {error})", "use the file as downloaded"
+        ) from error
+    folder, notes = _folder_of_images(data_path, file, prefix), DatasetNotes()
+    check_there([folder / image for part in rows.values() for image, _, _ in part], file)
+    check_there([folder / mask for part in rows.values() for _, _, mask in part if mask], file, "masks")
+    samples = {
+        part: check_nominal_masks(
+            [
+                sample(folder, folder / image, GOOD if kind == normal else kind, [folder / mask] if mask else [])
+                for image, kind, mask in own
+            ]
+        )
+        for part, own in rows.items()
+    }
+    for one in samples["train"]:
+        if one.has_anomaly:
+            notes.skip("anomalous images of train", one.name)
+    nominal = [one.path for one in samples["train"] if not one.has_anomaly]
+    return Listing(
+        folder,
+        nominal,
+        samples["test"],
+        groups={path: name_below(path.parent, folder) for path in nominal},
+        notes=notes,
+    )
+
+
+def _row(entry: dict[str, Any]) -> tuple[str, str, str | None]:
+    """Image, class and mask of an entry."""
+    return str(entry["image_path"]), str(entry["anomaly_class"]), entry["mask_path"] or None
+
+
+def _folder_of_images(data_path: Path, file: Path, prefix: str) -> Path:
+    """The folder that the paths in a JSON file are relative to; UserError if there is none, or several sizes of it."""
+    found = [path for path in (data_path / prefix, file.parent / prefix) if path.is_dir()][:1]
+    if not found:
+        sizes = [path for path in subfolders(data_path) if path.name.startswith(IMAGES) and path.name != JSONS]
+        found = [path / prefix for path in sizes if (path / prefix).is_dir()]
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        raise UserError(file, f"its images are missing: no {prefix} in {data_path}", "unpack them there")
+    raise UserError(
+        f"data.data_path = {data_path}",
+        f"has the images of {file.stem} in {' and '.join(path.parent.name for path in found)}",
+        f"set it to one of them, such as {found[0].parent}",
+    )

@@ -1,0 +1,73 @@
+"""data/annotations.py: shapes of COCO to masks."""
+
+import numpy as np
+import pytest
+from skimage.draw import polygon2mask
+
+from data.annotations import decode_counts, draw_shape, fill_polygon
+
+SIZE = (30, 40)
+
+
+def encode_counts(runs: list[int]) -> str:
+    """COCO's text of run lengths, written from its description: the inverse of `decode_counts`."""
+    text = ""
+    for place, run in enumerate(runs):
+        value = run - runs[place - 2] if place > 2 else run
+        while True:
+            bits, value = value & 31, value >> 5
+            is_last = value == (-1 if bits & 16 else 0)
+            text += chr(48 + bits + (0 if is_last else 32))
+            if is_last:
+                break
+    return text
+
+
+def runs_of(mask: np.ndarray) -> list[int]:
+    flat = mask.T.ravel()
+    edges = np.flatnonzero(np.diff(flat)) + 1
+    lengths = np.diff([0, *edges, flat.size]).tolist()
+    return [0, *lengths] if flat[0] else lengths
+
+
+def test_run_lengths_are_decoded_plain_and_compressed():
+    rng = np.random.default_rng(0)
+    for share in (0.02, 0.5, 0.98):
+        mask = rng.random(SIZE) < share
+        runs = runs_of(mask)
+        assert decode_counts(encode_counts(runs)) == runs
+        for counts in (runs, encode_counts(runs)):
+            assert (draw_shape({"size": list(SIZE), "counts": counts}, SIZE) == mask).all()
+    long = [100_000, 3, 70_000, 12, 5]
+    assert decode_counts(encode_counts(long)) == long
+
+
+def test_a_text_that_is_known_is_decoded():
+    """Worked by hand: 6, 1, 40 is 6 -> '6'; 1 -> '1'; 40 = 8 + 32 * 1 -> 'X' and '1'; then 3 - 1 = 2 -> '2'."""
+    assert decode_counts("61X12") == [6, 1, 40, 3]
+
+
+@pytest.mark.parametrize("text", ["6X", "é", "!"])
+def test_a_damaged_text_is_an_error(text):
+    with pytest.raises(ValueError, match="run lengths"):
+        decode_counts(text)
+
+
+def test_polygons_mark_the_pixels_whose_center_is_inside():
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        angles = np.sort(rng.uniform(0, 2 * np.pi, 7))
+        corners = np.stack([20 + 25 * np.cos(angles), 15 + 12 * np.sin(angles)], axis=1)  # partly outside
+        expected = polygon2mask(SIZE, corners[:, ::-1] - 0.5)
+        assert (fill_polygon(corners, SIZE) == expected).all()
+
+
+def test_boxes_and_several_polygons():
+    box = draw_shape({"bbox": [2, 3, 4, 5]}, SIZE)
+    assert box.sum() == 20 and box[3:8, 2:6].all()
+    both = draw_shape([[0, 0, 2, 0, 2, 2, 0, 2], [10, 10, 13, 10, 13, 12, 10, 12]], SIZE)
+    assert both.sum() == 4 + 6
+    with pytest.raises(ValueError, match="5 numbers"):
+        draw_shape([[1, 2, 3, 4, 5]], SIZE)
+    with pytest.raises(ValueError, match="size"):
+        draw_shape({"size": [1, 1], "counts": [1]}, SIZE)

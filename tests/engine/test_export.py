@@ -16,7 +16,6 @@ import openvino
 import pytest
 import torch
 from conftest import GOLDEN, ROOT, SETTINGS, make_dataset, rows_of
-from cpp_programs import build
 from in_process import run_here
 from messages import assert_names, assert_user_error, error_of
 from PIL import Image
@@ -151,8 +150,7 @@ def test_the_deployed_program_gives_the_same_verdicts(exported):
     assert not any(line.startswith(("import torch", "from inference")) for line in lines)
 
 
-def test_the_deployed_program_in_c_plus_plus_gives_the_same_verdicts(exported, tmp_path):
-    built = build(tmp_path / "built")
+def test_the_deployed_program_in_c_plus_plus_gives_the_same_verdicts(exported, built, tmp_path):
     paths = [row["path"] for row in rows_of(exported / "out/predictions.csv")]
     command = [built / "detect", exported / "checkpoints/tile/tiny/export/tile_30.onnx"]
     done = subprocess.run([*command, *paths], capture_output=True, text=True)

@@ -12,24 +12,13 @@ from data.mvtec import list_test
 from data_loader import DRAEMTestDataset
 from evaluation.image_metrics import image_metrics
 from evaluation.metrics import PixelMetrics
-from inference import networks
 from inference.detector import Detector
 from inference.exported import Graph, compiled, openvino_model
-from inference.quantization import quantized
+from inference.quantization import quantized, torch_run
 from model import DRAEM
 from runtime.cli import add_config_flags
 
 CHANNELS_OF = {16: 8, 32: 16, 64: 32, 128: 64}  # base_width -> base_channels
-
-
-def _torch(model: DRAEM, precision: torch.dtype, image: np.ndarray) -> Callable[[], object]:
-    network = networks.optimized(model, torch.device("cpu"), precision)
-
-    def run() -> object:
-        with torch.inference_mode():
-            return network(torch.from_numpy(image).permute(0, 3, 1, 2).float().div(255).to(precision))
-
-    return run
 
 
 def bench_speed() -> None:
@@ -48,7 +37,9 @@ def bench_speed() -> None:
         for precision in ("f32", "bf16")
     }
     works: dict[str, Callable[[], object]] = {name: lambda run=run: run(image) for name, run in forms.items()}  # type: ignore[misc]
-    works |= {f"torch {precision}": _torch(model, precision, image) for precision in (torch.float32, torch.bfloat16)}
+    for precision in (torch.float32, torch.bfloat16):
+        run_torch = torch_run(model, torch.device("cpu"), precision)
+        works[f"torch {precision}"] = lambda run=run_torch: run(image)  # type: ignore[misc]
     common.compare("forms", works, runs=flags.runs)
 
 

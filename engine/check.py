@@ -20,6 +20,7 @@ from data.mvtec import TestSample, vanishing_note, vanishing_regions
 from evaluation.thresholds import false_positive_estimate, images_needed
 from inference import checkpoint, tiles
 from inference.preprocessing import Preprocessor, configured
+from inference.quantization import milliseconds_by_form
 from registration.register import Registration
 from runtime import provenance
 from runtime.device import Compute, core_count, select_device, select_precision
@@ -106,6 +107,7 @@ def run(config: Config) -> None:
         if not findings.problems:
             print(f"recipe: {recipe(config)}")
             _print_time(settled, files)
+            _print_inference_time(settled)
     reasons = findings.by_reason() if len(findings.problems) > 1 else {}  # a single one is the error below
     for reason, paths in reasons.items():
         others = f"; the same for {_some(paths[1:])}" if len(paths) > 1 else ""
@@ -319,6 +321,17 @@ def _print_time(config: Config, files: TrainingFiles) -> None:
     )
     if total > MANY_HOURS * 3600 and device.type == "cpu":
         print("small networks on small images take minutes: add --config configs/fast.yaml")
+
+
+def _print_inference_time(config: Config) -> None:
+    """Print how long the networks take for an image in each form, with data.tile_size for all of its tiles."""
+    data, device = config.data, select_device(config.train.device)
+    count = len(tiles.cut(data.img_size, data.input_size, data.tile_overlap)) if data.tile_size else 1
+    forms = milliseconds_by_form(config.model.base_width, config.model.base_channels, data.input_size, device)
+    times = ", ".join(f"{count * one:.3g} ms ({name})" for name, one in forms.items())
+    print(f"inference: {times} an image on this {device}, one image at a time")
+    if device.type == "cpu" and "openvino-int8" not in forms:
+        print("inference: openvino and openvino-int8 (--export) need: pip install -r requirements-export.txt")
 
 
 def _clock(seconds: float) -> str:

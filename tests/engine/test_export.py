@@ -256,7 +256,7 @@ def test_files_of_openvino(exported, converter, kind, monkeypatch):
     assert f"{51 - len(found['in_float32'])} of 51 convolutions in 8 bits" in printed.splitlines()[-3]
     detector = Detector.load(exported / "checkpoints/tile/tiny", device="cpu")
     monkeypatch.setattr(validation, "SAMPLES", 200)  # as in the program
-    samples = export._samples(detector)  # measured anew, with the file as it is
+    samples = export.calibration_samples(detector)  # measured anew, with the file as it is
     quality = quality_of(compiled(file), samples)
     assert quality.pixel_ap == pytest.approx(found["int8"]["pixel_ap"], abs=0.003)
     assert quality.image_auroc == pytest.approx(found["int8"]["image_auroc"], abs=0.003)

@@ -178,6 +178,26 @@ def test_without_a_split_a_share_of_the_nominal_images_is_held_out_for_the_test(
         open_category(settings(tmp_path, "candle", test_split=0.01))
 
 
+@pytest.mark.parametrize("name", ["visa", "kolektor_sdd", "coco", "two_folders"])
+def test_a_moved_dataset_has_the_same_test_images(tmp_path, name):
+    def names(root):
+        config = {
+            "visa": lambda: settings(root, "candle"),
+            "kolektor_sdd": lambda: settings(root, "KolektorSDD"),
+            "coco": lambda: lids(root),
+            "two_folders": lambda: own_folders(root),
+        }[name]()
+        category = open_category(config)
+        return [one.name for one in category.test()], [category.key(path) for path in category.nominal()]
+
+    getattr(layout_fixtures, name)(tmp_path / "a")
+    shutil.rmtree(tmp_path / "a/split_csv", ignore_errors=True)
+    before = names(tmp_path / "a")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "a").rename(tmp_path / "elsewhere/b")
+    assert names(tmp_path / "elsewhere/b") == before
+
+
 def test_an_added_image_moves_few_others_between_training_and_test(tmp_path):
     layout_fixtures.visa(tmp_path, has_table=False)
     config = settings(tmp_path, "candle", test_split=0.3)

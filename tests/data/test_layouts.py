@@ -37,6 +37,7 @@ def counts_of(category) -> tuple[int, int, int, int, int]:
 
 TREES = {
     "loco": ("mvtec", ["breakfast_box", "pushpins"], (6, 2, 2, 3, 3)),
+    "mpdd": ("mvtec", ["connector", "tubes"], (7, 0, 2, 3, 3)),
     "btad": ("btad", ["01", "03"], (7, 0, 2, 3, 3)),
     "mvtec_ad_2": ("mvtec-ad-2", ["can", "vial"], (6, 2, 2, 3, 3)),
     "mvtec_3d": ("mvtec-3d", ["bagel", "rope"], (6, 2, 2, 3, 3)),

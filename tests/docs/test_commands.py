@@ -90,6 +90,7 @@ def to_run() -> list[Block]:
 # Datasets that pages name, made where a command names them.
 DATASETS = {
     "datasets/mvtec_loco": layout_fixtures.loco,
+    "datasets/MPDD": layout_fixtures.mpdd,
     "datasets/mvtec_ad_2": layout_fixtures.mvtec_ad_2,
     "datasets/mvtec_3d": layout_fixtures.mvtec_3d,
     "datasets/VisA": layout_fixtures.visa,

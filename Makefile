@@ -6,7 +6,7 @@ else
 RUN := $(VENV)/bin/python
 endif
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test faults lint bench clean
 
 demo: $(VENV)/.installed
 	$(RUN) make_sample.py
@@ -14,6 +14,9 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed-dev lint
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadscope --no-loadscope-reorder
+
+faults: $(VENV)/.installed-dev
+	OMP_NUM_THREADS=1 FAULTS=all $(RUN) -m pytest -n 2 tests/faults -rP
 
 bench: $(VENV)/.installed-dev
 	$(RUN) -m benchmarks.evaluation startup

@@ -79,6 +79,8 @@ class Trainer:
         check_weights(state.model, epoch)
         state.take_folder()
         seconds, is_kept = progress.seconds, state.is_kept(epoch)
+        if is_kept and not (state.config.run_folder / "last.pt").is_file():
+            state.save_last()  # a process that is killed after the checkpoint could not be resumed without it
         val_ap: tuple[float | None, float | None] = (None, None)
         if is_kept and self.validation:
             check = functools.partial(_check, stop, state)

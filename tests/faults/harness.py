@@ -1,0 +1,264 @@
+"""Run the modes with a fault at a place, and look at what is left: whole files, an error of two lines, the same end."""
+
+import csv
+import errno
+import hashlib
+import io
+import json
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from faults.places import KILL, Fault, Places
+
+from inference import checkpoint
+from runtime import cli as command_line
+
+ERRORS = (errno.ENOSPC, errno.EIO, errno.EACCES, errno.EDQUOT)
+SECONDS = 60  # a run that takes longer hangs
+
+
+class Mode(NamedTuple):
+    """What is run. program: module with main(). arguments: of its command line. needs: modes that come before."""
+
+    program: str
+    arguments: tuple[str, ...]
+    needs: tuple[str, ...] = ()
+
+
+MODES = {
+    "train": Mode("main", ("--train", "True")),
+    "threshold": Mode("main", ("--threshold", "True"), ("train",)),
+    "detection": Mode("main", ("--detection", "True"), ("train", "threshold")),
+    "predict": Mode("main", ("--predict", "mvtec/tile/test", "--output", "predicted"), ("train", "threshold")),
+    "nominal": Mode("main", ("--threshold", "True", "--nominal", "mvtec/tile/test/good"), ("train",)),
+    "evaluate": Mode("evaluate_checkpoints", (), ("train", "threshold")),
+    "best": Mode("check_best_model", (), ("train", "threshold", "evaluate")),
+}
+RESUMED = {"predict": ("--resume",)}  # flags of the second run
+
+
+class Outcome(NamedTuple):
+    """How a run ended. status: exit status, or minus a signal."""
+
+    status: int
+    output: str
+    error: str
+
+
+def run(folder: Path, mode: Mode, fault: Fault | None = None, more: Sequence[str] = ()) -> tuple[Outcome, dict]:
+    """Run a mode in a fork of this process. The counts of its places, where it lived to tell them."""
+    beside = folder.parent / f"{folder.name}.told"
+    beside.mkdir(exist_ok=True)
+    process = os.fork()
+    if not process:
+        _child(folder, mode, fault, more, beside)
+    deadline = time.monotonic() + SECONDS
+    while True:
+        ended, status = os.waitpid(process, os.WNOHANG)
+        if ended:
+            break
+        if time.monotonic() > deadline:
+            os.kill(process, signal.SIGKILL)
+            os.waitpid(process, 0)
+            raise TimeoutError(f"{mode.arguments}, {fault}: hangs")
+        time.sleep(0.005)
+    texts = [(beside / name).read_text(encoding="utf-8", errors="replace") for name in ("out", "err")]
+    told = beside / "places.json"
+    counts = json.loads(told.read_text(encoding="utf-8") or "{}") if told.is_file() else {}  # empty after a kill
+    shutil.rmtree(beside)
+    return Outcome(os.waitstatus_to_exitcode(status), *texts), counts
+
+
+def _child(folder: Path, mode: Mode, fault: Fault | None, more: Sequence[str], beside: Path) -> None:
+    """Never returns."""
+    status = 99
+    try:
+        for number, name in ((1, "out"), (2, "err")):
+            handle = os.open(beside / name, os.O_WRONLY | os.O_CREAT)
+            os.dup2(handle, number)
+            os.close(handle)
+        sys.stdout, sys.stderr = (os.fdopen(number, "w", encoding="utf-8", closefd=False) for number in (1, 2))
+        os.chdir(folder)
+        sys.argv = [f"{mode.program}.py", "--config", str(folder / "config.yaml"), *mode.arguments, *more]
+        module = __import__(mode.program)
+        places = Places(folder, fault)
+        told = os.open(beside / "places.json", os.O_WRONLY | os.O_CREAT)
+        places.install()
+        try:
+            command_line.run(module.main)
+        except SystemExit as ended:
+            status = int(ended.code or 0)
+        os.write(told, json.dumps(places.counts).encode())
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:
+        os._exit(status)
+
+
+def faults_of(counts: dict[str, int], errors: Sequence[int] = (KILL, *ERRORS)) -> Iterator[Fault]:
+    """Each error at each place, the first and the last time that it is reached."""
+    for place, count in sorted(counts.items()):
+        for number in sorted({1, count}):
+            for error in errors:
+                yield Fault(place, number, error)
+
+
+# ---- what is left
+
+
+def visible_files(folder: Path) -> Iterator[Path]:
+    """Files that a reader sees: no part of their path below the folder begins with a dot."""
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts):
+            yield path
+
+
+def _rows_are_whole(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert text.endswith("\n"), "the last line is not whole"
+    rows = list(csv.reader(io.StringIO(text)))
+    assert len({len(row) for row in rows}) == 1, "rows of several lengths"
+
+
+def _image_is_whole(path: Path) -> None:
+    assert cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED) is not None, "no image"
+
+
+WHOLE: dict[str, Callable[[Path], object]] = {
+    ".pt": checkpoint.read,
+    ".json": lambda path: json.loads(path.read_text(encoding="utf-8")),
+    ".csv": _rows_are_whole,
+    ".png": _image_is_whole,
+    ".npz": lambda path: [np.load(path)[key] for key in np.load(path)],
+    ".html": lambda path: _ends_with(path, "</html>"),
+}
+
+
+def _ends_with(path: Path, end: str) -> None:
+    assert path.read_text(encoding="utf-8").rstrip().endswith(end), f"does not end with {end}"
+
+
+def broken_files(folder: Path) -> list[str]:
+    """Files that are not whole, each with the reason."""
+    found = []
+    for path in visible_files(folder):
+        try:
+            WHOLE.get(path.suffix, lambda path: None)(path)
+            if path.suffix in (".txt", ".yaml", ".md") and path.stat().st_size == 0:
+                raise ValueError("is empty")
+        except Exception as error:  # whatever a reader raises
+            found.append(f"{path.relative_to(folder)}: {type(error).__name__}: {error}")
+    return found
+
+
+def content_of(folder: Path) -> dict[str, object]:
+    """What a run leaves, value by value: weights, images, each value of a JSON and each cell of a CSV file."""
+    found: dict[str, object] = {}
+    for path in visible_files(folder):
+        name = path.relative_to(folder).as_posix()
+        if name.startswith(("mvtec/", "textures/")) or "/logs/" in name or path.suffix in (".html", ".txt", ".md"):
+            continue
+        if path.suffix == ".pt":
+            state = checkpoint.read(path)["model"]
+            data = b"".join(state[key].numpy().tobytes() for key in sorted(state))
+            found[name] = hashlib.sha256(data).hexdigest()
+        elif path.suffix == ".json":
+            found |= _values(json.loads(path.read_text(encoding="utf-8")), name)
+        elif path.suffix == ".csv":
+            with path.open(encoding="utf-8", newline="") as stream:
+                found |= _values(list(csv.DictReader(stream)), name)
+        else:
+            found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return found
+
+
+def _values(value: object, name: str) -> dict[str, object]:
+    if isinstance(value, dict | list):
+        parts = value.items() if isinstance(value, dict) else enumerate(value)
+        return {key: one for part, below in parts for key, one in _values(below, f"{name} {part}").items()}
+    return {name: value}
+
+
+class Trial:
+    """A mode, its folder before it is run, and what it leaves there without a fault."""
+
+    def __init__(self, base: Path, name: str):
+        self.name, self.mode = name, MODES[name]
+        self.folder, self._before = base / name / "run", base / name / "before"
+        shutil.copytree(base / "workplace", self.folder)
+        settings = self.folder / "config.yaml"
+        settings.write_text(
+            settings.read_text(encoding="utf-8").replace("ROOT", self.folder.as_posix()), encoding="utf-8"
+        )
+        for needed in self.mode.needs:
+            outcome, _ = run(self.folder, MODES[needed])
+            assert outcome.status == 0, outcome
+        shutil.copytree(self.folder, self._before)
+        contents = []
+        for _ in range(2):
+            self._start_anew()
+            outcome, self.counts = run(self.folder, self.mode)
+            assert outcome.status == 0, outcome
+            contents.append(content_of(self.folder))
+        # Times and numbers of processes differ between two runs.
+        self._varying = {
+            key for key in contents[0].keys() | contents[1].keys() if contents[0].get(key) != contents[1].get(key)
+        }
+        self._expected = self._lasting(contents[0])
+        assert not broken_files(self.folder), broken_files(self.folder)
+
+    def _lasting(self, content: dict[str, object]) -> dict[str, object]:
+        return {key: value for key, value in content.items() if key not in self._varying}
+
+    def _start_anew(self) -> None:
+        shutil.rmtree(self.folder)
+        shutil.copytree(self._before, self.folder)
+
+    def problems(self, fault: Fault) -> list[str]:
+        """What is wrong after a fault, and after the next run; an empty list for nothing."""
+        self._start_anew()
+        outcome, _ = run(self.folder, self.mode, fault)
+        found = []
+        if fault.error == KILL:
+            if outcome.status != -signal.SIGKILL:
+                return []  # not reached again: threads reach places in another order
+        elif outcome.status not in (0, 1, 2):
+            found.append(f"status {outcome.status}")
+        elif outcome.status:
+            found += _problems_of_message(outcome, fault)
+        found += [f"left broken: {one}" for one in broken_files(self.folder)]
+        again, _ = run(self.folder, self.mode, more=RESUMED.get(self.name, ()))
+        if again.status != 0:
+            found.append(f"the next run ends with {again.status}: {again.error.strip()[-300:]}")
+        else:
+            content = self._lasting(content_of(self.folder))
+            keys = content.keys() | self._expected.keys()
+            different = sorted({key for key in keys if content.get(key) != self._expected.get(key)})
+            found += [f"the next run leaves another {', '.join(different[:3])}"] if different else []
+        return found
+
+
+def _problems_of_message(outcome: Outcome, fault: Fault) -> list[str]:
+    """An error is one to three lines that say what failed, without a traceback."""
+    text = outcome.error + outcome.output
+    if "Traceback" in text:
+        return ["a traceback"]
+    lines = [line for line in text.splitlines() if os.strerror(fault.error) in line]
+    return [] if lines else [f"the error does not say {os.strerror(fault.error)}: {text.strip()[-200:]}"]
+
+
+def make_workplace(base: Path, make_dataset: Callable, settings: str) -> None:
+    """A tiny dataset and settings, with ROOT in place of the folder."""
+    torch.set_num_threads(1)  # a fork has no other threads
+    torch.optim.Adam([torch.zeros(1, requires_grad=True)])  # imports what takes a second in every fork otherwise
+    make_dataset(base / "workplace")
+    (base / "workplace/config.yaml").write_text(settings.format(root="ROOT"), encoding="utf-8")

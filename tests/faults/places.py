@@ -1,0 +1,132 @@
+"""Every place of the program that changes a file: counted, and at a chosen one the process is killed or fails.
+
+Calls of the file system are replaced for the process, which should be a fork. SQLite, which keeps the record of the
+watch, writes below Python and is not among them.
+"""
+
+import builtins
+import io
+import os
+import signal
+import sys
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+ROOT = Path(__file__).resolve().parents[2]
+PLUMBING = {"files.py", "csv_file.py", "image_io.py"}  # what calls these is the place
+KILL = 0
+
+
+class Fault(NamedTuple):
+    """What happens: at a place, when it is reached for the `count`-th time. error: an errno, or KILL."""
+
+    place: str
+    count: int
+    error: int
+
+
+class Places:
+    """Counts the places of this process below a folder, and makes the fault happen. install() cannot be undone."""
+
+    def __init__(self, below: Path, fault: Fault | None = None):
+        self._below, self._fault, self._is_inside = f"{os.path.realpath(below)}/", fault, False
+        self.counts: Counter[str] = Counter()
+
+    def _reach(self, kind: str, path: Any) -> bool:
+        """Count a place; an OSError where that is the fault. Whether the process is to be killed there."""
+        if self._is_inside or isinstance(path, int):
+            return False
+        self._is_inside = True
+        try:
+            path = os.path.join(os.getcwd(), os.fsdecode(path))
+            if not path.startswith(self._below):
+                return False
+            place = f"{kind} in {_caller()}"
+        finally:
+            self._is_inside = False
+        self.counts[place] += 1
+        if self._fault is None or (place, self.counts[place]) != self._fault[:2]:
+            return False
+        if self._fault.error == KILL:
+            return True
+        raise OSError(self._fault.error, os.strerror(self._fault.error), path)
+
+    def _checked(self, kind: str, function: Callable, place_of: int) -> Callable:
+        def call(*arguments: Any, **named: Any) -> Any:
+            if len(arguments) > place_of and self._reach(kind, arguments[place_of]):
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(*arguments, **named)
+
+        return call
+
+    def install(self) -> None:
+        """Replace the functions of Python that change files."""
+        for kind, names, place_of in (
+            ("replace", ("replace", "rename"), 1),
+            ("link", ("link", "symlink"), 1),
+            ("unlink", ("unlink", "remove"), 0),
+            ("mkdir", ("mkdir",), 0),
+        ):
+            for name in names:
+                setattr(os, name, self._checked(kind, getattr(os, name), place_of))
+        plain_open, places = builtins.open, self
+
+        def opened(file: Any, mode: str = "r", *arguments: Any, **named: Any) -> Any:
+            if not set(mode) & set("wax+") or isinstance(file, int):
+                return plain_open(file, mode, *arguments, **named)
+            if places._reach("open", file):
+                os.kill(os.getpid(), signal.SIGKILL)
+            return _Written(plain_open(file, mode, *arguments, **named), places, file)
+
+        builtins.open = io.open = opened  # type: ignore[assignment]
+
+    def written(self, path: Any, stream: Any, data: Any) -> None:
+        """Called before data are written: a kill leaves half of them in the file."""
+        if self._reach("write", path):
+            stream.write(data[: len(data) // 2])
+            stream.flush()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+class _Written:
+    """A file that is open for writing."""
+
+    def __init__(self, stream: Any, places: Places, path: Any):
+        self._stream, self._places, self._path = stream, places, path
+
+    def write(self, data: Any) -> int:
+        self._places.written(self._path, self._stream, data)
+        return self._stream.write(data)
+
+    def writelines(self, lines: Any) -> None:
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def __enter__(self) -> "_Written":
+        self._stream.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> Any:
+        return self._stream.__exit__(*error)
+
+    def __iter__(self) -> Any:
+        return iter(self._stream)
+
+
+def _caller() -> str:
+    """The innermost line of the project that is not plumbing: file, function and line."""
+    frame = sys._getframe(1)
+    found = "elsewhere"
+    while frame is not None:
+        path = Path(frame.f_code.co_filename)
+        if ROOT in path.parents and "tests" not in path.parts and ".venv" not in path.parts:
+            found = f"{path.relative_to(ROOT)}:{frame.f_lineno} ({frame.f_code.co_name})"
+            if path.name not in PLUMBING:
+                return found
+        frame = frame.f_back  # type: ignore[assignment]
+    return found

@@ -1,0 +1,47 @@
+"""A kill or an error at places that change files: what is left is whole, and the next run goes on to the same end.
+
+A few faults of each mode, at random; all of them with `make faults`.
+"""
+
+import os
+import random
+from functools import cache
+
+import pytest
+from conftest import SETTINGS, make_dataset
+from faults.harness import MODES, Fault, Trial, faults_of, make_workplace
+from faults.places import KILL
+
+IS_WHOLE = os.environ.get("FAULTS") == "all"
+SOME = 3  # faults of each of these modes, where not all are tried
+SHORT = ("train", "detection", "predict")
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+
+
+@pytest.fixture(scope="module")
+def trial_of(tmp_path_factory):
+    base = tmp_path_factory.mktemp("faults")
+    make_workplace(base, make_dataset, SETTINGS)
+    return cache(lambda name: Trial(base, name))
+
+
+@pytest.mark.parametrize("name", MODES if IS_WHOLE else SHORT)
+def test_nothing_is_lost_and_the_next_run_goes_on(trial_of, name):
+    trial = trial_of(name)
+    faults = list(faults_of(trial.counts))
+    assert len(faults) >= 20
+    problems = {}
+    for fault in faults if IS_WHOLE else random.Random(name).sample(faults, SOME):
+        if found := trial.problems(fault):
+            problems[fault] = found
+    print(f"{name}: {len(trial.counts)} places, {len(faults)} faults, {len(problems)} with problems")
+    assert problems == {}
+
+
+def test_a_training_killed_at_its_first_checkpoint_resumes(trial_of):
+    """After that of epoch 1 there was no last.pt yet, and the next run refused to begin."""
+    trial = trial_of("train")
+    places = [place for place in trial.counts if place.startswith("unlink") and "write_checkpoint" in place]
+    faults = [Fault(place, count, KILL) for place in places for count in (1, 2) if count <= trial.counts[place]]
+    assert len(faults) >= 3
+    assert {fault: found for fault in faults if (found := trial.problems(fault))} == {}

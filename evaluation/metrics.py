@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 
 from evaluation.bootstrap import ImageHistograms
+from evaluation.image_overlap import ImageOverlaps
 from evaluation.ranking import CRITERIA, area, last_best, midway, precision, ranking_metrics
 
 IMAGE_KEYS = ("image_auroc", "image_ap", "image_f1")
@@ -24,16 +25,27 @@ IMAGE_KEYS_AT_THRESHOLD = (
 )
 PIXEL_KEYS_AT_THRESHOLD = ("iou", "pixel_f1_at_threshold")
 HIT_RATE = "hit_rate"  # at the image threshold
-MEASURED_KEYS = (*IMAGE_KEYS, *PIXEL_KEYS, *IMAGE_KEYS_AT_THRESHOLD, *PIXEL_KEYS_AT_THRESHOLD, HIT_RATE)
-INTERVAL_KEYS = tuple(f"{key}_{end}" for key in MEASURED_KEYS for end in ("low", "high"))
+AUPIMO = "aupimo"
+OVERLAP_KEYS = (AUPIMO,)  # over all thresholds; they came later, and stand behind all others in files
+_FIRST_KEYS = (*IMAGE_KEYS, *PIXEL_KEYS, *IMAGE_KEYS_AT_THRESHOLD, *PIXEL_KEYS_AT_THRESHOLD)
+MEASURED_KEYS = (*_FIRST_KEYS, HIT_RATE, *OVERLAP_KEYS)
+
+
+def _intervals(*keys: str) -> tuple[str, ...]:
+    return tuple(f"{key}_{end}" for key in keys for end in ("low", "high"))
+
+
 METRIC_KEYS = (  # of metrics.json
-    *(key for key in MEASURED_KEYS if key != HIT_RATE),
+    *_FIRST_KEYS,
     "image_threshold",
     "pixel_threshold",
     HIT_RATE,
-    *INTERVAL_KEYS,
+    *_intervals(*_FIRST_KEYS, HIT_RATE),
+    *OVERLAP_KEYS,
+    *_intervals(*OVERLAP_KEYS),
 )
 
+PRO_LIMIT = 0.3  # false-positive rate up to which `pro` averages
 SCORE_WINDOW = 21  # pixels, of the average pooling behind an image score
 
 # Bins of the score: leading bits of the float below 0.5 and, mirrored, of 1 - score above, where softmax saturates; 0.5
@@ -143,11 +155,12 @@ class PixelMetrics:
     CVPR 2020.
 
     Args:
-        keeps_images: also keep a small histogram of each image in `images`, for intervals; else it stays empty.
+        keeps_images: also keep a small histogram of each image in `images`, for intervals, and its anomalous pixels in
+            `overlaps`, for AUPIMO; else these stay empty.
     """
 
     def __init__(self, keeps_images: bool = False):
-        self.images, self._keeps_images = ImageHistograms(), keeps_images
+        self.images, self.overlaps, self._keeps_images = ImageHistograms(), ImageOverlaps(_BINS), keeps_images
         self._nominal = np.zeros(_BINS, np.int64)
         self._anomalous = np.zeros(_BINS, np.int64)
         self._overlap = np.zeros(_BINS, np.float64)
@@ -156,12 +169,15 @@ class PixelMetrics:
         self._pending_pixels = 0
         self._curve: dict[str, np.ndarray] | None = None
 
-    def update(self, scores: np.ndarray, mask: np.ndarray, valid: np.ndarray | None = None) -> None:
+    def update(
+        self, scores: np.ndarray, mask: np.ndarray, valid: np.ndarray | None = None, is_nominal: bool | None = None
+    ) -> None:
         """Add one image.
 
         Args:
             scores: float32 (H, W) in [0, 1]. mask: bool (H, W), ground truth.
             valid: bool (H, W), False where a pixel is left out. Regions are labelled before it is applied.
+            is_nominal: whether the image is nominal; None: where its mask is empty.
 
         Raises:
             ValueError: shapes that differ, scores outside [0, 1].
@@ -173,6 +189,8 @@ class PixelMetrics:
             raise ValueError("anomaly scores must lie in [0, 1]")
         self._curve = None
         mask = mask.astype(bool, copy=False)
+        if is_nominal is None:
+            is_nominal = not mask.any()
         index = _bin(scores)
         anomalous, overlap, count = index[:0, 0], None, 0
         if mask.any():
@@ -190,6 +208,7 @@ class PixelMetrics:
             index = index[valid]
         if self._keeps_images:
             self.images.add(_coarse()[index.ravel()], _coarse()[anomalous], overlap, count)
+            self.overlaps.add(index.ravel(), anomalous, overlap, count, is_nominal)
         self._pending.append(index.ravel())
         self._pending_pixels += index.size
         if self._pending_pixels >= _PENDING:
@@ -243,7 +262,7 @@ class PixelMetrics:
             "pixel_auroc": values["auroc"],
             "pixel_ap": values["ap"],
             "pixel_f1": values["f1"],
-            "pro": _area_to(fp / negatives, pro, 0.3),
+            "pro": _area_to(fp / negatives, pro, PRO_LIMIT),
             "pro_05": _area_to(fp / negatives, pro, 0.05),
             "iou_max": values["iou_max"],
             "iou": None,
@@ -255,6 +274,11 @@ class PixelMetrics:
             result["iou"] = float(tp[above] / (fp[above] + positives))
             result["pixel_f1_at_threshold"] = float(2 * tp[above] / (tp[above] + fp[above] + positives))
         return result
+
+    def region_overlaps(self) -> tuple[np.ndarray, np.ndarray]:
+        """Of each image kept its number of regions, and what they add to PRO; see `ImageOverlaps.region_overlaps`."""
+        self._flush()
+        return self.overlaps.region_overlaps(self._nominal, PRO_LIMIT)
 
     @property
     def anomalous_share(self) -> float:

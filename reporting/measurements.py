@@ -60,7 +60,7 @@ class Measurements:
         smoothed = metrics.smooth(found.anomaly_map)
         self.scores[found.idx] = smoothed.max()  # the image score
         if sample.masks or not sample.has_anomaly:
-            self.pixels.update(found.anomaly_map, found.mask, found.valid)
+            self.pixels.update(found.anomaly_map, found.mask, found.valid, not sample.has_anomaly)
             self._counted.append(found.idx)
         if found.mask.any():
             self._hits[found.idx] = metrics.is_pointing_game_hit(smoothed, found.mask)
@@ -99,6 +99,13 @@ class Measurements:
         """Over all thresholds, once all images are added."""
         return image_metrics.image_metrics(self.labels, self.scores)
 
+    @cached_property
+    def aupimo(self) -> np.ndarray:
+        """AUPIMO of each image, float64 (N,), once all are added; NaN where undefined, as of nominal ones."""
+        values = np.full(len(self.samples), np.nan)
+        values[self._counted] = self.pixels.overlaps.aupimo()
+        return values
+
     def metrics_at(self, thresholds: Thresholds) -> dict[str, Any]:
         """Values of MEASURED_KEYS, and the thresholds."""
         _, image_threshold, pixel_threshold = thresholds
@@ -107,6 +114,8 @@ class Measurements:
         hits = self._hits[(self.scores > np.inf if image_threshold is None else self.scores > image_threshold)]
         hits = hits[~np.isnan(hits)]
         values[metrics.HIT_RATE] = float(hits.mean()) if hits.size else None
+        rated = self.aupimo[~np.isnan(self.aupimo)]
+        values[metrics.AUPIMO] = float(rated.mean()) if rated.size else None
         return values | {"image_threshold": image_threshold, "pixel_threshold": pixel_threshold}
 
     def with_intervals(self, columns: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -142,6 +151,8 @@ class Measurements:
             return bootstrap.share_interval(values[key], int(np.sum(called & ~np.isnan(self._hits))))
         if key in (*metrics.PIXEL_KEYS, *metrics.PIXEL_KEYS_AT_THRESHOLD):
             return bootstrap.interval(drawn, base, values[key], max(int(self.labels[self._counted].sum()), 1))
+        if key == metrics.AUPIMO:
+            anomalous = int(np.sum(~np.isnan(self.aupimo)))
         return bootstrap.interval(drawn, base, values[key], min(filter(None, (nominal, anomalous))))
 
     def _resampled(self, weights: np.ndarray, columns: dict[str, dict[str, Any]]) -> dict[str, dict[str, np.ndarray]]:
@@ -153,6 +164,7 @@ class Measurements:
             if self._counted
             else {}
         )
+        over_all[metrics.AUPIMO] = self.pixels.overlaps.resampled(weights[:, self._counted])
         drawn = {}
         for kind, values in columns.items():
             called = self.scores > (np.inf if values["image_threshold"] is None else values["image_threshold"])
@@ -222,8 +234,9 @@ class Measurements:
     def _reason(self, key: str) -> str:
         if key == metrics.HIT_RATE:
             return "no anomalous image with a mask is called anomalous"
-        if key in (*metrics.PIXEL_KEYS, *metrics.PIXEL_KEYS_AT_THRESHOLD, "pixel_threshold"):
+        if key in (*metrics.PIXEL_KEYS, *metrics.PIXEL_KEYS_AT_THRESHOLD, metrics.AUPIMO, "pixel_threshold"):
             if not any(sample.masks for sample in self.samples):
                 return "no anomalous image has a mask"
-            return self.pixels.missing or "no threshold"
+            missing = self.pixels.overlaps.missing if key == metrics.AUPIMO else self.pixels.missing
+            return missing or "no threshold"
         return "test/ has no nominal image" if self.labels.all() else "test/ has no anomalous image"

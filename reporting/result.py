@@ -219,14 +219,14 @@ class Result:
         measured, rows = self.measured, []
         for idx, (label, score) in enumerate(zip(measured.labels, measured.scores, strict=True)):
             predicted = self._predicted(idx)
-            rows.append(
-                [measured.name(idx), int(label), repr(float(score)), "" if predicted is None else int(predicted)]
-            )
+            aupimo = measured.aupimo[idx]
+            cells = ["" if predicted is None else int(predicted), "" if math.isnan(aupimo) else repr(float(aupimo))]
+            rows.append([measured.name(idx), int(label), repr(float(score)), *cells])
         wrong = [row for row in rows if row[3] not in ("", row[1])]
         lists = {"scores.csv": rows, "misclassified.csv": wrong if self.config.metrics.misclassifications else None}
         for name, content in lists.items():
             if content is not None:
-                write_csv(self.folder / name, [["path", "label", "score", "prediction"], *content])
+                write_csv(self.folder / name, [["path", "label", "score", "prediction", "aupimo"], *content])
 
     def _wants_panel(self, idx: int) -> bool:
         wanted, count = self.config.metrics.visualisation, len(self.measured.samples)
@@ -322,27 +322,13 @@ class Result:
 
     def _draw_curves(self) -> None:
         """ROC, precision-recall, PRO and IoU figures, as far as they are asked for and defined; their points."""
-        thresholds = self.thresholds[self.main_kind]._asdict()
         measured, wanted = self.measured, curves.wanted_kinds(self.config.metrics)
         levels = self._levels()
         points = {f"{level}_{key}": values for level, curve in levels.items() for key, values in curve.items()}
         with atomic_write(self.folder / CURVES) as beside:
             np.savez_compressed(beside, **{key: one.astype(np.float32) for key, one in points.items()})  # type: ignore[arg-type]
         values = measured.metrics_at(Thresholds("none", None, None))
-        for name, drawn in (
-            ("roc", {"image": "image_auroc", "pixel": "pixel_auroc"}),
-            ("precision_recall", {"image": "image_ap", "pixel": "pixel_ap"}),
-            ("pro", {"pixel": "pro"}),
-            ("iou", {"pixel": "iou_max"}),
-        ):
-            lines = {level: levels[level] for level in drawn if level in levels}
-            if not wanted[name] or not lines:
-                continue
-            finite = [level for level in lines if thresholds[level] is not None and thresholds[level] < math.inf]
-            marked = {level: (thresholds[level], self.main_kind) for level in finite}
-            with atomic_write(self.folder / f"{name}.png") as beside:
-                shown = {level: values[key] for level, key in drawn.items()}
-                curves.curves(beside, name, self.title, lines, shown, marked)
+        curves.draw_all(self.folder, self.title, levels, values, self.thresholds[self.main_kind], wanted)
 
 
 def _write_panel(path: Path, content: panels.PanelContent) -> None:

@@ -9,8 +9,12 @@ from messages import assert_line, lines_with
 def test_the_report_has_significance_and_warnings(two, call, plant):
     plant(noisy_maps(0))
     assert call("evaluate_checkpoints", "--maskings", "no", "--registrations", "False")[0] == 0
-    assert call("check_best_model")[0] == 0
+    status, out, _ = call("check_best_model")
+    assert status == 0 and out.splitlines()[-1].startswith("report: ")
     report = (two / "results/tiny/best_models.md").read_text()
+    table = (two / "results/tiny/categories.md").read_text().splitlines()[2:]
+    assert [line.split(" | ")[0] for line in table if line] == ["| category", "| ---", "| tile", "| wood", "| mean"]
+    assert "\n".join(table) in report and (two / "results/tiny/categories.tex").is_file()
     best = json.loads((two / "results/tiny/best_models.json").read_text())
     next_best = best["next"]
     assert next_best["checkpoint"] in ("1", "2") and next_best["low"] <= next_best["difference"] <= next_best["high"]

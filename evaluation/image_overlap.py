@@ -8,7 +8,8 @@ import math
 import numpy as np
 
 LOWEST, HIGHEST = 1e-5, 1e-4  # false-positive rates between which AUPIMO averages
-PIXELS_NEEDED = round(1 / LOWEST)  # nominal pixels, so that one of them is not above the lowest rate
+PIXELS_NEEDED = round(1 / HIGHEST)  # nominal pixels, so that one of them is not above the highest rate
+PIXELS_WANTED = round(1 / LOWEST)  # so that one is not above the lowest either
 TAIL = 0.01  # share of a nominal image's pixels, those with the highest scores, that draws of images count
 GRID = np.logspace(-6, -2, 200)  # false-positive rates at whose thresholds draws of images are evaluated
 
@@ -93,9 +94,20 @@ class ImageOverlaps:
         if sum(self._sizes) < PIXELS_NEEDED:
             return (
                 f"the nominal test images have {sum(self._sizes):,} pixels, but a false-positive rate of "
-                f"{LOWEST:.0e} needs {PIXELS_NEEDED:,}"
+                f"{HIGHEST:.0e} needs {PIXELS_NEEDED:,}"
             )
         return None
+
+    @property
+    def warning(self) -> str | None:
+        """A warning where AUPIMO is coarse; None otherwise."""
+        pixels = sum(self._sizes)
+        if self.missing or pixels >= PIXELS_WANTED:
+            return None
+        return (
+            f"AUPIMO is coarse: the nominal test images have {pixels:,} pixels, so one false positive is a rate of "
+            f"{1 / pixels:.1e}; below that, it counts what is found without any"
+        )
 
     def _rates(self) -> tuple[np.ndarray, np.ndarray]:
         """Occupied bins, falling, and the mean over nominal images of their false-positive rate from each bin on."""

@@ -106,6 +106,16 @@ class Measurements:
         values[self._counted] = self.pixels.overlaps.aupimo()
         return values
 
+    def region_overlaps(self) -> tuple[np.ndarray, np.ndarray]:
+        """Of each image (N,) its number of regions, and what they add to PRO, see `PixelMetrics.region_overlaps`.
+
+        The second is NaN where PRO is undefined.
+        """
+        regions, found = np.zeros(len(self.samples)), np.full(len(self.samples), np.nan)
+        if not self.pixels.missing:
+            regions[self._counted], found[self._counted] = self.pixels.region_overlaps()
+        return regions, found
+
     def metrics_at(self, thresholds: Thresholds) -> dict[str, Any]:
         """Values of MEASURED_KEYS, and the thresholds."""
         _, image_threshold, pixel_threshold = thresholds
@@ -186,6 +196,8 @@ class Measurements:
         if self._vanished:
             names = ", ".join(self._vanished)
             notes["masks"] = f"masks that vanish at this img_size (their images keep the label): {names}"
+        if warning := self.pixels.overlaps.warning:
+            notes[metrics.AUPIMO] = warning
         if self._left_out:
             share = f"{self._left_out:,} of {self._seen:,} pixels ({100 * self._left_out / self._seen:.1f} %)"
             notes["left_out"] = (

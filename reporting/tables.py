@@ -56,7 +56,8 @@ def markdown_table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[s
     return [*lines, ""]
 
 
-def _with_interval(column: dict[str, Any], key: str) -> str | float | int | None:
+def with_interval(column: dict[str, Any], key: str) -> str | float | int | None:
+    """A value with its interval behind it, where it has one. column: key -> value, also of `<key>_low` and `_high`."""
     low, high = column.get(f"{key}_low"), column.get(f"{key}_high")
     if low is None or not isinstance(column[key], float):
         return column[key]
@@ -67,7 +68,7 @@ def metrics_table(columns: dict[str, dict[str, Any]], notes: dict[str, Any]) -> 
     """Metrics as text, a column for each threshold type; values over all thresholds stand once. Notes below."""
     rows: list[list[Any]] = [["", *columns]]
     for key, label in LABELS.items():
-        values = [_with_interval(column, key) for column in columns.values()]
+        values = [with_interval(column, key) for column in columns.values()]
         if key in (*metrics.IMAGE_KEYS, *metrics.PIXEL_KEYS, *metrics.OVERLAP_KEYS):
             values = values[:1]
         rows.append([label, *values])

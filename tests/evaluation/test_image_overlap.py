@@ -96,15 +96,17 @@ def test_false_positives_are_averaged_over_nominal_images():
     assert pixels.overlaps.aupimo()[2] == pytest.approx(6 / 8, abs=1e-9)
 
 
-def test_too_few_nominal_pixels_leave_it_undefined():
-    mask = np.zeros((300, 300), bool)
+def test_too_few_nominal_pixels_leave_it_undefined_or_coarse():
+    mask = np.zeros((90, 100), bool)
     mask[:5] = True
-    scores = [np.full((300, 300), 0.2, np.float32)] * 3
+    scores = [np.full((90, 100), 0.2, np.float32)] * 13
     one = measured(scores[:2], [mask, ~mask & mask])
-    assert np.isnan(one.overlaps.aupimo()).all() and "90,000" in one.overlaps.missing
-    two = measured(scores, [mask, ~mask & mask, ~mask & mask])
-    assert two.overlaps.missing is None and two.overlaps.aupimo()[0] == 0
+    assert np.isnan(one.overlaps.aupimo()).all() and "9,000" in one.overlaps.missing and one.overlaps.warning is None
     assert np.isnan(one.overlaps.resampled(np.ones((3, 2)))).all()
+    two = measured(scores[:3], [mask, *[~mask & mask] * 2])
+    assert two.overlaps.missing is None and two.overlaps.aupimo()[0] == 0 and "18,000" in two.overlaps.warning
+    twelve = measured(scores, [mask, *[~mask & mask] * 12])  # 108,000
+    assert twelve.overlaps.missing is None and twelve.overlaps.warning is None
 
 
 def test_an_image_called_anomalous_is_no_nominal_one():

@@ -60,7 +60,8 @@ class Measurements:
         smoothed = metrics.smooth(found.anomaly_map)
         self.scores[found.idx] = smoothed.max()  # the image score
         if sample.masks or not sample.has_anomaly:
-            self.pixels.update(found.anomaly_map, found.mask, found.valid, not sample.has_anomaly)
+            defects = list(zip(found.defects, sample.saturation, strict=True)) if found.defects else []
+            self.pixels.update(found.anomaly_map, found.mask, found.valid, not sample.has_anomaly, defects)
             self._counted.append(found.idx)
         if found.mask.any():
             self._hits[found.idx] = metrics.is_pointing_game_hit(smoothed, found.mask)
@@ -159,7 +160,7 @@ class Measurements:
         if key == metrics.HIT_RATE:
             called = self.scores > (np.inf if values["image_threshold"] is None else values["image_threshold"])
             return bootstrap.share_interval(values[key], int(np.sum(called & ~np.isnan(self._hits))))
-        if key in (*metrics.PIXEL_KEYS, *metrics.PIXEL_KEYS_AT_THRESHOLD):
+        if key in (*metrics.PIXEL_KEYS, *metrics.PIXEL_KEYS_AT_THRESHOLD, metrics.SPRO):
             return bootstrap.interval(drawn, base, values[key], max(int(self.labels[self._counted].sum()), 1))
         if key == metrics.AUPIMO:
             anomalous = int(np.sum(~np.isnan(self.aupimo)))
@@ -246,9 +247,11 @@ class Measurements:
     def _reason(self, key: str) -> str:
         if key == metrics.HIT_RATE:
             return "no anomalous image with a mask is called anomalous"
-        if key in (*metrics.PIXEL_KEYS, *metrics.PIXEL_KEYS_AT_THRESHOLD, metrics.AUPIMO, "pixel_threshold"):
+        if key in (*metrics.PIXEL_KEYS, *metrics.PIXEL_KEYS_AT_THRESHOLD, *metrics.OVERLAP_KEYS, "pixel_threshold"):
             if not any(sample.masks for sample in self.samples):
                 return "no anomalous image has a mask"
+            if key == metrics.SPRO and not any(sample.defects_config for sample in self.samples):
+                return "the category has no defects_config.json, as those of MVTec LOCO have"
             missing = self.pixels.overlaps.missing if key == metrics.AUPIMO else self.pixels.missing
             return missing or "no threshold"
         return "test/ has no nominal image" if self.labels.all() else "test/ has no anomalous image"

@@ -12,9 +12,10 @@ COLUMNS = {
     "pixel_auroc": "pixel AUROC",
     "pixel_ap": "pixel AP",
     "pro": "PRO",
+    "spro_05": "sPRO",
     "aupimo": "AUPIMO",
 }
-WHERE_THERE = ("aupimo",)  # columns that are left out where no category has a value
+WHERE_THERE = ("spro_05", "aupimo")  # columns that are left out where no category has a value
 MARKDOWN, LATEX = "categories.md", "categories.tex"
 SPECIAL = {char: f"\\{char}" for char in "&%$#_{}"} | {
     "\\": r"\textbackslash{}",

@@ -28,7 +28,7 @@ def test_perfect_results_of_few_images_have_wide_intervals(count):
     found = measured.with_intervals({"manual": values})["manual"]
     assert f"{count * 1024:,}" in measured.reasons("manual", found)["aupimo"]  # of nominal pixels: too few
     assert found["aupimo"] is found["aupimo_low"] is None
-    for key in (one for one in metrics.MEASURED_KEYS if one != metrics.AUPIMO):
+    for key in (one for one in metrics.MEASURED_KEYS if one not in metrics.OVERLAP_KEYS):
         low, high = found[f"{key}_low"], found[f"{key}_high"]
         highest = count if isinstance(found[key], int) else 1
         assert 0 <= low <= found[key] <= high <= highest, key
@@ -53,4 +53,5 @@ def test_aupimo_has_an_interval_where_there_are_enough_pixels():
     assert np.isnan(of_images[[0, 1, 2, 3, 12]]).all() and (np.diff(of_images[4:12]) > 0).sum() >= 6
     assert values["aupimo"] == pytest.approx(of_images[4:12].mean())
     assert 0 < values["aupimo_low"] < values["aupimo"] - 0.1 and values["aupimo"] + 0.1 < values["aupimo_high"] < 1
-    assert list(values)[-3:] == ["aupimo", "aupimo_low", "aupimo_high"]
+    ends = ("aupimo_low", "aupimo_high", "spro_05_low", "spro_05_high")
+    assert list(values)[-6:] == ["aupimo", "spro_05", *ends] and values["spro_05"] is None

@@ -15,7 +15,7 @@ GRID = np.logspace(-6, -2, 200)  # false-positive rates at whose thresholds draw
 
 
 def log_area(fpr: np.ndarray, overlap: np.ndarray) -> np.ndarray:
-    """Mean of `overlap` over the logarithm of the false-positive rate from LOWEST to HIGHEST (section 3 of the paper).
+    """Mean of `overlap` over the logarithm of the false-positive rate from LOWEST to HIGHEST: AUPIMO.
 
     Between two points the overlap is linear in the logarithm. From a rate of 0, which has none, to the next it stays:
     that is what is found without any false positive.
@@ -48,7 +48,7 @@ class ImageOverlaps:
         self._false_positives: np.ndarray | None = None  # histogram: share of a nominal image, summed over these
         self._pending: list[np.ndarray] = []
         self._anomalous: list[np.ndarray] = []  # of each image: bins of its anomalous pixels, rising
-        self._weights: list[np.ndarray] = []  # of each image: 1 / size of the region of each of these
+        self._region_sizes: list[np.ndarray] = []  # of each image: size of the region of each of these, in pixels
         self._regions: list[int] = []
         self._tails: list[np.ndarray | None] = []  # of each nominal image: its highest bins, rising; None for others
         self._sizes: list[int] = []  # of each nominal image: its number of pixels; 0 for others
@@ -64,7 +64,7 @@ class ImageOverlaps:
         """
         order = np.argsort(anomalous)
         self._anomalous.append(anomalous[order])
-        self._weights.append(np.zeros(0, np.float32) if overlap is None else overlap[order].astype(np.float32))
+        self._region_sizes.append(order if overlap is None else np.rint(1 / overlap[order]).astype(np.int32))
         self._regions.append(regions)
         is_nominal = is_nominal and nominal.size > 0
         self._sizes.append(nominal.size if is_nominal else 0)
@@ -169,5 +169,5 @@ class ImageOverlaps:
         with np.errstate(divide="ignore", invalid="ignore"):
             ramp = np.nan_to_num((end - above) ** 2 / (2 * (rate - above)))
         found = np.where(above < limit, ramp + limit - end, 0.0) / limit
-        sums = [float(found[own] @ weights) for own, weights in zip(self._anomalous, self._weights, strict=True)]
+        sums = [float(np.sum(found[own] / of)) for own, of in zip(self._anomalous, self._region_sizes, strict=True)]
         return np.array(self._regions), np.array(sums)

@@ -114,7 +114,7 @@ class PixelMetrics:
     Each is a function of three histograms over the score: nominal pixels, anomalous pixels, and anomalous pixels
     weighted by 1 / size of their region (8-connected), which gives PRO: P. Bergmann et al., 'Uninformed students',
     CVPR 2020. Of defects whose overlap saturates a fourth gives sPRO: P. Bergmann et al., 'Beyond dents and scratches',
-    IJCV 2022, section 5.
+    IJCV 2022.
 
     Args:
         keeps_images: also keep a small histogram of each image in `images`, for intervals, and its anomalous pixels in

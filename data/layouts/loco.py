@@ -1,7 +1,7 @@
 """defects_config.json of MVTec LOCO: from how many marked pixels on the overlap with a mask counts as complete.
 
 Each mask file marks one defect with one value, which names an entry of the configuration. P. Bergmann et al., 'Beyond
-dents and scratches: logical constraints in unsupervised anomaly detection and localization', IJCV 2022, section 5.
+dents and scratches: logical constraints in unsupervised anomaly detection and localization', IJCV 2022.
 """
 
 import json

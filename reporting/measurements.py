@@ -253,5 +253,5 @@ class Measurements:
             if key == metrics.SPRO and not any(sample.defects_config for sample in self.samples):
                 return "the category has no defects_config.json, as those of MVTec LOCO have"
             missing = self.pixels.overlaps.missing if key == metrics.AUPIMO else self.pixels.missing
-            return missing or "no threshold"
+            return missing or ("every mask vanishes at this img_size" if key == metrics.SPRO else "no threshold")
         return "test/ has no nominal image" if self.labels.all() else "test/ has no anomalous image"

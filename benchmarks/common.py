@@ -22,7 +22,7 @@ _description: str | None = None  # of the benchmark that runs
 def machine() -> str:
     """Cores, instruction sets, device and versions: what a figure depends on besides the code."""
     capabilities = torch.cpu.get_capabilities()
-    sets = [name for name in ("avx2", "avx512_f", "avx512_bf16", "amx_bf16") if capabilities.get(name)]
+    sets = [name for name in ("avx2", "avx512_f", "avx512_vnni", "avx512_bf16", "amx_bf16") if capabilities.get(name)]
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
     versions = f"Python {platform.python_version()}, torch {torch.__version__}, numpy {np.__version__}"
     return f"{core_count()} cores ({', '.join(sets)}), {torch.get_num_threads()} threads{gpu}; {versions}"

@@ -1,7 +1,10 @@
 """Exported files: how long an image takes in each form, and what 8 bits change on test images."""
 
+import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,26 +13,16 @@ from benchmarks import common
 from config_file import load_config
 from data.mvtec import list_test
 from data_loader import DRAEMTestDataset
+from engine import export
 from evaluation.image_metrics import image_metrics
 from evaluation.metrics import PixelMetrics
-from inference import networks
 from inference.detector import Detector
-from inference.exported import Graph, compiled, openvino_model
-from inference.quantization import quantized
+from inference.exported import Graph, Run, compiled, openvino_model, own_signal_stack, write_onnx
+from inference.quantization import Samples, milliseconds, quality_of, quantized, torch_run
 from model import DRAEM
 from runtime.cli import add_config_flags
 
 CHANNELS_OF = {16: 8, 32: 16, 64: 32, 128: 64}  # base_width -> base_channels
-
-
-def _torch(model: DRAEM, precision: torch.dtype, image: np.ndarray) -> Callable[[], object]:
-    network = networks.optimized(model, torch.device("cpu"), precision)
-
-    def run() -> object:
-        with torch.inference_mode():
-            return network(torch.from_numpy(image).permute(0, 3, 1, 2).float().div(255).to(precision))
-
-    return run
 
 
 def bench_speed() -> None:
@@ -48,7 +41,9 @@ def bench_speed() -> None:
         for precision in ("f32", "bf16")
     }
     works: dict[str, Callable[[], object]] = {name: lambda run=run: run(image) for name, run in forms.items()}  # type: ignore[misc]
-    works |= {f"torch {precision}": _torch(model, precision, image) for precision in (torch.float32, torch.bfloat16)}
+    for precision in (torch.float32, torch.bfloat16):
+        run_torch = torch_run(model, torch.device("cpu"), precision)
+        works[f"torch {precision}"] = lambda run=run_torch: run(image)  # type: ignore[misc]
     common.compare("forms", works, runs=flags.runs)
 
 
@@ -75,5 +70,106 @@ def bench_quality() -> None:
         print(f"{data.category}, {engine}: image AUROC {auroc:.4f}, pixel AP {pixel_ap:.4f}")
 
 
+def _accuracy_control(model: Any, samples: Samples, bound: float) -> Any:
+    """NNCF's own search for what must stay in float so that pixel AP keeps the bound; it knows one figure."""
+    import nncf
+    from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters
+    from nncf.quantization.range_estimator import RangeEstimatorParametersSet
+
+    nncf.set_log_level("ERROR")
+
+    def validate(network: Any, _: object) -> tuple[float, None]:
+        return quality_of(lambda images: list(network(images).values()), samples).pixel_ap, None
+
+    with own_signal_stack():
+        return nncf.quantize_with_accuracy_control(
+            model,
+            nncf.Dataset(samples.calibration),
+            nncf.Dataset(samples.held_out),
+            validate,
+            max_drop=bound,
+            preset=nncf.QuantizationPreset.MIXED,
+            subset_size=len(samples.calibration),
+            ignored_scope=nncf.IgnoredScope(types=["AvgPool"]),
+            advanced_quantization_parameters=AdvancedQuantizationParameters(
+                activations_range_estimator_params=RangeEstimatorParametersSet.MINMAX, disable_bias_correction=True
+            ),
+        )
+
+
+class _Reader:
+    """Calibration samples as ONNX Runtime's quantizer reads them."""
+
+    def __init__(self, samples: Samples):
+        self._left = iter(samples.calibration)
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        image = next(self._left, None)
+        return None if image is None else {"image": image}
+
+
+def _onnxruntime(path: Path) -> Run:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return lambda images: session.run(None, {"image": images})
+
+
+def bench_ways() -> None:
+    """Quantizers beside that of --export, on a trained model: their loss on its synthetic samples, and times."""
+    from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
+
+    flags = common.parser()
+    flags.add_argument("--threads", type=int, default=1, help="default: %(default)s")
+    add_config_flags(flags)
+    arguments = flags.parse_args()
+    torch.set_num_threads(arguments.threads)
+    config = load_config(arguments.config, arguments.set)
+    detector = Detector.for_new_images(config, export.AS_THE_FILE | {"metrics.threshold": False})
+    samples, size = export.calibration_samples(detector), detector.config.data.input_size
+    graph = Graph(detector.ckpt.model).eval()
+    model, bound = openvino_model(graph), detector.config.export.max_loss_pixel_ap
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_onnx(graph, folder / "float.onnx", {})
+
+        def in_onnx() -> Run:
+            quantize_static(
+                folder / "float.onnx",
+                folder / "int8.onnx",
+                _Reader(samples),
+                quant_format=QuantFormat.QDQ,
+                per_channel=True,
+                op_types_to_quantize=["Conv"],
+                activation_type=QuantType.QUInt8,
+                weight_type=QuantType.QInt8,
+                calibrate_method=CalibrationMethod.MinMax,
+            )
+            return _onnxruntime(folder / "int8.onnx")
+
+        ways: dict[str, Callable[[], Run]] = {
+            "OpenVINO, float32": lambda: compiled(model, size, threads=arguments.threads),
+            "--export openvino-int8": lambda: compiled(
+                export.quantized_in_bounds(detector, graph, model, samples)[0], size, threads=arguments.threads
+            ),
+            "NNCF, accuracy control": lambda: compiled(
+                _accuracy_control(model.clone(), samples, bound), size, threads=arguments.threads
+            ),
+            "ONNX Runtime, float32": lambda: _onnxruntime(folder / "float.onnx"),
+            "ONNX Runtime, 8 bits": in_onnx,
+        }
+        runs: dict[str, Run] = {}
+        for way, make in ways.items():
+            start = time.process_time()
+            runs[way] = make()
+            seconds = time.process_time() - start
+            quality = quality_of(runs[way], samples)
+            print(f"{way}: pixel AP {quality.pixel_ap:.4f}, image AUROC {quality.image_auroc:.4f}, {seconds:.0f} s")
+        times = milliseconds(list(runs.values()), samples.held_out[:20])
+        print("; ".join(f"{way} {one:.1f} ms" for way, one in zip(runs, times, strict=True)))
+
+
 if __name__ == "__main__":
-    common.run({"speed": bench_speed, "quality": bench_quality})
+    common.run({"speed": bench_speed, "quality": bench_quality, "ways": bench_ways})

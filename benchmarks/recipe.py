@@ -25,6 +25,7 @@ from benchmarks import common
 from config import Config
 from config_file import load_config
 from engine import detection, train
+from inference.quantization import milliseconds_by_form
 from runtime.device import select_device, select_precision
 from training.data import find_files, split
 
@@ -81,6 +82,12 @@ CANDIDATES = {
     "mix, unrotated": [*MIX, "synthesis.max_rotation=0"],
     "mix, batch 4": [*MIX, "train.batch_size=4", "train.learning_rate=0.003"],
 }
+
+# The fast recipe with networks of other widths, on images of other sizes: base_width, side in pixels.
+WIDTHS = {f"fast, {width}/{width // 2}, {size}": (width, size) for size in (128, 256) for width in (8, 16, 32, 64, 128)}
+for _name, (_width, _size) in WIDTHS.items():
+    _networks = [f"model.base_width={_width}", f"model.base_channels={_width // 2}", f"data.img_size={_size}"]
+    CANDIDATES[_name] = [*CANDIDATES["fast"], *_networks]
 
 
 def rows(table: Path = TABLE) -> list[dict[str, Any]]:
@@ -221,22 +228,75 @@ def bench_table() -> None:
 
 
 def bench_figure() -> None:
-    """Draw quality over samples: means over category x seed of the candidates that have more than one budget."""
+    """Draw quality over samples of the published and the fast recipe, means over what all their budgets have."""
     flags = common.parser()
     flags.add_argument("--out", type=Path, default=common.ROOT / "images/recipe.png", help="default: %(default)s")
     from matplotlib.figure import Figure
 
-    found, figure = rows(), Figure(figsize=(10, 4), layout="constrained")
+    found, figure = by_budget(rows()), Figure(figsize=(10, 4), layout="constrained")
+    common_to_all = set.intersection(*(set(values) for values in found.values()))
+    budgets = sorted({budget for _, budget in found})
     for axes, metric in zip(figure.subplots(1, 2), ("image_auroc", "pixel_ap"), strict=True):
-        for name in CANDIDATES:
-            budgets = sorted({row["samples"] for row in found if row["candidate"] == name})
-            of_budget = [[r[metric] for r in found if (r["candidate"], r["samples"]) == (name, one)] for one in budgets]
-            if len(budgets) > 1:
-                axes.plot(budgets, list(map(statistics.fmean, of_budget)), "o-", label=name)
-        axes.set(xlabel="training samples", ylabel=metric.replace("_", " "), xscale="log")
+        for name in RECIPES:
+            means = [statistics.fmean(found[name, one][key][metric] for key in common_to_all) for one in budgets]
+            axes.plot([100 * one / FULL for one in budgets], means, "o-", label=name)
+        axes.set(xlabel=f"training samples, % of {FULL:,}", ylabel=metric.replace("_", " "), xscale="log")
+        axes.set_xticks([100 * one / FULL for one in budgets], [f"{100 * one / FULL:.0f}" for one in budgets])
+        axes.minorticks_off()
+        axes.grid(alpha=0.3)
         axes.legend()
     path = flags.parse_args().out
     figure.savefig(path, dpi=120)
+    print(f"means over {', '.join(sorted(f'{category} {seed:.0f}' for category, seed in common_to_all))}\n{path}")
+
+
+def by_budget(found: list[dict[str, Any]]) -> dict[tuple[str, float], dict[tuple[str, float], dict[str, Any]]]:
+    """Rows of the published and the fast recipe: (candidate, samples) -> (category, seed) -> row."""
+    groups: dict[tuple[str, float], dict[tuple[str, float], dict[str, Any]]] = {}
+    for row in found:
+        if row["candidate"] in RECIPES:
+            groups.setdefault((row["candidate"], row["samples"]), {})[row["category"], row["seed"]] = row
+    return groups
+
+
+def bench_widths() -> None:
+    """Draw the fast recipe's pixel AP over the time of an image on one core, for networks of several widths."""
+    flags = common.parser()
+    flags.add_argument("--out", type=Path, default=common.ROOT / "images/widths.png", help="default: %(default)s")
+    from matplotlib.figure import Figure
+
+    path = flags.parse_args().out
+    torch.set_num_threads(1)
+    found = {name: [row for row in rows() if row["candidate"] == name] for name in WIDTHS}
+    times = {
+        name: milliseconds_by_form(width, width // 2, (size, size), torch.device("cpu"))
+        for name, (width, size) in WIDTHS.items()
+        if found[name]
+    }
+    categories = sorted({row["category"] for own in found.values() for row in own})
+    figure = Figure(figsize=(4 * len(categories) + 1, 4), layout="constrained")
+    for axes, category in zip(figure.subplots(1, len(categories), squeeze=False)[0], categories, strict=True):
+        for size, form in itertools.product((128, 256), ("float32", "openvino-int8")):
+            points = [
+                (times[name][form], statistics.fmean(values), width)
+                for name, (width, side) in WIDTHS.items()
+                if side == size and (values := [row["pixel_ap"] for row in found[name] if row["category"] == category])
+            ]
+            style = {"color": "C0" if size == 128 else "C1", "linestyle": "-" if form == "float32" else "--"}
+            if points:
+                axes.plot(*np.array(points).T[:2], marker="o", label=f"{size} x {size}, {form}", **style)
+            for time_, value, width in points:
+                axes.annotate(f"{width}/{width // 2}", (time_, value), xytext=(3, 4), textcoords="offset points")
+        axes.set(title=category, xlabel="ms an image, one core", ylabel="pixel AP", xscale="log")
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize="small")
+    figure.savefig(path, dpi=120)
+    for name, forms in times.items():
+        quality = "; ".join(
+            f"{row['category']} {row['image_auroc']:.3f} / {row['pixel_ap']:.3f}"
+            for row in sorted(found[name], key=lambda row: (row["category"], row["seed"]))
+        )
+        print(f"{name}: {', '.join(f'{form} {value:.1f} ms' for form, value in forms.items())}; {quality}")
     print(path)
 
 
@@ -271,6 +331,7 @@ if __name__ == "__main__":
             "run": bench_run,
             "table": bench_table,
             "figure": bench_figure,
+            "widths": bench_widths,
             "stability": bench_stability,
             "stability_figure": bench_stability_figure,
         }

@@ -1,6 +1,5 @@
 """The check mode: looks at dataset, masks and settings, and estimates the time. Nothing is written."""
 
-import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -9,10 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from tqdm import tqdm
 
-import data_loader
 from config import Config, recipe
 from data import image_io
 from data.annotations import MaskSource
@@ -23,18 +20,14 @@ from data.mvtec import TestSample, vanishing_note, vanishing_regions
 from evaluation.thresholds import false_positive_estimate, images_needed
 from inference import checkpoint, tiles
 from inference.preprocessing import Preprocessor, configured
-from loss import DRAEMLoss
-from model import DRAEM
+from inference.quantization import milliseconds_by_form
 from registration.register import Registration
 from runtime import provenance
-from runtime.device import Compute, core_count, memory_format, select_device, select_precision
+from runtime.device import Compute, core_count, select_device, select_precision
 from runtime.errors import UserError
-from synthesis import AnomalySynthesizer
-from training import loop
 from training.data import DatasetFiles, TrainingFiles, resolve_white_level, split
+from training.estimate import step_seconds
 
-STEPS = 3  # measured, after one for warm-up
-LONG_ENOUGH = 20  # seconds of measured steps, after which no further one is measured
 MANY_HOURS = 8  # of training on a CPU, from which on small networks are advised
 SHOWN = 5  # names listed of each kind
 
@@ -114,6 +107,7 @@ def run(config: Config) -> None:
         if not findings.problems:
             print(f"recipe: {recipe(config)}")
             _print_time(settled, files)
+            _print_inference_time(settled)
     reasons = findings.by_reason() if len(findings.problems) > 1 else {}  # a single one is the error below
     for reason, paths in reasons.items():
         others = f"; the same for {_some(paths[1:])}" if len(paths) > 1 else ""
@@ -318,30 +312,26 @@ def _print_time(config: Config, files: TrainingFiles) -> None:
     train, device = config.train, select_device(config.train.device)
     precision = select_precision(train.precision, device)
     count = len(files.training) * tiles.per_image(config.data, train.tiles_per_image)
-    size, white = min(train.batch_size, count), config.data.known_white_level
-    images = [image_io.read_image(file, config.data.input_size, white) for file in files.training[:size]]
-    dataset = data_loader.DRAEMTrainDataset(images, AnomalySynthesizer(files.textures[:4], config.data.input_size), 0)
-    batch = torch.utils.data.default_collate([dataset[place] for place in range(size)])
-    model, layout = DRAEM(config.model.base_width, config.model.base_channels), memory_format(device, precision)
-    model.to(device, memory_format=layout)  # type: ignore[call-overload]  # torch's stubs lack it
-    optimizer = torch.optim.Adam(model.train().parameters(), fused=True)
-    criterion = DRAEMLoss().to(device)
-    seconds: list[float] = []
-    for _ in tqdm(range(1 + STEPS), "measuring steps", leave=None):
-        if len(seconds) > 1 and sum(seconds) > LONG_ENOUGH:
-            break
-        start = time.perf_counter()
-        terms, _ = loop.train_step(model, criterion, optimizer, batch, Compute(device, precision))
-        float(terms["focal"].detach())  # waits for the device
-        seconds.append(time.perf_counter() - start)
+    seconds = step_seconds(config, files, min(train.batch_size, count), Compute(device, precision))
     steps = -(-count // train.batch_size)
-    total = min(seconds[1:]) * steps * train.epochs
+    total = seconds * steps * train.epochs
     print(
         f"training: {steps} steps an epoch, {steps * train.epochs:,} in {train.epochs} epochs, "
-        f"about {_clock(total)} on this {device} ({precision}; {min(seconds[1:]):.2g} s a step)"
+        f"about {_clock(total)} on this {device} ({precision}; {seconds:.2g} s a step)"
     )
     if total > MANY_HOURS * 3600 and device.type == "cpu":
         print("small networks on small images take minutes: add --config configs/fast.yaml")
+
+
+def _print_inference_time(config: Config) -> None:
+    """Print how long the networks take for an image in each form, with data.tile_size for all of its tiles."""
+    data, device = config.data, select_device(config.train.device)
+    count = len(tiles.cut(data.img_size, data.input_size, data.tile_overlap)) if data.tile_size else 1
+    forms = milliseconds_by_form(config.model.base_width, config.model.base_channels, data.input_size, device)
+    times = ", ".join(f"{count * one:.3g} ms ({name})" for name, one in forms.items())
+    print(f"inference: {times} an image on this {device}, one image at a time")
+    if device.type == "cpu" and "openvino-int8" not in forms:
+        print("inference: openvino and openvino-int8 (--export) need: pip install -r requirements-export.txt")
 
 
 def _clock(seconds: float) -> str:

@@ -74,7 +74,7 @@ def run(config: Config, kind: str) -> Path:
     graph = Graph(detector.ckpt.model, reconstructs=kind != "onnx").eval()
     if kind == "onnx":
         return _export_onnx(_with_thresholds(detector, config), graph)
-    samples = _samples(detector) if kind == "openvino-int8" else None  # before what takes minutes
+    samples = calibration_samples(detector) if kind == "openvino-int8" else None  # before what takes minutes
     model = openvino_model(graph)
     return _export_openvino(detector, config, graph, model, samples)
 
@@ -230,7 +230,7 @@ def _check(graph: Graph, run: Run, detector: Detector, tolerance: float) -> floa
     return largest
 
 
-def _samples(detector: Detector) -> Samples:
+def calibration_samples(detector: Detector) -> Samples:
     """Training samples, and held-out images with synthetic anomalies; UserError without."""
     config, ckpt = detector.config, detector.ckpt
     if ckpt.images is None or not ckpt.images.held_out:
@@ -255,7 +255,7 @@ def _samples(detector: Detector) -> Samples:
     )
 
 
-def _quantized(detector: Detector, graph: Graph, model: Any, samples: Samples) -> tuple[Any, dict[str, Any]]:
+def quantized_in_bounds(detector: Detector, graph: Graph, model: Any, samples: Samples) -> tuple[Any, dict[str, Any]]:
     """A model with as many convolutions in 8 bits as keep the quality, and a report for the metadata.
 
     Raises:
@@ -312,7 +312,7 @@ def _export_openvino(detector: Detector, config: Config, graph: Graph, model: An
     engine = "openvino-int8" if samples else "openvino"
     path = exported.path_of(detector.run_folder, detector.config.data.category, detector.name, engine)
     if samples:
-        model, report = _quantized(detector, graph, model, samples)
+        model, report = quantized_in_bounds(detector, graph, model, samples)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as folder:
         beside = Path(folder) / path.name

@@ -4,6 +4,8 @@ import contextlib
 import io
 import time
 from collections.abc import Callable, Sequence
+from functools import cache
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,9 +14,13 @@ from torch import Tensor, nn
 
 from evaluation.image_metrics import image_metrics
 from evaluation.metrics import PixelMetrics
-from inference.exported import Run, own_signal_stack
+from inference import networks
+from inference.exported import Graph, Run, compiled, openvino_model, own_signal_stack
+from model import DRAEM
+from runtime.device import select_precision
 
 LEVELS = 255  # between the lowest and the highest value of 8 bits
+RUNS, LONG_ENOUGH = 5, 5000  # runs that are timed; milliseconds of one from which on fewer are
 
 
 class Quality(NamedTuple):
@@ -170,3 +176,39 @@ def milliseconds(runs: Sequence[Run], images: Sequence[np.ndarray]) -> list[floa
             run(image)
             own.append(1000 * (time.perf_counter() - start))
     return [float(np.median(own)) for own in times]
+
+
+@cache
+def milliseconds_by_form(
+    base_width: int, base_channels: int, size: tuple[int, int], device: torch.device
+) -> dict[str, float]:
+    """Time of a single image of `size` (height, width) in each form in which networks of these widths can run here.
+
+    The forms are float32 and, where that is fast, bfloat16 by PyTorch; on a CPU also those of --export, if the packages
+    are installed. Neither the weights nor the image change the time.
+    """
+    model = DRAEM(base_width, base_channels).eval()
+    image = np.random.default_rng(0).integers(0, 256, (1, *size, 3), dtype=np.uint8)
+    runs: dict[str, Run] = {}
+    for precision in dict.fromkeys((torch.float32, select_precision("auto", device))):
+        runs[str(precision).removeprefix("torch.")] = torch_run(model, device, precision)
+    if device.type == "cpu" and find_spec("openvino"):
+        exact = openvino_model(Graph(model).eval())
+        runs["openvino"] = compiled(exact, size)
+        if find_spec("nncf"):
+            runs["openvino-int8"] = compiled(quantized(exact, [image], []), size)
+    first = milliseconds(list(runs.values()), [image])  # warms up
+    count = max(1, min(RUNS, int(LONG_ENOUGH / max(first))))
+    return dict(zip(runs, milliseconds(list(runs.values()), [image] * count), strict=True))
+
+
+def torch_run(model: DRAEM, device: torch.device, precision: torch.dtype) -> Run:
+    """A function that runs networks by PyTorch; it gives the logits."""
+    network = networks.optimized(model, device, precision)
+
+    @torch.inference_mode()
+    def run(images: np.ndarray) -> Sequence[np.ndarray]:
+        pixels = torch.from_numpy(images).to(device).permute(0, 3, 1, 2).float() / 255
+        return [network(pixels.to(precision))[1].float().cpu().numpy()]
+
+    return run

@@ -29,6 +29,7 @@ from training import validation
 
 setup()
 validation.SAMPLES = 20  # of val_ap: with a tenth of the real number the suite takes half the time
+pytest_plugins = ["graphs", "cpp_programs"]
 GOLDEN = Path(__file__).parent / "golden"
 ROOT = Path(__file__).parent.parent
 

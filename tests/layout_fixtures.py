@@ -73,6 +73,15 @@ def loco(root: Path) -> None:
     (root / "spare.png").unlink()
 
 
+def mpdd(root: Path) -> None:
+    """MPDD: the folders and names of MVTec AD."""
+    out = Writer(root)
+    for name in ("connector", "tubes"):
+        out.nominal(*numbered(f"{name}/train/good", 7, ".png"), *numbered(f"{name}/test/good", 2, ".png"))
+        for i in range(3):
+            out.defect(f"{name}/test/anomalous/{i:03}.png", f"{name}/ground_truth/anomalous/{i:03}_mask.png")
+
+
 def btad(root: Path) -> None:
     """BTAD: category 01 in BMP with masks in PNG, 03 with masks in BMP."""
     out = Writer(root)

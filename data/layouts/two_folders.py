@@ -1,6 +1,5 @@
 """Datasets of two folders: nominal images in one, anomalous ones in another, with masks beside them or none."""
 
-import os
 from pathlib import Path
 
 from data.folders import DatasetNotes, images_below
@@ -24,18 +23,18 @@ def read(nominal_folder: str | None, anomalous_folder: str | None) -> Listing:
     if nominal_folder is None:
         raise UserError(NOMINAL_KEY, f"not set, but {ANOMALOUS_KEY} is", "set both")
     nominal, notes = Path(nominal_folder), DatasetNotes()
-    images = {nominal: _images(NOMINAL_KEY, nominal, notes)}
-    for mask in images[nominal][1]:
+    images, masks_of_nominal = _images(NOMINAL_KEY, nominal, notes)
+    for mask in masks_of_nominal:
         notes.skip("masks beside nominal images", mask.relative_to(nominal).as_posix())
+    folder = nominal.absolute().parent  # so that names of nominal images do not depend on the other folder
     if anomalous_folder is None:
-        return Listing(nominal, images[nominal][0], [], notes=notes)
+        return Listing(folder, images, [], notes=notes)
     anomalous = Path(anomalous_folder)
     real = nominal.resolve(), anomalous.resolve()
     if real[0] in (real[1], *real[1].parents) or real[1] in real[0].parents:
         raise UserError(
             f"{ANOMALOUS_KEY} = {anomalous}", f"lies within {NOMINAL_KEY} = {nominal}, or around it", "separate them"
         )
-    folder = Path(os.path.commonpath([Path(os.path.abspath(nominal)), Path(os.path.abspath(anomalous))]))
     files, beside = _images(ANOMALOUS_KEY, anomalous, notes)
     masks: dict[Path, list[Path]] = {}
     places = {(path.parent, stem): path for path in files for stem in (fold(path.name), fold(path.stem))}
@@ -50,7 +49,7 @@ def read(nominal_folder: str | None, anomalous_folder: str | None) -> Listing:
             f"{missing[0]}{and_n_more(missing)}", "has no mask, while other anomalous images have masks", "add it"
         )
     test = [sample(folder, path, _kind(path, anomalous), masks.get(path, ())) for path in files]
-    return Listing(folder, images[nominal][0], test, has_split=False, notes=notes)
+    return Listing(folder, images, test, has_split=False, notes=notes)
 
 
 def _images(key: str, folder: Path, notes: DatasetNotes) -> tuple[list[Path], dict[Path, Path]]:

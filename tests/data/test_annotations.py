@@ -1,10 +1,15 @@
 """data/annotations.py: shapes of COCO to masks."""
 
+import pickle
+from pathlib import Path
+
 import numpy as np
 import pytest
 from skimage.draw import polygon2mask
 
-from data.annotations import decode_counts, draw_shape, fill_polygon
+from data import image_io
+from data.annotations import DrawnMask, decode_counts, draw_shape, fill_polygon
+from runtime import provenance
 
 SIZE = (30, 40)
 
@@ -71,3 +76,12 @@ def test_boxes_and_several_polygons():
         draw_shape([[1, 2, 3, 4, 5]], SIZE)
     with pytest.raises(ValueError, match="size"):
         draw_shape({"size": [1, 1], "counts": [1]}, SIZE)
+
+
+def test_a_drawn_mask_stands_in_for_a_file():
+    mask = DrawnMask(Path("lids.json"), "3.png", SIZE, '[{"bbox": [2, 3, 4, 5]}]')
+    assert image_io.decode_mask_file(mask).mask.sum() == 20
+    other = DrawnMask(Path("lids.json"), "3.png", SIZE, '[{"bbox": [2, 3, 4, 6]}]')
+    assert provenance.file_digests([mask, other]) == [mask.digest, other.digest] and mask.digest != other.digest
+    assert pickle.loads(pickle.dumps(mask)) == mask and len({mask, other, mask}) == 2
+    assert "lids.json" in str(mask) and "3.png" in str(mask)

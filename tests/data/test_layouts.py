@@ -37,6 +37,7 @@ def counts_of(category) -> tuple[int, int, int, int, int]:
 
 TREES = {
     "loco": ("mvtec", ["breakfast_box", "pushpins"], (6, 2, 2, 3, 3)),
+    "mpdd": ("mvtec", ["connector", "tubes"], (7, 0, 2, 3, 3)),
     "btad": ("btad", ["01", "03"], (7, 0, 2, 3, 3)),
     "mvtec_ad_2": ("mvtec-ad-2", ["can", "vial"], (6, 2, 2, 3, 3)),
     "mvtec_3d": ("mvtec-3d", ["bagel", "rope"], (6, 2, 2, 3, 3)),
@@ -176,6 +177,26 @@ def test_without_a_split_a_share_of_the_nominal_images_is_held_out_for_the_test(
     assert counts_of(open_category(settings(tmp_path, "candle", test_split=0.0))) == (10, 0, 0, 3, 3)
     with raises_user_error("data.test_split = 0.01", 10):
         open_category(settings(tmp_path, "candle", test_split=0.01))
+
+
+@pytest.mark.parametrize("name", ["visa", "kolektor_sdd", "coco", "two_folders"])
+def test_a_moved_dataset_has_the_same_test_images(tmp_path, name):
+    def names(root):
+        config = {
+            "visa": lambda: settings(root, "candle"),
+            "kolektor_sdd": lambda: settings(root, "KolektorSDD"),
+            "coco": lambda: lids(root),
+            "two_folders": lambda: own_folders(root),
+        }[name]()
+        category = open_category(config)
+        return [one.name for one in category.test()], [category.key(path) for path in category.nominal()]
+
+    getattr(layout_fixtures, name)(tmp_path / "a")
+    shutil.rmtree(tmp_path / "a/split_csv", ignore_errors=True)
+    before = names(tmp_path / "a")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "a").rename(tmp_path / "elsewhere/b")
+    assert names(tmp_path / "elsewhere/b") == before
 
 
 def test_an_added_image_moves_few_others_between_training_and_test(tmp_path):

@@ -22,7 +22,6 @@ import numpy as np
 import openvino
 import pytest
 from conftest import ROOT, SETTINGS, config_of, make_dataset
-from cpp_programs import build
 from PIL import Image
 
 from engine import export, train
@@ -146,11 +145,6 @@ def test_the_detector_in_python_finds_what_prediction_finds(table, name):
         np.testing.assert_allclose(found.anomaly_map, anomaly_map, atol=1e-5)
         assert sum(region.area for region in found.regions) == pytest.approx(expected["outlined"], abs=3)
         assert [one.area for one in found.regions] == sorted((one.area for one in found.regions), reverse=True)
-
-
-@pytest.fixture(scope="module")
-def built(tmp_path_factory):
-    return build(tmp_path_factory.mktemp("built"))
 
 
 @pytest.mark.parametrize("name", IN_C)

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import layout_fixtures
 import pytest
+import torch
 from conftest import make_dataset
 from pages import DOCS, PAGES, ROOT, Block, blocks, fenced
 
@@ -89,6 +90,7 @@ def to_run() -> list[Block]:
 # Datasets that pages name, made where a command names them.
 DATASETS = {
     "datasets/mvtec_loco": layout_fixtures.loco,
+    "datasets/MPDD": layout_fixtures.mpdd,
     "datasets/mvtec_ad_2": layout_fixtures.mvtec_ad_2,
     "datasets/mvtec_3d": layout_fixtures.mvtec_3d,
     "datasets/VisA": layout_fixtures.visa,
@@ -132,12 +134,6 @@ def trained(untrained, tmp_path_factory) -> Path:
     return root
 
 
-@pytest.fixture(scope="module")
-def exported() -> list[Path]:
-    """Files that --export has written, since each takes a quarter of a minute."""
-    return []
-
-
 def call(patch: pytest.MonkeyPatch, command: str) -> None:
     """Run one of the programs in this process; it must end with 0."""
     words = [file for word in shlex.split(command) for file in (sorted(glob.glob(word)) if "*" in word else [word])]
@@ -175,7 +171,7 @@ def interrupted(place: Path) -> Iterator[None]:
 
 
 @contextmanager
-def prepared(command: str, place: Path, patch: pytest.MonkeyPatch, exported: list[Path]) -> Iterator[None]:
+def prepared(command: str, place: Path, patch: pytest.MonkeyPatch) -> Iterator[None]:
     """What a command finds in its folder, and what happens while it runs."""
     for name, make in DATASETS.items():
         if f"{name} " in f"{command} " or f"{name}/" in command:
@@ -183,13 +179,11 @@ def prepared(command: str, place: Path, patch: pytest.MonkeyPatch, exported: lis
     if "KolektorSDD" in command:
         (layout_fixtures.kolektor_sdd2 if "SDD2" in command else layout_fixtures.kolektor_sdd)(place / "datasets")
     if command.startswith("python detect.py"):
-        if not exported:
-            call(patch, "python main.py --export onnx")
-            exported += place.glob("checkpoints/*/*/export/*.onnx")
-        shutil.copyfile(exported[0], place / "bottle_700.onnx")
+        call(patch, "python main.py --export onnx")
+        exported, *_ = place.glob("checkpoints/*/*/export/*.onnx")
+        shutil.copyfile(exported, place / "bottle_700.onnx")
     with interrupted(place) if "--watch" in command else nullcontext():
         yield
-    exported += place.glob("checkpoints/*/*/export/*.onnx")
 
 
 # ---- how they are checked
@@ -244,13 +238,14 @@ def check(command: str, place: Path, patch: pytest.MonkeyPatch, capsys) -> None:
 
 
 @pytest.mark.parametrize("block", to_run(), ids=lambda block: f"{block.page}-{block.commands[0][:60]}")
-def test_commands(block: Block, untrained, trained, exported, tmp_path, monkeypatch, capsys):
+def test_commands(block: Block, untrained, trained, exporter, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(torch.onnx, "export", exporter)
     trains = any("--train" in command or "train_all.py" in command for command in block.commands)
     place = tmp_path / "place"
     shutil.copytree(untrained if trains else trained, place)
     monkeypatch.chdir(place)
     for command in block.commands:
-        with prepared(command, place, monkeypatch, exported):
+        with prepared(command, place, monkeypatch):
             check(command, place, monkeypatch, capsys)
 
 

@@ -11,7 +11,10 @@ from config import effects
 from docs import settings_table
 
 KEY = re.compile(r"\b(?:data|model|train|metrics|masking)\.[a-z]\w*")
-OTHER_FLAGS = {"--head", "--address"}  # of ray start
+OTHER_FLAGS = {  # of ray start, docker, and OpenVINO Model Server
+    *("--head", "--address", "--gpus", "--shm-size", "--tmpfs"),
+    *("--shape", "--layout", "--model_name", "--model_path", "--plugin_config"),
+}
 FILES = (".py", ".json", ".txt")
 
 
@@ -41,5 +44,5 @@ def flags(monkeypatch, capsys) -> str:
 def test_flags_that_are_named_exist(flags):
     for page in PAGES:
         for text in spans(page):
-            for flag in re.findall(r"^--[a-z_]+", text):
+            for flag in re.findall(r"^--[a-z_-]+", text):
                 assert re.search(rf"{flag}\b", flags) or flag in OTHER_FLAGS, f"{page}: {flag}"

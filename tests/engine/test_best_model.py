@@ -4,12 +4,11 @@ import csv
 import json
 import re
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT, copy_of, image_key, model_key, noisy_maps, rows_of
+from conftest import copy_of, image_key, model_key, noisy_maps, rows_of
+from in_process import run_here
 from messages import assert_line, assert_user_error
 from sklearn.metrics import average_precision_score, roc_auc_score
 
@@ -159,8 +158,7 @@ def _drop_row(root):
 @pytest.fixture(scope="module")
 def evaluated(trained_two, tmp_path_factory):
     root = copy_of(trained_two, tmp_path_factory.mktemp("evaluated"))
-    command = [sys.executable, str(ROOT / "evaluate_checkpoints.py"), "--config", str(root / "config.yaml"), *PLAIN]
-    assert subprocess.run(command, capture_output=True, timeout=240).returncode == 0
+    run_here("evaluate_checkpoints", "--config", root / "config.yaml", *PLAIN)
     return root
 
 

@@ -25,6 +25,7 @@ def test_check_reports_a_dataset_and_writes_nothing(workplace, cli):
         (3, "0 and 255"),  # masks
         ("p_quantile", 2, "34 %"),
         (2, 4, 2, re.compile(r"\d (s|min|h)")),  # steps an epoch, of two epochs, and their time
+        ("inference:", re.compile(r"\d ms \(float32\)"), "(openvino)", re.compile(r"\d ms \(openvino-int8\)")),
     ):
         assert_line(out, *facts)
     # The copy is of a training or of a held-out image, as the split has it.
@@ -46,9 +47,23 @@ def test_check_names_everything_that_would_stop_training_or_detection(workplace,
 
 def test_copies_count_once_in_the_expected_false_positive_rate(workplace, cli, monkeypatch):
     category = workplace / "mvtec/tile"
-    monkeypatch.setattr(check, "_print_time", lambda *_: None)
+    for name in ("_print_time", "_print_inference_time"):
+        monkeypatch.setattr(check, name, lambda *_: None)
     for i, source in enumerate(["test/good/000.png"] * 4 + ["train/good/001.png"]):
         shutil.copy(category / source, write(category / f"validation/good/{i}.png", np.zeros((1, 1))))
     status, out, _ = cli("--check", "True")
     assert status == 0
     assert_line(out, "p_quantile", "from 1 ")
+
+
+def test_the_time_of_an_image_is_that_of_all_its_tiles(workplace, cli, monkeypatch):
+    def planted(base_width, base_channels, size, device):
+        assert (base_width, base_channels, size) == (4, 4, (32, 32))
+        return {"float32": 3.0, "openvino": 1.5}
+
+    monkeypatch.setattr(check, "milliseconds_by_form", planted)
+    sets = ("--set", "data.img_size=[64, 96]", "--set", "data.tile_size=32", "--set", "data.tile_overlap=0")
+    status, out, _ = cli("--check", "True", *sets)
+    assert status == 0
+    assert_line(out, "inference: 18 ms (float32), 9 ms (openvino) an image")
+    assert_line(out, "openvino-int8", "requirements-export.txt")

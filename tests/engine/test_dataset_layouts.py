@@ -166,3 +166,12 @@ def test_results_are_out_of_date_when_a_label_of_a_table_changes(dataset, call, 
     table.write_text(table.read_text().replace("dent", "hole"))
     _, out, _ = call("evaluate_checkpoints", *settings, "--thresholds", "max")
     assert_line(out, "0 already complete")
+
+
+def test_images_trained_on_before_there_were_anomalous_ones_are_not_tested(dataset, call, tmp_path):
+    settings = dataset("two_folders")
+    text = settings.read_text()
+    settings.write_text(text.replace("  anomalous_folder", "  # anomalous_folder"))
+    assert call("main", "--config", str(settings), "--train", "--threshold")[0] == 0
+    settings.write_text(text)
+    assert_user_error(call("main", "--config", str(settings), "--detection"), "data.test_split")

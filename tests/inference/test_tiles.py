@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, SETTINGS, config_of, make_dataset, rows_of, write
+from in_process import run_here
 from messages import assert_line, assert_user_error
 
 from data_loader import DRAEMTrainDataset
@@ -191,21 +192,12 @@ def tiled(tmp_path_factory):
     return root
 
 
-def test_every_mode_works_on_tiles_and_gives_the_same_scores(tiled):
+def test_every_mode_works_on_tiles_and_gives_the_same_scores(tiled, exporter, monkeypatch):
     """Detection, --predict and the exported file give one score for an image."""
-    command = [
-        sys.executable,
-        ROOT / "main.py",
-        "--config",
-        tiled / "config.yaml",
-        "--train",
-        "--threshold",
-        "--detection",
-    ]
-    command += ["--predict", tiled / "mvtec/tile/test", "--output", tiled / "out", "--export", "onnx"]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=tiled)
-    assert done.returncode == 0, done.stderr
-    assert_line(done.stdout, "tile", 4, 6, 2)
+    monkeypatch.setattr(torch.onnx, "export", exporter)
+    arguments = ["--config", tiled / "config.yaml", "--train", "--threshold", "--detection", "--export", "onnx"]
+    out = run_here("main", *arguments, "--predict", tiled / "mvtec/tile/test", "--output", tiled / "out")
+    assert_line(out, "tile", 4, 6, 2)
     log = (tiled / "checkpoints/tile/tiny/train_log.csv").read_text().splitlines()
     assert len(log) == 3 and "nan" not in log[-1]
     scores = {

@@ -35,11 +35,11 @@ def test_help_of_the_batch_programs_has_an_example(call, program):
 
 
 @pytest.mark.parametrize("name", ["main", "train_all", "evaluate_checkpoints", "check_best_model", "make_sample"])
-def test_the_version_is_that_of_pyproject(name):
+def test_the_version_is_that_of_pyproject(call, name):
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     version = re.search(r'^version = "(\d+\.\d+\.\d+)"$', text, re.MULTILINE)[1]
-    done = subprocess.run([sys.executable, f"{name}.py", "--version"], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0 and done.stdout.split()[-1] == version
+    status, out, _ = call(name, "--version")
+    assert status == 0 and out.split()[-1] == version
     assert f"version: {version}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
 
 

@@ -9,7 +9,8 @@ import sys
 import cv2
 import numpy as np
 import pytest
-from conftest import ROOT, main_py, rows_of
+from conftest import ROOT, rows_of
+from in_process import run_here
 from messages import assert_line
 from scipy.stats import ks_2samp
 from sklearn.metrics import roc_auc_score
@@ -38,7 +39,7 @@ def sample(tmp_path_factory):
 MODES = ("--train", "--threshold", "--detection")
 
 
-def test_the_modes_on_the_sample(sample):
+def test_the_modes_on_the_sample(sample, monkeypatch):
     """Tiny settings, from another folder, with relative paths: what a user types after make_sample.py."""
     tmp_path, out = sample
     for category in ("flange", "board"):
@@ -57,9 +58,9 @@ def test_the_modes_on_the_sample(sample):
         )  # nominal test images are like those of training
     sets = ["model.base_width=2", "model.base_channels=2", "train.epochs=1", "data.img_size=32", "data.category=board"]
     arguments = ["--config", ROOT / "configs/sample.yaml", *(word for value in sets for word in ("--set", value))]
-    result = main_py(*(word for mode in MODES for word in (mode, "True")), *arguments, cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
-    said = dict(line.split(": ", 1) for line in result.stdout.splitlines() if line.split(":")[0] in
+    monkeypatch.chdir(tmp_path)
+    printed = run_here("main", *(word for mode in MODES for word in (mode, "True")), *arguments)
+    said = dict(line.split(": ", 1) for line in printed.splitlines() if line.split(":")[0] in
                 ("checkpoint", "thresholds", "results"))  # fmt: skip
     assert list(said) == ["checkpoint", "thresholds", "results"] and all((tmp_path / p).exists() for p in said.values())
     folder = tmp_path / "results/sample/board/checkpoint_1/no_masking"
@@ -69,7 +70,7 @@ def test_the_modes_on_the_sample(sample):
     assert again.returncode == 0 and again.stdout.splitlines()[:2] == out.splitlines()[:2]
 
 
-def test_the_batch_programs_on_the_sample(sample, tmp_path):
+def test_the_batch_programs_on_the_sample(sample, tmp_path, monkeypatch):
     """Three commands after make_sample.py, as the README gives them, at tiny sizes."""
     (tmp_path / "sample/mvtec").mkdir(parents=True)
     (tmp_path / "sample/textures").symlink_to(sample[0] / "sample/textures")
@@ -81,19 +82,10 @@ def test_the_batch_programs_on_the_sample(sample, tmp_path):
     sets += ["train.save_from=1", "train.save_every=1", "metrics.visualisation=none"]
     sets += [f"metrics.{curves}=false" for curves in ("auroc", "pr", "pro", "iou")]  # drawn by the test above
     settings = ["--config", str(ROOT / "configs/sample.yaml"), *(word for value in sets for word in ("--set", value))]
-    for command in (
-        ["train_all.py", *settings],
-        ["evaluate_checkpoints.py", *settings, "--registrations", "False"],
-        ["check_best_model.py", *settings],
-    ):
-        done = subprocess.run(
-            [sys.executable, str(ROOT / command[0]), *command[1:]],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            timeout=240,
-        )
-        assert done.returncode == 0, done.stderr
+    monkeypatch.chdir(tmp_path)
+    run_here("train_all", *settings)
+    run_here("evaluate_checkpoints", *settings, "--registrations", "False")
+    run_here("check_best_model", *settings)
     results = tmp_path / "results/sample"
     summary = rows_of(results / "summary.csv")
     assert [(row["category"], row["checkpoint"], row["threshold"]) for row in summary] == [

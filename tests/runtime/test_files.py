@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, start_process
 
 from runtime import files
 from runtime import files as runtime_files
@@ -35,18 +35,25 @@ def write_many(path, letter, count):
         write_text(path, letter * 200_000)
 
 
+WRITES = """
+import pathlib, sys
+sys.path.insert(0, sys.argv[1])
+from runtime.files import write_text
+for _ in range(150):
+    write_text(pathlib.Path(sys.argv[2]), sys.argv[3] * 200_000)
+"""
+
+
 def test_a_file_of_two_writers_is_always_one_of_theirs(tmp_path):
     """Each has a temporary file of its own; a reader sees one text or the other."""
-    path, context = tmp_path / "a.txt", multiprocessing.get_context("spawn")
-    writers = [context.Process(target=write_many, args=(path, letter, 150)) for letter in "ab"]
-    for writer in writers:
-        writer.start()
+    path = tmp_path / "a.txt"
+    writers = [start_process([sys.executable, "-c", WRITES, ROOT, path, letter], tmp_path) for letter in "ab"]
     seen = set()
-    while any(writer.is_alive() for writer in writers):
+    while any(writer.poll() is None for writer in writers):
         if path.is_file():
             seen.add(path.read_text())
         time.sleep(0.001)
-    assert all(writer.exitcode == 0 for writer in writers)
+    assert all(writer.returncode == 0 for writer in writers)
     assert seen <= {"a" * 200_000, "b" * 200_000} and path.read_text() in ("a" * 200_000, "b" * 200_000)
     assert [one.name for one in tmp_path.iterdir()] == ["a.txt"]
 

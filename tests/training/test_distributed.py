@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, SETTINGS, make_dataset, rows_of, start_process
+from in_process import run_here
 from messages import assert_fix, assert_line, lines_with, raises_user_error
 
 from config_file import load_config
@@ -125,10 +126,17 @@ def test_processes_share_the_images_and_write_the_same_files(place):
     written = {}
     for count in (0, 2):
         settings[-1:] = ["data.run_name=modes", f"data.results_path={place}/results{count}"]
-        status, out, error = run(place, count, settings, "--threshold", "--detection")
-        assert status == 0, error
+        if count:
+            ranks = launch_ranks(count, place, 0, settings, "--threshold", "--detection")
+            said = [process.communicate(timeout=120) for process in ranks]
+            assert [process.returncode for process in ranks] == [0, 0], said
+            out, others = said[0][0], said[1][0]
+            assert not others
+        else:
+            sets = [word for one in settings for word in ("--set", one)]
+            out = run_here("main", "--config", place / "config.yaml", "--threshold", "--detection", *sets)
         folder = place / f"results{count}/modes/tile/checkpoint_2/no_masking"
-        assert out.splitlines()[-1] == f"results: {folder}"  # the others print nothing
+        assert out.splitlines()[-1] == f"results: {folder}"
         assert len(lines_with(out, re.compile(r"^results\b"))) == len(lines_with(out, "AUROC", "image")) == 1
         written[count] = {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
         thresholds = place / "checkpoints/tile/modes/thresholds/checkpoint_2/no_masking.json"

@@ -17,6 +17,7 @@ import numpy as np
 from data import image_io
 from data.annotations import MaskSource
 from data.folders import IMAGE_SUFFIXES, DatasetNotes, images_below, nominal_folders, normalize_name, subfolders
+from data.layouts import loco
 from data.mask_files import MASK_FOLDERS, check_twins, split_images_and_masks
 from data.mask_matching import Masks, and_n_more, name_in
 from runtime.device import map_in_threads
@@ -47,6 +48,8 @@ class TestSample:
             without masks.
         has_empty_mask: the masks have been read and mark no pixel.
         label: kind of defect, or good, where no folder in test/ says it.
+        defects_config: the file that says from which overlap on a mask counts as found (MVTec LOCO); None for none.
+        saturation: of each mask that share of its pixels; empty until the masks have been read, or without such a file.
     """
 
     path: Path
@@ -55,6 +58,8 @@ class TestSample:
     masks: tuple[MaskSource, ...] = ()
     has_empty_mask: bool = False
     label: str = ""
+    defects_config: Path | None = None
+    saturation: tuple[float, ...] = ()
 
     @property
     def kind(self) -> str:
@@ -263,10 +268,10 @@ def with_masks_read(samples: Sequence[TestSample], size: tuple[int, int]) -> tup
     size: (height, width) that masks will be resized to.
 
     Returns:
-        the samples with `has_empty_mask` set, and one sentence for each kind of warning.
+        the samples with `has_empty_mask` and `saturation` set, and one sentence for each kind of warning.
 
     Raises:
-        UserError: ambiguous or unreadable masks.
+        UserError: ambiguous or unreadable masks, or ones that defects_config.json does not list.
     """
 
     def read(path: MaskSource) -> tuple[bool, str | None, tuple[int, int]]:
@@ -285,11 +290,30 @@ def with_masks_read(samples: Sequence[TestSample], size: tuple[int, int]) -> tup
         for warning, names in files_of.items()
     ]
     warnings += vanishing_note({mask: counts for mask, (_, _, counts) in decoded.items()})
+    saturation = _saturation(samples)
     checked = [
-        replace(sample, has_empty_mask=bool(sample.masks) and all(decoded[mask][0] for mask in sample.masks))
+        replace(
+            sample,
+            has_empty_mask=bool(sample.masks) and all(decoded[mask][0] for mask in sample.masks),
+            saturation=tuple(saturation[mask] for mask in sample.masks if sample.defects_config),
+        )
         for sample in samples
     ]
     return checked, warnings
+
+
+def _saturation(samples: Sequence[TestSample]) -> dict[MaskSource, float]:
+    """Mask -> share of its pixels from which on its overlap counts as complete, where a file says it."""
+    configs = {one: loco.read_config(one) for one in {sample.defects_config for sample in samples} if one}
+    sources = {
+        mask: sample.defects_config
+        for sample in samples
+        for mask in sample.masks
+        if sample.defects_config and isinstance(mask, Path)
+    }
+    files = list(sources)
+    shares = map_in_threads(lambda mask: loco.saturation(mask, configs[sources[mask]], sources[mask]), files)
+    return dict(zip(files, shares, strict=True))
 
 
 def check_bit_depth(samples: Sequence[TestSample], white_level: float | None) -> list[str]:

@@ -8,32 +8,33 @@ from config import Config
 from engine import evaluate_all
 from reporting import best_models, seeds, summary
 from reporting.best_models import FIX_SUMMARY
+from reporting.paper import categories
 from reporting.result import read_record
 from runtime.errors import UserError
 from runtime.names import composed
 
 
-def run(config: Config, categories: Sequence[str] | None) -> Path:
+def run(config: Config, names: Sequence[str] | None) -> Path:
     """Compare the results in summary.csv, write and print the report, and return its path.
 
     Where the run has several seeds, mean and standard deviation over them are compared as well.
 
     Args:
-        categories: names to compare; None: all in summary.csv.
+        names: categories to compare; None: all in summary.csv.
 
     Raises:
         UserError: no summary, a damaged one, or one without results that exist on disk.
     """
-    categories = categories and [composed(name) for name in categories]
+    names = names and [composed(name) for name in names]
     results = Path(config.data.results_path) / config.data.run_name
     folders = seeds.folders_of(results.parent, config.data.run_name)
     if len(folders) > 1:
         path = results / "seeds.md"
-        print(seeds.write_report(path, config.data.run_name, folders, categories))
+        print(seeds.write_report(path, config.data.run_name, folders, names))
         if not (results / "summary.csv").is_file():
             return path
-    rows, failed = best_models.read_summary(results, categories)
-    unlisted = [key for key in best_models.unlisted(results, rows, failed) if not categories or key[0] in categories]
+    rows, failed = best_models.read_summary(results, names)
+    unlisted = [key for key in best_models.unlisted(results, rows, failed) if not names or key[0] in names]
     if unlisted or _is_mixed(results, rows):
         current, stale = evaluate_all.current_results(results, config, {})
         for key in unlisted:
@@ -49,6 +50,8 @@ def run(config: Config, categories: Sequence[str] | None) -> Path:
         summary.print_stale(stale)
     text, report = best_models.write_report(config, results, rows, failed)
     print(text)
+    if (results / categories.MARKDOWN).is_file():
+        print(f"table over categories: {results / categories.MARKDOWN}, {results / categories.LATEX}")
     return report
 
 

@@ -3,11 +3,14 @@
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from config import Config, map_settings, threshold_settings
+from data import image_io
 from data.folders import DatasetNotes
 from data.layouts.registry import Category, open_category
 from data.mask_matching import and_n_more
@@ -17,7 +20,7 @@ from evaluation.thresholds import MANUAL, OPTIMAL
 from inference import checkpoint, threshold_file
 from inference.checkpoint import Checkpoint, CheckpointMetadata
 from inference.detect import detect
-from inference.preprocessing import Preprocessor, Technique, apply_valid_mask, configured
+from inference.preprocessing import Preprocessor, Technique, Variant, apply_valid_mask, configured
 from inference.threshold_file import NominalThresholds
 from reporting.result import Record, Result
 from runtime import provenance
@@ -106,6 +109,8 @@ def provenance_of(
     masked = [(sample.name, mask) for sample in samples for mask in sample.masks]
     mask_digests = provenance.file_digests([mask for _, mask in masked])
     masks = [f"{composed(name)} {digest}" for (name, _), digest in zip(masked, mask_digests, strict=True)]
+    configs = sorted({sample.defects_config for sample in samples if sample.defects_config})
+    masks += provenance.file_digests(configs)
     settings = threshold_settings(config) if nominal else {}
     settings |= threshold_settings(config, OPTIMAL)
     if MANUAL in kinds:
@@ -113,7 +118,7 @@ def provenance_of(
     return Provenance(
         weights=fingerprint,
         pictures=Content(len(named), provenance.digest(named)),
-        masks=Content(len(masks), provenance.digest(masks)),
+        masks=Content(len(masked), provenance.digest(masks)),
         nominal=nominal,
         settings=settings | map_settings(config),
         **preprocessor.provenance_fields(technique),
@@ -182,9 +187,22 @@ def evaluate_pass(
         seconds = 0.0
         for output, waited in _timed(detect(ckpt.model, dataset, config, "test images", group)):
             seconds += waited
+            if sample_defects := _defects(preprocessor, dataset.variant, samples[output.idx]):
+                output = replace(output, defects=sample_defects)
             for technique, result in results.items():
                 result.update(apply_valid_mask(output, technique))
         return "\n".join(result.finish(seconds, ckpt.path) for result in results.values())
+
+
+def _defects(preprocessor: Preprocessor, variant: Variant, sample: TestSample) -> list[np.ndarray]:
+    """The masks of a sample one by one, prepared as its image, bool (H, W); none where overlaps do not saturate."""
+    if not sample.saturation:
+        return []
+    shape = image_io.read_size(sample.path)
+    homography = preprocessor.registration.homography_of(sample.path) if variant.registered else None
+    blank = np.zeros((*shape, 3), np.uint8)
+    aligned = (preprocessor.align(blank, homography, image_io.read_mask(mask, shape)).mask for mask in sample.masks)
+    return [mask for mask in aligned if mask is not None]
 
 
 def _notes(

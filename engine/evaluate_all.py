@@ -89,6 +89,7 @@ def run(config: Config, selection: Selection, is_forced: bool, ray: Options | No
     planned = {(item.config.data.category, str(item.epoch), one.name) for item in items for one in item.techniques}
     planned |= {(category, "", "") for category, _, _ in planned}
     errors = summary.write_summary(results, there, failed, planned, has_nodes=ray is not None)
+    summary.write_defects(results / "defects.csv", there)
     summary.write_times(results / "inference_times.txt", there)
     summary.write_index(results, there)
     undrawn = summary.draw_batch(results, there, config.metrics)

@@ -4,7 +4,7 @@ B. Efron and R. Tibshirani, 'An introduction to the bootstrap', 1993.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from scipy.special import betaincinv, stdtrit
@@ -22,47 +22,63 @@ class ImageHistograms:
     """Histograms over the score, one set per image, with coarse bins; empty bins are not kept.
 
     For each image: nominal pixels, anomalous pixels, anomalous pixels weighted by 1 / size of their region, and the
-    number of regions.
+    number of regions. Of images with defects whose overlap saturates also what their pixels add to it, and the number
+    of these defects.
     """
 
     def __init__(self):
         self._bins: list[np.ndarray] = []
-        self._counts: list[np.ndarray] = []  # float32 (3, K)
+        self._counts: list[np.ndarray] = []  # float32 (3, K), or (4, K) with such defects
         self.regions: list[int] = []
+        self.defects: list[int] = []
 
     def __len__(self) -> int:
         return len(self.regions)
 
-    def add(self, nominal: np.ndarray, anomalous: np.ndarray, overlap: np.ndarray | None, regions: int) -> None:
+    def add(
+        self,
+        nominal: np.ndarray,
+        anomalous: np.ndarray,
+        overlap: np.ndarray | None,
+        regions: int,
+        saturated: Sequence[tuple[np.ndarray, np.ndarray]] = (),
+    ) -> None:
         """Add an image.
 
         Args:
             nominal, anomalous: bins of its pixels, int (N,). overlap: weights of the anomalous ones, float (N,).
             regions: their number.
+            saturated: of each defect whose overlap saturates, bins and weights of its pixels, see
+                `metrics.saturated_overlap`; all among the anomalous ones.
         """
         size = int(max(nominal.max(initial=-1), anomalous.max(initial=-1))) + 1
-        counts = np.zeros((3, size), np.float32)
+        counts = np.zeros((4 if saturated else 3, size), np.float32)
         counts[0] = np.bincount(nominal, minlength=size)
         if anomalous.size:
             counts[1] = np.bincount(anomalous, minlength=size)
             counts[2] = np.bincount(anomalous, overlap, minlength=size)
+        for places, weights in saturated:
+            counts[3] += np.bincount(places, weights, size)[:size]
         bins = np.flatnonzero(counts.any(axis=0))
         self._bins.append(bins.astype(np.int32))
         self._counts.append(counts[:, bins])
         self.regions.append(regions)
+        self.defects.append(len(saturated))
 
     def occupied(self) -> np.ndarray:
         """Bins that are occupied in any image, int (B,), rising."""
         return np.unique(np.concatenate(self._bins)) if self._bins else np.zeros(0, np.int32)
 
     def weighted(self, weights: np.ndarray, columns: np.ndarray) -> np.ndarray:
-        """Histograms (3, D, B) summed over images with `weights` (D, N), in the bins `columns` (B,)."""
-        total = np.zeros((3, len(weights), len(columns)))
+        """Histograms (3, D, B), or (4, D, B), summed over images with `weights` (D, N), in the bins `columns` (B,)."""
+        rows = 4 if any(self.defects) else 3
+        total = np.zeros((rows, len(weights), len(columns)))
         for start in range(0, len(self), IMAGES_AT_ONCE):
             stop = min(start + IMAGES_AT_ONCE, len(self))
-            dense = np.zeros((3, stop - start, len(columns)), np.float32)
+            dense = np.zeros((rows, stop - start, len(columns)), np.float32)
             for place in range(start, stop):
-                dense[:, place - start, np.searchsorted(columns, self._bins[place])] = self._counts[place]
+                counts = self._counts[place]
+                dense[: len(counts), place - start, np.searchsorted(columns, self._bins[place])] = counts
             total += weights[:, start:stop].astype(np.float32) @ dense
         return total
 
@@ -129,13 +145,17 @@ def resampled_pixel_metrics(
     columns = images.occupied()[::-1]
     sums = images.weighted(weights, columns[::-1])[:, :, ::-1]
     counts = np.concatenate([np.zeros((*sums.shape[:2], 1)), np.cumsum(sums, axis=2)], axis=2)
-    fp, tp, overlap = counts
+    fp, tp, overlap = counts[:3]
     values = ranking_metrics(fp, tp)
     with np.errstate(divide="ignore", invalid="ignore"):
         pro = overlap / (weights @ np.array(images.regions))[:, None]
         fpr = fp / fp[:, -1:]
     common = {f"pixel_{name}": values[name] for name in ("auroc", "ap", "f1")}
     common |= {"pro": partial_area(fpr, pro, 0.3), "pro_05": partial_area(fpr, pro, 0.05), "iou_max": values["iou_max"]}
+    if any(images.defects):
+        with np.errstate(divide="ignore", invalid="ignore"):
+            spro = counts[3] / (weights @ np.array(images.defects))[:, None]
+        common["spro_05"] = partial_area(fpr, spro, 0.05)
     result = {}
     for kind, threshold_bin in threshold_bins.items():
         above = int(np.sum(columns > threshold_bin))

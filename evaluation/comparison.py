@@ -10,8 +10,8 @@ from evaluation import bootstrap, metrics
 
 HEADLINE, TIE = "image_auroc", "pixel_ap"
 PLAIN = "no_masking"  # checkpoints are compared by results without masking and registration
-METRICS = metrics.IMAGE_KEYS + metrics.PIXEL_KEYS
-OF_PIXELS = metrics.PIXEL_KEYS + metrics.PIXEL_KEYS_AT_THRESHOLD
+METRICS = metrics.IMAGE_KEYS + metrics.PIXEL_KEYS + metrics.OVERLAP_KEYS
+OF_PIXELS = metrics.PIXEL_KEYS + metrics.PIXEL_KEYS_AT_THRESHOLD + metrics.OVERLAP_KEYS
 METRICS_AT_THRESHOLD = ("accuracy", "image_f1_at_threshold", *metrics.PIXEL_KEYS_AT_THRESHOLD)
 
 

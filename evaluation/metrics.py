@@ -3,14 +3,17 @@
 A score is anomalous where it is greater than the threshold. What is undefined is None.
 """
 
-from functools import lru_cache
+import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import cv2
 import numpy as np
 
 from evaluation.bootstrap import ImageHistograms
+from evaluation.image_overlap import ImageOverlaps
 from evaluation.ranking import CRITERIA, area, last_best, midway, precision, ranking_metrics
+from evaluation.score_bins import BINS, bin_of, bin_scores, coarse, threshold_bin
 
 IMAGE_KEYS = ("image_auroc", "image_ap", "image_f1")
 PIXEL_KEYS = ("pixel_auroc", "pixel_ap", "pixel_f1", "pro", "pro_05", "iou_max")
@@ -24,37 +27,30 @@ IMAGE_KEYS_AT_THRESHOLD = (
 )
 PIXEL_KEYS_AT_THRESHOLD = ("iou", "pixel_f1_at_threshold")
 HIT_RATE = "hit_rate"  # at the image threshold
-MEASURED_KEYS = (*IMAGE_KEYS, *PIXEL_KEYS, *IMAGE_KEYS_AT_THRESHOLD, *PIXEL_KEYS_AT_THRESHOLD, HIT_RATE)
-INTERVAL_KEYS = tuple(f"{key}_{end}" for key in MEASURED_KEYS for end in ("low", "high"))
+AUPIMO = "aupimo"
+SPRO = "spro_05"
+OVERLAP_KEYS = (AUPIMO, SPRO)  # over all thresholds; they came later, and stand behind all others in files
+_FIRST_KEYS = (*IMAGE_KEYS, *PIXEL_KEYS, *IMAGE_KEYS_AT_THRESHOLD, *PIXEL_KEYS_AT_THRESHOLD)
+MEASURED_KEYS = (*_FIRST_KEYS, HIT_RATE, *OVERLAP_KEYS)
+
+
+def _intervals(*keys: str) -> tuple[str, ...]:
+    return tuple(f"{key}_{end}" for key in keys for end in ("low", "high"))
+
+
 METRIC_KEYS = (  # of metrics.json
-    *(key for key in MEASURED_KEYS if key != HIT_RATE),
+    *_FIRST_KEYS,
     "image_threshold",
     "pixel_threshold",
     HIT_RATE,
-    *INTERVAL_KEYS,
+    *_intervals(*_FIRST_KEYS, HIT_RATE),
+    *OVERLAP_KEYS,
+    *_intervals(*OVERLAP_KEYS),
 )
 
+PRO_LIMIT, LOW_LIMIT = 0.3, 0.05  # false-positive rates up to which `pro`, and `pro_05` and `spro_05` average
 SCORE_WINDOW = 21  # pixels, of the average pooling behind an image score
 
-# Bins of the score: leading bits of the float below 0.5 and, mirrored, of 1 - score above, where softmax saturates; 0.5
-# has a bin of its own, so a threshold of 0.5 cuts between bins. Each tier: its lower bound, and how many of the 23 bits
-# of the mantissa are dropped from there on: few where most scores lie, more towards 0.
-_TIERS = ((0.0, 14), (2.0**-32, 12), (2.0**-8, 9), (0.5, 0))
-
-
-def _tier_bins() -> list[tuple[int, int, int, int]]:
-    """Of each tier the float bits it begins and ends at, the bits it drops, and its first bin."""
-    bounds = [int(np.float32(bound).view(np.uint32)) for bound, _ in _TIERS]
-    tiers, first = [], 0
-    for begin, end, (_, drop) in zip(bounds, bounds[1:], _TIERS, strict=False):
-        tiers.append((begin, end, drop, first))
-        first += (end - begin) >> drop
-    return [*tiers, (bounds[-1], bounds[-1], 0, first)]
-
-
-_HALF = _tier_bins()[-1][3]  # the bin of 0.5
-_BINS = 2 * _HALF + 1
-_TOGETHER = (2**16, 256, 128)  # of each tier: bins that make one coarse bin of an image's own histogram
 _PENDING = 2**19  # pixels that are binned at once: fewer would spend the time on adding up empty bins
 
 
@@ -82,40 +78,17 @@ def smooth(anomaly_map: np.ndarray) -> np.ndarray:
     return cv2.boxFilter(anomaly_map, cv2.CV_64F, window, normalize=True, borderType=cv2.BORDER_CONSTANT)
 
 
-def _bin(scores: np.ndarray) -> np.ndarray:
-    """Bin numbers, rising with the score: int32, of float32 scores in [0, 1]."""
-    # 1 - score is exact from 0.5 on; -0 is 0
-    bits = np.minimum(scores, np.float32(1) - scores).view(np.int32) & np.int32(0x7FFFFFFF)
-    index = np.full(bits.shape, _HALF, np.int32)
-    for begin, end, drop, first in reversed(_tier_bins()[:-1]):
-        np.copyto(index, ((bits - begin) >> drop) + first, where=bits < end)
-    return np.where(scores < 0.5, index, 2 * _HALF - index)
+def saturated_overlap(bins: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray]:
+    """Of a defect's pixels those that add to its saturated overlap: bins, falling, and what each adds, float64 (K,).
 
+    With A pixels the overlap min(found / s, 1), s = share * A, is complete with the s highest; others add nothing.
 
-def _threshold_bin(threshold: float) -> int:
-    """The bin that a threshold lies in, -1 below all, _BINS above all."""
-    if not 0 <= threshold <= 1:
-        return -1 if threshold < 0 else _BINS
-    return int(_bin(np.array([threshold], np.float32))[0])
-
-
-def _bin_scores() -> np.ndarray:
-    """Score in the middle of each bin, float64 (_BINS,)."""
-    bits = np.concatenate([np.arange(begin, end, 1 << drop, np.uint32) for begin, end, drop, _ in _tier_bins()[:-1]])
-    edges = np.append(bits.view(np.float32).astype(np.float64), 0.5)
-    middle = (edges[:-1] + edges[1:]) / 2
-    return np.concatenate((middle, [0.5], 1 - middle[::-1]))
-
-
-@lru_cache(maxsize=1)
-def _coarse() -> np.ndarray:
-    """The coarse bin (of about 2,000, for histograms of single images) of each bin; int16 (_BINS,)."""
-    tiers, parts, first = _tier_bins(), [], 0
-    for (_, _, _, begin), (_, _, _, end), together in zip(tiers, tiers[1:], _TOGETHER, strict=False):
-        parts.append(first + np.arange(end - begin) // together)
-        first = int(parts[-1][-1]) + 1
-    below = np.concatenate(parts)
-    return np.concatenate((below, [first], 2 * first - below[::-1])).astype(np.int16)
+    Args:
+        bins: of its pixels, int (A,).
+    """
+    limit = share * bins.size
+    count = math.ceil(limit)
+    return np.sort(bins)[::-1][:count], np.minimum(limit - np.arange(count), 1) / max(limit, 1e-12)
 
 
 class Region(NamedTuple):
@@ -140,28 +113,41 @@ class PixelMetrics:
 
     Each is a function of three histograms over the score: nominal pixels, anomalous pixels, and anomalous pixels
     weighted by 1 / size of their region (8-connected), which gives PRO: P. Bergmann et al., 'Uninformed students',
-    CVPR 2020.
+    CVPR 2020. Of defects whose overlap saturates a fourth gives sPRO: P. Bergmann et al., 'Beyond dents and scratches',
+    IJCV 2022.
 
     Args:
-        keeps_images: also keep a small histogram of each image in `images`, for intervals; else it stays empty.
+        keeps_images: also keep a small histogram of each image in `images`, for intervals, and its anomalous pixels in
+            `overlaps`, for AUPIMO; else these stay empty.
     """
 
     def __init__(self, keeps_images: bool = False):
-        self.images, self._keeps_images = ImageHistograms(), keeps_images
-        self._nominal = np.zeros(_BINS, np.int64)
-        self._anomalous = np.zeros(_BINS, np.int64)
-        self._overlap = np.zeros(_BINS, np.float64)
-        self._regions = 0
+        self.images, self.overlaps, self._keeps_images = ImageHistograms(), ImageOverlaps(BINS), keeps_images
+        self._nominal = np.zeros(BINS, np.int64)
+        self._anomalous = np.zeros(BINS, np.int64)
+        self._overlap = np.zeros(BINS, np.float64)
+        self._saturated: np.ndarray | None = None  # see `saturated_overlap`; None without such defects
+        self._regions = self._defects = 0
         self._pending: list[np.ndarray] = []
         self._pending_pixels = 0
         self._curve: dict[str, np.ndarray] | None = None
 
-    def update(self, scores: np.ndarray, mask: np.ndarray, valid: np.ndarray | None = None) -> None:
+    def update(
+        self,
+        scores: np.ndarray,
+        mask: np.ndarray,
+        valid: np.ndarray | None = None,
+        is_nominal: bool | None = None,
+        defects: Sequence[tuple[np.ndarray, float]] = (),
+    ) -> None:
         """Add one image.
 
         Args:
             scores: float32 (H, W) in [0, 1]. mask: bool (H, W), ground truth.
             valid: bool (H, W), False where a pixel is left out. Regions are labelled before it is applied.
+            is_nominal: whether the image is nominal; None: where its mask is empty.
+            defects: for sPRO, masks of single defects, bool (H, W), which can overlap, each with the share of its
+                pixels from which on its overlap is complete, in (0, 1].
 
         Raises:
             ValueError: shapes that differ, scores outside [0, 1].
@@ -173,8 +159,18 @@ class PixelMetrics:
             raise ValueError("anomaly scores must lie in [0, 1]")
         self._curve = None
         mask = mask.astype(bool, copy=False)
-        index = _bin(scores)
+        if is_nominal is None:
+            is_nominal = not mask.any()
+        index = bin_of(scores)
         anomalous, overlap, count = index[:0, 0], None, 0
+        saturated = [
+            saturated_overlap(index[defect if valid is None else defect & valid], share) for defect, share in defects
+        ]
+        saturated = [one for one in saturated if one[0].size]
+        for places, weights in saturated:
+            self._saturated = np.zeros(BINS) if self._saturated is None else self._saturated
+            np.add.at(self._saturated, places, weights)
+        self._defects += len(saturated)
         if mask.any():
             _, regions = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)
             inside = mask if valid is None else mask & valid
@@ -189,7 +185,9 @@ class PixelMetrics:
         elif valid is not None:
             index = index[valid]
         if self._keeps_images:
-            self.images.add(_coarse()[index.ravel()], _coarse()[anomalous], overlap, count)
+            own_histograms = [(coarse()[places], weights) for places, weights in saturated]
+            self.images.add(coarse()[index.ravel()], coarse()[anomalous], overlap, count, own_histograms)
+            self.overlaps.add(index.ravel(), anomalous, overlap, count, is_nominal)
         self._pending.append(index.ravel())
         self._pending_pixels += index.size
         if self._pending_pixels >= _PENDING:
@@ -197,7 +195,7 @@ class PixelMetrics:
 
     def _flush(self) -> None:
         if self._pending:
-            self._nominal += np.bincount(np.concatenate(self._pending), minlength=_BINS)
+            self._nominal += np.bincount(np.concatenate(self._pending), minlength=BINS)
             self._pending, self._pending_pixels = [], 0
 
     @property
@@ -221,20 +219,22 @@ class PixelMetrics:
                 "fp": cumulate(self._nominal),
                 "tp": cumulate(self._anomalous),
                 "pro": cumulate(self._overlap) / max(self._regions, 1),
-                "score": _bin_scores()[occupied],
+                "score": bin_scores()[occupied],
                 "bin": occupied,
             }
+            if self._saturated is not None:
+                self._curve["spro"] = cumulate(self._saturated) / self._defects
         return self._curve
 
     def compute(self, threshold: float | None = None) -> dict[str, float | None]:
-        """PIXEL_KEYS and, at `threshold`, PIXEL_KEYS_AT_THRESHOLD (None without one).
+        """PIXEL_KEYS, SPRO (None without defects that saturate), and PIXEL_KEYS_AT_THRESHOLD (None without one).
 
         Scores in one bin count as equal: those that differ by less than 2^-14 (from 2^-8 on, else 2^-11) of their
         distance from 0 or 1, whichever is nearer. Against exact values that changes at most 2e-5 where the scores'
         standard deviation is 0.1 or more or they saturate, 6e-4 at 1.5e-3 and 6e-3 at 1.5e-4.
         """
         if self.missing:
-            return dict.fromkeys(PIXEL_KEYS + PIXEL_KEYS_AT_THRESHOLD)
+            return dict.fromkeys((*PIXEL_KEYS, SPRO, *PIXEL_KEYS_AT_THRESHOLD))
         curve = self._cumulated()
         fp, tp, pro = curve["fp"], curve["tp"], curve["pro"]
         positives, negatives = int(tp[-1]), int(fp[-1])
@@ -243,18 +243,24 @@ class PixelMetrics:
             "pixel_auroc": values["auroc"],
             "pixel_ap": values["ap"],
             "pixel_f1": values["f1"],
-            "pro": _area_to(fp / negatives, pro, 0.3),
-            "pro_05": _area_to(fp / negatives, pro, 0.05),
+            "pro": _area_to(fp / negatives, pro, PRO_LIMIT),
+            "pro_05": _area_to(fp / negatives, pro, LOW_LIMIT),
             "iou_max": values["iou_max"],
+            SPRO: _area_to(fp / negatives, curve["spro"], LOW_LIMIT) if "spro" in curve else None,
             "iou": None,
             "pixel_f1_at_threshold": None,
         }
         if threshold is not None:
             # Scores that equal the threshold are not above it: its own bin does not count.
-            above = int(np.sum(curve["bin"] > _threshold_bin(threshold)))
+            above = int(np.sum(curve["bin"] > threshold_bin(threshold)))
             result["iou"] = float(tp[above] / (fp[above] + positives))
             result["pixel_f1_at_threshold"] = float(2 * tp[above] / (tp[above] + fp[above] + positives))
         return result
+
+    def region_overlaps(self) -> tuple[np.ndarray, np.ndarray]:
+        """Of each image kept its number of regions, and what they add to PRO; see `ImageOverlaps.region_overlaps`."""
+        self._flush()
+        return self.overlaps.region_overlaps(self._nominal, PRO_LIMIT)
 
     @property
     def anomalous_share(self) -> float:
@@ -265,8 +271,8 @@ class PixelMetrics:
 
     def coarse_bin(self, threshold: float) -> float:
         """The coarse bin of a threshold: bins of `images` above it are above it. -1: all are; infinity: none is."""
-        found = _threshold_bin(threshold)
-        return found if found < 0 else np.inf if found == _BINS else float(_coarse()[found])
+        found = threshold_bin(threshold)
+        return found if found < 0 else np.inf if found == BINS else float(coarse()[found])
 
     def optimal_threshold(self, by: str = "f1") -> float | None:
         """Midway between the lowest score that reaches the best value and the next lower one; None where undefined.
@@ -278,7 +284,7 @@ class PixelMetrics:
         curve = self._cumulated()
         best = last_best(CRITERIA[by](curve["fp"], curve["tp"])[1:])
         threshold = midway(curve["score"], best)
-        while _threshold_bin(threshold) >= curve["bin"][best]:  # on the edge that two bins share
+        while threshold_bin(threshold) >= curve["bin"][best]:  # on the edge that two bins share
             threshold = float(np.nextafter(np.float32(threshold), np.float32(-1)))
         return threshold
 

@@ -1,7 +1,7 @@
 """Inference: run the networks over images to get reconstructions and anomaly maps. All modes use this module."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -41,6 +41,7 @@ class NetworkOutput:
         mask: ground truth, bool (H, W).
         valid: bool (H, W), False in pixels that metrics ignore; None for all True.
         region: masking region, bool (H, W); None for all False.
+        defects: of each mask of its sample the pixels it marks, bool (H, W), where overlaps saturate; else empty.
     """
 
     idx: int
@@ -50,6 +51,7 @@ class NetworkOutput:
     mask: np.ndarray
     valid: np.ndarray | None = None
     region: np.ndarray | None = None
+    defects: Sequence[np.ndarray] = ()
 
 
 class Networks:

@@ -1,4 +1,7 @@
-"""The comparison of checkpoints and techniques: best_models.json, .md and .png, from summary.csv and the logs."""
+"""The comparison of checkpoints and techniques: best_models.json, .md and .png, from summary.csv and the logs.
+
+With it goes the table over categories at the best checkpoint, categories.md and .tex.
+"""
 
 import csv
 import json
@@ -14,6 +17,7 @@ from evaluation import comparison
 from evaluation.comparison import HEADLINE, TIE
 from evaluation.metrics import METRIC_KEYS
 from reporting import curves
+from reporting.paper import categories
 from reporting.significance import next_of_category, next_overall, warnings_of
 from reporting.tables import LABELS, cell
 from runtime.csv_file import read_csv, unescaped
@@ -28,10 +32,13 @@ FIX_SUMMARY = "run evaluate_checkpoints.py again, with the same --config and --s
 def write_report(
     config: Config, results: Path, rows: list[dict[str, Any]], failed: list[dict[str, str]]
 ) -> tuple[str, Path]:
-    """Compare rows of the summary and write best_models.json, .md and .png; the report's first part, and its path.
+    """Compare rows of the summary and write best_models.json, .md and .png, and the table over categories.
 
     Args:
         rows, failed: of `read_summary`.
+
+    Returns:
+        the report's first part, and its path.
     """
     best = {
         "run": config.data.run_name,
@@ -48,8 +55,10 @@ def write_report(
     best["next"] = next_overall(results, best)
     best["next_of_categories"] = {name: next_of_category(results, rows, name) for name in names}
     best["doubts"] = warnings_of(results, best["headline"])
+    headline = best["headline"]
+    table = categories.write_tables(results, rows, headline["checkpoint"] if headline else None)
     write_text(results / "best_models.json", json.dumps(best, indent=2, allow_nan=False) + "\n")
-    text = _render(best)
+    text = _render(best, table)
     write_text(results / "best_models.md", text)
     _draw(results / "best_models.png", rows, best)
     return text.partition("\n## ")[0], results / "best_models.md"
@@ -151,14 +160,14 @@ def read_val_ap(log: Path, column: str = "val_ap") -> dict[str, float]:
         raise UserError(log, f"damaged ({error})", "restore it, or move it away to do without val_ap") from error
 
 
-def _render(best: dict[str, Any]) -> str:
-    """best_models.md."""
+def _render(best: dict[str, Any], table: list[str]) -> str:
+    """best_models.md. table: lines of the table over categories."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), undefined=jinja2.StrictUndefined
     )
     environment.filters |= {"cell": cell, "label": _label, "reached": _reached}
     environment.tests["unmasked"] = lambda technique: technique.startswith("no_")
-    return environment.get_template("best_models.md.jinja").render(best=best)
+    return environment.get_template("best_models.md.jinja").render(best=best, table=table)
 
 
 def _reached(combinations: list[dict[str, str]]) -> str:

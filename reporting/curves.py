@@ -1,5 +1,6 @@
 """Curves and histograms drawn with matplotlib; each function is given the path to write to."""
 
+import math
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from config import Metrics
+from evaluation.thresholds import Thresholds
 from reporting.colors import ANOMALOUS, CHANCE, LEVELS, NOMINAL, OPERATING_POINT
+from runtime.files import atomic_write
 
 
 def _figure(width: float, height: float):
@@ -106,6 +109,39 @@ def curves(
     axes.grid(alpha=0.3)
     axes.legend(loc="best", framealpha=0.9, fontsize=9)
     axes.figure.savefig(path, format="png")
+
+
+# Figure -> of each level that it shows, the metric that its curve stands for.
+LINES = {
+    "roc": {"image": "image_auroc", "pixel": "pixel_auroc"},
+    "precision_recall": {"image": "image_ap", "pixel": "pixel_ap"},
+    "pro": {"pixel": "pro"},
+    "iou": {"pixel": "iou_max"},
+}
+
+
+def draw_all(
+    folder: Path,
+    title: str,
+    levels: dict[str, dict[str, np.ndarray]],
+    values: dict[str, float | None],
+    thresholds: Thresholds,
+    wanted: dict[str, bool],
+) -> None:
+    """Write the figures of LINES that are wanted and defined.
+
+    Args:
+        levels: as far as defined, see `curves`. values: metric -> value. thresholds: to mark.
+    """
+    limits = {"image": thresholds.image, "pixel": thresholds.pixel}
+    marked = {level: (limit, thresholds.kind) for level, limit in limits.items() if limit is not None}
+    for name, drawn in LINES.items():
+        lines = {level: levels[level] for level in drawn if level in levels}
+        if not wanted[name] or not lines:
+            continue
+        finite = {level: marked[level] for level in lines if level in marked and marked[level][0] < math.inf}
+        with atomic_write(folder / f"{name}.png") as beside:
+            curves(beside, name, title, lines, {level: values[key] for level, key in drawn.items()}, finite)
 
 
 # What a curve's value is called.

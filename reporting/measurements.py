@@ -60,7 +60,8 @@ class Measurements:
         smoothed = metrics.smooth(found.anomaly_map)
         self.scores[found.idx] = smoothed.max()  # the image score
         if sample.masks or not sample.has_anomaly:
-            self.pixels.update(found.anomaly_map, found.mask, found.valid)
+            defects = list(zip(found.defects, sample.saturation, strict=True)) if found.defects else []
+            self.pixels.update(found.anomaly_map, found.mask, found.valid, not sample.has_anomaly, defects)
             self._counted.append(found.idx)
         if found.mask.any():
             self._hits[found.idx] = metrics.is_pointing_game_hit(smoothed, found.mask)
@@ -99,6 +100,23 @@ class Measurements:
         """Over all thresholds, once all images are added."""
         return image_metrics.image_metrics(self.labels, self.scores)
 
+    @cached_property
+    def aupimo(self) -> np.ndarray:
+        """AUPIMO of each image, float64 (N,), once all are added; NaN where undefined, as of nominal ones."""
+        values = np.full(len(self.samples), np.nan)
+        values[self._counted] = self.pixels.overlaps.aupimo()
+        return values
+
+    def region_overlaps(self) -> tuple[np.ndarray, np.ndarray]:
+        """Of each image (N,) its number of regions, and what they add to PRO, see `PixelMetrics.region_overlaps`.
+
+        The second is NaN where PRO is undefined.
+        """
+        regions, found = np.zeros(len(self.samples)), np.full(len(self.samples), np.nan)
+        if not self.pixels.missing:
+            regions[self._counted], found[self._counted] = self.pixels.region_overlaps()
+        return regions, found
+
     def metrics_at(self, thresholds: Thresholds) -> dict[str, Any]:
         """Values of MEASURED_KEYS, and the thresholds."""
         _, image_threshold, pixel_threshold = thresholds
@@ -107,6 +125,8 @@ class Measurements:
         hits = self._hits[(self.scores > np.inf if image_threshold is None else self.scores > image_threshold)]
         hits = hits[~np.isnan(hits)]
         values[metrics.HIT_RATE] = float(hits.mean()) if hits.size else None
+        rated = self.aupimo[~np.isnan(self.aupimo)]
+        values[metrics.AUPIMO] = float(rated.mean()) if rated.size else None
         return values | {"image_threshold": image_threshold, "pixel_threshold": pixel_threshold}
 
     def with_intervals(self, columns: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -140,8 +160,10 @@ class Measurements:
         if key == metrics.HIT_RATE:
             called = self.scores > (np.inf if values["image_threshold"] is None else values["image_threshold"])
             return bootstrap.share_interval(values[key], int(np.sum(called & ~np.isnan(self._hits))))
-        if key in (*metrics.PIXEL_KEYS, *metrics.PIXEL_KEYS_AT_THRESHOLD):
+        if key in (*metrics.PIXEL_KEYS, *metrics.PIXEL_KEYS_AT_THRESHOLD, metrics.SPRO):
             return bootstrap.interval(drawn, base, values[key], max(int(self.labels[self._counted].sum()), 1))
+        if key == metrics.AUPIMO:
+            anomalous = int(np.sum(~np.isnan(self.aupimo)))
         return bootstrap.interval(drawn, base, values[key], min(filter(None, (nominal, anomalous))))
 
     def _resampled(self, weights: np.ndarray, columns: dict[str, dict[str, Any]]) -> dict[str, dict[str, np.ndarray]]:
@@ -153,6 +175,7 @@ class Measurements:
             if self._counted
             else {}
         )
+        over_all[metrics.AUPIMO] = self.pixels.overlaps.resampled(weights[:, self._counted])
         drawn = {}
         for kind, values in columns.items():
             called = self.scores > (np.inf if values["image_threshold"] is None else values["image_threshold"])
@@ -174,6 +197,8 @@ class Measurements:
         if self._vanished:
             names = ", ".join(self._vanished)
             notes["masks"] = f"masks that vanish at this img_size (their images keep the label): {names}"
+        if warning := self.pixels.overlaps.warning:
+            notes[metrics.AUPIMO] = warning
         if self._left_out:
             share = f"{self._left_out:,} of {self._seen:,} pixels ({100 * self._left_out / self._seen:.1f} %)"
             notes["left_out"] = (
@@ -222,8 +247,11 @@ class Measurements:
     def _reason(self, key: str) -> str:
         if key == metrics.HIT_RATE:
             return "no anomalous image with a mask is called anomalous"
-        if key in (*metrics.PIXEL_KEYS, *metrics.PIXEL_KEYS_AT_THRESHOLD, "pixel_threshold"):
+        if key in (*metrics.PIXEL_KEYS, *metrics.PIXEL_KEYS_AT_THRESHOLD, *metrics.OVERLAP_KEYS, "pixel_threshold"):
             if not any(sample.masks for sample in self.samples):
                 return "no anomalous image has a mask"
-            return self.pixels.missing or "no threshold"
+            if key == metrics.SPRO and not any(sample.defects_config for sample in self.samples):
+                return "the category has no defects_config.json, as those of MVTec LOCO have"
+            missing = self.pixels.overlaps.missing if key == metrics.AUPIMO else self.pixels.missing
+            return missing or ("every mask vanishes at this img_size" if key == metrics.SPRO else "no threshold")
         return "test/ has no nominal image" if self.labels.all() else "test/ has no anomalous image"

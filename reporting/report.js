@@ -65,6 +65,33 @@ function showCounts() {
   }));
 }
 
+// ---- kinds of defects
+
+function drawDefects() {
+  for (const one of data.defects) {
+    const row = $("defects").tBodies[0].insertRow(), button = document.createElement("button");
+    button.textContent = one.defect;
+    button.addEventListener("click", () => {
+      state.folder = $("folder").value = one.defect;
+      arrange();
+      writeAddress();
+      $("gallery").scrollIntoView();
+    });
+    row.insertCell().append(button);
+    for (const text of [one.images, one.image_auroc, one.pro, ""]) row.insertCell().textContent = text;
+  }
+  $("defect-part").hidden = data.defects.length === 0;
+}
+
+function showRecalls() {
+  const found = {};
+  for (const image of scored) if (image.label && isAnomalous(image)) found[image.folder] = (found[image.folder] ?? 0) + 1;
+  data.defects.forEach(({ defect, images: count, recalls }, number) => {
+    const own = found[defect] ?? 0, ends = recalls.length ? ` [${recalls[own].map((end) => end.toFixed(2)).join(", ")}]` : "";
+    $("defects").tBodies[0].rows[number].lastChild.textContent = `${(own / count).toFixed(4)}${ends}, ${own} of ${count}`;
+  });
+}
+
 // ---- drawing
 
 function svg(tag, attributes, text) {
@@ -262,6 +289,7 @@ function setThreshold(value, isLast = true) {
   $("line").setAttribute("x1", x);
   $("line").setAttribute("x2", x);
   showCounts();
+  showRecalls();
   moveCurvePoints();
   labelTiles();
   if (isLast) {
@@ -329,6 +357,7 @@ function start() {
   drawHistogram();
   addEventListener("resize", () => { drawHistogram(); setThreshold(state.threshold); });
   drawCurves();
+  drawDefects();
   setThreshold(state.threshold);
   arrange();
   if (state.open !== null) open(state.open);

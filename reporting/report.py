@@ -48,6 +48,7 @@ class Page:
     Attributes:
         about: a sentence on what is shown. thresholds: by kind. curves: see `curve`.
         opens_with: threshold kind that the page opens with; None for 0.5.
+        defects: of each kind of defect, see `paper.defects.for_page`.
     """
 
     title: str
@@ -56,6 +57,7 @@ class Page:
     thresholds: dict[str, Thresholds]
     opens_with: str | None = None
     curves: Sequence[dict[str, Any]] = ()
+    defects: Sequence[dict[str, Any]] = ()
 
 
 def png_name(label: str) -> str:
@@ -137,6 +139,7 @@ def write_page(folder: Path, page: Page) -> None:
         "start": image,
         "pixel": pixel,
         "curves": list(page.curves),
+        "defects": list(page.defects),
     }
     script = (HERE / "report.js").read_text(encoding="utf-8")
     template = _template("report.html.jinja")

@@ -20,6 +20,7 @@ from evaluation.thresholds import OPTIMAL, Thresholds
 from inference.threshold_file import NominalThresholds
 from reporting import curves, panels, report, tables
 from reporting.measurements import Measurements
+from reporting.paper import defects
 from runtime import provenance
 from runtime.csv_file import write_csv
 from runtime.device import select_device
@@ -160,18 +161,22 @@ class Result:
             if warning := measured.warning(values):
                 self.notes["masks_not_found"] = warning
         columns = measured.with_intervals(columns)
+        of_defects = defects.over_all_thresholds(measured)
         for kind, values in columns.items():
+            rows = defects.at_threshold(of_defects, measured, self.thresholds[kind].image)
             reasons = measured.reasons(kind, values) | self._threshold_notes(kind, values)
             content = values | {"notes": self.notes | reasons}
             text = json.dumps(content, indent=2, allow_nan=False) + "\n"
             write_text(self.folder / kind / "metrics.json", text)
-            write_text(self.folder / kind / "metrics.txt", self._table({kind: values}) + "\n")
+            tables_of_kind = filter(None, (self._table({kind: values}), defects.text(rows)))
+            write_text(self.folder / kind / "metrics.txt", "\n\n".join(tables_of_kind) + "\n")
+            write_csv(self.folder / kind / defects.FILE, defects.cells(rows))
         self._write_lists()
         self._draw_curves()
         self._draw_scores()
         self._draw_mistakes()
         self._write_waiting_panels()
-        self._write_report(weights_file)
+        self._write_report(weights_file, defects.for_page(of_defects))
         self._background.wait()
         self._write_record(seconds, weights_file)
         return self._table(columns)
@@ -219,14 +224,14 @@ class Result:
         measured, rows = self.measured, []
         for idx, (label, score) in enumerate(zip(measured.labels, measured.scores, strict=True)):
             predicted = self._predicted(idx)
-            rows.append(
-                [measured.name(idx), int(label), repr(float(score)), "" if predicted is None else int(predicted)]
-            )
+            aupimo = measured.aupimo[idx]
+            cells = ["" if predicted is None else int(predicted), "" if math.isnan(aupimo) else repr(float(aupimo))]
+            rows.append([measured.name(idx), int(label), repr(float(score)), *cells])
         wrong = [row for row in rows if row[3] not in ("", row[1])]
         lists = {"scores.csv": rows, "misclassified.csv": wrong if self.config.metrics.misclassifications else None}
         for name, content in lists.items():
             if content is not None:
-                write_csv(self.folder / name, [["path", "label", "score", "prediction"], *content])
+                write_csv(self.folder / name, [["path", "label", "score", "prediction", "aupimo"], *content])
 
     def _wants_panel(self, idx: int) -> bool:
         wanted, count = self.config.metrics.visualisation, len(self.measured.samples)
@@ -266,7 +271,7 @@ class Result:
             if self._wants_panel(int(idx)):
                 self._write_panel(int(idx), *arrays)
 
-    def _write_report(self, weights_file: Path) -> None:
+    def _write_report(self, weights_file: Path, of_defects: list[defects.Row]) -> None:
         measured = self.measured
         shown = [
             report.Shown(
@@ -282,7 +287,8 @@ class Result:
         thresholds = self._nominal.by_kind | self.thresholds
         about = f"{len(shown)} test images; the page opens with {self.main_kind}. Weights: {weights_file.name}."
         curves = report.curves_of(self._levels())
-        report.write_page(self.folder, report.Page(self.title, about, shown, thresholds, self.main_kind, curves))
+        page = report.Page(self.title, about, shown, thresholds, self.main_kind, curves, of_defects)
+        report.write_page(self.folder, page)
 
     def _draw_scores(self) -> None:
         """The histogram of image scores with all thresholds."""
@@ -322,27 +328,13 @@ class Result:
 
     def _draw_curves(self) -> None:
         """ROC, precision-recall, PRO and IoU figures, as far as they are asked for and defined; their points."""
-        thresholds = self.thresholds[self.main_kind]._asdict()
         measured, wanted = self.measured, curves.wanted_kinds(self.config.metrics)
         levels = self._levels()
         points = {f"{level}_{key}": values for level, curve in levels.items() for key, values in curve.items()}
         with atomic_write(self.folder / CURVES) as beside:
             np.savez_compressed(beside, **{key: one.astype(np.float32) for key, one in points.items()})  # type: ignore[arg-type]
         values = measured.metrics_at(Thresholds("none", None, None))
-        for name, drawn in (
-            ("roc", {"image": "image_auroc", "pixel": "pixel_auroc"}),
-            ("precision_recall", {"image": "image_ap", "pixel": "pixel_ap"}),
-            ("pro", {"pixel": "pro"}),
-            ("iou", {"pixel": "iou_max"}),
-        ):
-            lines = {level: levels[level] for level in drawn if level in levels}
-            if not wanted[name] or not lines:
-                continue
-            finite = [level for level in lines if thresholds[level] is not None and thresholds[level] < math.inf]
-            marked = {level: (thresholds[level], self.main_kind) for level in finite}
-            with atomic_write(self.folder / f"{name}.png") as beside:
-                shown = {level: values[key] for level, key in drawn.items()}
-                curves.curves(beside, name, self.title, lines, shown, marked)
+        curves.draw_all(self.folder, self.title, levels, values, self.thresholds[self.main_kind], wanted)
 
 
 def _write_panel(path: Path, content: panels.PanelContent) -> None:

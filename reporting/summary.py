@@ -1,4 +1,4 @@
-"""The files of a batch of evaluations: summary.csv, inference_times.txt, index.html, figures that compare results."""
+"""The files of a batch of evaluations: summary.csv, defects.csv, inference_times.txt, index.html, figures."""
 
 import csv
 import json
@@ -14,6 +14,7 @@ from config import Metrics
 from evaluation.metrics import METRIC_KEYS
 from evaluation.thresholds import KINDS
 from reporting import curves, report, tables
+from reporting.paper import defects
 from reporting.result import CURVES, Record
 from runtime.csv_file import read_csv, write_csv
 from runtime.files import atomic_write, write_text
@@ -66,6 +67,17 @@ def write_summary(
     cells = [["" if row.get(column) is None else row[column] for column in columns] for row in rows]
     write_csv(path, [columns, *cells])
     return len(failed)
+
+
+def write_defects(path: Path, there: list[Found]) -> None:
+    """Write the tables over kinds of defects of all results, one below the other."""
+    head, rows = ("category", "checkpoint", "technique", "threshold"), []
+    for one in there:
+        for kind in one.kinds:
+            with suppress(OSError, ValueError, csv.Error):
+                for row in read_csv(one.folder / kind / defects.FILE):
+                    rows.append([*one.key, kind, *(row.get(column, "") for column in defects.COLUMNS)])
+    write_csv(path, [[*head, *defects.COLUMNS], *rows])
 
 
 def write_times(path: Path, there: list[Found]) -> None:

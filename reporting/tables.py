@@ -15,6 +15,8 @@ LABELS = {
     "pixel_f1": "pixel F1, largest",
     "pro": "PRO to 30 % false positives",
     "pro_05": "PRO to 5 % false positives",
+    "spro_05": "sPRO to 5 % false positives",
+    "aupimo": "AUPIMO",
     "iou_max": "IoU, largest",
     "image_threshold": "image threshold",
     "accuracy": "  accuracy",
@@ -55,7 +57,8 @@ def markdown_table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[s
     return [*lines, ""]
 
 
-def _with_interval(column: dict[str, Any], key: str) -> str | float | int | None:
+def with_interval(column: dict[str, Any], key: str) -> str | float | int | None:
+    """A value with its interval behind it, where it has one. column: key -> value, also of `<key>_low` and `_high`."""
     low, high = column.get(f"{key}_low"), column.get(f"{key}_high")
     if low is None or not isinstance(column[key], float):
         return column[key]
@@ -66,8 +69,10 @@ def metrics_table(columns: dict[str, dict[str, Any]], notes: dict[str, Any]) -> 
     """Metrics as text, a column for each threshold type; values over all thresholds stand once. Notes below."""
     rows: list[list[Any]] = [["", *columns]]
     for key, label in LABELS.items():
-        values = [_with_interval(column, key) for column in columns.values()]
-        if key in (*metrics.IMAGE_KEYS, *metrics.PIXEL_KEYS):
+        values = [with_interval(column, key) for column in columns.values()]
+        if key == metrics.SPRO and None in values:  # of one dataset only
+            continue
+        if key in (*metrics.IMAGE_KEYS, *metrics.PIXEL_KEYS, *metrics.OVERLAP_KEYS):
             values = values[:1]
         rows.append([label, *values])
     lines = [number_table(rows, 30, 22), "in brackets: 95 % intervals over images"]

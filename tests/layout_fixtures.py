@@ -66,7 +66,8 @@ def loco(root: Path) -> None:
         out.defect(f"{name}/test/logical_anomalies/001.png", truth.replace("000", "001") + "/000.png", value=254)
         out.defect(f"{name}/test/structural_anomalies/000.png", f"{name}/ground_truth/structural_anomalies/000/000.png")
         config = [
-            {"defect_name": "missing", "pixel_value": 254, "saturation_threshold": 10, "relative_saturation": False}
+            {"defect_name": "missing", "pixel_value": 254, "saturation_threshold": 10, "relative_saturation": False},
+            {"defect_name": "scratch", "pixel_value": 255, "saturation_threshold": 1.0, "relative_saturation": True},
         ]
         (root / name / "defects_config.json").write_text(json.dumps(config))
     (root / "spare.png").unlink()

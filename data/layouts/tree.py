@@ -5,12 +5,13 @@ test/ok, test/ko and ground_truth/ko; MVTec 3D-AD rgb, gt and xyz below each fol
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar
 
 from data import mvtec
 from data.folders import DatasetNotes, images_below, nominal_folders, subfolders
+from data.layouts import loco
 from data.mask_matching import Masks
 from data.mvtec import TestSample
 from runtime.errors import UserError
@@ -42,8 +43,12 @@ class TreeCategory:
         return mvtec.list_validation(self.folder, notes)
 
     def test(self, notes: DatasetNotes | None = None) -> list[TestSample]:
-        """Test images with their masks; see `mvtec.list_test`."""
-        return mvtec.list_test(self.folder, notes)
+        """Test images with their masks; see `mvtec.list_test`. With those of MVTec LOCO goes its configuration."""
+        samples, config = mvtec.list_test(self.folder, notes), self.folder / loco.CONFIG
+        if not config.is_file():
+            return samples
+        loco.read_config(config)  # a malformed one is an error here
+        return [replace(one, defects_config=config) if one.masks else one for one in samples]
 
     @property
     def has_test(self) -> bool:

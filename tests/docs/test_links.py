@@ -8,7 +8,7 @@ from pages import DOCS, FENCED, PAGES, ROOT, spans
 
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 OF_PROJECT = re.compile(r"[\w./-]+(\.(py|md|cpp|toml|yaml|cff)|/)|Makefile")
-WRITTEN = {"best_models.md", "seeds.md"}  # by the programs, or with the user's images
+WRITTEN = {"best_models.md", "seeds.md", "categories.md"}  # by the programs, or with the user's images
 FOLDERS_OF_RUNS = {"checkpoints", "results", "sample", "datasets", "dtd"}
 
 

@@ -92,6 +92,7 @@ def test_whole_datasets_are_trained_evaluated_and_compared(dataset, call, monkey
     assert list(dict.fromkeys(row["category"] for row in rows)) == categories and all(
         float(row["pixel_ap"]) > 0 for row in rows
     )
+    assert all((row["spro_05"] != "") == (name == "loco") for row in rows)
     status, out, error = call("check_best_model", "--config", str(settings))
     assert status == 0 and (tmp_path / "results/tiny/best_models.md").is_file(), out + error
     assert all(path.read_bytes() == content for path, content in before.items())  # nothing of the dataset is written

@@ -103,7 +103,10 @@ def page(tmp_path_factory):
     infinite = float("inf")
     values = {"max": (0.45, 0.9), "optimal": (0.4, 0.5), "conformal": (infinite, infinite)}
     thresholds = {kind: Thresholds(kind, image, pixel) for kind, (image, pixel) in values.items()}
-    report.write_page(folder, report.Page("tile <1>", "60 images", shown, thresholds, "max", curves))
+    recalls = [[one / 31, (one + 1) / 31] for one in range(31)]
+    texts = {"image_auroc": "0.9 [0.8, 1.0]", "pro": "–"}
+    kinds = [{"defect": "spot", "images": 30, "recalls": recalls} | texts]
+    report.write_page(folder, report.Page("tile <1>", "60 images", shown, thresholds, "max", curves, kinds))
     return folder / report.PAGE, labels, scores
 
 
@@ -115,6 +118,20 @@ def test_a_page_of_very_many_images_works(browser, tmp_path):
     report.write_page(tmp_path, report.Page("many", "150000 images.", shown, limits, "max"))
     show(browser, tmp_path / "report.html")
     assert counts(browser)["false positives"] == 37_499 and counts(browser)["true negatives"] == 37_501
+
+
+@needs_browser
+def test_the_recall_of_a_kind_follows_the_threshold_and_its_name_shows_its_images(browser, page):
+    path, labels, scores = page
+    show(browser, path)
+    for kind, threshold in (("max", 0.45), ("optimal", 0.4)):
+        browser.find_element(By.CSS_SELECTOR, f"[data-threshold={kind}]").click()
+        found = int((scores[labels] > threshold).sum())
+        ends = f"[{found / 31:.2f}, {(found + 1) / 31:.2f}]"
+        cells = [cell.text for cell in browser.find_elements(By.CSS_SELECTOR, "#defects td")]
+        assert cells == ["spot", "30", "0.9 [0.8, 1.0]", "–", f"{found / 30:.4f} {ends}, {found} of 30"]
+    browser.find_element(By.CSS_SELECTOR, "#defects button").click()
+    assert len(tiles(browser)) == 30 and "folder=spot" in browser.current_url
 
 
 @needs_browser

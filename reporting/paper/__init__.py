@@ -1,0 +1,1 @@
+"""Tables as papers print them: over the categories of a dataset, and over the kinds of defects of a category."""

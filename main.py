@@ -1,4 +1,4 @@
-"""DRAEM from the command line: check the data, train, compute thresholds, detect, run on new images."""
+"""DRAEM from the command line: check the data, train, compute thresholds, detect, run on new images, use feedback."""
 
 import argparse
 import os
@@ -24,7 +24,7 @@ def main() -> int:
     parser = Parser(
         prog="main.py",
         description="DRAEM: train on defect-free images, compute thresholds, detect and outline defects.\n"
-        "Several modes at once run in the order check, train, threshold, detection, predict, export,\nwatch.",
+        "Several modes at once run in the order check, train, threshold, detection, feedback, predict,\nexport, watch.",
         epilog=f"example: {EXAMPLE}\nevery setting is explained in config.yaml",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -68,11 +68,17 @@ def main() -> int:
         help="with --threshold: thresholds from these nominal images, for --predict, --watch and --export "
         "(e.g. python main.py --threshold True --nominal station2/)",
     )
+    parser.add_argument(
+        "--feedback",
+        type=path,
+        metavar="FILE",
+        help="say what marks of people mean, saved by the report (e.g. python main.py --feedback feedback.csv)",
+    )
     parser.add_argument("--output", type=path, metavar="DIR", help="with --predict or --watch: folder to write to")
     parser.add_argument("--resume", action="store_true", help="with --predict: continue an earlier call")
     add_config_flags(parser)
     arguments = parser.parse_args()
-    modes = ("check", "train", "threshold", "detection", "predict", "export", "watch")
+    modes = ("check", "train", "threshold", "detection", "feedback", "predict", "export", "watch")
     if not any(getattr(arguments, mode) for mode in modes):
         parser.error(f"no mode asked for; for example: {EXAMPLE}")
     if arguments.nominal and not arguments.threshold:
@@ -124,6 +130,10 @@ def _run(arguments: argparse.Namespace, config: "Config", group: "ProcessGroup |
     if not is_first:
         return DONE
     status = DONE
+    if arguments.feedback:
+        from engine.feedback import review
+
+        print(f"feedback: {review.run(config, arguments.feedback).folder}")
     if arguments.predict:
         from engine import predict
 

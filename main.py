@@ -74,6 +74,11 @@ def main() -> int:
         metavar="FILE",
         help="say what marks of people mean, saved by the report (e.g. python main.py --feedback feedback.csv)",
     )
+    parser.add_argument(
+        "--recalibrate",
+        action="store_true",
+        help="with --feedback: thresholds from held-out and marked nominal images, for --predict, --watch and --export",
+    )
     parser.add_argument("--output", type=path, metavar="DIR", help="with --predict or --watch: folder to write to")
     parser.add_argument("--resume", action="store_true", help="with --predict: continue an earlier call")
     add_config_flags(parser)
@@ -85,6 +90,8 @@ def main() -> int:
         parser.error("--nominal FOLDER goes with --threshold True")
     if arguments.resume and not arguments.predict:
         parser.error("--resume goes with --predict PATH")
+    if arguments.recalibrate and not arguments.feedback:
+        parser.error("--recalibrate goes with --feedback FILE")
     if arguments.output and bool(arguments.predict) == bool(arguments.watch):
         parser.error("--output goes with --predict PATH or with --watch FOLDER, not with both")
 
@@ -131,9 +138,7 @@ def _run(arguments: argparse.Namespace, config: "Config", group: "ProcessGroup |
         return DONE
     status = DONE
     if arguments.feedback:
-        from engine.feedback import review
-
-        print(f"feedback: {review.run(config, arguments.feedback).folder}")
+        config = _feedback(arguments, config)
     if arguments.predict:
         from engine import predict
 
@@ -149,6 +154,18 @@ def _run(arguments: argparse.Namespace, config: "Config", group: "ProcessGroup |
 
         print(f"predictions: {watch.run(config, arguments.watch, arguments.output)}")
     return status
+
+
+def _feedback(arguments: argparse.Namespace, config: "Config") -> "Config":
+    """What marks mean, and what is made of them; the settings for the modes that follow."""
+    from engine.feedback import recalibrate, review
+
+    reviewed = review.run(config, arguments.feedback)
+    print(f"feedback: {reviewed.folder}")
+    if arguments.recalibrate:
+        print(f"thresholds: {recalibrate.run(reviewed)}")
+        config = config.with_values({"metrics.nominal": review.name_of(arguments.feedback)})
+    return config
 
 
 @contextmanager

@@ -295,6 +295,27 @@ def table(found: NominalThresholds, settings: Metrics) -> str:
         None: "nominal images (whether these weights were trained on them is not known)",
         False: "TRAINING images (val_split is 0: nothing was held out, so these thresholds are too low)",
     }[found.held_out]
+    head = [f"thresholds from {len(found.image_scores)} {source}"]
+    if found.unregistered:
+        head.append(f"{len(found.unregistered)} of them could not be registered and stay unregistered")
+    if found.pixels_left_out:
+        head.append(f"{found.pixels_left_out:,} pixels are left out: masked, or outside of the registered image")
+    lines = sentences(found)
+    lines.append(
+        f"valid for images taken like the held-out ones; a rate of 1 % needs at least {images_needed(0.01)} of them"
+    )
+    if found.held_out is False:
+        lines = ["the false-positive rates of thresholds from training images are not known"]
+    return "\n".join([*head, values_table(found, settings), *lines])
+
+
+def sentences(found: NominalThresholds) -> list[str]:
+    """What false-positive rates to expect, a sentence for each kind of threshold."""
+    return [f"{kind}: {sentence}" for kind, sentence in found.false_positive_rates.items()]
+
+
+def values_table(found: NominalThresholds, settings: Metrics) -> str:
+    """The thresholds alone, as text."""
     names = {
         "max": "max",
         "p_quantile": f"p_quantile (p = {settings.p:g})",
@@ -305,18 +326,7 @@ def table(found: NominalThresholds, settings: Metrics) -> str:
     for kind, name in names.items():
         _, *values = found.by_kind[kind]
         rows.append((name, *("none" if value is not None and math.isinf(value) else value for value in values)))
-    head = [f"thresholds from {len(found.image_scores)} {source}"]
-    if found.unregistered:
-        head.append(f"{len(found.unregistered)} of them could not be registered and stay unregistered")
-    if found.pixels_left_out:
-        head.append(f"{found.pixels_left_out:,} pixels are left out: masked, or outside of the registered image")
-    lines = [f"{kind}: {sentence}" for kind, sentence in found.false_positive_rates.items()]
-    lines.append(
-        f"valid for images taken like the held-out ones; a rate of 1 % needs at least {images_needed(0.01)} of them"
-    )
-    if found.held_out is False:
-        lines = ["the false-positive rates of thresholds from training images are not known"]
-    return "\n".join([*head, tables.number_table(rows, 22, 10), *lines])
+    return tables.number_table(rows, 22, 10)
 
 
 def load_thresholds(

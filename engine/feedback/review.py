@@ -22,8 +22,7 @@ from inference.detector import Detector
 from reporting import tables
 from runtime.csv_file import write_csv
 from runtime.errors import UserError
-from runtime.files import short_hash, write_text
-from runtime.names import composed
+from runtime.files import write_text
 
 BIASED = (
     "marks of false alarms alone are of the images with the highest scores: they say nothing about how many there are; "
@@ -91,12 +90,16 @@ def run(config: Config, file: Path) -> Review:
     return review
 
 
+def name_of(file: Path) -> str:
+    """What a file of marks is called in names of files, and by metrics.nominal."""
+    return threshold_file.nominal_name(file.with_suffix(""))
+
+
 def folder_of(detector: Detector, file: Path) -> Path:
     """Folder of a file's review, below the checkpoint's results."""
     data = detector.config.data
-    name = f"{file.stem}-{short_hash(composed(file.resolve().as_posix()))}"
     checkpoint = Path(data.results_path) / data.run_name / data.category / f"checkpoint_{detector.name}"
-    return checkpoint / "feedback" / name
+    return checkpoint / "feedback" / name_of(file)
 
 
 def _counts(review: Review, rows: Sequence[MarkedImage]) -> list[str]:

@@ -79,6 +79,11 @@ def main() -> int:
         action="store_true",
         help="with --feedback: thresholds from held-out and marked nominal images, for --predict, --watch and --export",
     )
+    parser.add_argument(
+        "--learn",
+        action="store_true",
+        help="with --feedback: train on with images marked as false alarms, as a new run, and compare both",
+    )
     parser.add_argument("--output", type=path, metavar="DIR", help="with --predict or --watch: folder to write to")
     parser.add_argument("--resume", action="store_true", help="with --predict: continue an earlier call")
     add_config_flags(parser)
@@ -92,6 +97,8 @@ def main() -> int:
         parser.error("--resume goes with --predict PATH")
     if arguments.recalibrate and not arguments.feedback:
         parser.error("--recalibrate goes with --feedback FILE")
+    if arguments.learn and not arguments.feedback:
+        parser.error("--learn goes with --feedback FILE")
     if arguments.output and bool(arguments.predict) == bool(arguments.watch):
         parser.error("--output goes with --predict PATH or with --watch FOLDER, not with both")
 
@@ -138,13 +145,14 @@ def _run(arguments: argparse.Namespace, config: "Config", group: "ProcessGroup |
         return DONE
     status = DONE
     if arguments.feedback:
-        config = _feedback(arguments, config)
+        config, is_better = _feedback(arguments, config)
+        status = DONE if is_better else FAULT
     if arguments.predict:
         from engine import predict
 
         folder, failed = predict.run(config, matching(arguments.predict), arguments.output, arguments.resume)
         print(f"predictions: {folder}")
-        status = FAULT if failed else DONE
+        status = FAULT if failed else status
     if arguments.export:
         from engine import export
 
@@ -156,16 +164,20 @@ def _run(arguments: argparse.Namespace, config: "Config", group: "ProcessGroup |
     return status
 
 
-def _feedback(arguments: argparse.Namespace, config: "Config") -> "Config":
-    """What marks mean, and what is made of them; the settings for the modes that follow."""
-    from engine.feedback import recalibrate, review
+def _feedback(arguments: argparse.Namespace, config: "Config") -> tuple["Config", bool]:
+    """What marks mean, and what is made of them; the settings for the modes that follow, and whether it is better."""
+    from engine.feedback import learn, recalibrate, review
 
     reviewed = review.run(config, arguments.feedback)
     print(f"feedback: {reviewed.folder}")
     if arguments.recalibrate:
         print(f"thresholds: {recalibrate.run(reviewed)}")
         config = config.with_values({"metrics.nominal": review.name_of(arguments.feedback)})
-    return config
+    is_better = True
+    if arguments.learn:
+        path, is_better = learn.run(config, arguments.config, reviewed)
+        print(f"checkpoint: {path}")
+    return config, is_better
 
 
 @contextmanager

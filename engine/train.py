@@ -1,5 +1,6 @@
 """The training mode."""
 
+from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,6 +10,7 @@ from data.folders import DatasetNotes
 from data.mask_matching import and_n_more
 from data_loader import DRAEMTrainDataset, train_loader
 from inference import checkpoint, embedded_assets, networks
+from inference.checkpoint import Checkpoint
 from runtime.device import worker_count, worker_errors
 from runtime.errors import UserError
 from runtime.files import remove_leftovers, run_lock
@@ -24,6 +26,7 @@ from training.data import (
 )
 from training.journal import Journal
 from training.loop import Trainer
+from training.mixing import MixedDataset, mixed
 from training.state import (
     FOLDERS,
     TrainingSource,
@@ -83,9 +86,11 @@ def _set_up(
         print(line)
     made_from = training_provenance(config, found.nominal + found.validation, found.textures)
     kept = read_last(config, made_from)
-    files = split(config, found, kept.source.images if kept else None)
-    settled = resolve_white_level(config, files.nominal, kept.source if kept else None)
-    embedded = embedded_assets.embed(settled, kept.source.embedded_assets if kept else None)
+    start = checkpoint.load(config, config.train.start_from) if config.train.start_from and not kept else None
+    earlier = kept.source if kept else _source_of(start)
+    files = split(config, found, earlier.images if earlier else None)
+    settled = resolve_white_level(config, files.nominal, earlier)
+    embedded = embedded_assets.embed(settled, earlier.embedded_assets if earlier else None)
     images = files.digests()
     if copies := images.held_out_copies:
         print(
@@ -93,10 +98,19 @@ def _set_up(
         )
     source = TrainingSource(made_from, images, settled.data.known_white_level, embedded)
     state = TrainingState(config, settings_text, source, group)
+    if start:
+        state.model.load_state_dict(start.model.state_dict())
     if kept:
         state.resume(kept)
         _print_changes(config.run_folder / "last.pt", kept.source, state.source)
     return state, files, kept.place if kept else None
+
+
+def _source_of(start: Checkpoint | None) -> TrainingSource | None:
+    """What the weights were trained on that a training starts from; None where that is not known."""
+    if start is None or start.images is None:
+        return None
+    return TrainingSource(start.made_from or Provenance(), start.images, start.white_level, start.embedded_assets)
 
 
 def _print_changes(path: Path, kept: TrainingSource, now: TrainingSource) -> None:
@@ -146,7 +160,11 @@ def _train(
         print(f"resuming after {place}, where {folder / 'last.pt'} was saved")
     workers = worker_count(config.data.num_workers, state.device)
     pins = state.device.type == "cuda"
-    loader = train_loader(dataset, config.train.batch_size, workers, pins, group.share if group else list)
+    share: Callable[[list[int]], list[int]] = group.share if group else list
+    if isinstance(dataset, MixedDataset):
+        print(f"half of every batch: {len(dataset.added.images)} images that --learn has added")
+        share = mixed(share)
+    loader = train_loader(dataset, config.train.batch_size, workers, pins, share)
     model = group.wrap_ddp(state.model) if group else state.model
     # CUDA graphs cannot contain the communication of processes.
     compiled = "off" if group and config.train.compile == "auto" else config.train.compile

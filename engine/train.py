@@ -14,8 +14,9 @@ from inference.checkpoint import Checkpoint
 from runtime.device import worker_count, worker_errors
 from runtime.errors import UserError
 from runtime.files import remove_leftovers, run_lock
-from runtime.provenance import Provenance
+from runtime.provenance import Provenance, file_digests
 from training.data import (
+    DatasetFiles,
     TrainingFiles,
     changed_images,
     datasets,
@@ -86,8 +87,8 @@ def _set_up(
         print(line)
     made_from = training_provenance(config, found.nominal + found.validation, found.textures)
     kept = read_last(config, made_from)
-    start = checkpoint.load(config, config.train.start_from) if config.train.start_from and not kept else None
-    earlier = kept.source if kept else _source_of(start)
+    start = None if kept else _start(config)
+    earlier = kept.source if kept else _source_of(start, found)
     files = split(config, found, earlier.images if earlier else None)
     settled = resolve_white_level(config, files.nominal, earlier)
     embedded = embedded_assets.embed(settled, earlier.embedded_assets if earlier else None)
@@ -106,9 +107,20 @@ def _set_up(
     return state, files, kept.place if kept else None
 
 
-def _source_of(start: Checkpoint | None) -> TrainingSource | None:
-    """What the weights were trained on that a training starts from; None where that is not known."""
+def _start(config: Config) -> Checkpoint | None:
+    """The checkpoint of train.start_from; UserError where it cannot be used."""
+    path = config.train.start_from
+    if path is not None and not Path(path).is_file():
+        raise UserError(f"train.start_from = {path}", "no such file", "name a checkpoint, or set it to null")
+    return None if path is None else checkpoint.load(config, path)
+
+
+def _source_of(start: Checkpoint | None, found: DatasetFiles) -> TrainingSource | None:
+    """What the weights that a training starts from were trained on; None where that is not known, or other images."""
     if start is None or start.images is None:
+        return None
+    known = {*start.images.training.values(), *start.images.held_out.values()}
+    if known.isdisjoint(file_digests(found.nominal + found.validation)):
         return None
     return TrainingSource(start.made_from or Provenance(), start.images, start.white_level, start.embedded_assets)
 

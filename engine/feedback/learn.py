@@ -17,6 +17,7 @@ from engine import threshold, train
 from engine.feedback import comparison
 from engine.feedback.marks import ANOMALOUS, COLUMNS, NOMINAL
 from engine.feedback.review import Review, ScoredImage
+from inference import checkpoint
 from inference.detector import Detector
 from runtime.csv_file import write_csv
 from runtime.errors import UserError
@@ -51,7 +52,7 @@ def run(config: Config, files: Files, review: Review) -> tuple[Path, bool]:
     if own.train.batch_size < 2:
         raise UserError("train.batch_size = 1", "no batch can have old and new images", "set it to 2 or more")
     _add_images(own.run_folder / FEEDBACK, review, images, own.train.seed)
-    print(f"a new run, {own.data.run_name}, from {before.ckpt.path}")
+    print(f"a new run, {own.data.run_name}, from {own.train.start_from}")
     path = train.run(own, settings_text(files, own))
     own = own.with_values({"data.load_epoch": path.as_posix()})
     threshold.run(own)
@@ -98,13 +99,20 @@ def _settings(config: Config, before: Detector, images: Sequence[ScoredImage]) -
         "data.load_epoch": "last",
         "metrics.nominal": None,
         "inference.engine": "torch",
-        "train.start_from": before.ckpt.path.absolute().as_posix(),
+        "train.start_from": _weights_of(before).absolute().as_posix(),
         "train.epochs": config.feedback.epochs,
     }
     own = config.with_values(recipe).with_values(changes)
     made_from = [before.ckpt.fingerprint, *sorted(one.image.digest for one in images), weight_settings(own)]
     name = re.sub(f"_{FEEDBACK}-[0-9a-f]{{8}}$", "", before.config.data.run_name)
     return own.with_values({"data.run_name": f"{name}_{FEEDBACK}-{short_hash(' '.join(map(str, made_from)))}"})
+
+
+def _weights_of(before: Detector) -> Path:
+    """The file of a checkpoint; in place of last.pt, which can change, that of its epoch."""
+    path = before.ckpt.path
+    of_epoch = checkpoint.epoch_path(path.parent, int(before.name)) if before.name.isdecimal() else path
+    return of_epoch if path.name == "last.pt" and of_epoch.is_file() else path
 
 
 def _add_images(folder: Path, review: Review, images: Sequence[ScoredImage], seed: int) -> None:
@@ -131,7 +139,7 @@ def _add_images(folder: Path, review: Review, images: Sequence[ScoredImage], see
             rows.append((image.path.as_posix(), image.verdict, image.mark, "random" if image.is_random else "", name))
         write_csv(beside / "feedback.csv", [(*COLUMNS, "file"), *rows])
         content = {
-            "checkpoint_file": review.detector.ckpt.path.absolute().as_posix(),
+            "checkpoint_file": _weights_of(review.detector).absolute().as_posix(),
             "weights": review.detector.ckpt.fingerprint,
             "feedback_file": review.file.absolute().as_posix(),
             "program_version": program_version(),

@@ -40,7 +40,8 @@ def run(review: Review) -> Path:
     known = set(file_digests(held_out))
     files = held_out + [image.path for image in marked if image.digest not in known]
     made_from = provenance_with(detector, files)
-    found = thresholds_of(detector.config, scores_of(detector, files), made_from, True if held_out else is_held_out)
+    is_untrained = None if detector.ckpt.images is None else True  # those that were trained on are left out
+    found = thresholds_of(detector.config, scores_of(detector, files), made_from, is_untrained)
     sample = [image.path for image in marked if image.is_random] if review.is_random else []
     found = _with_expectations(review, found, sample)
     name, technique = name_of(review.file), detector.technique

@@ -63,7 +63,7 @@ def test_false_alarms_join_a_new_run_and_nothing_else_changes(line, cli):
     assert old.images.held_out.items() <= new.images.held_out.items()
     assert (len(added["training"]), len(added["held_out"])) == (8, 2)  # a fifth is held out
     assert set(added["training"].values()) | set(added["held_out"].values()) == line_images
-    assert new.settings.train.start_from == (line / f"{RUNS}/tiny/last.pt").as_posix()
+    assert new.settings.train.start_from == (line / f"{RUNS}/tiny/epoch_0002.pt").as_posix()
     kept = rows_of(path.parent / "feedback/feedback.csv")
     assert Counter(row["file"].partition("/")[0] for row in kept) == {"training": 8, "held_out": 2}
     assert all(file_digest(Path(row["path"])) in row["file"] for row in kept)
@@ -163,3 +163,19 @@ def test_mistakes(line, cli):
     assert_user_error(cli("--threshold", "--learn"), "--learn", "--feedback")
     shutil.rmtree(line / "mvtec")
     assert_user_error(cli("--feedback", file, "--learn"), "data.data_path")
+
+
+def test_a_training_starts_from_weights_with_the_same_images_held_out(two, cli):
+    start = two / f"{RUNS}/tiny/epoch_0002.pt"
+    sets = ("--set", "data.run_name=more", "--set", f"train.start_from={start}", "--set", "train.learning_rate=1e-12")
+    assert cli("--train", *sets, "--set", "train.seed=7")[0] == 0  # of the split, too
+    old, new = (checkpoint.load_metadata(path) for path in (start, two / f"{RUNS}/more/epoch_0002.pt"))
+    assert old.images == new.images
+    before, after = weights(start), weights(new.path)
+    assert all(torch.allclose(before[key], after[key], atol=1e-6) for key in before if key.endswith("weight"))
+    # Of other images: the weights alone.
+    assert cli("--train", *sets, "--set", "data.category=wood")[0] == 0
+    assert checkpoint.load_metadata(two / "checkpoints/wood/more/epoch_0002.pt").images.held_out
+    missing = cli("--train", "--set", "data.run_name=x", "--set", f"train.start_from={two}/none.pt")
+    assert_user_error(missing, f"train.start_from = {two}/none.pt")
+    assert_user_error(cli("--train", "--set", "data.run_name=more"), "train.start_from")

@@ -105,7 +105,8 @@ def split(config: Config, files: DatasetFiles, kept: TrainingImages | None = Non
         raise UserError(
             nominal[0].parent, "all images there are held out, none is left to train on", "restore the others"
         )
-    found = TrainingFiles(files.source, training, [file for file in nominal if file in held_out], files.textures)
+    in_order = sorted(file for file in nominal if file in held_out)  # as in `TrainingFiles.nominal`
+    found = TrainingFiles(files.source, training, in_order, files.textures)
     samples = len(set(training) - found.added()) * tiles.per_image(config.data, config.train.tiles_per_image)
     if config.data.input_size == (32, 32) and 1 in (config.train.batch_size, samples % config.train.batch_size):
         raise UserError(

@@ -5,6 +5,7 @@ import time
 import numpy as np
 import pytest
 from conftest import rows_of
+from messages import assert_line
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from test_report import browser, choose, needs_browser, show, tiles
@@ -124,3 +125,26 @@ def test_images_without_a_path_cannot_be_marked(browser, tmp_path):
     browser.find_elements(By.CSS_SELECTOR, ".tile")[0].click()
     press(browser, "n", Keys.ESCAPE)
     assert "0 nominal" in browser.find_element(By.ID, "marks").get_attribute("textContent")
+
+
+@needs_browser
+@pytest.mark.parametrize("mode", ["--predict", "--detection"])
+def test_what_the_report_saves_is_what_feedback_reads(browser, ready, cli, monkeypatch, mode):
+    """Paths hold in any folder, also where images are given relative to that of the program."""
+    page = ready / "results/tiny/tile/checkpoint_2/no_masking/report.html"
+    if mode == "--predict":
+        monkeypatch.chdir(ready)
+        assert cli("--predict", "mvtec/tile/test", "--output", "out")[0] == 0
+        page = ready / "out/report.html"
+    show(browser, page, "#sort=name")
+    names = tiles(browser)
+    for tile, name in zip(browser.find_elements(By.CSS_SELECTOR, ".tile"), names, strict=True):
+        tile.send_keys("a" if "spot" in name else "n")
+    (ready / "downloads").mkdir()
+    file = saved(browser, ready / "downloads")
+    monkeypatch.chdir(ready / "downloads")
+    status, out, error = cli("--feedback", str(file))
+    assert status == 0, error
+    assert_line(out, "3 nominal", "3 anomalous")
+    scores = {row["path"]: float(row["score"]) for row in rows_of(next(ready.glob("results/**/feedback/*/scores.csv")))}
+    assert {path.partition("tile/test/")[2] for path in scores} == {name.removeprefix("test/") for name in names}

@@ -43,13 +43,13 @@ def capture_marks(browser: webdriver.Chrome, page: Path) -> None:
     browser.set_window_size(1180, 1000)
     browser.get(page.resolve().as_uri())
     browser.execute_script("localStorage.clear(); $('sample-size').value = 14; pickSample(14)")
-    shown = browser.find_elements(By.CSS_SELECTOR, ".tile")
-    for tile in shown[:11]:
+    for tile in browser.find_elements(By.CSS_SELECTOR, ".tile")[:11]:
         tile.send_keys("n" if tile.text.startswith("good/") else "a")
     browser.execute_script(
         "[...document.querySelectorAll('h2')].find((h) => h.textContent === 'Images').scrollIntoView()"
     )
     _save(browser, "marks.png", 860)
+    shown = browser.find_elements(By.CSS_SELECTOR, ".tile")  # again: another size of the window builds them anew
     next(tile for tile in shown if tile.text.startswith("good/")).click()
     _save(browser, "marked.png", 860)
 

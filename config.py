@@ -140,7 +140,7 @@ class Watch(_Section):
 
 
 class Feedback(_Section):
-    epochs: Annotated[int, kinds.whole(1, 1_000_000), kinds.NOTHING] = 10
+    epochs: Annotated[int, kinds.whole(1, 1_000_000), kinds.NOTHING] = 20
 
 
 class Export(_Section):

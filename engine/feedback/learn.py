@@ -101,6 +101,7 @@ def _settings(config: Config, before: Detector, images: Sequence[ScoredImage]) -
         "inference.engine": "torch",
         "train.start_from": _weights_of(before).absolute().as_posix(),
         "train.epochs": config.feedback.epochs,
+        "train.lr_schedule": "one_cycle",  # at the end of so few epochs the rate must have fallen
     }
     own = config.with_values(recipe).with_values(changes)
     made_from = [before.ckpt.fingerprint, *sorted(one.image.digest for one in images), weight_settings(own)]

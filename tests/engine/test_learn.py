@@ -155,6 +155,15 @@ def test_what_counts_as_worse(before, recalibrated, after, reasons):
     assert len(comparison.worse(before, recalibrated, after)) == reasons
 
 
+def test_a_loss_within_two_standard_errors_may_be_chance():
+    before, after = figures(new=4, pixel_ap=0.80), figures(pixel_ap=0.77)
+    draws = np.random.default_rng(0).normal(0.8, 0.05, 200)
+    noise = np.random.default_rng(1).normal(0, 1, 200)
+    for spread, reasons in ((0.03, 0), (0.01, 1)):
+        before.drawn, after.drawn = {"pixel_ap": draws}, {"pixel_ap": draws - 0.03 + spread * noise}
+        assert len(comparison.worse(before, figures(), after)) == reasons
+
+
 def test_mistakes(line, cli):
     one = [*ROWS[:1], "line/10.png,nominal,nominal,"]
     assert_user_error(cli("--feedback", str(feedback(line, one)), "--learn"), "feedback.csv", 1, 2)

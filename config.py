@@ -93,6 +93,7 @@ class Train(_Section):
     ] = "auto"
     compile: Annotated[kinds.Compile, kinds.NOTHING] = "auto"
     resume: Annotated[Literal["auto", "never", "must"], kinds.NOTHING] = "auto"
+    start_from: Annotated[kinds.OptionalPathText, kinds.WEIGHTS] = None
     save_from: Annotated[int, kinds.whole(1, 1_000_000), kinds.NOTHING] = 500
     save_every: Annotated[int, kinds.whole(1, 1_000_000), kinds.NOTHING] = 50
     visualize: Annotated[kinds.Flag, kinds.DISPLAY] = True
@@ -138,6 +139,10 @@ class Watch(_Section):
     exclude: Annotated[list[str], kinds.NOTHING] = []
 
 
+class Feedback(_Section):
+    epochs: Annotated[int, kinds.whole(1, 1_000_000), kinds.NOTHING] = 20
+
+
 class Export(_Section):
     max_loss_pixel_ap: Annotated[float, Field(strict=True, ge=0, le=1), kinds.NOTHING] = 0.005
     max_loss_image_auroc: Annotated[float, Field(strict=True, ge=0, le=1), kinds.NOTHING] = 0.002
@@ -164,6 +169,7 @@ class Config(_Section):
     masking: Masking = Masking()
     inference: Inference = Inference()
     watch: Watch = Watch()
+    feedback: Feedback = Feedback()
     export: Export = Export()
     _sources: dict[str, str] = PrivateAttr(default_factory=dict)
 

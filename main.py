@@ -1,4 +1,4 @@
-"""DRAEM from the command line: check the data, train, compute thresholds, detect, run on new images."""
+"""DRAEM from the command line: check the data, train, compute thresholds, detect, run on new images, use feedback."""
 
 import argparse
 import os
@@ -24,7 +24,7 @@ def main() -> int:
     parser = Parser(
         prog="main.py",
         description="DRAEM: train on defect-free images, compute thresholds, detect and outline defects.\n"
-        "Several modes at once run in the order check, train, threshold, detection, predict, export,\nwatch.",
+        "Several modes at once run in the order check, train, threshold, detection, feedback, predict,\nexport, watch.",
         epilog=f"example: {EXAMPLE}\nevery setting is explained in config.yaml",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -68,17 +68,37 @@ def main() -> int:
         help="with --threshold: thresholds from these nominal images, for --predict, --watch and --export "
         "(e.g. python main.py --threshold True --nominal station2/)",
     )
+    parser.add_argument(
+        "--feedback",
+        type=path,
+        metavar="FILE",
+        help="say what marks of people mean, saved by the report (e.g. python main.py --feedback feedback.csv)",
+    )
+    parser.add_argument(
+        "--recalibrate",
+        action="store_true",
+        help="with --feedback: thresholds from held-out and marked nominal images, for --predict, --watch and --export",
+    )
+    parser.add_argument(
+        "--learn",
+        action="store_true",
+        help="with --feedback: train on with images marked as false alarms, as a new run, and compare both",
+    )
     parser.add_argument("--output", type=path, metavar="DIR", help="with --predict or --watch: folder to write to")
     parser.add_argument("--resume", action="store_true", help="with --predict: continue an earlier call")
     add_config_flags(parser)
     arguments = parser.parse_args()
-    modes = ("check", "train", "threshold", "detection", "predict", "export", "watch")
+    modes = ("check", "train", "threshold", "detection", "feedback", "predict", "export", "watch")
     if not any(getattr(arguments, mode) for mode in modes):
         parser.error(f"no mode asked for; for example: {EXAMPLE}")
     if arguments.nominal and not arguments.threshold:
         parser.error("--nominal FOLDER goes with --threshold True")
     if arguments.resume and not arguments.predict:
         parser.error("--resume goes with --predict PATH")
+    if arguments.recalibrate and not arguments.feedback:
+        parser.error("--recalibrate goes with --feedback FILE")
+    if arguments.learn and not arguments.feedback:
+        parser.error("--learn goes with --feedback FILE")
     if arguments.output and bool(arguments.predict) == bool(arguments.watch):
         parser.error("--output goes with --predict PATH or with --watch FOLDER, not with both")
 
@@ -124,12 +144,15 @@ def _run(arguments: argparse.Namespace, config: "Config", group: "ProcessGroup |
     if not is_first:
         return DONE
     status = DONE
+    if arguments.feedback:
+        config, is_better = _feedback(arguments, config)
+        status = DONE if is_better else FAULT
     if arguments.predict:
         from engine import predict
 
         folder, failed = predict.run(config, matching(arguments.predict), arguments.output, arguments.resume)
         print(f"predictions: {folder}")
-        status = FAULT if failed else DONE
+        status = FAULT if failed else status
     if arguments.export:
         from engine import export
 
@@ -139,6 +162,22 @@ def _run(arguments: argparse.Namespace, config: "Config", group: "ProcessGroup |
 
         print(f"predictions: {watch.run(config, arguments.watch, arguments.output)}")
     return status
+
+
+def _feedback(arguments: argparse.Namespace, config: "Config") -> tuple["Config", bool]:
+    """What marks mean, and what is made of them; the settings for the modes that follow, and whether it is better."""
+    from engine.feedback import learn, recalibrate, review
+
+    reviewed = review.run(config, arguments.feedback)
+    print(f"feedback: {reviewed.folder}")
+    if arguments.recalibrate:
+        print(f"thresholds: {recalibrate.run(reviewed)}")
+        config = config.with_values({"metrics.nominal": review.name_of(arguments.feedback)})
+    is_better = True
+    if arguments.learn:
+        path, is_better = learn.run(config, arguments.config, reviewed)
+        print(f"checkpoint: {path}")
+    return config, is_better
 
 
 @contextmanager

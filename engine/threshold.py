@@ -50,7 +50,7 @@ def run(config: Config, group: Together | None = None) -> Path:
     for line in preprocessor.notes:
         print(line)
     for found in compute_thresholds(preprocessor.config, ckpt, preprocessor, [technique], group):
-        print(_table(found, config.metrics))
+        print(table(found, config.metrics))
     return threshold_file.path_of(config.run_folder, ckpt.name, technique)
 
 
@@ -82,13 +82,13 @@ def run_on(config: Config, folder: Path) -> Path:
         print(f"{folder}: {copies} copies of other images, which count once")
     if not left:
         raise UserError(f"--nominal {folder}", "all images there were trained on", "name a folder of others")
-    scores, held_out = _scores_of(detector, left), None if detector.ckpt.images is None else True
+    scores, held_out = scores_of(detector, left), None if detector.ckpt.images is None else True
     path = threshold_file.path_of(
         detector.run_folder, detector.name, detector.technique, nominal_name(folder), detector.engine
     )
-    found = _thresholds(detector.config, scores, _made_from(detector, left), held_out)
+    found = thresholds_of(detector.config, scores, provenance_with(detector, left), held_out)
     threshold_file.write(path, detector.config, detector.ckpt, found)
-    print(_table(found, detector.config.metrics))
+    print(table(found, detector.config.metrics))
     print(f"for --predict, --watch and --export with these thresholds: --set metrics.nominal={nominal_name(folder)}")
     return path
 
@@ -101,15 +101,15 @@ def of_held_out(detector: Detector) -> NominalThresholds | None:
     except (UserError, OSError):
         return None
     files = [sample.path for sample in samples]
-    return _thresholds(config, _scores_of(detector, files), _made_from(detector, files), is_held_out)
+    return thresholds_of(config, scores_of(detector, files), provenance_with(detector, files), is_held_out)
 
 
-def _made_from(detector: Detector, files: Sequence[Path]) -> Provenance:
+def provenance_with(detector: Detector, files: Sequence[Path]) -> Provenance:
     settings = threshold_settings(detector.config) | detector.made_from().settings
     return replace(detector.made_from(), nominal=provenance.content(files), settings=settings)
 
 
-def _scores_of(detector: Detector, files: Sequence[Path]) -> "Scores":
+def scores_of(detector: Detector, files: Sequence[Path]) -> "Scores":
     """Scores of image files; UserError with all that cannot be read."""
     config, (height, width) = detector.config, detector.config.data.img_size
     scores = Scores(config.metrics.p, config.metrics.k, len(files), height * width)
@@ -264,12 +264,12 @@ def compute_thresholds(
         made_from = provenance_of(config, ckpt.fingerprint, preprocessor, technique, samples)
         own.unregistered = preprocessor.registration.unregistered(samples) if technique.registered else []
         path = threshold_file.path_of(config.run_folder, ckpt.name, technique)
-        found.append(_thresholds(config, own, made_from, is_held_out))
+        found.append(thresholds_of(config, own, made_from, is_held_out))
         threshold_file.write(path, config, ckpt, found[-1])
     return found
 
 
-def _thresholds(config: Config, scores: Scores, made_from: Provenance, is_held_out: bool | None) -> NominalThresholds:
+def thresholds_of(config: Config, scores: Scores, made_from: Provenance, is_held_out: bool | None) -> NominalThresholds:
     """Thresholds of all kinds, with what to expect of them."""
     count, (height, width) = len(scores.image_scores), config.data.img_size
     try:
@@ -288,13 +288,34 @@ def _thresholds(config: Config, scores: Scores, made_from: Provenance, is_held_o
     )
 
 
-def _table(found: NominalThresholds, settings: Metrics) -> str:
+def table(found: NominalThresholds, settings: Metrics) -> str:
     """The thresholds, and what to expect of them, as text."""
     source = {
         True: "held-out nominal images",
         None: "nominal images (whether these weights were trained on them is not known)",
         False: "TRAINING images (val_split is 0: nothing was held out, so these thresholds are too low)",
     }[found.held_out]
+    head = [f"thresholds from {len(found.image_scores)} {source}"]
+    if found.unregistered:
+        head.append(f"{len(found.unregistered)} of them could not be registered and stay unregistered")
+    if found.pixels_left_out:
+        head.append(f"{found.pixels_left_out:,} pixels are left out: masked, or outside of the registered image")
+    lines = sentences(found)
+    lines.append(
+        f"valid for images taken like the held-out ones; a rate of 1 % needs at least {images_needed(0.01)} of them"
+    )
+    if found.held_out is False:
+        lines = ["the false-positive rates of thresholds from training images are not known"]
+    return "\n".join([*head, values_table(found, settings), *lines])
+
+
+def sentences(found: NominalThresholds) -> list[str]:
+    """What false-positive rates to expect, a sentence for each kind of threshold."""
+    return [f"{kind}: {sentence}" for kind, sentence in found.false_positive_rates.items()]
+
+
+def values_table(found: NominalThresholds, settings: Metrics) -> str:
+    """The thresholds alone, as text."""
     names = {
         "max": "max",
         "p_quantile": f"p_quantile (p = {settings.p:g})",
@@ -305,18 +326,7 @@ def _table(found: NominalThresholds, settings: Metrics) -> str:
     for kind, name in names.items():
         _, *values = found.by_kind[kind]
         rows.append((name, *("none" if value is not None and math.isinf(value) else value for value in values)))
-    head = [f"thresholds from {len(found.image_scores)} {source}"]
-    if found.unregistered:
-        head.append(f"{len(found.unregistered)} of them could not be registered and stay unregistered")
-    if found.pixels_left_out:
-        head.append(f"{found.pixels_left_out:,} pixels are left out: masked, or outside of the registered image")
-    lines = [f"{kind}: {sentence}" for kind, sentence in found.false_positive_rates.items()]
-    lines.append(
-        f"valid for images taken like the held-out ones; a rate of 1 % needs at least {images_needed(0.01)} of them"
-    )
-    if found.held_out is False:
-        lines = ["the false-positive rates of thresholds from training images are not known"]
-    return "\n".join([*head, tables.number_table(rows, 22, 10), *lines])
+    return tables.number_table(rows, 22, 10)
 
 
 def load_thresholds(

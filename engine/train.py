@@ -1,5 +1,6 @@
 """The training mode."""
 
+from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,11 +10,13 @@ from data.folders import DatasetNotes
 from data.mask_matching import and_n_more
 from data_loader import DRAEMTrainDataset, train_loader
 from inference import checkpoint, embedded_assets, networks
+from inference.checkpoint import Checkpoint
 from runtime.device import worker_count, worker_errors
 from runtime.errors import UserError
 from runtime.files import remove_leftovers, run_lock
-from runtime.provenance import Provenance
+from runtime.provenance import Provenance, file_digests
 from training.data import (
+    DatasetFiles,
     TrainingFiles,
     changed_images,
     datasets,
@@ -24,6 +27,7 @@ from training.data import (
 )
 from training.journal import Journal
 from training.loop import Trainer
+from training.mixing import MixedDataset, mixed
 from training.state import (
     FOLDERS,
     TrainingSource,
@@ -83,9 +87,11 @@ def _set_up(
         print(line)
     made_from = training_provenance(config, found.nominal + found.validation, found.textures)
     kept = read_last(config, made_from)
-    files = split(config, found, kept.source.images if kept else None)
-    settled = resolve_white_level(config, files.nominal, kept.source if kept else None)
-    embedded = embedded_assets.embed(settled, kept.source.embedded_assets if kept else None)
+    start = None if kept else _start(config)
+    earlier = kept.source if kept else _source_of(start, found)
+    files = split(config, found, earlier.images if earlier else None)
+    settled = resolve_white_level(config, files.nominal, earlier)
+    embedded = embedded_assets.embed(settled, earlier.embedded_assets if earlier else None)
     images = files.digests()
     if copies := images.held_out_copies:
         print(
@@ -93,10 +99,30 @@ def _set_up(
         )
     source = TrainingSource(made_from, images, settled.data.known_white_level, embedded)
     state = TrainingState(config, settings_text, source, group)
+    if start:
+        state.model.load_state_dict(start.model.state_dict())
     if kept:
         state.resume(kept)
         _print_changes(config.run_folder / "last.pt", kept.source, state.source)
     return state, files, kept.place if kept else None
+
+
+def _start(config: Config) -> Checkpoint | None:
+    """The checkpoint of train.start_from; UserError where it cannot be used."""
+    path = config.train.start_from
+    if path is not None and not Path(path).is_file():
+        raise UserError(f"train.start_from = {path}", "no such file", "name a checkpoint, or set it to null")
+    return None if path is None else checkpoint.load(config, path)
+
+
+def _source_of(start: Checkpoint | None, found: DatasetFiles) -> TrainingSource | None:
+    """What the weights that a training starts from were trained on; None where that is not known, or other images."""
+    if start is None or start.images is None:
+        return None
+    known = {*start.images.training.values(), *start.images.held_out.values()}
+    if known.isdisjoint(file_digests(found.nominal + found.validation)):
+        return None
+    return TrainingSource(start.made_from or Provenance(), start.images, start.white_level, start.embedded_assets)
 
 
 def _print_changes(path: Path, kept: TrainingSource, now: TrainingSource) -> None:
@@ -146,7 +172,11 @@ def _train(
         print(f"resuming after {place}, where {folder / 'last.pt'} was saved")
     workers = worker_count(config.data.num_workers, state.device)
     pins = state.device.type == "cuda"
-    loader = train_loader(dataset, config.train.batch_size, workers, pins, group.share if group else list)
+    share: Callable[[list[int]], list[int]] = group.share if group else list
+    if isinstance(dataset, MixedDataset):
+        print(f"half of every batch: {len(dataset.added.images)} images that --learn has added")
+        share = mixed(share)
+    loader = train_loader(dataset, config.train.batch_size, workers, pins, share)
     model = group.wrap_ddp(state.model) if group else state.model
     # CUDA graphs cannot contain the communication of processes.
     compiled = "off" if group and config.train.compile == "auto" else config.train.compile

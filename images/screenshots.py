@@ -12,6 +12,7 @@ import shutil
 from pathlib import Path
 
 from selenium import webdriver
+from selenium.webdriver.common.by import By
 from selenium.webdriver.support.wait import WebDriverWait
 
 HERE = Path(__file__).parent
@@ -37,6 +38,29 @@ def capture(browser: webdriver.Chrome, page: Path, to: Path) -> None:
     browser.save_screenshot(str(to))
 
 
+def capture_marks(browser: webdriver.Chrome, page: Path) -> None:
+    """A report of predictions as it is marked: the gallery with a random sample, and an image that is open."""
+    browser.set_window_size(1180, 1000)
+    browser.get(page.resolve().as_uri())
+    browser.execute_script("localStorage.clear(); $('sample-size').value = 14; pickSample(14)")
+    for tile in browser.find_elements(By.CSS_SELECTOR, ".tile")[:11]:
+        tile.send_keys("n" if tile.text.startswith("good/") else "a")
+    browser.execute_script(
+        "[...document.querySelectorAll('h2')].find((h) => h.textContent === 'Images').scrollIntoView()"
+    )
+    _save(browser, "marks.png", 860)
+    shown = browser.find_elements(By.CSS_SELECTOR, ".tile")  # again: another size of the window builds them anew
+    next(tile for tile in shown if tile.text.startswith("good/")).click()
+    _save(browser, "marked.png", 860)
+
+
+def _save(browser: webdriver.Chrome, name: str, height: int) -> None:
+    size = {"width": 1180, "height": height, "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    WebDriverWait(browser, 60).until(lambda page: page.execute_script(LOADED))
+    browser.save_screenshot(str(HERE / name))
+
+
 def main() -> None:
     """Copy what the programs have drawn, and capture the pages."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -58,6 +82,7 @@ def main() -> None:
     with webdriver.Chrome(options, webdriver.ChromeService(shutil.which("chromedriver"))) as browser:
         capture(browser, checkpoint / "no_masking/report.html", HERE / "report.png")
         capture(browser, checkpoint / "predictions/test/report.html", HERE / "predictions.png")
+        capture_marks(browser, checkpoint / "predictions/test/report.html")
 
 
 if __name__ == "__main__":

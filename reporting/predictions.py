@@ -221,7 +221,8 @@ class Predictions:
             return report.Shown(label, "", None, None, None, row["error"])
         files = report.view_files(label, has_truth=False) if self._wanted != "none" else {}
         area = float(row["area"]) if row["area"] else None
-        return report.Shown(label, label.rpartition("/")[0], None, float(row["score"]), area, **files)
+        path = Path(row["path"]).absolute().as_posix()
+        return report.Shown(label, label.rpartition("/")[0], None, float(row["score"]), area, path=path, **files)
 
     def wants_panel(self, found: "Detection") -> bool:
         """Whether an image gets a panel; to be called once for each."""

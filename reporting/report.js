@@ -1,6 +1,5 @@
-"use strict";
-// Draws the report from its data. Each image has: name, folder, label (1 anomalous, 0 nominal, null unknown), score, area,
-// error, and the files image, reconstruction, map and truth, relative to this page, null where there is none.
+// Draws the report from its data. Each image has: name, path (of the image file), folder, label (1 anomalous, 0 nominal, null
+// unknown), score, area, error, and the files image, reconstruction, map and truth, relative to this page, null where there is none.
 const data = JSON.parse(document.getElementById("data").textContent);
 const $ = (id) => document.getElementById(id);
 const images = data.images.map((image, number) => ({ ...image, number }));
@@ -9,7 +8,8 @@ const hasLabels = scored.some((image) => image.label !== null);
 for (const part of document.querySelectorAll(".labeled")) part.hidden = !hasLabels;
 const CHUNK = 120; // tiles built at a time
 const nearEnd = new IntersectionObserver((seen) => { if (seen[0].isIntersecting) build(); }, { rootMargin: "800px" });
-const state = { threshold: data.start, pixel: data.pixel, sort: "worst", filter: "all", folder: "", text: "", open: null };
+const state = { threshold: data.start, pixel: data.pixel, sort: "worst", filter: "all", folder: "", text: "", marked: "",
+  open: null };
 
 // ---- the address holds the state, so that a link can be shared
 
@@ -201,6 +201,7 @@ function arrange() {
   order = images.filter((image) =>
     (state.filter === "all" || outcome(image) === state.filter)
     && (!state.folder || image.folder === state.folder)
+    && passesMarks(image)
     && (!text || image.name.toLowerCase().includes(text)));
   order.sort((a, b) => ORDERS[state.sort](a, b) || a.number - b.number);
   $("gallery").replaceChildren();
@@ -223,11 +224,12 @@ function build() {
       tile.append(thumbnail);
     }
     name.textContent = image.name;
-    tile.append(name, document.createElement("span"));
+    tile.append(name, document.createElement("span"), document.createElement("span"));
     tile.addEventListener("click", () => open(image.number));
     return tile;
   }));
   labelTiles();
+  showMarks();
   nearEnd.disconnect();
   if (built < order.length) nearEnd.observe($("end")); // again: an observer reports changes only, and the end can still be in view
 }
@@ -236,7 +238,7 @@ function labelTiles() {
   for (const tile of $("gallery").children) {
     const image = images[tile.dataset.number], verdict = outcome(image);
     tile.className = `tile ${image.score === null ? "" : isAnomalous(image) ? "anomalous" : "nominal"}`;
-    const line = tile.lastChild;
+    const line = tile.children[tile.children.length - 2]; // the last one has the mark
     line.textContent = image.score === null ? `failed: ${image.error}` : `${image.score.toFixed(4)}  ${verdict}`;
     line.className = verdict.startsWith("false") ? "wrong" : "";
   }
@@ -270,6 +272,8 @@ function open(number) {
   $("pixel").value = state.pixel;
   $("pixel-value").textContent = state.pixel.toFixed(3);
   $("cut").setAttribute("intercept", -255 * state.pixel);
+  $("mark-buttons").hidden = image.score === null || !image.path;
+  showMarks();
   if (!$("dialog").open) $("dialog").showModal();
   writeAddress();
 }
@@ -324,7 +328,8 @@ function start() {
     });
     $("named").append(button, " ");
   }
-  for (const id of ["sort", "filter", "folder", "text"]) {
+  startMarks();
+  for (const id of ["sort", "filter", "folder", "marked", "text"]) {
     $(id).value = state[id];
     $(id).addEventListener(id === "text" ? "input" : "change", () => {
       state[id] = $(id).value;

@@ -19,6 +19,7 @@ from reporting import colors, panels
 from runtime.files import fitting, naming, write_text
 
 PAGE, INDEX = "report.html", "index.html"
+SCRIPTS = ("marks.js", "report.js")
 VIEW = "view"  # folder of the small images
 JPEG = [cv2.IMWRITE_JPEG_QUALITY, 90]
 MOST_POINTS = 400  # of a curve
@@ -27,7 +28,10 @@ HERE = Path(__file__).parent
 
 
 class Shown(NamedTuple):
-    """An image on the page. label: 1 anomalous, 0 nominal, None unknown. Files are relative to the page."""
+    """An image on the page. label: 1 anomalous, 0 nominal, None unknown. Files are relative to the page.
+
+    path: of the image file, for feedback.csv; without it the image cannot be marked.
+    """
 
     name: str
     folder: str
@@ -39,6 +43,7 @@ class Shown(NamedTuple):
     reconstruction: str | None = None
     map: str | None = None
     truth: str | None = None
+    path: str | None = None
 
 
 @dataclass(frozen=True)
@@ -141,7 +146,7 @@ def write_page(folder: Path, page: Page) -> None:
         "curves": list(page.curves),
         "defects": list(page.defects),
     }
-    script = (HERE / "report.js").read_text(encoding="utf-8")
+    script = "\n".join((HERE / name).read_text(encoding="utf-8") for name in SCRIPTS)
     template = _template("report.html.jinja")
     text = template.render(title=page.title, data=_json(data), script=script, colors=vars(colors))
     write_text(folder / PAGE, text)

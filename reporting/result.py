@@ -280,7 +280,7 @@ class Result:
                 label=int(sample.has_anomaly),
                 score=float(measured.scores[idx]),
                 area=self._areas.get(idx),
-                **(self._files(idx) if self._has_view(idx) else {}),
+                **({"path": str(sample.path.absolute())} | (self._files(idx) if self._has_view(idx) else {})),
             )
             for idx, sample in enumerate(measured.samples)
         ]

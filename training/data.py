@@ -9,6 +9,7 @@ from data.cache import ArrayCache, DecodedImages, Subset, cache_folder, half_of_
 from data.folders import DatasetNotes
 from data.image_io import EmbeddedImage
 from data.layouts import registry
+from data.layouts.extended import ExtendedCategory
 from data.layouts.registry import Category
 from data.mvtec import split_nominal
 from data_loader import DRAEMTrainDataset
@@ -20,6 +21,7 @@ from runtime.errors import UserError
 from runtime.names import composed
 from runtime.provenance import Provenance
 from synthesis import AnomalySynthesizer
+from training.mixing import MixedDataset
 from training.state import FOLDERS, TrainingSource
 from training.validation import SyntheticSamples, split_textures
 
@@ -54,6 +56,13 @@ class TrainingFiles:
     def nominal(self) -> list[Path]:
         """All nominal images, sorted: the same for every split, so that runs share their decoded images."""
         return sorted(self.training + self.held_out)
+
+    def added(self) -> set[Path]:
+        """Those that --learn has added."""
+        source = self.source
+        return (
+            {file for file in self.nominal if source.is_added(file)} if isinstance(source, ExtendedCategory) else set()
+        )
 
     def digests(self) -> TrainingImages:
         """The nominal images by name and content."""
@@ -96,14 +105,16 @@ def split(config: Config, files: DatasetFiles, kept: TrainingImages | None = Non
         raise UserError(
             nominal[0].parent, "all images there are held out, none is left to train on", "restore the others"
         )
-    samples = len(training) * tiles.per_image(config.data, config.train.tiles_per_image)
+    in_order = sorted(file for file in nominal if file in held_out)  # as in `TrainingFiles.nominal`
+    found = TrainingFiles(files.source, training, in_order, files.textures)
+    samples = len(set(training) - found.added()) * tiles.per_image(config.data, config.train.tiles_per_image)
     if config.data.input_size == (32, 32) and 1 in (config.train.batch_size, samples % config.train.batch_size):
         raise UserError(
             f"train.batch_size = {config.train.batch_size}",
             f"leaves a batch of one of the {samples} samples, and batch norm needs two at 32 x 32 pixels",
             f"change it, or {'data.tile_size' if config.data.tile_size else 'data.img_size'}",
         )
-    return TrainingFiles(files.source, training, [file for file in nominal if file in held_out], files.textures)
+    return found
 
 
 def _held_out_before(kept: TrainingImages, category: Category, nominal: list[Path]) -> set[Path]:
@@ -169,11 +180,15 @@ def datasets(
     # After `nominal`, which is in use by now: a new cache file may remove files that no process has open.
     textures = DecodedImages(folder, "textures", files.textures, size, "own")
     per_image, held_out = tiles.per_image(config.data, config.train.tiles_per_image), set(files.held_out)
-    places = [place for place, file in enumerate(files.nominal) if file not in held_out]
+    added = files.added() - held_out
+    places = [place for place, file in enumerate(files.nominal) if file not in held_out | added]
     own, others = split_textures(files.textures, seed) if files.held_out else (range(len(textures)), [])
     images = Subset(nominal, places)
     synthesizer = AnomalySynthesizer(Subset(textures, own), size, config.train.cut, rotation, config.synthesis, images)
     dataset = DRAEMTrainDataset(images, synthesizer, seed, per_image=per_image)
+    if added:
+        places = [place for place, file in enumerate(files.nominal) if file in added]
+        dataset = MixedDataset(images, Subset(nominal, places), synthesizer, seed, per_image)
     if not files.held_out:
         return dataset, None
     # The published anomalies for every recipe, but not in colors that the category does not have.

@@ -1,6 +1,6 @@
 """Validation without anomalous images: pixel AP on synthetic anomalies put on held-out nominal images."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,7 @@ import data_loader
 from config import Config
 from evaluation import bootstrap
 from evaluation.metrics import PixelMetrics
-from inference.detect import detect
+from inference.detect import NetworkOutput, detect
 from model import DRAEM
 from runtime import provenance
 from runtime.device import Together
@@ -57,6 +57,18 @@ class SyntheticSamples(Dataset):
         return {"image": sample["augmented_image"], "mask": sample["anomaly_mask"], "idx": idx}
 
 
+def outputs(
+    model: DRAEM,
+    samples: SyntheticSamples,
+    config: Config,
+    group: Together | None = None,
+    check: Callable[[], None] = lambda: None,
+) -> Iterator[NetworkOutput]:
+    """Run the networks over synthetic samples, see `detect`."""
+    data = config.data.model_copy(update={"img_size": config.data.input_size, "tile_size": None})  # samples are tiles
+    return detect(model, samples, config.model_copy(update={"data": data}), "", group, check)
+
+
 def synthetic_pixel_ap(
     model: DRAEM,
     samples: SyntheticSamples,
@@ -74,8 +86,7 @@ def synthetic_pixel_ap(
         check: called in all processes after each batch; what it raises ends the validation.
     """
     pixels = PixelMetrics(keeps_images=True)
-    data = config.data.model_copy(update={"img_size": config.data.input_size, "tile_size": None})  # samples are tiles
-    for result in detect(model, samples, config.model_copy(update={"data": data}), "", group, check):
+    for result in outputs(model, samples, config, group, check):
         pixels.update(result.anomaly_map, result.mask)
     value = pixels.compute()["pixel_ap"]
     if value is None:

@@ -9,12 +9,13 @@ from data import folders
 from data.folders import DatasetNotes, subfolders
 from data.layouts import coco, dagm, kolektor, real_iad, table, tree, two_folders, visa
 from data.layouts.category import ListedCategory, Listing, hold_out_test
+from data.layouts.extended import FEEDBACK, ExtendedCategory
 from data.layouts.tree import TreeCategory
 from data.mvtec import TestSample
 from runtime.errors import UserError
 from runtime.names import as_on_disk, composed
 
-Category = TreeCategory | ListedCategory
+Category = TreeCategory | ListedCategory | ExtendedCategory
 TREES = ("mvtec", "mvtec-ad-2", "mvtec-3d", "btad")
 
 
@@ -47,11 +48,16 @@ KEYS = {
 
 
 def open_category(config: Config) -> Category:
-    """The configured category.
+    """The configured category, with the nominal images that --learn has added to the configured run.
 
     Raises:
         UserError: it is not there, has two forms, or nearly has one.
     """
+    added = config.run_folder / FEEDBACK
+    return ExtendedCategory(_open(config), added) if added.is_dir() else _open(config)
+
+
+def _open(config: Config) -> TreeCategory | ListedCategory:
     data_path, name = Path(config.data.data_path), config.data.category
     if layout := asked_for(config):
         listing = _read_asked_for(config, layout)
@@ -198,6 +204,7 @@ def summary(category: Category, config: Config, trained: int, held_out: int, tes
 def list_textures(config: Config, category: Category, notes: DatasetNotes | None = None) -> list[Path]:
     """Texture images, sorted; UserError if there are none, or some belong to the dataset."""
     own: set[Path] = set()
+    category = category.own if isinstance(category, ExtendedCategory) else category
     if isinstance(category, ListedCategory):
         listing = category.listing
         files = [*listing.nominal, *listing.validation]

@@ -45,6 +45,7 @@ EXCEPTIONS = {
     r"docker ": "needs its daemon and images from a registry",
     r"python deploy/serve\.py |curl ": "a server that runs until it is interrupted; tests/deploy starts one",
     r"trtexec ": "needs TensorRT and a GPU",
+    r"python main\.py --feedback \S+ --learn": "its status depends on the weights; tests/engine/test_learn.py runs it",
     r"python make_sample\.py$": "draws for ten seconds; tests/programs/test_sample.py runs it",
     r"python -m images\.screenshots": "needs the trained sample and Chromium, and writes to images/",
     r"python -m docs\.settings_table": "writes docs/settings.md; test_settings.py compares that file with its text",
@@ -68,7 +69,7 @@ SIZES_OF = {  # instead, for such a command
 NAMES = {"<run_name>_seed0": "draem"}  # for what the reader is to fill in
 PROGRAMS = ("main", "train_all", "evaluate_checkpoints", "check_best_model")
 WRITES = {"train": "checkpoint", "threshold": "thresholds", "detection": "results", "predict": "predictions"}
-WRITES |= {"export": "export", "watch": "predictions"}
+WRITES |= {"export": "export", "watch": "predictions", "feedback": "feedback", "recalibrate": "thresholds"}
 
 
 def reason_of(command: str) -> str | None:
@@ -118,6 +119,8 @@ def untrained(tmp_path_factory) -> Path:
         shutil.copytree(test_images / "spot", root / name)
     shutil.copytree(test_images / "good", root / "station2")
     shutil.copyfile(test_images / "spot/000.png", root / "photo.png")
+    marks = [f"{path.relative_to(root)},,nominal," for path in sorted((root / "station2").iterdir())]
+    (root / "feedback.csv").write_text("\n".join(["path,verdict,mark,sample", *marks]), encoding="utf-8")
     for name in ("configs", "deploy"):
         shutil.copytree(ROOT / name, root / name)
     return root

@@ -91,6 +91,7 @@ def page(tmp_path_factory):
         truth = np.zeros((16, 24), bool)
         truth[4:9, 5:12] = True
         report.write_view(folder, files, image, image / 255, rng.random((16, 24), np.float32), truth)
+        files["path"] = f"/data/{name}"
         shown.append(report.Shown(f"test/{name}", kind, int(labels[i]), float(scores[i]), i / 100, **files))
     curves = [
         report.curve(

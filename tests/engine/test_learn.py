@@ -12,11 +12,13 @@ from conftest import config_of, rows_of, same, weights, write
 from messages import assert_line, assert_user_error
 from test_feedback import feedback
 
+from data.image_io import read_image
 from engine.feedback import comparison
 from engine.feedback.comparison import Figures
 from engine.threshold import nominal_images
 from inference import checkpoint
 from runtime.provenance import file_digest
+from training.data import datasets, find_files, split
 
 RUNS = "checkpoints/tile"
 SHORT = ("--set", "feedback.epochs=1")
@@ -188,3 +190,17 @@ def test_a_training_starts_from_weights_with_the_same_images_held_out(two, cli):
     missing = cli("--train", "--set", "data.run_name=x", "--set", f"train.start_from={two}/none.pt")
     assert_user_error(missing, f"train.start_from = {two}/none.pt")
     assert_user_error(cli("--train", "--set", "data.run_name=more"), "train.start_from")
+
+
+def test_synthetic_samples_know_the_files_of_their_images(line, cli):
+    """Added images come after those of the dataset, but their folder is sorted before it."""
+    _, _, path = learn(line, cli, ROWS)
+    config = config_of(line, f"data.run_name={path.parent.name}", "synthesis.max_rotation=0")
+    files = split(config, find_files(config), checkpoint.load_metadata(path).images)
+    training, synthetic = datasets(config, files)
+    assert [len(training.images), len(training.added.images), len(synthetic.files)] == [4, 8, 4]
+    assert {file.parent.name for file in synthetic.files} == {"good", "held_out"}
+    for file, image in zip(synthetic.files, synthetic.nominal.images, strict=True):
+        np.testing.assert_array_equal(image, read_image(file, (32, 32)))
+    assert all(image.mean() > 140 for image in training.added.images)  # in the other light
+    assert all(image.mean() < 120 for image in training.images)

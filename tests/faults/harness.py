@@ -23,6 +23,7 @@ from inference import checkpoint
 from runtime import cli as command_line
 
 ERRORS = (errno.ENOSPC, errno.EIO, errno.EACCES, errno.EDQUOT)
+TIMES = {"seconds", "samples_per_second", "time", "checkpoint_state"}  # keys; the last is of a file that is copied
 SECONDS = 60  # a run that takes longer hangs
 
 
@@ -183,7 +184,7 @@ def content_of(folder: Path) -> dict[str, object]:
 
 def _values(value: object, name: str) -> dict[str, object]:
     if isinstance(value, dict | list):
-        parts = value.items() if isinstance(value, dict) else enumerate(value)
+        parts = [one for one in value.items() if one[0] not in TIMES] if isinstance(value, dict) else enumerate(value)
         return {key: one for part, below in parts for key, one in _values(below, f"{name} {part}").items()}
     return {name: value}
 

@@ -73,7 +73,7 @@ def main() -> None:
     asked = parser.parse_args()
     try:
         model = str(Path(asked.model).resolve())
-        Service(model, asked.threshold, asked.queue)  # so that a mistake is told here, not in the log of a replica
+        Service(model, asked.threshold, asked.queue)  # its errors are printed here, not in a replica's log
         from ray import serve
     except (ValueError, OSError, ImportError) as error:
         parser.error(str(error))

@@ -2,10 +2,13 @@
 
 import csv
 import json
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 from conftest import write
+
+from config import Config
 
 SIZE = (40, 48)
 
@@ -254,3 +257,32 @@ def coco(root: Path, has_split: bool = False) -> None:
     content = {"images": images, "annotations": annotations, "categories": categories}
     (root / "annotations").mkdir(parents=True)
     (root / "annotations/lids.json").write_text(json.dumps(content))
+
+
+# ---- what tests ask of a category
+
+
+def settings(root, category="bottle", **values) -> Config:
+    own = {"data_path": root.as_posix(), "category": category} | values
+    return Config().with_values({f"data.{key}": value for key, value in own.items()})
+
+
+def kinds_of(category) -> Counter:
+    return Counter(one.kind for one in category.test())
+
+
+def counts_of(category) -> tuple[int, int, int, int, int]:
+    """Training, validation, nominal test and anomalous test images, and how many of these have masks."""
+    test = category.test()
+    anomalous = [one for one in test if one.has_anomaly]
+    masked = sum(bool(one.masks) for one in anomalous)
+    return len(category.nominal()), len(category.validation()), len(test) - len(anomalous), len(anomalous), masked
+
+
+def own_folders(root, **values) -> Config:
+    folders = {"nominal_folder": f"{root}/passed", "anomalous_folder": f"{root}/rejected"}
+    return settings(root, "lid", **folders | values)
+
+
+def lids(root, **values) -> Config:
+    return settings(root / "elsewhere", "lids", coco=f"{root}/annotations/lids.json", **values)

@@ -123,7 +123,8 @@ class Record:
         some = f"SELECT number, cells FROM waiting ORDER BY number LIMIT {ROWS_AT_ONCE}"
         while found := self._base.execute(some).fetchall():
             with signals.deferred():  # a signal between the two would write these rows twice
-                predictions.write([json.loads(cells) for _, cells in found])
+                # Durable, as the record is: otherwise a loss of power could leave a row in neither.
+                predictions.write([json.loads(cells) for _, cells in found], durable=True)
                 self._forget(found[-1][0])
 
     def catch_up(self, predictions: Predictions) -> None:

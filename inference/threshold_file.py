@@ -121,7 +121,7 @@ def write(path: Path, config: Config, ckpt: Checkpoint, found: NominalThresholds
         "program_version": program_version(),
     }
     content["checksum"] = _checksum(content)
-    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n", durable=True)
 
 
 def _checksum(content: dict[str, Any]) -> str:

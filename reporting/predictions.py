@@ -149,13 +149,16 @@ class Predictions:
         self._panels = len(rows)
         return {row["path"] for row in rows}
 
-    def write(self, rows: Sequence[Sequence[Any]]) -> None:
-        """Append rows; then their images count as done. Files that were removed or rotated away are begun anew."""
+    def write(self, rows: Sequence[Sequence[Any]], durable: bool = False) -> None:
+        """Append rows; then their images count as done. Files that were removed or rotated away are begun anew.
+
+        durable: see `atomic_write`.
+        """
         path = self.folder / ROWS
         if not path.is_file():
             write_text(self.folder / MADE_WITH, self._made_with)
         is_new = not path.is_file() or not path.stat().st_size
-        append_csv(path, [COLUMNS, *rows] if is_new else rows)
+        append_csv(path, [COLUMNS, *rows] if is_new else rows, durable)
 
     def draw(self, label: str, found: "Detection", has_panel: bool) -> None:
         """Write an image's anomaly map and panel. May be called from several threads.

@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from runtime.files import atomic_write, naming
+from runtime.files import atomic_write, naming, sync
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "'")  # a spreadsheet runs cells that begin so; the last is our escape
 
@@ -18,8 +18,8 @@ def write_csv(path: Path, rows: Iterable[Sequence[Any]]) -> None:
         append_csv(beside, rows)
 
 
-def append_csv(path: Path, rows: Iterable[Sequence[Any]]) -> None:
-    """Append rows to a CSV file; all of them, or, where that fails, none.
+def append_csv(path: Path, rows: Iterable[Sequence[Any]], durable: bool = False) -> None:
+    """Append rows to a CSV file; all of them, or, where that fails, none. durable: see `atomic_write`.
 
     A text that a spreadsheet would run as a formula gets an apostrophe in front, which `read_csv` takes off.
     """
@@ -28,6 +28,8 @@ def append_csv(path: Path, rows: Iterable[Sequence[Any]]) -> None:
         try:
             with path.open("a", newline="", encoding="utf-8") as stream:
                 csv.writer(stream).writerows(map(_escaped, row) for row in rows)
+            if durable:
+                sync(path)
         except BaseException:
             with suppress(OSError):
                 os.truncate(path, size)

@@ -48,17 +48,33 @@ def naming(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def atomic_write(path: Path) -> Iterator[Path]:
-    """Yield a temporary path to write to. It replaces `path` if the block succeeds, and is deleted if it fails."""
+def atomic_write(path: Path, durable: bool = False) -> Iterator[Path]:
+    """Yield a temporary path to write to. It replaces `path` if the block succeeds, and is deleted if it fails.
+
+    durable: return only once the file is on the drive, so that it outlasts a loss of power.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     # A unique name: two processes that write the same file must not use one temporary file.
     beside = path.with_name(f".{path.stem[:40]}.{secrets.token_hex(4)}.part{path.suffix}")
     try:
         with naming(path), _marked(beside, is_folder=False):
             yield beside
+            if durable:
+                sync(beside)
             os.replace(beside, path)
+            if durable and os.name != "nt":  # Windows has no such call for folders
+                sync(path.parent)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Return once a file, or the names in a folder, are on the drive."""
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)  # Windows flushes only what can be written
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 @contextmanager
@@ -290,9 +306,9 @@ class Background:
             self._pending.popleft()[0].result()
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a UTF-8 text file atomically: readers see the old or the new file, never a part."""
-    with atomic_write(path) as beside:
+def write_text(path: Path, text: str, durable: bool = False) -> None:
+    """Write a UTF-8 text file atomically: readers see the old or the new file, never a part. See `atomic_write`."""
+    with atomic_write(path, durable) as beside:
         beside.write_text(text, encoding="utf-8", newline="\n")
 
 

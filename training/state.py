@@ -18,7 +18,7 @@ from inference.checkpoint import TrainingImages
 from model import DRAEM
 from runtime.device import memory_format, select_device, select_precision
 from runtime.errors import UserError
-from runtime.files import atomic_write, write_text
+from runtime.files import atomic_write, sync, write_text
 from runtime.provenance import Provenance
 from runtime.version import program_version
 from training.optimizer import averaged, learning_rate, make_optimizer
@@ -335,14 +335,16 @@ def place_of(step: int | None, epochs_done: int) -> str:
 
 def write_checkpoint(path: Path, content: dict[str, Any], keeps_previous: bool = True) -> None:
     """Write a checkpoint atomically, with its checksum. keeps_previous: whether the last.pt there is kept beside it."""
-    content = content | {"checksum": fingerprint.checksum(content)}
-    with atomic_write(path) as beside, beside.open("wb") as stream:
+    with atomic_write(path, durable=path.name != "last.pt") as beside, beside.open("wb") as stream:
         try:
-            torch.save(content, stream)
+            torch.save(content | {"checksum": fingerprint.checksum(content)}, stream)
         except RuntimeError as error:  # torch hides a failed write behind the failed end of its archive
             raise error.__context__ if isinstance(error.__context__, OSError) else error from None
         if path.name == "last.pt" and path.is_file() and keeps_previous:
             before = path.with_name(BEFORE_LAST)
+            sync(
+                path
+            )  # fast, as it is not new; after a loss of power this state is there, whatever becomes of the next
             before.unlink(missing_ok=True)
             try:
                 os.link(path, before)

@@ -295,3 +295,14 @@ def test_rows_of_a_killed_watch_are_written_once(line):
     line.running.predictions.write([["x.png", *[""] * 9]])  # killed before it forgot this row
     line.start().settle()
     assert [row["path"] for row in line.rows()][3:] == ["x.png", "y.png"]
+
+
+def test_rows_are_on_the_drive_before_the_record_forgets_them(line, monkeypatch):
+    """The record is on the drive after each change, so a loss of power between must not cost the row."""
+    order, sync, forget = [], os.fsync, Record._forget
+    monkeypatch.setattr(os, "fsync", lambda one: (order.append(os.readlink(f"/proc/self/fd/{one}")), sync(one)))
+    monkeypatch.setattr(Record, "_forget", lambda self, number: (order.append("forget"), forget(self, number)))
+    line.start().until(lambda: len(line.rows()) == 3)
+    line.settle()
+    rows = str(line.out / "predictions.csv")
+    assert [one for one in order if one in (rows, "forget")] == [rows, "forget"] * 3

@@ -3,14 +3,17 @@
 import csv
 import errno
 import hashlib
+import importlib
 import io
 import json
 import os
 import shutil
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,18 +31,37 @@ SECONDS = 60  # a run that takes longer hangs
 
 
 class Mode(NamedTuple):
-    """What is run. program: module with main(). arguments: of its command line. needs: modes that come before."""
+    """What is run.
+
+    Attributes:
+        program: module with main(). arguments: of its command line. needs: modes that come before.
+        until: of a mode that does not end by itself: a condition of the folder on which it is interrupted.
+    """
 
     program: str
     arguments: tuple[str, ...]
     needs: tuple[str, ...] = ()
+    until: Callable[[Path], bool] | None = None
+
+
+def all_are_watched(folder: Path) -> bool:
+    """Whether each image of the watched folder has a row that is no error."""
+    rows = folder / "watched/predictions.csv"
+    images = len(list((folder / "mvtec/tile/test").rglob("*.png")))
+    with suppress(OSError, csv.Error, KeyError), rows.open(encoding="utf-8", newline="") as stream:
+        return len({row["path"] for row in csv.DictReader(stream) if not row["error"]}) == images
+    return False
 
 
 MODES = {
     "train": Mode("main", ("--train", "True")),
+    "train, 2 workers": Mode("main", ("--train", "True", "--set", "data.num_workers=2")),
     "threshold": Mode("main", ("--threshold", "True"), ("train",)),
     "detection": Mode("main", ("--detection", "True"), ("train", "threshold")),
     "predict": Mode("main", ("--predict", "mvtec/tile/test", "--output", "predicted"), ("train", "threshold")),
+    "watch": Mode(
+        "main", ("--watch", "mvtec/tile/test", "--output", "watched"), ("train", "threshold"), all_are_watched
+    ),
     "nominal": Mode("main", ("--threshold", "True", "--nominal", "mvtec/tile/test/good"), ("train",)),
     "evaluate": Mode("evaluate_checkpoints", (), ("train", "threshold")),
     "best": Mode("check_best_model", (), ("train", "threshold", "evaluate")),
@@ -55,26 +77,34 @@ class Outcome(NamedTuple):
     error: str
 
 
-def run(folder: Path, mode: Mode, fault: Fault | None = None, more: Sequence[str] = ()) -> tuple[Outcome, dict]:
-    """Run a mode in a fork of this process. The counts of its places, where it lived to tell them."""
+def run(
+    folder: Path, mode: Mode, fault: Fault | None = None, more: Sequence[str] = (), seconds: float = SECONDS
+) -> tuple[Outcome, dict]:
+    """Run a mode in a fork of this process, and kill it after so many seconds.
+
+    Returns:
+        how it ended; the counts of its places, where it lived to tell them.
+    """
     beside = folder.parent / f"{folder.name}.told"
     beside.mkdir(exist_ok=True)
     process = os.fork()
     if not process:
         _child(folder, mode, fault, more, beside)
-    deadline = time.monotonic() + SECONDS
+    deadline = time.monotonic() + seconds
     while True:
         ended, status = os.waitpid(process, os.WNOHANG)
         if ended:
             break
         if time.monotonic() > deadline:
             os.kill(process, signal.SIGKILL)
-            os.waitpid(process, 0)
-            raise TimeoutError(f"{mode.arguments}, {fault}: hangs")
+            deadline = float("inf")
         time.sleep(0.005)
     texts = [(beside / name).read_text(encoding="utf-8", errors="replace") for name in ("out", "err")]
-    told = beside / "places.json"
-    counts = json.loads(told.read_text(encoding="utf-8") or "{}") if told.is_file() else {}  # empty after a kill
+    told = beside / "told.json"
+    counts, modules = json.loads(told.read_text(encoding="utf-8") or "[{}, []]") if told.is_file() else ({}, [])
+    for name in sorted(set(modules) - sys.modules.keys()):  # the next fork need not import them
+        with suppress(Exception):
+            importlib.import_module(name)
     shutil.rmtree(beside)
     return Outcome(os.waitstatus_to_exitcode(status), *texts), counts
 
@@ -92,17 +122,26 @@ def _child(folder: Path, mode: Mode, fault: Fault | None, more: Sequence[str], b
         sys.argv = [f"{mode.program}.py", "--config", str(folder / "config.yaml"), *mode.arguments, *more]
         module = __import__(mode.program)
         places = Places(folder, fault)
-        told = os.open(beside / "places.json", os.O_WRONLY | os.O_CREAT)
+        told = os.open(beside / "told.json", os.O_WRONLY | os.O_CREAT)
         places.install()
+        if mode.until:
+            threading.Thread(target=_interrupt, args=(mode.until, folder, beside / "out"), daemon=True).start()
         try:
             command_line.run(module.main)
         except SystemExit as ended:
             status = int(ended.code or 0)
-        os.write(told, json.dumps(places.counts).encode())
+        os.write(told, json.dumps([places.counts, sorted(sys.modules)]).encode())
         sys.stdout.flush()
         sys.stderr.flush()
     finally:
         os._exit(status)
+
+
+def _interrupt(until: Callable[[Path], bool], folder: Path, output: Path) -> None:
+    """Send SIGTERM to this process once it has begun to watch, and a condition holds."""
+    while "watching" not in output.read_text(encoding="utf-8") or not until(folder):
+        time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def faults_of(counts: dict[str, int], errors: Sequence[int] = (KILL, *ERRORS)) -> Iterator[Fault]:
@@ -209,8 +248,10 @@ class Trial:
         contents = []
         for _ in range(2):
             self._start_anew()
+            start = time.monotonic()
             outcome, self.counts = run(self.folder, self.mode)
             assert outcome.status == 0, outcome
+            self.seconds = time.monotonic() - start
             contents.append(content_of(self.folder))
         # Times and numbers of processes differ between two runs.
         self._varying = {
@@ -230,15 +271,21 @@ class Trial:
         """What is wrong after a fault, and after the next run; an empty list for nothing."""
         self._start_anew()
         outcome, _ = run(self.folder, self.mode, fault)
-        found = []
         if fault.error == KILL:
-            if outcome.status != -signal.SIGKILL:
-                return []  # not reached again: threads reach places in another order
-        elif outcome.status not in (0, 1, 2):
-            found.append(f"status {outcome.status}")
-        elif outcome.status:
-            found += _problems_of_message(outcome, fault)
-        found += [f"left broken: {one}" for one in broken_files(self.folder)]
+            # Threads reach places in another order: the fault may not be reached again.
+            return self._problems_after() if outcome.status == -signal.SIGKILL else []
+        if outcome.status not in (0, 1, 2):
+            return [f"status {outcome.status}"]
+        return _problems_of_message(outcome, fault) + self._problems_after()
+
+    def problems_after_kill(self, seconds: float) -> list[str]:
+        """The same after a kill at a moment, in seconds after the start."""
+        self._start_anew()
+        run(self.folder, self.mode, seconds=seconds)
+        return self._problems_after()
+
+    def _problems_after(self) -> list[str]:
+        found = [f"left broken: {one}" for one in broken_files(self.folder)]
         again, _ = run(self.folder, self.mode, more=RESUMED.get(self.name, ()))
         if again.status != 0:
             found.append(f"the next run ends with {again.status}: {again.error.strip()[-300:]}")
@@ -256,6 +303,8 @@ def _problems_of_message(outcome: Outcome, fault: Fault) -> list[str]:
     if "Traceback" in text:
         return ["a traceback"]
     lines = [line for line in text.splitlines() if os.strerror(fault.error) in line]
+    if outcome.status == 0:  # done without it, or tried again
+        return [f"{len(lines)} messages"] if len(lines) > 1 else []
     return [] if lines else [f"the error does not say {os.strerror(fault.error)}: {text.strip()[-200:]}"]
 
 

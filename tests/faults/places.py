@@ -1,17 +1,20 @@
 """Every place of the program that changes a file: counted, and at a chosen one the process is killed or fails.
 
 Calls of the file system are replaced for the process, which should be a fork. SQLite, which keeps the record of the
-watch, writes below Python and is not among them.
+watch, writes below Python: its places are the statements and the commits.
 """
 
 import builtins
 import io
 import os
 import signal
+import sqlite3
 import sys
 from collections import Counter
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from types import CodeType
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -53,10 +56,15 @@ class Places:
             return True
         raise OSError(self._fault.error, os.strerror(self._fault.error), path)
 
+    def reach(self, kind: str, path: Any) -> None:
+        """Count a place; there the process is killed, or an OSError raised, where that is the fault."""
+        if self._reach(kind, path):
+            os.kill(os.getpid(), signal.SIGKILL)
+
     def _checked(self, kind: str, function: Callable, place_of: int) -> Callable:
         def call(*arguments: Any, **named: Any) -> Any:
-            if len(arguments) > place_of and self._reach(kind, arguments[place_of]):
-                os.kill(os.getpid(), signal.SIGKILL)
+            if len(arguments) > place_of:
+                self.reach(kind, arguments[place_of])
             return function(*arguments, **named)
 
         return call
@@ -76,11 +84,18 @@ class Places:
         def opened(file: Any, mode: str = "r", *arguments: Any, **named: Any) -> Any:
             if not set(mode) & set("wax+") or isinstance(file, int):
                 return plain_open(file, mode, *arguments, **named)
-            if places._reach("open", file):
-                os.kill(os.getpid(), signal.SIGKILL)
+            places.reach("open", file)
             return _Written(plain_open(file, mode, *arguments, **named), places, file)
 
         builtins.open = io.open = opened  # type: ignore[assignment]
+        fsync, connect = os.fsync, sqlite3.connect
+
+        def synced(file: Any) -> None:
+            places.reach("fsync", os.readlink(f"/proc/self/fd/{file if isinstance(file, int) else file.fileno()}"))
+            fsync(file)
+
+        os.fsync = synced
+        sqlite3.connect = lambda path, **named: connect(path, **named, factory=_connection_class(places, path))
 
     def written(self, path: Any, stream: Any, data: Any) -> None:
         """Called before data are written: a kill leaves half of them in the file."""
@@ -118,15 +133,54 @@ class _Written:
         return iter(self._stream)
 
 
+def _connection_class(places: Places, path: Any) -> type[sqlite3.Connection]:
+    """Connections whose statements that write, and whose commits, are places."""
+
+    def reach(kind: str) -> None:
+        try:
+            places.reach(kind, path)
+        except OSError as error:
+            raise sqlite3.OperationalError(error.strerror) from None
+
+    class Connection(sqlite3.Connection):
+        def execute(self, statement: str, *arguments: Any) -> sqlite3.Cursor:
+            if not statement.startswith(("SELECT", "PRAGMA")):
+                reach("statement")
+            return super().execute(statement, *arguments)
+
+        def commit(self) -> None:
+            reach("commit")
+            super().commit()
+
+        def __exit__(self, *error: Any) -> Any:
+            if error[0] is None:
+                try:
+                    reach("commit")
+                except sqlite3.OperationalError:
+                    self.rollback()
+                    raise
+            return super().__exit__(*error)
+
+    return Connection
+
+
 def _caller() -> str:
     """The innermost line of the project that is not plumbing: file, function and line."""
     frame = sys._getframe(1)
     found = "elsewhere"
     while frame is not None:
-        path = Path(frame.f_code.co_filename)
-        if ROOT in path.parents and "tests" not in path.parts and ".venv" not in path.parts:
-            found = f"{path.relative_to(ROOT)}:{frame.f_lineno} ({frame.f_code.co_name})"
+        if path := _path_in_project(frame.f_code):
+            found = f"{path}:{frame.f_lineno} ({frame.f_code.co_name})"
             if path.name not in PLUMBING:
                 return found
         frame = frame.f_back  # type: ignore[assignment]
     return found
+
+
+@cache
+def _path_in_project(code: CodeType) -> Path | None:
+    """The file of a function below the project's folder; None for tests and libraries."""
+    path = Path(code.co_filename)
+    if ROOT in path.parents and "tests" not in path.parts and ".venv" not in path.parts:
+        return path.relative_to(ROOT)
+    return None

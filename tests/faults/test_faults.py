@@ -3,6 +3,7 @@
 A few faults of training; those of all modes, at every place, with `make faults`.
 """
 
+import math
 import os
 import random
 from functools import cache
@@ -13,8 +14,10 @@ from faults.harness import MODES, Fault, Trial, faults_of, make_workplace
 from faults.places import KILL
 
 IS_WHOLE = os.environ.get("FAULTS") == "all"
-SHORT = ("train",)  # it reaches its places in one order; the others write in threads
-SOME = 3  # faults of each of these, where not all are tried
+WORKERS = "train, 2 workers"  # the same places as train
+SHORT = ("train", "watch")  # they reach their places in one order; the others write in threads
+SOME = 5  # faults of each of these, where not all are tried
+KILLS = 100 if IS_WHOLE else 3  # at random moments, over all modes
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
 
@@ -25,7 +28,7 @@ def trial_of(tmp_path_factory):
     return cache(lambda name: Trial(base, name))
 
 
-@pytest.mark.parametrize("name", MODES if IS_WHOLE else SHORT)
+@pytest.mark.parametrize("name", [name for name in MODES if name != WORKERS] if IS_WHOLE else SHORT)
 def test_nothing_is_lost_and_the_next_run_goes_on(trial_of, name):
     trial = trial_of(name)
     faults = list(faults_of(trial.counts))
@@ -35,7 +38,17 @@ def test_nothing_is_lost_and_the_next_run_goes_on(trial_of, name):
         if found := trial.problems(fault):
             problems[fault] = found
     print(f"{name}: {len(trial.counts)} places, {len(faults)} faults, {len(problems)} with problems")
-    assert problems == {}
+    assert not problems, "\n".join(f"{one}: {found}" for one, found in problems.items())
+
+
+@pytest.mark.parametrize("name", MODES if IS_WHOLE else [WORKERS])
+def test_nothing_is_lost_by_a_kill_at_any_moment(trial_of, name):
+    trial, moments = trial_of(name), random.Random(name)
+    share = math.ceil(KILLS / (len(MODES) if IS_WHOLE else 1))
+    kills = [moments.uniform(0, trial.seconds) for _ in range(share)]
+    problems = {seconds: found for seconds in kills if (found := trial.problems_after_kill(seconds))}
+    print(f"{name}: {len(kills)} kills within {trial.seconds:.1f} s, {len(problems)} with problems")
+    assert not problems, "\n".join(f"{one}: {found}" for one, found in problems.items())
 
 
 def test_a_training_killed_at_its_first_checkpoint_resumes(trial_of):

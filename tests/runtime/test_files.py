@@ -1,5 +1,6 @@
 """runtime/files.py: files and folders that are replaced, locks, leftovers, writing in the background."""
 
+import errno
 import json
 import multiprocessing
 import os
@@ -271,3 +272,30 @@ def test_long_names_are_shortened_and_stay_different(tmp_path):
     for name in short:
         write_text(tmp_path / f"{name}.jpg.png", "written")
         assert (tmp_path / f"{name}.jpg.png").read_text() == "written"
+
+
+def test_durable_files_are_on_the_drive_before_they_take_their_name(tmp_path, monkeypatch):
+    calls = []
+    fsync, replace = os.fsync, os.replace
+    monkeypatch.setattr(
+        os, "fsync", lambda one: (calls.append(Path(os.readlink(f"/proc/self/fd/{one}")).name), fsync(one))
+    )
+    monkeypatch.setattr(os, "replace", lambda one, other: (calls.append("replace"), replace(one, other)))
+    write_text(tmp_path / "plain.txt", "one")
+    assert calls == ["replace"]
+    calls.clear()
+    write_text(tmp_path / "durable.txt", "one", durable=True)
+    assert calls[1:] == ["replace", tmp_path.name]
+    assert calls[0].startswith(".durable.")
+
+
+def test_durable_rows_that_do_not_reach_the_drive_are_taken_back(tmp_path, monkeypatch):
+    write_csv(tmp_path / "rows.csv", [["a"], [1]])
+
+    def fails(_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fsync", fails)
+    with pytest.raises(OSError, match=r"rows\.csv"):
+        append_csv(tmp_path / "rows.csv", [[2]], durable=True)
+    assert (tmp_path / "rows.csv").read_text().split() == ["a", "1"]

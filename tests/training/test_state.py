@@ -149,3 +149,16 @@ def test_a_new_setting_is_refused_on_resume_by_its_declaration_alone(workplace, 
     assert "made_up = 1" in caught.value.problem and "last.pt" in caught.value.subject
     path = train.run(config_of(workplace, "train.epochs=2", "train.visualize=false"), "")
     assert checkpoint.load_metadata(path).settings.train.made_up == 1
+
+
+def test_epochs_and_the_state_before_the_last_are_on_the_drive(workplace, monkeypatch):
+    """After a loss of power the last state may be damaged, as it is new; those that are kept must not be."""
+    synced, sync = [], os.fsync
+    monkeypatch.setattr(
+        os, "fsync", lambda one: (synced.append(Path(os.readlink(f"/proc/self/fd/{one}")).name), sync(one))
+    )
+    monkeypatch.setattr(state, "SAVE_EVERY", 0)
+    train.run(config_of(workplace, "train.epochs=3", "train.visualize=false"), "")
+    epochs = [name.rpartition(".")[0] for name in synced if name.startswith(".epoch_")]
+    assert [name[:11] for name in epochs] == [".epoch_0001", ".epoch_0002", ".epoch_0003"]
+    assert synced.count("last.pt") >= 2

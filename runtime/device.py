@@ -185,6 +185,12 @@ def worker_errors() -> Iterator[None]:
                 raise UserError.from_text(text) from error
             if isinstance(error, OSError):
                 raise UserError("loader process", text, FIX_STORAGE) from error
+            if "shared memory" in text:
+                raise UserError(
+                    "data.num_workers",
+                    "too little shared memory for loader processes",
+                    "set it to a smaller number, or to 0, or give the container more (docker run --shm-size=2g)",
+                ) from error
         if not text.startswith("DataLoader worker"):
             raise
         raise UserError(

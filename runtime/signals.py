@@ -113,8 +113,11 @@ def ask(process: subprocess.Popen) -> None:
 def ignore_in_loader() -> None:
     """In a loader process: ignore the signals that a terminal or scheduler sends to all processes.
 
-    The training still needs samples to finish its step. A SIGTERM from the training itself ends the process.
+    The training still needs samples to finish its step. A SIGTERM from the training itself ends the process. If the
+    training has an error while a batch is handed over, this process says nothing about the lost connection.
     """
+    plain = sys.excepthook
+    sys.excepthook = lambda kind, *rest: None if issubclass(kind, ConnectionError) else plain(kind, *rest)
     for number in SIGNALS:
         if number != signal.SIGTERM:
             signal.signal(number, signal.SIG_IGN)

@@ -9,11 +9,12 @@ import json
 import os
 import shutil
 import signal
+import sqlite3
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,6 +27,7 @@ from inference import checkpoint
 from runtime import cli as command_line
 
 ERRORS = (errno.ENOSPC, errno.EIO, errno.EACCES, errno.EDQUOT)
+LASTING = (errno.EACCES, errno.EDQUOT)  # all that comes after fails too; a mode that tries again would never end
 TIMES = {"seconds", "samples_per_second", "time", "checkpoint_state"}  # keys; the last is of a file that is copied
 SECONDS = 60  # a run that takes longer hangs
 
@@ -78,9 +80,16 @@ class Outcome(NamedTuple):
 
 
 def run(
-    folder: Path, mode: Mode, fault: Fault | None = None, more: Sequence[str] = (), seconds: float = SECONDS
+    folder: Path,
+    mode: Mode,
+    fault: Fault | None = None,
+    more: Sequence[str] = (),
+    seconds: float = SECONDS,
+    prepare: Callable[[], object] = lambda: None,
 ) -> tuple[Outcome, dict]:
     """Run a mode in a fork of this process, and kill it after so many seconds.
+
+    prepare: called in the fork beforehand.
 
     Returns:
         how it ended; the counts of its places, where it lived to tell them.
@@ -89,7 +98,7 @@ def run(
     beside.mkdir(exist_ok=True)
     process = os.fork()
     if not process:
-        _child(folder, mode, fault, more, beside)
+        _child(folder, mode, fault, more, beside, prepare)
     deadline = time.monotonic() + seconds
     while True:
         ended, status = os.waitpid(process, os.WNOHANG)
@@ -109,7 +118,9 @@ def run(
     return Outcome(os.waitstatus_to_exitcode(status), *texts), counts
 
 
-def _child(folder: Path, mode: Mode, fault: Fault | None, more: Sequence[str], beside: Path) -> None:
+def _child(
+    folder: Path, mode: Mode, fault: Fault | None, more: Sequence[str], beside: Path, prepare: Callable[[], object]
+) -> None:
     """Never returns."""
     status = 99
     try:
@@ -123,6 +134,7 @@ def _child(folder: Path, mode: Mode, fault: Fault | None, more: Sequence[str], b
         module = __import__(mode.program)
         places = Places(folder, fault)
         told = os.open(beside / "told.json", os.O_WRONLY | os.O_CREAT)
+        prepare()
         places.install()
         if mode.until:
             threading.Thread(target=_interrupt, args=(mode.until, folder, beside / "out"), daemon=True).start()
@@ -144,12 +156,12 @@ def _interrupt(until: Callable[[Path], bool], folder: Path, output: Path) -> Non
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def faults_of(counts: dict[str, int], errors: Sequence[int] = (KILL, *ERRORS)) -> Iterator[Fault]:
+def faults_of(counts: dict[str, int], mode: Mode) -> Iterator[Fault]:
     """Each error at each place, the first and the last time that it is reached."""
     for place, count in sorted(counts.items()):
         for number in sorted({1, count}):
-            for error in errors:
-                yield Fault(place, number, error)
+            for error in (KILL, *ERRORS):
+                yield Fault(place, number, error, lasts=error in LASTING and mode.until is None)
 
 
 # ---- what is left
@@ -173,6 +185,11 @@ def _image_is_whole(path: Path) -> None:
     assert cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED) is not None, "no image"
 
 
+def _database_is_whole(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as base:
+        assert base.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
 WHOLE: dict[str, Callable[[Path], object]] = {
     ".pt": checkpoint.read,
     ".json": lambda path: json.loads(path.read_text(encoding="utf-8")),
@@ -180,6 +197,7 @@ WHOLE: dict[str, Callable[[Path], object]] = {
     ".png": _image_is_whole,
     ".npz": lambda path: [np.load(path)[key] for key in np.load(path)],
     ".html": lambda path: _ends_with(path, "</html>"),
+    ".sqlite": _database_is_whole,
 }
 
 
@@ -206,6 +224,8 @@ def content_of(folder: Path) -> dict[str, object]:
     for path in visible_files(folder):
         name = path.relative_to(folder).as_posix()
         if name.startswith(("mvtec/", "textures/")) or "/logs/" in name or path.suffix in (".html", ".txt", ".md"):
+            continue
+        if path.suffix == ".sqlite":  # of equal content, bytes differ
             continue
         if path.suffix == ".pt":
             state = checkpoint.read(path)["model"]
@@ -247,7 +267,7 @@ class Trial:
         shutil.copytree(self.folder, self._before)
         contents = []
         for _ in range(2):
-            self._start_anew()
+            self.start_anew()
             start = time.monotonic()
             outcome, self.counts = run(self.folder, self.mode)
             assert outcome.status == 0, outcome
@@ -263,38 +283,43 @@ class Trial:
     def _lasting(self, content: dict[str, object]) -> dict[str, object]:
         return {key: value for key, value in content.items() if key not in self._varying}
 
-    def _start_anew(self) -> None:
+    def start_anew(self) -> None:
+        """Put the folder back to what it was before the mode was run."""
         shutil.rmtree(self.folder)
         shutil.copytree(self._before, self.folder)
 
     def problems(self, fault: Fault) -> list[str]:
         """What is wrong after a fault, and after the next run; an empty list for nothing."""
-        self._start_anew()
+        self.start_anew()
         outcome, _ = run(self.folder, self.mode, fault)
         if fault.error == KILL:
             # Threads reach places in another order: the fault may not be reached again.
-            return self._problems_after() if outcome.status == -signal.SIGKILL else []
+            return self.problems_after() if outcome.status == -signal.SIGKILL else []
         if outcome.status not in (0, 1, 2):
             return [f"status {outcome.status}"]
-        return _problems_of_message(outcome, fault) + self._problems_after()
+        return _problems_of_message(outcome, fault) + self.problems_after()
 
     def problems_after_kill(self, seconds: float) -> list[str]:
         """The same after a kill at a moment, in seconds after the start."""
-        self._start_anew()
+        self.start_anew()
         run(self.folder, self.mode, seconds=seconds)
-        return self._problems_after()
+        return self.problems_after()
 
-    def _problems_after(self) -> list[str]:
+    def problems_after(self) -> list[str]:
+        """Files that are not whole, and what is wrong after the next run."""
         found = [f"left broken: {one}" for one in broken_files(self.folder)]
         again, _ = run(self.folder, self.mode, more=RESUMED.get(self.name, ()))
         if again.status != 0:
             found.append(f"the next run ends with {again.status}: {again.error.strip()[-300:]}")
-        else:
-            content = self._lasting(content_of(self.folder))
-            keys = content.keys() | self._expected.keys()
-            different = sorted({key for key in keys if content.get(key) != self._expected.get(key)})
-            found += [f"the next run leaves another {', '.join(different[:3])}"] if different else []
+        elif different := self.differences():
+            found.append(f"the next run leaves another {', '.join(different[:3])}")
         return found
+
+    def differences(self) -> list[str]:
+        """Values in the folder that are not those of a run without a fault."""
+        content = self._lasting(content_of(self.folder))
+        keys = content.keys() | self._expected.keys()
+        return sorted(key for key in keys if content.get(key) != self._expected.get(key))
 
 
 def _problems_of_message(outcome: Outcome, fault: Fault) -> list[str]:

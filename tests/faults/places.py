@@ -23,11 +23,15 @@ KILL = 0
 
 
 class Fault(NamedTuple):
-    """What happens: at a place, when it is reached for the `count`-th time. error: an errno, or KILL."""
+    """What happens: at a place, when it is reached for the `count`-th time.
+
+    error: an errno, or KILL. lasts: whether all places that are reached later fail too.
+    """
 
     place: str
     count: int
     error: int
+    lasts: bool = False
 
 
 class Places:
@@ -35,6 +39,7 @@ class Places:
 
     def __init__(self, below: Path, fault: Fault | None = None):
         self._below, self._fault, self._is_inside = f"{os.path.realpath(below)}/", fault, False
+        self._fails = False
         self.counts: Counter[str] = Counter()
 
     def _reach(self, kind: str, path: Any) -> bool:
@@ -50,10 +55,11 @@ class Places:
         finally:
             self._is_inside = False
         self.counts[place] += 1
-        if self._fault is None or (place, self.counts[place]) != self._fault[:2]:
+        if self._fault is None or not (self._fails or (place, self.counts[place]) == self._fault[:2]):
             return False
         if self._fault.error == KILL:
             return True
+        self._fails = self._fault.lasts
         raise OSError(self._fault.error, os.strerror(self._fault.error), path)
 
     def reach(self, kind: str, path: Any) -> None:

@@ -31,7 +31,7 @@ def trial_of(tmp_path_factory):
 @pytest.mark.parametrize("name", [name for name in MODES if name != WORKERS] if IS_WHOLE else SHORT)
 def test_nothing_is_lost_and_the_next_run_goes_on(trial_of, name):
     trial = trial_of(name)
-    faults = list(faults_of(trial.counts))
+    faults = list(faults_of(trial.counts, trial.mode))
     assert len(faults) >= 20
     problems = {}
     for fault in faults if IS_WHOLE else random.Random(name).sample(faults, SOME):

@@ -123,6 +123,7 @@ def bench_ways() -> None:
 
     flags = common.parser()
     flags.add_argument("--threads", type=int, default=1, help="default: %(default)s")
+    flags.add_argument("--only", nargs="+", metavar="WAY", help="default: all")
     add_config_flags(flags)
     arguments = flags.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -161,9 +162,9 @@ def bench_ways() -> None:
             "ONNX Runtime, 8 bits": in_onnx,
         }
         runs: dict[str, Run] = {}
-        for way, make in ways.items():
+        for way in arguments.only or ways:
             start = time.process_time()
-            runs[way] = make()
+            runs[way] = ways[way]()
             seconds = time.process_time() - start
             quality = quality_of(runs[way], samples)
             print(f"{way}: pixel AP {quality.pixel_ap:.4f}, image AUROC {quality.image_auroc:.4f}, {seconds:.0f} s")

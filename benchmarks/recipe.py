@@ -236,15 +236,17 @@ def bench_figure() -> None:
     found, figure = by_budget(rows()), Figure(figsize=(10, 4), layout="constrained")
     common_to_all = set.intersection(*(set(values) for values in found.values()))
     budgets = sorted({budget for _, budget in found})
-    for axes, metric in zip(figure.subplots(1, 2), ("image_auroc", "pixel_ap"), strict=True):
+    labels = {"image_auroc": "image AUROC", "pixel_ap": "pixel AP"}
+    for axes, (metric, label) in zip(figure.subplots(1, 2), labels.items(), strict=True):
         for name in RECIPES:
             means = [statistics.fmean(found[name, one][key][metric] for key in common_to_all) for one in budgets]
             axes.plot([100 * one / FULL for one in budgets], means, "o-", label=name)
-        axes.set(xlabel=f"training samples, % of {FULL:,}", ylabel=metric.replace("_", " "), xscale="log")
+        axes.set(xlabel=f"training samples, % of {FULL:,}", ylabel=label, xscale="log")
         axes.set_xticks([100 * one / FULL for one in budgets], [f"{100 * one / FULL:.0f}" for one in budgets])
         axes.minorticks_off()
         axes.grid(alpha=0.3)
         axes.legend()
+    figure.suptitle(f"Means over {len(common_to_all)} trainings of each recipe and budget")
     path = flags.parse_args().out
     figure.savefig(path, dpi=120)
     print(f"means over {', '.join(sorted(f'{category} {seed:.0f}' for category, seed in common_to_all))}\n{path}")

@@ -151,7 +151,7 @@ def _split_by(value: str | None) -> str | None:
 
 
 def _device(value: Any) -> Any:
-    is_fine = value in ("auto", "cuda", "mps", "cpu") or bool(re.fullmatch(r"cuda:\d+", str(value)))
+    is_fine = value in ("auto", "cuda", "mps", "cpu") or bool(re.fullmatch("cuda:(0|[1-9][0-9]?)", str(value)))
     return _must("auto, cuda, cuda:N, mps or cpu", value, is_fine)
 
 

@@ -16,7 +16,7 @@ from config import Config
 from data import image_io
 from data.mvtec import TestSample
 from evaluation import image_metrics
-from evaluation.thresholds import OPTIMAL, Thresholds
+from evaluation.thresholds import KINDS, OPTIMAL, Thresholds
 from inference.threshold_file import NominalThresholds
 from reporting import curves, panels, report, tables
 from reporting.measurements import Measurements
@@ -53,7 +53,8 @@ def read_record(folder: Path) -> Record | None:
     try:
         content = read_json(folder / MADE_WITH)
         made_from = Provenance.from_json(content["provenance"])
-        return Record(made_from, list(content["thresholds"]), content) if made_from else None
+        kinds = [kind for kind in content["thresholds"] if kind in KINDS]  # others would be folders anywhere
+        return Record(made_from, kinds, content) if made_from else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

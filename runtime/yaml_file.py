@@ -10,7 +10,7 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedSeq
 from ruamel.yaml.constructor import ConstructorError, SafeConstructor
-from ruamel.yaml.error import MantissaNoDotYAML1_1Warning, MarkedYAMLError, YAMLError
+from ruamel.yaml.error import MarkedYAMLError, YAMLError, YAMLWarning
 from ruamel.yaml.nodes import CollectionNode, ScalarNode
 from ruamel.yaml.resolver import VersionedResolver
 from ruamel.yaml.scalarstring import SingleQuotedScalarString
@@ -107,7 +107,7 @@ def parse(text: str, source: str) -> Any:
         if max(depths, default=0) > DEEPEST:  # ruamel takes seconds for it
             raise RecursionError
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", MantissaNoDotYAML1_1Warning)  # 1e-4 is accepted as a number
+            warnings.simplefilter("ignore", YAMLWarning)  # of 1e-4, which is accepted as a number, or an anchor twice
             return _reader("safe").load(text)
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
@@ -116,7 +116,9 @@ def parse(text: str, source: str) -> Any:
         raise UserError(f"{source}{where}", f"not valid YAML ({problem})", "fix that line") from error
     except RecursionError as error:
         raise UserError(source, "nested too deeply", "write sections with keys below them") from error
-    except (YAMLError, ValueError) as error:  # ValueError: impossible dates
+    except MemoryError:
+        raise
+    except Exception as error:  # many types: of impossible dates, lists as keys, values that do not fit their tag
         raise UserError(source, f"not valid YAML ({' '.join(str(error).split())})", "fix the value") from error
 
 

@@ -15,6 +15,8 @@ from runtime.errors import UserError, UserErrors
 from runtime.names import composed
 
 REGIONS = "masking.regions"
+SHOWN = 200  # characters of a value in a message
+MOST_MISTAKES = 20  # that are named at once
 UNUSED_KEYS = {"input_channel", "save_txt", "comparison"}  # of earlier code
 
 
@@ -25,7 +27,12 @@ def _unknown_key(source: str, key: str) -> UserError:
     candidates = known if "." in key else list(Config.model_fields)
     same_name = [other for other in known if other.split(".")[-1] == key.split(".")[-1]]
     near = same_name or difflib.get_close_matches(key, candidates, 1, 0)
-    return UserError(f"{source} {key}", "unknown key", f"the nearest known one is {near[0]}")
+    return UserError(f"{source} {_shortened(key)}", "unknown key", f"the nearest known one is {near[0]}")
+
+
+def _shortened(text: str) -> str:
+    """A text for a message, of at most SHOWN characters."""
+    return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."
 
 
 def _is_text(key: str) -> bool:
@@ -40,8 +47,8 @@ def _wrong_value(source: str, error: dict[str, Any], text: str) -> UserError:
     if error["type"] in ("extra_forbidden", "invalid_key"):
         return _unknown_key(source, ".".join(map(str, path[:2])))
     field = fields_of(path[0]).get(path[1]) if len(path) > 1 else None
-    value = repr(error["input"]) if isinstance(error["input"], str) else error["input"]
-    allowed = allowed_values(error, field, yaml_file.as_written(text, *path))
+    value = _shortened(repr(error["input"]) if isinstance(error["input"], str) else str(error["input"]))
+    allowed = _shortened(allowed_values(error, field, yaml_file.as_written(text, *path)))
     return UserError(f"{source} {'.'.join(map(str, path))} = {value}", "not an allowed value", f"it {allowed}")
 
 
@@ -73,9 +80,9 @@ def load_config(files: Files, overrides: Iterable[str] = ()) -> Config:
             )
         for section, keys in (of_file or {}).items():
             keys, before = ({} if keys is None else keys), values.get(section)
-            file_of[section,] = path, text
+            file_of[str(section),] = path, text
             for key in keys if isinstance(keys, dict) else ():
-                file_of[section, key] = path, text
+                file_of[str(section), str(key)] = path, text
             values[section] = before | keys if isinstance(before, dict) and isinstance(keys, dict) else keys
     problems, overridden = [], set()
     for override in overrides:
@@ -100,7 +107,7 @@ def load_config(files: Files, overrides: Iterable[str] = ()) -> Config:
     try:
         config = Config.model_validate(values)
     except ValidationError as error:
-        for item in error.errors():
+        for item in error.errors()[:MOST_MISTAKES]:
             place = tuple(map(str, item["loc"][:2]))
             path, text = file_of.get(place) or file_of.get(place[:1]) or (CONFIG, "")
             source = "--set" if ".".join(place) in overridden else f"{path}:"

@@ -40,6 +40,8 @@ class Affects:
         return self.on_resume or ("fixed" if "weights" in self.what else "free")
 
 
+LONGEST_NAME, LONGEST_PATH = 255, 4095  # bytes, of Linux and most file systems
+
 NOTHING, DISPLAY = Affects(), Affects(("display",))
 WEIGHTS = Affects(("weights",))
 EXTENDS = Affects(("weights",), on_resume="extendable")
@@ -54,13 +56,26 @@ def _path(value: str) -> str:
     if not value.strip():
         raise ValueError("must not be empty")
     expanded = value if value == "~" else expand_path(value)  # "~" alone, in quotes: a folder's name
-    return as_on_disk(expanded.replace("\\", "/"))
+    path = expanded.replace("\\", "/")
+    if not _can_be_named(path, LONGEST_PATH) or not all(_can_be_named(part, LONGEST_NAME) for part in path.split("/")):
+        raise ValueError(f"must be a path in UTF-8, of parts of at most {LONGEST_NAME} bytes, {LONGEST_PATH} together")
+    return as_on_disk(path)
 
 
 def _name(value: str) -> str:
     if not value.strip() or set(value) & set('/\\:*?"<>|') or value in (".", ".."):
         raise ValueError("must be a plain folder name")
+    if not _can_be_named(value, LONGEST_NAME):
+        raise ValueError(f"must be a folder name in UTF-8 of at most {LONGEST_NAME} bytes")
     return composed(value)
+
+
+def _can_be_named(text: str, limit: int) -> bool:
+    """Whether a file can have this name or path, of at most `limit` bytes, and files of settings can hold it."""
+    try:
+        return len(text.encode()) <= limit and "\0" not in text
+    except UnicodeEncodeError:
+        return False
 
 
 def _img_size(value: Any) -> Any:
@@ -128,7 +143,7 @@ def _split_by(value: str | None) -> str | None:
         return None
     try:
         groups = re.compile(value := composed(value)).groups
-    except re.error as error:
+    except (re.error, RecursionError, OverflowError) as error:
         raise ValueError(f"must be a regular expression ({error})") from error
     if not groups:
         raise ValueError("must have a group in brackets, e.g. '(part\\d+)_'")
@@ -136,7 +151,7 @@ def _split_by(value: str | None) -> str | None:
 
 
 def _device(value: Any) -> Any:
-    is_fine = value in ("auto", "cuda", "mps", "cpu") or bool(re.fullmatch(r"cuda:\d+", str(value)))
+    is_fine = value in ("auto", "cuda", "mps", "cpu") or bool(re.fullmatch("cuda:(0|[1-9][0-9]?)", str(value)))
     return _must("auto, cuda, cuda:N, mps or cpu", value, is_fine)
 
 

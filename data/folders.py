@@ -193,8 +193,11 @@ def chosen_categories(data_path: Path, names: Sequence[str] | None) -> list[str]
     present, names = list_categories(data_path), [composed(name) for name in names or ()]
     for name in names:
         if name not in present:
-            category_folder(data_path, name)
-            raise UserError(f"--categories {name}", "must be a plain folder name", f"choose from: {', '.join(present)}")
+            if not present or name in {folder.name for folder in subfolders(data_path)}:
+                category_folder(data_path, name)  # a UserError that says what it lacks
+            raise UserError(
+                f"--categories {name}", f"not in {data_path.absolute()}", f"choose from: {', '.join(present)}"
+            )
     return list(dict.fromkeys(names)) if names else present or [category_folder(data_path, "*").name]
 
 

@@ -24,6 +24,9 @@ UPRIGHT = {  # EXIF orientation -> function that turns the image upright
     7: lambda image: image.swapaxes(0, 1)[::-1, ::-1],
     8: lambda image: image.swapaxes(0, 1)[::-1],
 }
+PNG = b"\x89PNG\r\n\x1a\n"
+BOUNDED = ("JPEG", "MPO", "GIF", "BMP", "PPM")  # with PNG the formats that need a byte for at most MOST_PIXELS
+MOST_PIXELS = 2**14  # an image of one color has 8256 pixels a byte as PNG, 512 as JPEG
 OPENING = Lock()
 BLOCK = 2**22  # values that are scaled at a time
 TOO_BRIGHT = 0.01  # largest share of values above white that is clipped without an error
@@ -74,6 +77,7 @@ def decode(source: Path | str | bytes) -> np.ndarray:
     """
     data = source if isinstance(source, bytes) else bytes_of(source)
     with open_header(data) as header:
+        _check_length(header, data)
         if header is not None:
             check_pages(header)
             _check_pixels(header)
@@ -147,12 +151,28 @@ def _check_pixels(header: Image.Image) -> None:
             )
 
 
+def _check_length(header: Image.Image | None, data: bytes) -> None:
+    """DecodeError if a file is too short for what it declares: OpenCV would take memory for what is not there."""
+    pixels = 0
+    if data[:8] == PNG:  # also where Pillow cannot read it
+        pixels, start = int.from_bytes(data[16:20], "big") * int.from_bytes(data[20:24], "big"), 8
+        while start + 8 <= len(data) and data[start + 4 : start + 8] != b"IEND":
+            start += 12 + int.from_bytes(data[start : start + 4], "big")  # a chunk: length, type, content, check sum
+        if start > len(data):
+            raise DecodeError("is cut off")
+    elif header is not None and header.format in BOUNDED:
+        pixels = header.width * header.height
+    if pixels > MOST_PIXELS * len(data):
+        raise DecodeError(f"is cut off: {pixels:,} pixels in {len(data):,} bytes")
+
+
 @contextmanager
 def open_header(source: bytes | Path) -> Iterator[Image.Image | None]:
     """An image file opened with Pillow, which reads the header only; None if the format is unknown or damaged."""
     with ExitStack() as stack:
         header = None
-        with suppress(OSError, ValueError, SyntaxError):  # Pillow raises SyntaxError for some damaged files
+        # For damaged files Pillow raises many types of errors, also SyntaxError and RuntimeError.
+        with suppress(Exception):
             header = stack.enter_context(_open(io.BytesIO(source) if isinstance(source, bytes) else source))
         yield header
 
@@ -173,7 +193,7 @@ def orientation_of(header: Image.Image | None, data: bytes) -> int:
     if header.format == "PNG" and not any(name in data for name in PNG_ORIENTATION):
         return 1  # else Pillow would decode the whole image
     number = 1
-    with suppress(OSError, ValueError, SyntaxError):
+    with suppress(Exception):  # see open_header
         number = header.getexif().get(ORIENTATION, 1)
     return number if number in UPRIGHT else 1
 

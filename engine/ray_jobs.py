@@ -1,6 +1,7 @@
 """Jobs on Ray: one task each, on this machine or a cluster; tasks whose node dies run again elsewhere."""
 
 import logging
+import math
 import os
 import re
 import secrets
@@ -42,9 +43,9 @@ def options_of(flags: Any) -> Options | None:
     if not flags.ray:
         return None
     gpus = flags.gpus_per_job
-    if gpus is not None and (gpus < 0 or (gpus > 1 and gpus != int(gpus))):
+    if gpus is not None and not (0 <= gpus <= 1 or (math.isfinite(gpus) and gpus > 1 and gpus == int(gpus))):
         raise UserError(f"--gpus_per_job {gpus:g}", "out of range", "set 0, a share below 1, or a whole number")
-    if flags.cpus_per_job <= 0:
+    if not 0 < flags.cpus_per_job < math.inf:
         raise UserError(f"--cpus_per_job {flags.cpus_per_job:g}", "out of range", "set a number above 0")
     if flags.max_retries < 0:
         raise UserError(f"--max_retries {flags.max_retries}", "out of range", "set 0 or more")

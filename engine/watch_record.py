@@ -10,10 +10,11 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from reporting.predictions import Predictions
+from reporting.predictions import COLUMNS, Predictions
 from runtime import signals
 from runtime.errors import FIX_STORAGE, UserError
 from runtime.files import short_hash
+from runtime.json_file import parse_json
 
 RECORD_FILE = "record.sqlite"
 ROWS_AT_ONCE = 100  # fewer than `Predictions.last_rows` has
@@ -69,12 +70,10 @@ class Record:
         base.execute("CREATE TABLE IF NOT EXISTS waiting (number INTEGER PRIMARY KEY, cells TEXT)")
         base.commit()
         names = [name for _, name, *_ in base.execute("PRAGMA table_info(done)")]
-        if base.execute("PRAGMA quick_check").fetchone() != ("ok",) or names != [
-            "path",
-            *State._fields,
-            "again",
-            "digest",
-        ]:
+        is_sound = base.execute("PRAGMA quick_check").fetchone() == ("ok",)
+        is_ours = names == ["path", *State._fields, "again", "digest"]
+        others = base.execute("SELECT name FROM sqlite_master WHERE type IN ('view', 'trigger')").fetchall()
+        if not is_sound or not is_ours or others or not all(map(_is_row, base.execute("SELECT cells FROM waiting"))):
             base.close()
             raise sqlite3.DatabaseError("its check fails")
         base.execute("CREATE INDEX IF NOT EXISTS moved ON done (file, size, time)")
@@ -90,7 +89,7 @@ class Record:
             return False
         same = "SELECT path, digest FROM done WHERE file = ? AND size = ? AND time = ? AND again = 0 AND path != ?"
         before = self._base.execute(same, (state.file, state.size, state.time, path)).fetchall()
-        gone = {digest for old, digest in before if not (self._folder / old).exists()}
+        gone = {digest for old, digest in before if not (self._folder / str(old)).exists()}
         return bool(gone) and digest_of(self._folder / path) in gone  # file numbers are used again
 
     def is_reported(self, path: str, state: State) -> bool:
@@ -160,6 +159,15 @@ class Record:
 
     def close(self) -> None:
         self._base.close()
+
+
+def _is_row(values: tuple) -> bool:
+    """Whether a waiting row is a list of texts, as `Record.add` writes it."""
+    try:
+        cells = parse_json(values[0])
+    except (TypeError, ValueError):
+        return False
+    return isinstance(cells, list) and len(cells) == len(COLUMNS) and all(isinstance(cell, str) for cell in cells)
 
 
 def digest_of(path: Path) -> str | None:

@@ -107,7 +107,11 @@ class Detector:
             raise UserError(
                 f"inference.engine = {self.engine}", f"{path} is of other weights than {self.ckpt.path}", fix
             )
-        return exported.compiled(path, self.config.data.input_size)
+        try:
+            return exported.compiled(path, self.config.data.input_size)
+        except RuntimeError as error:
+            problem = f"{path} cannot be run ({str(error).strip().splitlines()[-1]})"
+            raise UserError(f"inference.engine = {self.engine}", problem, fix) from error
 
     def __reduce__(self) -> tuple:
         return Detector._of, (self.config, self.ckpt.path.absolute(), self.config.train.device)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from evaluation.metrics import SCORE_WINDOW
 from inference import networks
 from model import DRAEM
+from runtime.json_file import read_json
 
 OPSET = 18
 OUTPUTS = ("anomaly_map", "score", "reconstruction")
@@ -159,20 +160,26 @@ def path_of(run_folder: Path, category: str, checkpoint_name: str, engine: str) 
 
 
 def is_damaged(path: Path) -> bool:
-    """Whether a checksum in the JSON beside a .xml file is not that of its file."""
+    """Whether the JSON beside a .xml file is malformed, or a checksum in it is not that of its file."""
     facts = path.with_suffix(".json")
-    written = json.loads(facts.read_text(encoding="utf-8")) if facts.is_file() else {}
-    digests = {path.name: written.get("sha256")} | written.get("files", {})
-    files = {path.parent / name: digest for name, digest in digests.items() if digest}
+    try:
+        written = read_json(facts) if facts.is_file() else {}
+        digests = {path.name: written.get("sha256")} | written.get("files", {})
+    except (OSError, ValueError, AttributeError, TypeError):
+        return True
+    files = {path.parent / Path(name).name: digest for name, digest in digests.items() if digest}
     return any(
         not file.is_file() or hashlib.sha256(file.read_bytes()).hexdigest() != digest for file, digest in files.items()
     )
 
 
 def fingerprint_of(path: Path) -> str:
-    """Fingerprint of the weights of a .xml file; empty where it has none."""
+    """Fingerprint of the weights of a .xml file; empty where it has none, or cannot be read."""
     import openvino
 
-    model = openvino.Core().read_model(path)
     key = ["draem", "fingerprint"]
-    return model.get_rt_info(key).astype(str) if model.has_rt_info(key) else ""
+    try:
+        model = openvino.Core().read_model(path)
+        return model.get_rt_info(key).astype(str) if model.has_rt_info(key) else ""
+    except RuntimeError:
+        return ""

@@ -13,6 +13,7 @@ from inference.checkpoint import Checkpoint
 from inference.preprocessing import Technique
 from runtime.errors import UserError
 from runtime.files import short_hash, write_text
+from runtime.json_file import read_json
 from runtime.names import composed
 from runtime.provenance import Content, Provenance, digest
 from runtime.version import program_version
@@ -133,7 +134,7 @@ def _checksum(content: dict[str, Any]) -> str:
 def read(path: Path) -> NominalThresholds:
     """Thresholds of a file; UserError where it is damaged, or of another version of this program."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
         if "checksum" in content and content["checksum"] != _checksum(content):
             raise ValueError("its content does not match its checksum")
         image, pixel = (

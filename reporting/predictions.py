@@ -17,6 +17,7 @@ from reporting import panels, report
 from runtime.csv_file import append_csv, read_csv, unescaped, write_csv
 from runtime.errors import UserError
 from runtime.files import atomic_write, run_lock, write_text
+from runtime.json_file import read_json
 from runtime.version import program_version
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ class Predictions:
             fix = "continue them with --resume, or name a new folder with --output"
             raise UserError(self.folder, "holds earlier predictions", fix)
         try:
-            there = json.loads((self.folder / MADE_WITH).read_text(encoding="utf-8"))
+            there = read_json(self.folder / MADE_WITH)
             there.pop("program_version", None)
         except (OSError, ValueError, AttributeError, TypeError):
             there = None

@@ -16,7 +16,7 @@ from config import Config
 from data import image_io
 from data.mvtec import TestSample
 from evaluation import image_metrics
-from evaluation.thresholds import OPTIMAL, Thresholds
+from evaluation.thresholds import KINDS, OPTIMAL, Thresholds
 from inference.threshold_file import NominalThresholds
 from reporting import curves, panels, report, tables
 from reporting.measurements import Measurements
@@ -25,6 +25,7 @@ from runtime import provenance
 from runtime.csv_file import write_csv
 from runtime.device import select_device
 from runtime.files import Background, atomic_folder, atomic_write, naming, remove_leftovers, write_text
+from runtime.json_file import read_json
 from runtime.provenance import Provenance
 from runtime.version import program_version
 
@@ -50,9 +51,10 @@ class Record(NamedTuple):
 def read_record(folder: Path) -> Record | None:
     """The record of complete results; None where there are none, or of another version of this program."""
     try:
-        content = json.loads((folder / MADE_WITH).read_text(encoding="utf-8"))
+        content = read_json(folder / MADE_WITH)
         made_from = Provenance.from_json(content["provenance"])
-        return Record(made_from, list(content["thresholds"]), content) if made_from else None
+        kinds = [kind for kind in content["thresholds"] if kind in KINDS]  # others would be folders anywhere
+        return Record(made_from, kinds, content) if made_from else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

@@ -1,7 +1,6 @@
 """Whether the best results differ significantly from the next, by scores of the same images; their warnings."""
 
 import csv
-import json
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 from evaluation import comparison
 from evaluation.comparison import HEADLINE
 from runtime.csv_file import read_csv
+from runtime.json_file import read_json
 
 
 def _read_scores(folder: Path) -> dict[str, tuple[int, float]] | None:
@@ -78,5 +78,5 @@ def warnings_of(results: Path, headline: dict[str, Any] | None) -> dict[str, str
         folder = results / category / f"checkpoint_{headline['checkpoint']}" / comparison.PLAIN
         for path in sorted(folder.glob("*/metrics.json")):
             with suppress(OSError, ValueError, KeyError, TypeError):
-                warnings[category] = json.loads(path.read_text(encoding="utf-8"))["notes"]["masks_not_found"]
+                warnings[category] = read_json(path)["notes"]["masks_not_found"]
     return warnings

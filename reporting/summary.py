@@ -1,7 +1,6 @@
 """The files of a batch of evaluations: summary.csv, defects.csv, inference_times.txt, index.html, figures."""
 
 import csv
-import json
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from reporting.paper import defects
 from reporting.result import CURVES, Record
 from runtime.csv_file import read_csv, write_csv
 from runtime.files import atomic_write, write_text
+from runtime.json_file import read_json
 
 
 @dataclass
@@ -36,7 +36,7 @@ def read_kinds(folder: Path, record: Record) -> dict[str, dict[str, Any]]:
     for kind in KINDS:
         if kind in record.thresholds:
             with suppress(OSError, ValueError, KeyError, TypeError):
-                content = json.loads((folder / kind / "metrics.json").read_text(encoding="utf-8"))
+                content = read_json(folder / kind / "metrics.json")
                 found[kind] = {key: content[key] for key in METRIC_KEYS}
     return found
 

@@ -22,6 +22,7 @@ from filelock import FileLock, Timeout
 
 from runtime.device import core_count
 from runtime.errors import UserError
+from runtime.json_file import read_json
 
 try:
     import fcntl
@@ -39,11 +40,12 @@ LONGEST_NAME = 200  # bytes; file systems take 255, and suffixes are added
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Add the file name to an OSError that has none, for example one caused by a full disk."""
+    """Have an OSError name the file: also one that has no name, as of a full disk, or that of an unfinished file."""
     try:
         yield
     except OSError as error:
-        error.filename = error.filename or str(path)
+        error.filename = error.filename2 or error.filename or str(path)
+        error.filename2 = None
         raise
 
 
@@ -197,7 +199,7 @@ def run_lock(folder: Path, another: str = "set another data.run_name") -> Iterat
 
     another: how to use another folder, for the message.
     """
-    is_new = not folder.exists()
+    created = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     owner_path, host, boot = folder / ".owner.json", socket.gethostname(), _boot()
     lock, owner = FileLock(folder / ".lock"), _read_owner(owner_path)
@@ -223,8 +225,11 @@ def run_lock(folder: Path, another: str = "set another data.run_name") -> Iterat
             owner_path.unlink(missing_ok=True)
     finally:
         lock.release()
-        if is_new and [path.name for path in folder.iterdir()] == [".lock"]:  # the block has written nothing
+        if created and [path.name for path in folder.iterdir()] == [".lock"]:  # the block has written nothing
             shutil.rmtree(folder, ignore_errors=True)
+            with suppress(OSError):  # one that others have written to
+                for path in created[1:]:
+                    path.rmdir()
 
 
 @contextmanager
@@ -262,7 +267,7 @@ def _boot() -> str | None:
 
 def _read_owner(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
@@ -272,7 +277,7 @@ def _is_alive(process: Any) -> bool:
     try:
         if os.name != "nt":  # on Windows, os.kill would end the process
             os.kill(int(process), 0)
-    except (ProcessLookupError, TypeError, ValueError):
+    except (ProcessLookupError, TypeError, ValueError, OverflowError):
         return False
     except OSError:  # it exists, but belongs to another user
         return True

@@ -1,6 +1,7 @@
 """Read YAML settings files, and edit them without losing comments. Only config.py uses this module."""
 
 import io
+import itertools
 import re
 import warnings
 from pathlib import Path
@@ -8,9 +9,9 @@ from typing import Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedSeq
-from ruamel.yaml.constructor import SafeConstructor
-from ruamel.yaml.error import MantissaNoDotYAML1_1Warning, MarkedYAMLError, YAMLError
-from ruamel.yaml.nodes import ScalarNode
+from ruamel.yaml.constructor import ConstructorError, SafeConstructor
+from ruamel.yaml.error import MarkedYAMLError, YAMLError, YAMLWarning
+from ruamel.yaml.nodes import CollectionNode, ScalarNode
 from ruamel.yaml.resolver import VersionedResolver
 from ruamel.yaml.scalarstring import SingleQuotedScalarString
 from ruamel.yaml.tag import Tag
@@ -19,19 +20,26 @@ from runtime.errors import UserError
 
 TEXT = "tag:yaml.org,2002:str"
 WHOLE, NUMBER = "tag:yaml.org,2002:int", "tag:yaml.org,2002:float"
+MOST_CHARACTERS = 2**19  # of a settings file; the program's own has 2**14
+MOST_NODES = 100_000  # values of a settings file, with those that aliases repeat
+DEEPEST = 50  # levels of brackets
 DIGITS = re.compile(r"[-+]?0[0-9_]+")  # with a leading zero
 
 
 def read(path: Path) -> str:
     """Text of a settings file; UserError if it cannot be read."""
     try:
-        return path.read_text(encoding="utf-8-sig")
+        with path.open(encoding="utf-8-sig") as stream:
+            text = stream.read(MOST_CHARACTERS + 1)
     except FileNotFoundError as error:
         raise UserError(path, "no such file", "set --config to a settings file") from error
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
             path, f"cannot be read as a settings file ({error})", "set --config to another settings file"
         ) from error
+    if len(text) > MOST_CHARACTERS:
+        raise UserError(path, f"has more than {MOST_CHARACTERS} characters", "set --config to a settings file")
+    return text
 
 
 class _Resolver(VersionedResolver):
@@ -54,6 +62,26 @@ class _Resolver(VersionedResolver):
 class _Constructor(SafeConstructor):
     """Values of nodes; a leading zero, as in epoch_0010.pt, does not make a number octal, as it does in YAML 1.1."""
 
+    def construct_document(self, node: Any) -> Any:
+        """The value of a whole text. ConstructorError where aliases make it huge, or make it contain itself."""
+        counts: dict[int, int] = {}
+
+        def count(one: Any) -> int:
+            if counts.setdefault(id(one), 0):
+                return counts[id(one)]
+            total = 1
+            for child in one.value if isinstance(one, CollectionNode) else ():
+                for part in child if isinstance(child, tuple) else (child,):
+                    if counts.get(id(part)) == 0 or total > MOST_NODES:
+                        problem = "an alias within its own value" if total <= MOST_NODES else "too many values"
+                        raise ConstructorError(problem=problem, problem_mark=one.start_mark)
+                    total += count(part)
+            counts[id(one)] = total
+            return total
+
+        count(node)
+        return super().construct_document(node)
+
     def construct_yaml_int(self, node: Any) -> int:
         """A whole number."""
         text = self.construct_scalar(node)
@@ -74,16 +102,23 @@ def _reader(kind: str) -> YAML:
 
 def parse(text: str, source: str) -> Any:
     """Values of a YAML text; UserError with `source`, line and column if it is not valid YAML."""
+    depths = itertools.accumulate((bracket in "[{") - (bracket in "]}") for bracket in re.findall(r"[\[\]{}]", text))
     try:
+        if max(depths, default=0) > DEEPEST:  # ruamel takes seconds for it
+            raise RecursionError
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", MantissaNoDotYAML1_1Warning)  # 1e-4 is accepted as a number
+            warnings.simplefilter("ignore", YAMLWarning)  # of 1e-4, which is accepted as a number, or an anchor twice
             return _reader("safe").load(text)
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        problem = (error.problem or error.context).splitlines()[0]
+        problem = (error.problem or error.context).splitlines()[0][:200]
         raise UserError(f"{source}{where}", f"not valid YAML ({problem})", "fix that line") from error
-    except (YAMLError, ValueError) as error:  # ValueError: impossible dates
+    except RecursionError as error:
+        raise UserError(source, "nested too deeply", "write sections with keys below them") from error
+    except MemoryError:
+        raise
+    except Exception as error:  # many types: of impossible dates, lists as keys, values that do not fit their tag
         raise UserError(source, f"not valid YAML ({' '.join(str(error).split())})", "fix the value") from error
 
 

@@ -258,13 +258,13 @@ class TrainingState:
             if self._average and saved.average:
                 self._average.module.load_state_dict(saved.average[0])
                 self._average.n_averaged.fill_(saved.average[1])
+            # The fused optimizer step needs moments in the memory format of the weights, not in that of the file.
+            for parameter, state in self.optimizer.state.items():
+                for key, value in state.items():
+                    if value.shape == parameter.shape:
+                        state[key] = torch.empty_like(parameter).copy_(value)
         except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise UserError(path, "does not fit this model", START_ANEW) from error
-        # The fused optimizer step needs moments in the memory format of the weights, not in that they were saved in.
-        for parameter, state in self.optimizer.state.items():
-            for key, value in state.items():
-                if value.shape == parameter.shape:
-                    state[key] = torch.empty_like(parameter).copy_(value)
         self.epoch, self.progress, self._is_resumed = saved.epoch, saved.progress, True
         self._replaces_damaged = not saved.is_last  # the state before it stays until there is another sound one
 

@@ -11,6 +11,7 @@ from data.layouts.category import GOOD, Listing, check_there, sample
 from data.layouts.table import SPLITS
 from data.mask_matching import and_n_more
 from runtime.errors import UserError
+from runtime.json_file import read_json
 
 
 def read(file: Path, data_path: Path) -> Listing:
@@ -23,7 +24,7 @@ def read(file: Path, data_path: Path) -> Listing:
         UserError: the file is not in COCO form, images are missing, or only some have a split.
     """
     try:
-        content = json.loads(file.read_text(encoding="utf-8-sig"))
+        content = read_json(file)
     except (OSError, ValueError) as error:
         raise UserError(
             f"data.coco = {file}", f"cannot be read ({error})", "set it to a JSON file in COCO form"

@@ -4,7 +4,6 @@ Each mask file marks one defect with one value, which names an entry of the conf
 dents and scratches: logical constraints in unsupervised anomaly detection and localization', IJCV 2022.
 """
 
-import json
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +12,7 @@ import numpy as np
 from data import decoding
 from data.decoding import DecodeError
 from runtime.errors import UserError
+from runtime.json_file import read_json
 
 CONFIG = "defects_config.json"
 FIX = f"restore it from the dataset, or remove {CONFIG} to do without sPRO"
@@ -29,7 +29,7 @@ def read_config(path: Path) -> dict[int, Saturation]:
     """Value of a mask -> its entry; UserError where the file is malformed."""
     found: dict[int, Saturation] = {}
     try:
-        for entry in json.loads(path.read_text(encoding="utf-8")):
+        for entry in read_json(path):
             value, is_relative = entry["pixel_value"], entry["relative_saturation"]
             threshold = float(entry["saturation_threshold"])
             if not (isinstance(value, int) and 1 <= value <= 255 and isinstance(is_relative, bool)):

@@ -5,13 +5,13 @@ in data.data_path itself. The views of one sample are never separated by a split
 real-world multi-view dataset for benchmarking versatile industrial anomaly detection, CVPR 2024.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
 from data.folders import DatasetNotes, subfolders
 from data.layouts.category import GOOD, Listing, check_nominal_masks, check_there, name_below, sample
 from runtime.errors import UserError
+from runtime.json_file import read_json
 from runtime.names import composed
 
 JSONS, IMAGES = "realiad_jsons", "realiad_"
@@ -44,7 +44,7 @@ def read(data_path: Path, category: str) -> Listing:
     """The images of a category, as its JSON file splits them."""
     file = next(path for path in _files(data_path) if composed(path.stem) == category)
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = read_json(file)
         meta, parts = content["meta"], {part: list(content[part]) for part in ("train", "test")}
         prefix, normal = str(meta["prefix"]), str(meta["normal_class"])
         rows = {part: [_row(one) for one in parts[part]] for part in parts}

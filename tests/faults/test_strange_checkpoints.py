@@ -1,0 +1,253 @@
+"""Checkpoints that a stranger has changed: refused or read, and no pickled code runs, wherever a file is loaded.
+
+A few hundred; 10,000 with `make faults`.
+"""
+
+import io
+import os
+import pickle
+import shutil
+import sys
+import warnings
+import zipfile
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import SETTINGS, make_dataset
+from faults.strangers import mutated, problems_of
+from in_process import run_here
+
+from config_file import load_config
+from inference import checkpoint
+from runtime import cli
+from runtime.errors import UserError
+from training import state as training_state
+
+IS_WHOLE = os.environ.get("FAULTS") == "all"
+FILES = 10_000 if IS_WHOLE else 100
+PROCESSES = 4
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+TINY = """\
+model: {base_width: 1, base_channels: 1}
+train: {epochs: 1, visualize: false}
+metrics: {visualisation: none}
+"""
+SETTING_FILES = ("--config", "config.yaml", "--config", "tiny.yaml")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A workplace with networks of width 1, thresholds, results and predictions."""
+    root = tmp_path_factory.mktemp("strangers") / "place"
+    make_dataset(root)
+    (root / "config.yaml").write_text(SETTINGS.format(root=root.as_posix()), encoding="utf-8")
+    (root / "tiny.yaml").write_text(TINY, encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        run_here("main", *SETTING_FILES, "--train", "--threshold", "--detection")
+        run_here("main", *SETTING_FILES, "--predict", "mvtec/tile/test", "--output", "out")
+        run_here("evaluate_checkpoints", *SETTING_FILES, "--registrations", "False")
+    return root
+
+
+RUN = "checkpoints/tile/tiny"
+ODD: list[Callable[[], object]] = [
+    lambda: None,
+    lambda: True,
+    lambda: -1,
+    lambda: 2**70,
+    lambda: 10**5000,
+    lambda: float("nan"),
+    lambda: float("inf"),
+    lambda: "",
+    lambda: "../../../out of it",
+    lambda: "\0\ud800",
+    lambda: b"x",
+    lambda: [],
+    lambda: {},
+    lambda: {1: {2: [3]}},
+    lambda: [["a"], ["b"]],
+    lambda: (),
+    lambda: {"a", "b"},
+    lambda: torch.zeros(()),
+    lambda: torch.zeros(0),
+    lambda: torch.full((3, 3), float("nan")),
+    lambda: torch.zeros(3, dtype=torch.complex64),
+    lambda: torch.zeros(3, dtype=torch.bool),
+    lambda: torch.eye(3).to_sparse(),
+    lambda: torch.eye(3).to_sparse_csr(),
+    lambda: torch.zeros(3, device="meta"),
+    lambda: torch.quantize_per_tensor(torch.zeros(3), 1.0, 0, torch.quint8),
+    lambda: torch.zeros(1).expand(2**36),
+    lambda: torch.zeros(1, dtype=torch.uint8).expand(2**20, 2**20),
+    lambda: torch.zeros(4, 1, 3, 3, requires_grad=True),
+    lambda: torch.nn.Parameter(torch.zeros(2)),
+]
+
+
+def _changed(content: object, rng: np.random.Generator) -> object:
+    """A checkpoint's content with an entry, at any depth, replaced, removed or added."""
+    path = [content]
+    while isinstance(path[-1], (dict, list)) and len(path[-1]) and (len(path) == 1 or rng.random() < 0.8):
+        inside = path[-1]
+        keys = list(inside) if isinstance(inside, dict) else range(len(inside))
+        key = keys[int(rng.integers(len(keys)))]
+        if not isinstance(inside[key], (dict, list)) or rng.random() < 0.3:
+            break
+        path.append(inside[key])
+    inside, odd = path[-1], ODD[int(rng.integers(len(ODD)))]()
+    if isinstance(inside, dict) and inside:
+        key = list(inside)[int(rng.integers(len(inside)))]
+        kind = rng.integers(4)
+        if kind == 0:
+            del inside[key]
+        elif kind == 1:
+            inside["odd" if rng.random() < 0.5 else 7] = odd
+        else:
+            inside[key] = odd
+    elif isinstance(inside, list):
+        inside.append(odd)
+    return content
+
+
+def _with_other_pickle(data: bytes, rng: np.random.Generator) -> bytes:
+    """A checkpoint's archive with changes in its pickle alone."""
+    stream = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(stream, "w") as new:
+        for name in old.namelist():
+            content = old.read(name)
+            new.writestr(name, mutated(content, rng) if name.endswith("data.pkl") else content)
+    return stream.getvalue()
+
+
+def file_of(real: list[bytes], number: int) -> bytes:
+    rng = np.random.default_rng(number)
+    data = real[number % len(real)]
+    kind = number // len(real) % 4
+    if kind == 0:
+        return mutated(data, rng)
+    if kind == 1:
+        return _with_other_pickle(data, rng)
+    content = torch.load(io.BytesIO(data), weights_only=True)
+    content.pop("checksum", None)  # a stranger can write any
+    for _ in range(int(rng.integers(1, 3))):
+        _changed(content, rng)
+    stream = io.BytesIO()
+    torch.save(content, stream, _use_new_zipfile_serialization=kind == 2)
+    return stream.getvalue()
+
+
+def read(config, path: Path, data: bytes) -> None:
+    """What the program does with a checkpoint and a state to resume from."""
+    path.write_bytes(data)
+    with suppress(UserError), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        checkpoint.for_new_images(config)
+    with suppress(UserError):
+        loaded = checkpoint.load(config)
+        loaded.assets_for(config)
+    saved = training_state.SavedState.read(path)
+    found = training_state.TrainingState(config, "", saved.source)
+    found.resume(saved)
+
+
+@pytest.mark.parametrize("part", range(PROCESSES))
+def test_changed_checkpoints_are_read_or_refused(trained, tmp_path, part):
+    path = tmp_path / "last.pt"
+    real = [(trained / RUN / name).read_bytes() for name in ("last.pt", "epoch_0001.pt")]
+    sets = [f"data.load_epoch={path}"]
+    config = load_config([trained / "config.yaml", trained / "tiny.yaml"], sets)
+    numbers = range(part * FILES // PROCESSES, (part + 1) * FILES // PROCESSES)
+    assert problems_of(partial(read, config, path), partial(file_of, real), numbers) == []
+
+
+class Planted:
+    """Makes a folder where it is unpickled."""
+
+    def __init__(self, marker: Path):
+        self._marker = str(marker)
+
+    def __reduce__(self):
+        return os.mkdir, (self._marker,)
+
+
+def _array_file(planted: Planted, archive: bool) -> bytes:
+    stream, array = io.BytesIO(), np.array([planted], dtype=object)
+    np.savez(stream, recall=array) if archive else np.save(stream, array, allow_pickle=True)
+    return stream.getvalue()
+
+
+def _saved(planted: Planted, is_zip: bool) -> bytes:
+    stream = io.BytesIO()
+    torch.save({"model": {"a": planted}, "epoch": 1}, stream, _use_new_zipfile_serialization=is_zip)
+    return stream.getvalue()
+
+
+PLANTED: dict[str, Callable[[Planted], bytes]] = {
+    "pickle": pickle.dumps,
+    "old pickle": lambda planted: pickle.dumps(planted, protocol=0),
+    "archive of torch": lambda planted: _saved(planted, True),
+    "old file of torch": lambda planted: _saved(planted, False),
+    "array of objects": lambda planted: _array_file(planted, False),
+    "archive of arrays": lambda planted: _array_file(planted, True),
+}
+COMMANDS = [
+    ("main", "--threshold"),
+    ("main", "--detection"),
+    ("main", "--train", "--set", "train.epochs=2"),
+    ("main", "--train", "--set", "data.run_name=new", "--set", f"train.start_from={RUN}/epoch_0001.pt"),
+    ("main", "--predict", "mvtec/tile/test", "--output", "new"),
+    ("main", "--predict", "mvtec/tile/test", "--output", "out", "--resume"),
+    ("main", "--threshold", "--nominal", "mvtec/tile/test/good", "--set", f"data.load_epoch={RUN}/epoch_0001.pt"),
+    ("main", "--detection", "--set", "data.load_epoch=weights.pckl"),
+    ("main", "--detection", "--set", "data.load_epoch=weights_REC_MODEL_1.pth"),
+    ("main", "--feedback", "feedback.csv", "--recalibrate", "--learn"),
+    ("main", "--export", "onnx"),
+    ("evaluate_checkpoints", "--force", "--registrations", "False"),
+    ("check_best_model",),
+]
+PAIR = ("weights.pckl", "weights_seg.pckl", "weights_REC_MODEL_1.pth", "weights_SEG_MODEL_1.pth")
+
+
+@pytest.mark.parametrize("kind", PLANTED if IS_WHOLE else ("archive of torch", "array of objects"))
+def test_no_planted_code_runs(trained, tmp_path, monkeypatch, capsys, kind):
+    """In place of every file that is not text; the programs end with a message, or go on without the file."""
+    shutil.copytree(trained, tmp_path / "place")
+    monkeypatch.chdir(tmp_path / "place")
+    settings = Path("config.yaml")
+    settings.write_text(settings.read_text().replace(trained.as_posix(), "."), encoding="utf-8")
+    Path("feedback.csv").write_text("path,mark,verdict\nmvtec/tile/test/good/000.png,nominal,anomalous\n")
+    marker = tmp_path / "code ran"
+    data = PLANTED[kind](Planted(marker))
+    places = [path for path in Path().rglob("*") if path.suffix in (".pt", ".npy", ".npz")] + list(map(Path, PAIR))
+    assert {path.suffix for path in places} == {".pt", ".npy", ".npz", ".pckl", ".pth"}
+    for command in COMMANDS:
+        for path in places:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+        monkeypatch.setattr(sys, "argv", [f"{command[0]}.py", *SETTING_FILES, *command[1:]])
+        with pytest.raises(SystemExit) as exit_:
+            cli.run(__import__(command[0]).main)
+        assert not marker.exists(), command
+        error = capsys.readouterr().err
+        assert exit_.value.code in (0, 1, 2) and "Traceback" not in error, (command, error)
+
+
+def test_planted_code_would_run_in_a_plain_unpickler(tmp_path):
+    """The files of the test above do what they are to do."""
+    for kind, make in PLANTED.items():
+        marker = tmp_path / kind
+        data = io.BytesIO(make(Planted(marker)))
+        if "torch" in kind:
+            torch.load(data, weights_only=False)
+        elif "array" in kind:
+            found = np.load(data, allow_pickle=True)
+            found["recall"] if "archive" in kind else None
+        else:
+            pickle.load(data)
+        assert marker.is_dir(), kind

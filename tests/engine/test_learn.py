@@ -1,7 +1,9 @@
 """--learn: a run of its own from the weights, with false alarms among its training images, and its comparison."""
 
 import json
+import os
 import shutil
+import signal
 from collections import Counter
 from pathlib import Path
 
@@ -102,6 +104,37 @@ def test_it_goes_on_from_the_weights_and_resumes(line, cli):
     assert cli("--feedback", str(feedback(line, ROWS)), "--learn", *slow, "--set", "feedback.epochs=2")[0] in (0, 1)
     assert len(list((line / RUNS).glob("tiny_feedback-*/epoch_0002.pt"))) == 1  # other settings are another run
     assert not (path.parent / "epoch_0002.pt").exists() and len(list((line / RUNS).iterdir())) == 4
+
+
+def test_an_interrupted_learning_resumes_to_the_same_weights(line, cli, on_forward):
+    """Interrupted within its training, and again between the training and the comparison."""
+    rows = str(feedback(line, ROWS))
+    arguments = ("--feedback", rows, "--learn", "--set", "feedback.epochs=3", "--set", "train.ema_decay=0.9")
+    status, whole_out, error = cli(*arguments)
+    assert status in (0, 1), error
+    whole = line / whole_out.splitlines()[-1].removeprefix("checkpoint: ")
+    reference, log = weights(whole), rows_of(whole.parent / "train_log.csv")
+    texts = {name: (whole.parent / name).read_bytes() for name in ("feedback/comparison.txt", "feedback/feedback.csv")}
+    shutil.rmtree(whole.parent)
+    trained = stopped = 0
+
+    def interrupt(model, batch, output):
+        nonlocal trained, stopped
+        trained += model.training
+        if (model.training and trained == 3) or (not model.training and stopped == 1 and whole.is_file()):
+            stopped += 1
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    on_forward(interrupt)
+    for number in (1, 2):
+        assert cli(*arguments)[0] == 143 and stopped == number
+        assert whole.is_file() == (number == 2) and not (whole.parent / "feedback/comparison.txt").exists()
+    assert cli(*arguments)[0] == status
+    assert same(weights(whole), reference) and trained == 3 * 2  # no step is repeated
+    again = rows_of(whole.parent / "train_log.csv")
+    terms = ("epoch", "loss", "learning_rate", "val_ap")
+    assert [[row[key] for key in terms] for row in again] == [[row[key] for key in terms] for row in log]
+    assert texts == {name: (whole.parent / name).read_bytes() for name in texts}
 
 
 def test_a_learned_run_learns_again_and_keeps_what_it_has_learned(line, cli):

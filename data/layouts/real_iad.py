@@ -21,13 +21,19 @@ HEAD = 400  # characters of a JSON file that are searched for its first key
 
 
 def categories(data_path: Path) -> list[str]:
-    """Stems (composed) of the JSON files of categories; UserError where there are only those of other splits."""
+    """Stems (composed) of the JSON files of categories; UserError where images are there, but not the files."""
     files = _files(data_path)
     if not files and (others := _other_splits(data_path)):
         raise UserError(
             data_path,
             f"has no {JSONS} of Real-IAD, but other splits: {', '.join(path.name for path in others)}",
             f"add it, or set data.data_path to one of them, such as {others[0]}",
+        )
+    if not files and (images := [path for path in subfolders(data_path) if _is_of_images(path)]):
+        raise UserError(
+            data_path,
+            f"not in the form real-iad: it has {images[0].name}, but no {JSONS}, which says what is in it",
+            "add what is missing, or set data.layout",
         )
     return sorted({composed(path.stem) for path in files})
 

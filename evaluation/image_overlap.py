@@ -1,9 +1,10 @@
-"""AUPIMO, and what single images add to PRO, at the full resolution of the scores' bins.
+"""AUPIMO, and what single images add to PRO and sPRO, at the full resolution of the scores' bins.
 
 J. Bertoldo et al., 'AUPIMO: redefining anomaly localization benchmarks with high speed and low tolerance', BMVC 2024.
 """
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -50,22 +51,31 @@ class ImageOverlaps:
         self._anomalous: list[np.ndarray] = []  # of each image: bins of its anomalous pixels, rising
         self._region_sizes: list[np.ndarray] = []  # of each image: size of the region of each of these, in pixels
         self._regions: list[int] = []
+        self._saturated: list[Sequence[tuple[np.ndarray, np.ndarray]]] = []  # of each image: see `saturated_overlap`
         self._tails: list[np.ndarray | None] = []  # of each nominal image: its highest bins, rising; None for others
         self._sizes: list[int] = []  # of each nominal image: its number of pixels; 0 for others
 
     def add(
-        self, nominal: np.ndarray, anomalous: np.ndarray, overlap: np.ndarray | None, regions: int, is_nominal: bool
+        self,
+        nominal: np.ndarray,
+        anomalous: np.ndarray,
+        overlap: np.ndarray | None,
+        regions: int,
+        is_nominal: bool,
+        saturated: Sequence[tuple[np.ndarray, np.ndarray]] = (),
     ) -> None:
         """Add an image.
 
         Args:
             nominal, anomalous: bins of its pixels, int (N,). overlap: 1 / size of the region of each anomalous one,
                 float (N,). regions: their number. is_nominal: whether the image is nominal.
+            saturated: of each defect the pixels that add to its overlap, see `metrics.saturated_overlap`.
         """
         order = np.argsort(anomalous)
         self._anomalous.append(anomalous[order])
         self._region_sizes.append(order if overlap is None else np.rint(1 / overlap[order]).astype(np.int32))
         self._regions.append(regions)
+        self._saturated.append(saturated)
         is_nominal = is_nominal and nominal.size > 0
         self._sizes.append(nominal.size if is_nominal else 0)
         self._tails.append(None)
@@ -162,12 +172,26 @@ class ImageOverlaps:
         Args:
             nominal: histogram of the nominal pixels of all images, over the bins. limit: see `metrics.PixelMetrics`.
         """
-        rate = np.cumsum(nominal[::-1])[::-1] / max(int(nominal.sum()), 1)  # from each bin on
-        above = np.append(rate[1:], 0.0)
-        # A pixel is found from the rate above its bin on: linearly more, up to the rate at its bin.
-        end = np.minimum(rate, limit)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            ramp = np.nan_to_num((end - above) ** 2 / (2 * (rate - above)))
-        found = np.where(above < limit, ramp + limit - end, 0.0) / limit
-        sums = [float(np.sum(found[own] / of)) for own, of in zip(self._anomalous, self._region_sizes, strict=True)]
+        added = _added(nominal, limit)
+        sums = [float(np.sum(added[own] / of)) for own, of in zip(self._anomalous, self._region_sizes, strict=True)]
         return np.array(self._regions), np.array(sums)
+
+    def saturated_overlaps(self, nominal: np.ndarray, limit: float) -> tuple[np.ndarray, np.ndarray]:
+        """The same of sPRO: of each image its number of defects whose overlap saturates, and what they add to it."""
+        added = _added(nominal, limit)
+        sums = [sum(float(added[bins] @ weights) for bins, weights in own) for own in self._saturated]
+        return np.array([len(own) for own in self._saturated]), np.array(sums)
+
+
+def _added(nominal: np.ndarray, limit: float) -> np.ndarray:
+    """Of each bin, float64 (bins,): what a pixel in it adds to the area under the curve, as a share of `limit`.
+
+    See `ImageOverlaps.region_overlaps`.
+    """
+    rate = np.cumsum(nominal[::-1])[::-1] / max(int(nominal.sum()), 1)  # from each bin on
+    above = np.append(rate[1:], 0.0)
+    # A pixel is found from the rate above its bin on: linearly more, up to the rate at its bin.
+    end = np.minimum(rate, limit)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ramp = np.nan_to_num((end - above) ** 2 / (2 * (rate - above)))
+    return np.where(above < limit, ramp + limit - end, 0.0) / limit

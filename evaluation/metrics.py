@@ -187,7 +187,7 @@ class PixelMetrics:
         if self._keeps_images:
             own_histograms = [(coarse()[places], weights) for places, weights in saturated]
             self.images.add(coarse()[index.ravel()], coarse()[anomalous], overlap, count, own_histograms)
-            self.overlaps.add(index.ravel(), anomalous, overlap, count, is_nominal)
+            self.overlaps.add(index.ravel(), anomalous, overlap, count, is_nominal, saturated)
         self._pending.append(index.ravel())
         self._pending_pixels += index.size
         if self._pending_pixels >= _PENDING:
@@ -261,6 +261,11 @@ class PixelMetrics:
         """Of each image kept its number of regions, and what they add to PRO; see `ImageOverlaps.region_overlaps`."""
         self._flush()
         return self.overlaps.region_overlaps(self._nominal, PRO_LIMIT)
+
+    def saturated_overlaps(self) -> tuple[np.ndarray, np.ndarray]:
+        """The same of sPRO; see `ImageOverlaps.saturated_overlaps`."""
+        self._flush()
+        return self.overlaps.saturated_overlaps(self._nominal, LOW_LIMIT)
 
     @property
     def anomalous_share(self) -> float:

@@ -1,6 +1,6 @@
 """The results of a pass over the test images under one technique: scores, metrics, and the worst mistakes."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -112,10 +112,17 @@ class Measurements:
 
         The second is NaN where PRO is undefined.
         """
-        regions, found = np.zeros(len(self.samples)), np.full(len(self.samples), np.nan)
+        return self._of_all(self.pixels.region_overlaps)
+
+    def saturated_overlaps(self) -> tuple[np.ndarray, np.ndarray]:
+        """The same of sPRO: defects whose overlap saturates."""
+        return self._of_all(self.pixels.saturated_overlaps)
+
+    def _of_all(self, of_counted: Callable[[], tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+        counts, sums = np.zeros(len(self.samples)), np.full(len(self.samples), np.nan)
         if not self.pixels.missing:
-            regions[self._counted], found[self._counted] = self.pixels.region_overlaps()
-        return regions, found
+            counts[self._counted], sums[self._counted] = of_counted()
+        return counts, sums
 
     def metrics_at(self, thresholds: Thresholds) -> dict[str, Any]:
         """Values of MEASURED_KEYS, and the thresholds."""

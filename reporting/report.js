@@ -78,7 +78,9 @@ function drawDefects() {
       $("gallery").scrollIntoView();
     });
     row.insertCell().append(button);
-    for (const text of [one.images, one.image_auroc, one.pro, ""]) row.insertCell().textContent = text;
+    const spro = "spro_05" in one ? [one.spro_05] : [];
+    for (const text of [one.images, one.image_auroc, one.pro, ...spro, ""]) row.insertCell().textContent = text;
+    $("spro").hidden = !spro.length;
   }
   $("defect-part").hidden = data.defects.length === 0;
 }

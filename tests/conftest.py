@@ -21,6 +21,7 @@ import torch
 from config_file import load_config
 from data.mvtec import list_test
 from engine import train
+from engine.feedback import comparison
 from inference import checkpoint
 from model import DRAEM
 from runtime import cli as command_line
@@ -29,6 +30,7 @@ from training import validation
 
 setup()
 validation.SAMPLES = 20  # of val_ap: with a tenth of the real number the suite takes half the time
+comparison.SAMPLES = 20  # of --learn, likewise
 pytest_plugins = ["graphs", "cpp_programs"]
 GOLDEN = Path(__file__).parent / "golden"
 ROOT = Path(__file__).parent.parent

@@ -43,7 +43,11 @@ class SyntheticSamples(Dataset):
 
     def __init__(self, nominal: data_loader.DRAEMTrainDataset, files: Sequence[Path]):
         self.nominal, self.files = nominal, list(files)
-        self.count = -(-SAMPLES // len(nominal)) * len(nominal)  # the same number for each image
+        self.set_count(SAMPLES)
+
+    def set_count(self, fewest: int) -> None:
+        """How many samples there are: so many or more, the same number for each image."""
+        self.count = -(-fewest // len(self.nominal)) * len(self.nominal)
 
     def __len__(self) -> int:
         return self.count

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -36,6 +37,12 @@ class Listing:
     groups: Mapping[Path, str] = field(default_factory=dict)
     has_split: bool = True
     notes: DatasetNotes = field(default_factory=DatasetNotes)
+
+    def __post_init__(self) -> None:
+        files = [*self.nominal, *self.validation, *(one.path for one in self.test)]
+        if len(set(files)) < len(files):
+            twice = next(path for path, count in Counter(files).items() if count > 1)
+            raise UserError(twice, "is listed twice: an image has one place in the dataset", "remove one of the two")
 
 
 @dataclass(frozen=True)

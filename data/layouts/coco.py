@@ -46,6 +46,8 @@ def read(file: Path, data_path: Path) -> Listing:
         ]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(file, f"not in COCO form ({type(error).__name__}: {error})", FIX) from error
+    if len(images) < (count := len(content["images"])):
+        raise UserError(file, f"lists {count} images with only {len(images)} different ids", FIX)
     if unknown := [key for key in shapes if key not in images]:
         raise UserError(file, f"annotates images that it does not list: {unknown[0]}{and_n_more(unknown)}", FIX)
     if not entries:

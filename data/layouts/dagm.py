@@ -9,7 +9,9 @@ from data.folders import DatasetNotes, images_below
 from data.layouts.category import GOOD, Listing, name_below, sample
 from data.layouts.tree import require
 from data.mask_files import fold
+from data.mask_matching import and_n_more
 from data.mvtec import TestSample
+from runtime.errors import UserError
 from runtime.names import as_on_disk
 
 PARTS, MASKS = ("Train", "Test"), "Label"
@@ -22,23 +24,31 @@ def fits(folder: Path) -> bool:
 
 
 def read(data_path: Path, category: str) -> Listing:
-    """The images of a class. Those with a mask are defective."""
+    """The images of a class. Those with a mask are defective.
+
+    Raises:
+        UserError: folders or all masks of a part are missing, or a mask has no image: then defective images could be
+            taken for nominal ones.
+    """
     folder, notes = Path(as_on_disk(f"{data_path}/{category}")), DatasetNotes()
     require("dagm", folder, [name for part in PARTS for name in (part, f"{part}/{MASKS}")])
-    train, test = (_samples(folder, folder / part, notes) for part in PARTS)
+    train, test = (_samples(folder, folder / part) for part in PARTS)
     for one in train:
         if one.has_anomaly:
             notes.skip("defective images of Train/", one.name)
     return Listing(folder, [one.path for one in train if not one.has_anomaly], test, notes=notes)
 
 
-def _samples(folder: Path, part: Path, notes: DatasetNotes) -> list[TestSample]:
+def _samples(folder: Path, part: Path) -> list[TestSample]:
     masks = {fold(path.stem): path for path in images_below(part / MASKS)}
+    if not masks:
+        raise UserError(part / MASKS, "has no masks, so no image would be defective", "restore the masks")
     samples = []
     for path in images_below(part):
         if path.parent == part:
             mask = masks.pop(fold(path.stem) + ENDING, None)
             samples.append(sample(folder, path, "defect" if mask else GOOD, [mask] if mask else []))
-    for mask in masks.values():
-        notes.skip("masks that match no image", name_below(mask, folder))
+    if rest := list(masks.values()):
+        problem = f"matches no image of {part.name}: {name_below(rest[0], folder)} is no NNNN{ENDING} of one"
+        raise UserError(f"{rest[0]}{and_n_more(rest)}", problem, "restore the image, or the name of the mask")
     return samples

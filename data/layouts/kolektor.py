@@ -12,7 +12,7 @@ from pathlib import Path
 
 from data import image_io
 from data.folders import DatasetNotes, images_below, subfolders
-from data.layouts.category import GOOD, Listing, sample
+from data.layouts.category import GOOD, Listing, name_below, sample
 from data.layouts.tree import require
 from data.mask_files import fold
 from data.mask_matching import and_n_more
@@ -45,22 +45,32 @@ def _has_truth(folder: Path) -> bool:
 def read(data_path: Path, category: str) -> Listing:
     """The images of the dataset, which is one category. Its masks are read."""
     folder, notes = Path(as_on_disk(f"{data_path}/{category}")), DatasetNotes()
-    if items := _items(folder):
+    items = _items(folder)
+    if items and _has_truth(folder):
+        raise UserError(
+            folder,
+            f"has {items[0].name} of KolektorSDD and masks *{TRUTH} of KolektorSDD2",
+            "separate the two datasets",
+        )
+    if items:
         files = [file for item in items for file in images_below(item, notes)]
-        samples = _samples(folder, files, LABEL)
+        for other in subfolders(folder):
+            for path in images_below(other) if other not in items else ():
+                notes.skip("images outside of folders kos01, kos02, ...", name_below(path, folder))
+        samples = _samples(folder, files, LABEL, notes)
         groups = {one.path: one.path.relative_to(folder).parts[0] for one in samples}
         nominal = [one.path for one in samples if not one.has_anomaly]
         test = [one for one in samples if one.has_anomaly]
         return Listing(folder, nominal, test, groups=groups, has_split=False, notes=notes)
     require("kolektor", folder, ["train", "test"])
-    train, test = (_samples(folder, images_below(folder / name, notes), TRUTH) for name in ("train", "test"))
+    train, test = (_samples(folder, images_below(folder / name, notes), TRUTH, notes) for name in ("train", "test"))
     for one in train:
         if one.has_anomaly:
             notes.skip("defective images of train/", one.name)
     return Listing(folder, [one.path for one in train if not one.has_anomaly], test, notes=notes)
 
 
-def _samples(folder: Path, files: Sequence[Path], ending: str) -> list[TestSample]:
+def _samples(folder: Path, files: Sequence[Path], ending: str, notes: DatasetNotes) -> list[TestSample]:
     """The images among files, each with its mask if that marks a pixel. UserError where one has no mask."""
     end = _stem(ending)
     masks = {(path.parent, fold(path.stem)): path for path in files if fold(path.stem).endswith(end)}
@@ -69,6 +79,8 @@ def _samples(folder: Path, files: Sequence[Path], ending: str) -> list[TestSampl
         problem = f"has no mask {missing[0].stem}{ending} beside it, as the form kolektor needs it"
         raise UserError(f"{missing[0]}{and_n_more(missing)}", problem, "add it, or set data.layout")
     own = [masks[path.parent, fold(path.stem) + end] for path in images]
+    for mask in sorted(set(masks.values()) - set(own)):
+        notes.skip("masks that match no image", name_below(mask, folder))
     empty = map_in_threads(_is_empty, own)
     return [
         sample(folder, path, GOOD if is_empty else DEFECT, [] if is_empty else [mask])

@@ -131,7 +131,8 @@ def _layout(config: Config) -> str:
         folders.category_folder(data_path, name)  # a UserError that says what is wrong with the tree
     raise UserError(
         f"data.category = {name}",
-        f"not in {data_path.absolute()}" + ("" if layout == "auto" else f" in the form {layout}"),
+        f"not in {data_path.absolute()}"
+        + (f" in the form {layout}" if layout != "auto" else " in a form that is known" if folder.is_dir() else ""),
         f"choose one of: {', '.join(present)}" if present else "set data.data_path, or data.layout (docs/data.md)",
     )
 

@@ -39,7 +39,8 @@ def read_rows(path: Path) -> list[dict[str, str]]:
     Cells are separated by commas, semicolons or tabs, whichever the first line has.
 
     Raises:
-        UserError: it is not there or cannot be read, or a row has more cells than there are columns.
+        UserError: it is not there or cannot be read, two columns have one name, or a row has more cells than there are
+            columns.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -52,6 +53,8 @@ def read_rows(path: Path) -> list[dict[str, str]]:
     except csv.Error as error:
         raise UserError(path, f"not a CSV file ({error})", "save the table as CSV") from error
     columns = [name.strip().casefold() for name in lines[0]] if lines else []
+    if twice := next((name for name, count in Counter(columns).items() if name and count > 1), None):
+        raise UserError(path, f"has two columns {twice}", "rename or remove one")
     for number, cells in enumerate(lines[1:], 2):
         if len(cells) > len(columns):
             raise UserError(

@@ -16,7 +16,7 @@ from data.mask_matching import Masks
 from data.mvtec import TestSample
 from runtime.errors import UserError
 
-PUBLIC = "test_public"  # of MVTec AD 2
+PUBLIC, PRIVATE = "test_public", "test_private"  # of MVTec AD 2; the second also begins other names
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,12 @@ class PublicTestCategory(TreeCategory):
         """Images of test_public/good and test_public/bad, with masks of test_public/ground_truth/bad."""
         public, notes = self.folder / PUBLIC, notes or DatasetNotes()
         for folder in subfolders(self.folder):
-            if folder.name.startswith("test_private"):
+            if folder.name.startswith(PRIVATE):
                 notes.assume(f"{folder.name} has no labels and is left out; it can be given to --predict")
+        for folder in subfolders(public):
+            if folder.name not in ("good", "bad", "ground_truth"):
+                for path in images_below(folder):
+                    notes.skip(f"images of {PUBLIC} outside of good and bad", self.name(path))
         masks, anomalous = Masks(public, notes), images_below(public / "bad", notes)
         masks.assign(public / "bad", anomalous, {})
         masks.check_complete()
@@ -95,7 +99,7 @@ class PublicTestCategory(TreeCategory):
 def forms_of(folder: Path) -> list[str]:
     """The forms that a category's folder has, or nearly has."""
     nominal, forms = nominal_folders(folder / "train"), []
-    if (folder / PUBLIC).is_dir():
+    if any(path.name == PUBLIC or path.name.startswith(PRIVATE) for path in subfolders(folder)):
         forms.append("mvtec-ad-2")
     if any((path / "xyz").is_dir() for path in nominal):
         forms.append("mvtec-3d")
@@ -128,10 +132,14 @@ def open_tree(layout: str, folder: Path) -> TreeCategory:
 
 
 def require(layout: str, folder: Path, needed: Sequence[str]) -> None:
-    """UserError with the folders that a form needs and that are missing."""
+    """UserError with the folders that a form needs and that are missing or empty."""
     if missing := [name for name in dict.fromkeys(needed) if not (folder / name).is_dir()]:
         raise UserError(
             folder,
             f"not in the form {layout}: it has no {', '.join(missing)}",
             "add what is missing, or set data.layout",
+        )
+    if empty := [name for name in dict.fromkeys(needed) if not any((folder / name).iterdir())]:
+        raise UserError(
+            folder, f"not in the form {layout}: nothing is in {', '.join(empty)}", "add the files, or set data.layout"
         )

@@ -17,7 +17,7 @@ from runtime.names import as_on_disk, composed
 
 SPLIT = "split_csv/1cls.csv"
 IMAGES, MASKS = "Data/Images", "Data/Masks/Anomaly"
-ANOMALY = "anomaly"
+NORMAL, ANOMALY = "normal", "anomaly"  # labels
 
 
 def fits(folder: Path) -> bool:
@@ -49,11 +49,15 @@ def _split_by(file: Path, rows: list[dict[str, str]], data_path: Path, folder: P
     nominal, test = [], []
     for row in rows:
         path, split = data_path / row["image"], SPLITS.get(normalize_name(row["split"]))
-        is_anomalous = normalize_name(row["label"]) == ANOMALY
-        if split not in ("train", "test") or (is_anomalous and split == "train"):
+        label = normalize_name(row["label"])
+        is_anomalous = label == ANOMALY
+        if split not in ("train", "test") or label not in (NORMAL, ANOMALY) or (is_anomalous and split == "train"):
             raise UserError(
                 file, f"{row['image']} has split {row['split']} and label {row['label']}", "use the table as downloaded"
             )
+        if is_anomalous != bool(row["mask"]):
+            mask = f"the mask {row['mask']}" if row["mask"] else "no mask"
+            raise UserError(file, f"{row['image']} has label {row['label']} and {mask}", "use the table as downloaded")
         if split == "train":
             nominal.append(path)
         else:

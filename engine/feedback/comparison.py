@@ -10,18 +10,15 @@ from config import Config, with_white_level
 from engine.feedback.marks import ANOMALOUS
 from engine.feedback.review import Review
 from engine.threshold import scores_of
-from evaluation.bootstrap import bootstrap_weights, image_counts, resampled_pixel_metrics
 from evaluation.image_metrics import image_metrics
 from evaluation.metrics import PixelMetrics, image_score
-from evaluation.ranking import ranking_metrics
 from inference.detector import Detector
 from reporting import tables
 from training.data import datasets, find_files, split
 from training.validation import SyntheticSamples, outputs
 
-LOSS = 0.01  # of a metric with synthetic anomalies on old images that counts as worse, unless it may be chance
-ERRORS = 2  # standard errors of a difference below which it may be
-DRAWS = 200  # of the bootstrap that they come from
+LOSS = 0.01  # of a metric with synthetic anomalies on old images that counts as worse
+SAMPLES = 1000  # with synthetic anomalies, at least: so many that chance seldom decides
 
 
 @dataclass
@@ -32,7 +29,6 @@ class Figures:
         false_positives: of the held-out nominal images, with their number.
         recall, auroc, pixel_ap: with synthetic anomalies on these; image AUROC and pixel AP need no threshold.
         found: of the marked anomalies, with their number.
-        drawn: auroc and pixel_ap on old images, drawn again with replacement (D,): the same draws for all.
     """
 
     false_positives: dict[str, tuple[int, int]] = field(default_factory=dict)
@@ -40,7 +36,6 @@ class Figures:
     auroc: dict[str, float | None] = field(default_factory=dict)
     pixel_ap: dict[str, float | None] = field(default_factory=dict)
     found: tuple[int, int] = (0, 0)
-    drawn: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 def run(config: Config, before: Detector, after: Detector, review: Review) -> tuple[list[str], bool]:
@@ -57,6 +52,7 @@ def run(config: Config, before: Detector, after: Detector, review: Review) -> tu
     settled = with_white_level(config, after.ckpt.white_level)
     _, synthetic = datasets(settled, files, after.ckpt.embedded_assets.get("reference"))
     assert synthetic is not None  # a fifth of the new images is held out
+    synthetic.set_count(SAMPLES)
     new = files.added()
     parts = {
         "old": [file for file in files.held_out if file not in new],
@@ -96,37 +92,23 @@ class _Seen:
         new, count = set(parts["new"]), len(synthetic.files)
         labels: dict[str, list[bool]] = {"old": [], "new": []}
         scores: dict[str, list[float]] = {"old": [], "new": []}
-        pixels = {part: PixelMetrics(keeps_images=True) for part in parts}
-        places: list[int] = []  # of the file of each sample on an old image
+        pixels = {part: PixelMetrics() for part in parts}
         settled = with_white_level(config, detector.ckpt.white_level)
         for number, output in enumerate(outputs(detector.ckpt.model, synthetic, settled)):
             part = "new" if synthetic.files[number % count] in new else "old"
             labels[part].append(bool(output.mask.any()))
             scores[part].append(image_score(output.anomaly_map))
             pixels[part].update(output.anomaly_map, output.mask)
-            places += [number % count] if part == "old" else []
         self.labels = {part: np.array(values, bool) for part, values in labels.items()}
         self.scores = {part: np.array(values, float) for part, values in scores.items()}
         self.pixel_ap = {
             part: one.compute()["pixel_ap"] if self.labels[part].any() else None for part, one in pixels.items()
         }
-        self.drawn = self._draw(pixels["old"], np.array(places, int)) if self.pixel_ap["old"] is not None else {}
-
-    def _draw(self, pixels: PixelMetrics, places: np.ndarray) -> dict[str, np.ndarray]:
-        """Metrics on old images, each image drawn with all of its samples."""
-        labels, scores = self.labels["old"].astype(int), self.scores["old"]
-        files, of_sample = np.unique(places, return_inverse=True)
-        auroc, pixel_ap = [], []
-        for weights in bootstrap_weights(np.zeros(len(files)), DRAWS):
-            of_samples = weights[:, of_sample]
-            auroc.append(ranking_metrics(*image_counts(labels, scores, of_samples))["auroc"])
-            pixel_ap.append(resampled_pixel_metrics(pixels.images, of_samples, {"": 0})[""]["pixel_ap"])
-        return {"auroc": np.concatenate(auroc), "pixel_ap": np.concatenate(pixel_ap)}
 
     def at(self, limit: float) -> Figures:
         """The figures at an image threshold."""
         found = int((self.anomalous > limit).sum()), len(self.anomalous)
-        figures = Figures(pixel_ap=self.pixel_ap, found=found, drawn=self.drawn)
+        figures = Figures(pixel_ap=self.pixel_ap, found=found)
         for part, scores in self.nominal.items():
             figures.false_positives[part] = int((scores > limit).sum()), len(scores)
             above = self.scores[part][self.labels[part]] > limit
@@ -153,8 +135,7 @@ def worse(before: Figures, recalibrated: Figures, after: Figures) -> list[str]:
         reasons.append(f"{old_after} of {count} held-out old images are false positives, {old} were before")
     for name, values in (("image AUROC", "auroc"), ("pixel AP", "pixel_ap")):
         was, now = getattr(before, values)["old"], getattr(after, values)["old"]
-        error = _error(before.drawn.get(values), after.drawn.get(values))
-        if was is not None and now is not None and was - now > max(LOSS, ERRORS * error):
+        if was is not None and now is not None and was - now > LOSS:
             reasons.append(f"{name} with synthetic anomalies on old images is {now:.4f}, it was {was:.4f}")
     recalls = [[one.recall[part] for part in ("old", "new")] for one in (recalibrated, after)]
     means = [float(np.mean([value for value in values if value is not None] or [0])) for values in recalls]
@@ -164,15 +145,6 @@ def worse(before: Figures, recalibrated: Figures, after: Figures) -> list[str]:
             f"the new run {means[1]:.3f}"
         )
     return reasons
-
-
-def _error(first: np.ndarray | None, second: np.ndarray | None) -> float:
-    """Standard error of a difference, from the same draws of both; 0 where it is not known."""
-    if first is None or second is None:
-        return 0.0
-    differences = second - first
-    differences = differences[np.isfinite(differences)]
-    return float(differences.std()) if differences.size else 0.0
 
 
 def _table(figures: Sequence[Figures]) -> str:

@@ -7,11 +7,13 @@ import numpy as np
 
 from evaluation import bootstrap
 from evaluation.image_metrics import image_metrics
+from evaluation.metrics import SPRO
 from reporting.measurements import Measurements
 from reporting.tables import text_table, with_interval
 
 FILE = "defects.csv"
-KEYS = ("image_auroc", "pro", "recall")  # the last at the image threshold
+KEYS = ("image_auroc", "pro", "recall", SPRO)  # recall at the image threshold
+TITLES = ("image AUROC", "PRO", "recall at the threshold", "sPRO to 5 % false positives")
 COLUMNS = ("defect", "images", *(column for key in KEYS for column in (key, f"{key}_low", f"{key}_high")))
 MOST = 1000  # images of a kind, up to which the page has the interval of every recall
 
@@ -22,14 +24,18 @@ def over_all_thresholds(measured: Measurements) -> list[Row]:
     """A row of each kind of defect, sorted by name, without its recall.
 
     PRO is that of the kind's regions at the false-positive rates of the whole test set, so that the mean over kinds,
-    weighted by their regions, is the PRO of all. Its interval is from draws of the kind's images alone.
+    weighted by their regions, is the PRO of all. Its interval is from draws of the kind's images alone. The same holds
+    for sPRO, over the defects whose overlap saturates.
     """
-    regions, found = measured.region_overlaps()
+    overlaps = {"pro": measured.region_overlaps(), SPRO: measured.saturated_overlaps()}
     kinds = np.array([sample.kind if sample.has_anomaly else "" for sample in measured.samples])
     rows = []
     for kind in sorted({sample.kind for sample in measured.samples if sample.has_anomaly}):
         own = (kinds == kind) & (measured.labels == 1)
-        rows.append({"defect": kind, "images": int(own.sum())} | _auroc(measured, own) | _pro(regions[own], found[own]))
+        row = {"defect": kind, "images": int(own.sum())} | _auroc(measured, own)
+        for key, (counts, found) in overlaps.items():
+            row |= _overlap(key, counts[own], found[own])
+        rows.append(row)
     return rows
 
 
@@ -47,13 +53,14 @@ def _auroc(measured: Measurements, own: np.ndarray) -> Row:
     return _row("image_auroc", value, bootstrap.interval(np.concatenate(drawn), value, value, fewest))
 
 
-def _pro(regions: np.ndarray, found: np.ndarray) -> Row:
-    found, regions = found[regions > 0], regions[regions > 0]
-    if not len(regions) or not np.isfinite(found).all():
-        return _row("pro", None)
-    value = float(found.sum() / regions.sum())
-    weights = np.concatenate(list(bootstrap.bootstrap_weights(np.zeros(len(regions)))))
-    return _row("pro", value, bootstrap.interval(weights @ found / (weights @ regions), value, value, len(regions)))
+def _overlap(key: str, counts: np.ndarray, found: np.ndarray) -> Row:
+    """PRO or sPRO. counts: regions or defects of each image (N,). found: what they add, NaN where undefined."""
+    found, counts = found[counts > 0], counts[counts > 0]
+    if not len(counts) or not np.isfinite(found).all():
+        return _row(key, None)
+    value = float(found.sum() / counts.sum())
+    weights = np.concatenate(list(bootstrap.bootstrap_weights(np.zeros(len(counts)))))
+    return _row(key, value, bootstrap.interval(weights @ found / (weights @ counts), value, value, len(counts)))
 
 
 def _row(key: str, value: float | None, ends: tuple[float | None, float | None] = (None, None)) -> Row:
@@ -85,18 +92,26 @@ def text(rows: Sequence[Row]) -> str:
     """The rows as text; empty where there are none."""
     if not rows:
         return ""
-    head = ["kind of defect", "images", "image AUROC", "PRO", "recall at the threshold"]
-    body = [[row["defect"], row["images"], *(with_interval(row, key) for key in KEYS)] for row in rows]
+    keys = KEYS if _has_spro(rows) else KEYS[:-1]
+    head = ["kind of defect", "images", *TITLES[: len(keys)]]
+    body = [[row["defect"], row["images"], *(with_interval(row, key) for key in keys)] for row in rows]
     return text_table([head, *body])
 
 
+def _has_spro(rows: Sequence[Row]) -> bool:
+    return any(row[SPRO] is not None for row in rows)
+
+
 def for_page(rows: Sequence[Row]) -> list[Row]:
-    """For the report, which counts recall itself: with `recalls`, the interval for each number of images found."""
-    shown = []
+    """For the report, which counts recall itself: with `recalls`, the interval for each number of images found.
+
+    With sPRO where a kind has it.
+    """
+    shown, keys = [], ("image_auroc", "pro", *((SPRO,) if _has_spro(rows) else ()))
     for row in rows:
         count = row["images"]
         ends = [bootstrap.share_interval(one / count, count) for one in range(count + 1)] if count <= MOST else []
         recalls = [[round(end, 4) for end in pair] for pair in ends]
-        texts = {key: "–" if row[key] is None else with_interval(row, key) for key in ("image_auroc", "pro")}
+        texts = {key: "–" if row[key] is None else with_interval(row, key) for key in keys}
         shown.append({"defect": row["defect"], "images": count, "recalls": recalls} | texts)
     return shown

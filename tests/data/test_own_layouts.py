@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from conftest import make_dataset
 from layout_fixtures import counts_of, kinds_of, lids, own_folders, settings
-from messages import raises_user_error
+from messages import assert_names, raises_user_error
 
 from data import image_io
+from data.folders import DatasetNotes
 from data.layouts.registry import chosen_categories, list_categories, list_textures, open_category
 from data.mvtec import split_nominal
 
@@ -144,6 +145,38 @@ def test_of_several_sizes_of_real_iad_one_has_to_be_named(tmp_path):
         open_category(settings(tmp_path, "usb"))
     category = open_category(settings(tmp_path / "realiad_512", "usb"))
     assert category.folder == tmp_path / "realiad_512/usb" and len(category.nominal()) == 10
+
+
+def test_another_split_of_real_iad_is_used_where_it_is_named(tmp_path):
+    layout_fixtures.real_iad(tmp_path)
+    jsons, notes = tmp_path / "realiad_jsons", DatasetNotes()
+    content = json.loads((jsons / "realiad_jsons/usb.json").read_text())
+    content["train"] = content["train"][::5] + [one for one in content["test"] if one["anomaly_class"] == "HS"][:1]
+    content["test"] = content["test"][::5]
+    for folder in ("realiad_jsons_sv", "realiad_jsons_fuiad_0.1"):
+        (jsons / folder).mkdir()
+        (jsons / folder / "usb.json").write_text(json.dumps(content))
+    category = open_category(settings(tmp_path, "usb"))
+    assert counts_of(category) == (10, 0, 7, 3, 3)
+    category.nominal(notes)
+    assert_names(" ".join(notes.lines()), "realiad_jsons_sv", "realiad_jsons_fuiad_0.1", "data.data_path")
+    for place in (jsons, tmp_path):  # twice nested, or beside the images
+        named = settings(place / "realiad_jsons_sv", "usb")
+        category, notes = open_category(named), DatasetNotes()
+        assert category.layout == "real-iad" and counts_of(category) == (2, 0, 1, 1, 1)
+        assert category.folder == tmp_path / "realiad_1024/usb" and list_categories(named) == ["usb"]
+        category.nominal(notes)
+        assert notes.skipped == {"anomalous images of train": ["NG/HS/S0009/usb_0009_NG_HS_C1_20230101000000.jpg"]}
+        if place == jsons:
+            for folder in ("realiad_jsons_sv", "realiad_jsons_fuiad_0.1"):
+                shutil.move(jsons / folder, tmp_path / folder)
+    shutil.copytree(tmp_path / "realiad_1024", tmp_path / "realiad_512")
+    with raises_user_error("data.data_path", "realiad_1024", "realiad_512"):
+        open_category(named)
+    shutil.rmtree(jsons)
+    for path in (tmp_path, tmp_path / "realiad_512"):
+        with raises_user_error(path, "realiad_jsons_sv", "data.data_path"):
+            open_category(settings(path, "usb"))
 
 
 def test_a_real_iad_file_of_another_form_is_refused(tmp_path):

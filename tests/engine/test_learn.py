@@ -1,7 +1,9 @@
 """--learn: a run of its own from the weights, with false alarms among its training images, and its comparison."""
 
 import json
+import os
 import shutil
+import signal
 from collections import Counter
 from pathlib import Path
 
@@ -104,6 +106,37 @@ def test_it_goes_on_from_the_weights_and_resumes(line, cli):
     assert not (path.parent / "epoch_0002.pt").exists() and len(list((line / RUNS).iterdir())) == 4
 
 
+def test_an_interrupted_learning_resumes_to_the_same_weights(line, cli, on_forward):
+    """Interrupted within its training, and again between the training and the comparison."""
+    rows = str(feedback(line, ROWS))
+    arguments = ("--feedback", rows, "--learn", "--set", "feedback.epochs=3", "--set", "train.ema_decay=0.9")
+    status, whole_out, error = cli(*arguments)
+    assert status in (0, 1), error
+    whole = line / whole_out.splitlines()[-1].removeprefix("checkpoint: ")
+    reference, log = weights(whole), rows_of(whole.parent / "train_log.csv")
+    texts = {name: (whole.parent / name).read_bytes() for name in ("feedback/comparison.txt", "feedback/feedback.csv")}
+    shutil.rmtree(whole.parent)
+    trained = stopped = 0
+
+    def interrupt(model, batch, output):
+        nonlocal trained, stopped
+        trained += model.training
+        if (model.training and trained == 3) or (not model.training and stopped == 1 and whole.is_file()):
+            stopped += 1
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    on_forward(interrupt)
+    for number in (1, 2):
+        assert cli(*arguments)[0] == 143 and stopped == number
+        assert whole.is_file() == (number == 2) and not (whole.parent / "feedback/comparison.txt").exists()
+    assert cli(*arguments)[0] == status
+    assert same(weights(whole), reference) and trained == 3 * 2  # no step is repeated
+    again = rows_of(whole.parent / "train_log.csv")
+    terms = ("epoch", "loss", "learning_rate", "val_ap")
+    assert [[row[key] for key in terms] for row in again] == [[row[key] for key in terms] for row in log]
+    assert texts == {name: (whole.parent / name).read_bytes() for name in texts}
+
+
 def test_a_learned_run_learns_again_and_keeps_what_it_has_learned(line, cli):
     _, _, first = learn(line, cli, ROWS[:4])
     rows = [f"line/{i:02}.png,anomalous,nominal," for i in range(4, 10)]
@@ -157,13 +190,18 @@ def test_what_counts_as_worse(before, recalibrated, after, reasons):
     assert len(comparison.worse(before, recalibrated, after)) == reasons
 
 
-def test_a_loss_within_two_standard_errors_may_be_chance():
-    before, after = figures(new=4, pixel_ap=0.80), figures(pixel_ap=0.77)
-    draws = np.random.default_rng(0).normal(0.8, 0.05, 200)
-    noise = np.random.default_rng(1).normal(0, 1, 200)
-    for spread, reasons in ((0.03, 0), (0.01, 1)):
-        before.drawn, after.drawn = {"pixel_ap": draws}, {"pixel_ap": draws - 0.03 + spread * noise}
-        assert len(comparison.worse(before, figures(), after)) == reasons
+def test_both_are_compared_on_so_many_samples_that_chance_seldom_decides(line, cli, monkeypatch):
+    counts, outputs = [], comparison.outputs
+
+    def counted(model, samples, config):
+        found = list(outputs(model, samples, config))
+        counts.append(len(found))
+        return found
+
+    monkeypatch.setattr(comparison, "outputs", counted)
+    monkeypatch.setattr(comparison, "SAMPLES", 41)
+    learn(line, cli, ROWS)
+    assert counts == [44, 44]  # eleven of each of the four held-out images
 
 
 def test_mistakes(line, cli):

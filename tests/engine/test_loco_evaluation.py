@@ -105,4 +105,8 @@ def test_spro_follows_from_maps_mask_files_and_configuration(settings, call, pla
         assert float(row["spro_05_low"]) < values[-1] < float(row["spro_05_high"])
         folder = tmp_path / "r/tiny/pushpins/checkpoint_1/no_masking/optimal"
         assert "sPRO" in (folder / "metrics.txt").read_text()
+        kinds = {row["defect"]: row for row in rows_of(folder / "defects.csv")}
+        of_kinds = {kind: float(row["spro_05"]) for kind, row in kinds.items()}
+        together = (3 * of_kinds["logical_anomalies"] + of_kinds["structural_anomalies"]) / 4  # weighted by mask files
+        assert together == pytest.approx(values[-1], abs=1e-6)
     assert values[0] > values[1] + 0.05

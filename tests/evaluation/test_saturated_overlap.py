@@ -116,3 +116,12 @@ def test_resampled_values_are_nearly_those_of_the_images():
         places = np.repeat(np.arange(8), row.astype(int))
         repeated = measured(*([one[i] for i in places] for one in (maps, masks, defects)))
         assert value == pytest.approx(repeated.compute()["spro_05"], abs=5e-3)
+
+
+def test_what_single_images_add_is_together_spro():
+    maps, masks, defects = made_up(4)
+    pixels = measured([np.round(one, 2) for one in maps], masks, defects)  # nominal and anomalous pixels share bins
+    counts, found = pixels.saturated_overlaps()
+    assert counts.tolist() == [len(own) for own in defects]
+    assert found.sum() / counts.sum() == pytest.approx(pixels.compute()["spro_05"], abs=1e-7)
+    assert (found[counts == 0] == 0).all() and (found <= counts).all()

@@ -15,13 +15,19 @@ from reporting.paper import defects
 SHAPE = (40, 40)
 
 
-def measured() -> Measurements:
-    """Eight nominal images, four scratches that are found, six spots that are not, two stains without a mask."""
+def measured(share: float | None = None) -> Measurements:
+    """Eight nominal images, four scratches that are found, six spots that are not, two stains without a mask.
+
+    share: of a mask's pixels from which on its overlap is complete; None: masks do not saturate.
+    """
     kinds = ["good"] * 8 + ["scratch"] * 4 + ["spot"] * 6 + ["stain"] * 2
     samples = []
     for i, kind in enumerate(kinds):
         masks = (Path("m.png"),) if kind in ("scratch", "spot") else ()
-        samples.append(TestSample(Path(f"{i}.png"), kind != "good", f"test/{kind}/{i}.png", masks))
+        saturation = (share,) if masks and share else ()
+        samples.append(
+            TestSample(Path(f"{i}.png"), kind != "good", f"test/{kind}/{i}.png", masks, saturation=saturation)
+        )
     found, rng, image = Measurements(samples), np.random.default_rng(0), np.zeros((*SHAPE, 3), np.float32)
     for idx, kind in enumerate(kinds):
         mask = np.zeros(SHAPE, bool)
@@ -29,7 +35,7 @@ def measured() -> Measurements:
             mask[10:20, 10:20] = mask[30:34, 5:30] = True
         height = {"good": 0.0, "scratch": 0.5, "spot": 0.02, "stain": 0.5}[kind]
         scores = (0.2 + 0.2 * rng.random(SHAPE) + height * (mask | (kind == "stain"))).astype(np.float32)
-        found.update(NetworkOutput(idx, image, image, scores, mask))
+        found.update(NetworkOutput(idx, image, image, scores, mask, defects=[mask] if samples[idx].saturation else []))
     return found
 
 
@@ -48,6 +54,20 @@ def test_each_kind_is_measured_against_all_nominal_images():
     # Kinds weighted by their regions (two in each image) give the PRO of all.
     values = found.metrics_at(Thresholds("manual", None, None))
     assert (8 * scratch["pro"] + 12 * spot["pro"]) / 20 == pytest.approx(values["pro"], abs=1e-6)
+
+
+def test_spro_is_of_the_masks_of_a_kind_and_shown_only_where_overlaps_saturate():
+    found = measured(share=0.4)
+    scratch, spot, stain = rows = defects.over_all_thresholds(found)
+    value = found.metrics_at(Thresholds("manual", None, None))["spro_05"]
+    assert (4 * scratch["spro_05"] + 6 * spot["spro_05"]) / 10 == pytest.approx(value, abs=1e-6)
+    assert scratch["spro_05"] == pytest.approx(1) and spot["spro_05"] < 0.9 and stain["spro_05"] is None
+    assert 0 <= spot["spro_05_low"] < spot["spro_05"] < spot["spro_05_high"] <= 1
+    assert "sPRO" in defects.text(defects.at_threshold(rows, found, 0.5)) and defects.for_page(rows)[0]["spro_05"]
+    without = defects.over_all_thresholds(measured())
+    assert {row["spro_05"] for row in without} == {None}
+    assert "sPRO" not in defects.text(defects.at_threshold(without, found, 0.5))
+    assert "spro_05" not in defects.for_page(without)[0]
 
 
 def test_recall_is_of_the_images_above_the_threshold():

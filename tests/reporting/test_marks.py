@@ -1,18 +1,21 @@
 """reporting/marks.js in a browser: images are marked, marks stay, and feedback.csv has them."""
 
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import rows_of
+from conftest import rows_of, write
 from messages import assert_line
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from test_report import browser, choose, needs_browser, show, tiles
 
 from evaluation.thresholds import Thresholds
+from inference import checkpoint
 from reporting import report
 from runtime.csv_file import read_csv
+from runtime.provenance import file_digest
 
 __all__ = ["browser"]
 NAMES = ("=1+1.png", 'quo"te.png', "a, b.png", "it's.png")
@@ -148,3 +151,36 @@ def test_what_the_report_saves_is_what_feedback_reads(browser, ready, cli, monke
     assert_line(out, "3 nominal", "3 anomalous")
     scores = {row["path"]: float(row["score"]) for row in rows_of(next(ready.glob("results/**/feedback/*/scores.csv")))}
     assert {path.partition("tile/test/")[2] for path in scores} == {name.removeprefix("test/") for name in names}
+
+
+@needs_browser
+def test_marks_from_a_browser_are_learned_from(browser, ready, cli):
+    """Marked with keys in an open image, saved, and used by all that feedback can do."""
+    rng = np.random.default_rng(5)
+    for i in range(8):
+        write(ready / f"line/{i:02}.png", rng.integers(150, 170, (40, 48, 3), dtype=np.uint8))
+    low = [f"metrics.{one}" for one in ("threshold_type=manual", "image_threshold=0", "pixel_threshold=0")]
+    sets = [word for one in low for word in ("--set", one)]  # everything is a false alarm
+    assert cli("--predict", str(ready / "line"), "--output", str(ready / "out"), *sets)[0] == 0
+    show(browser, ready / "out/report.html", "#sort=name")
+    browser.find_elements(By.CSS_SELECTOR, ".tile")[0].click()
+    for key in "nnnnnau":
+        press(browser, key, Keys.ARROW_RIGHT)
+    press(browser, Keys.ESCAPE)
+    file = saved(browser, ready)
+    rows = {Path(row["path"]).name: row for row in read_csv(file)}
+    expected = ["nominal"] * 5 + ["anomalous", "unclear"]
+    assert {name: row["mark"] for name, row in rows.items()} == {f"{i:02}.png": one for i, one in enumerate(expected)}
+    assert {row["verdict"] for row in rows.values()} == {"anomalous"}
+    status, out, error = cli("--feedback", str(file), "--recalibrate", "--learn", "--set", "feedback.epochs=1")
+    assert status in (0, 1), error
+    assert_line(out, "5 nominal", "1 anomalous", "1 unclear")
+    thresholds = next(one for one in out.splitlines() if one.startswith("thresholds: ")).removeprefix("thresholds: ")
+    assert (ready / thresholds).is_file()
+    learned = ready / out.splitlines()[-1].removeprefix("checkpoint: ")
+    kept = rows_of(learned.parent / "feedback/feedback.csv")
+    assert {(row["path"], row["mark"]) for row in kept} == {(rows[f"{i:02}.png"]["path"], "nominal") for i in range(5)}
+    images = checkpoint.load_metadata(learned).images
+    digests = {file_digest(ready / f"line/{i:02}.png") for i in range(5)}
+    assert digests == digests & {*images.training.values(), *images.held_out.values()}
+    assert_line(out, "marked anomalies", "of 1")

@@ -136,6 +136,20 @@ def test_the_recall_of_a_kind_follows_the_threshold_and_its_name_shows_its_image
 
 
 @needs_browser
+@pytest.mark.parametrize("spro", [{}, {"spro_05": "0.7 [0.6, 0.8]"}])
+def test_kinds_of_defects_have_a_column_of_spro_where_it_is_known(browser, tmp_path, spro):
+    row = {"defect": "spot", "images": 1, "recalls": [], "image_auroc": "0.9", "pro": "0.8"} | spro
+    shown = [report.Shown("spot/0.png", "spot", 1, 0.5, None)]
+    limits = {"max": Thresholds("max", 0.4, 0.5)}
+    report.write_page(tmp_path, report.Page("loco", "", shown, limits, "max", (), [row]))
+    show(browser, tmp_path / "report.html")
+    heads = [head.text for head in browser.find_elements(By.CSS_SELECTOR, "#defects th")]
+    cells = [cell.text for cell in browser.find_elements(By.CSS_SELECTOR, "#defects td")]
+    assert [head for head in heads if head] == ["kind", "images", "image AUROC", "PRO", *["sPRO"] * len(spro), "recall"]
+    assert cells == ["spot", "1", "0.9", "0.8", *spro.values(), "1.0000, 1 of 1"]
+
+
+@needs_browser
 def test_counts_follow_the_threshold(browser, page):
     path, labels, scores = page
     show(browser, path)

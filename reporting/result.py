@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 MADE_WITH = "made_with.json"
 CURVES = "curves.npz"
+RECORDED = {"checkpoint_file": str, "images": int, "seconds": (int, float), "node": str, "device": str}  # of MADE_WITH
 
 
 class Record(NamedTuple):
@@ -54,8 +55,9 @@ def read_record(folder: Path) -> Record | None:
         content = read_json(folder / MADE_WITH)
         made_from = Provenance.from_json(content["provenance"])
         kinds = [kind for kind in content["thresholds"] if kind in KINDS]  # others would be folders anywhere
-        return Record(made_from, kinds, content) if made_from else None
-    except (OSError, ValueError, KeyError, TypeError):
+        is_sound = all(isinstance(content[key], kind) for key, kind in RECORDED.items() if key in content)
+        return Record(made_from, kinds, content) if made_from and is_sound else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 

@@ -74,6 +74,8 @@ class Detector:
         self.metadata: dict[str, Any] = {key: _value(text) for key, text in texts.items()}
         if "img_size" not in self.metadata:
             raise ValueError(f"{path}: not a model that --export has written")
+        if not _is_sound(self.metadata):
+            raise ValueError(f"{path}: its metadata are malformed; export it again")
         if self.metadata.get("registration") == "part":
             raise ValueError(f"{path}: this program does not register parts (data.registration_method: part)")
         if "registration" not in self.metadata and "registered" in self.metadata.get("masking_and_registration", ""):
@@ -100,7 +102,7 @@ class Detector:
         resized = cv2.resize(frame, size[::-1], interpolation=cv2.INTER_LINEAR)
         if self._region is not None:
             region = self._region_of(own if self._reference is None else self._reference.shape)
-            if self.metadata["masking"] == "pre":
+            if self.metadata.get("masking") == "pre":
                 resized = np.where(region[..., None], np.uint8(0), resized)
             valid &= ~region
         anomaly_map = np.where(valid, self._map_of(resized), np.float32(0))
@@ -115,7 +117,7 @@ class Detector:
         return Detection(score, verdict, anomaly_map, _regions(anomaly_map > limit))
 
     def _threshold(self, key: str, given: float | None) -> float | None:
-        if given is None and self.metadata.get("threshold_type") is not None and self.metadata[key] is None:
+        if given is None and self.metadata.get("threshold_type") is not None and self.metadata.get(key) is None:
             return math.inf  # JSON has no infinity: the threshold that no score exceeds
         return self.metadata.get(key) if given is None else given
 
@@ -124,10 +126,14 @@ class Detector:
         facts = path.with_suffix(".json")
         if not facts.is_file():
             return
-        written = json.loads(facts.read_text(encoding="utf-8"))
-        for name, digest in ({path.name: written.get("sha256")} | written.get("files", {})).items():
-            if digest and digest != sha256((path.parent / name).read_bytes()).hexdigest():
-                raise ValueError(f"{path.parent / name}: its checksum is not that of {facts}: damaged")
+        try:
+            written = json.loads(facts.read_text(encoding="utf-8"))
+            digests = {path.name: written.get("sha256")} | written.get("files", {})
+        except (ValueError, AttributeError, TypeError, RecursionError) as error:
+            raise ValueError(f"{facts}: damaged") from error
+        for file, digest in ((path.parent / Path(name).name, digest) for name, digest in digests.items()):
+            if digest and digest != sha256(file.read_bytes()).hexdigest():
+                raise ValueError(f"{file}: its checksum is not that of {facts}: damaged")
 
     def _region_of(self, shape: tuple[int, int]) -> np.ndarray:
         """The masking region at the size of the networks' images, bool, for images of `shape`."""
@@ -213,9 +219,30 @@ def _own_signal_stack() -> Iterator[None]:
 
 
 def _value(text: str) -> Any:
-    with suppress(ValueError):  # a text
+    with suppress(ValueError, RecursionError):  # a text
         return json.loads(text)
     return text
+
+
+def _is_sound(metadata: dict[str, Any]) -> bool:
+    """Whether the values that are used have the types and ranges that --export writes."""
+
+    def is_number(value: Any, low: float, high: float) -> bool:
+        return isinstance(value, (int, float)) and low <= value <= high
+
+    def is_rectangle(values: Any) -> bool:
+        return isinstance(values, list) and len(values) == 4 and all(type(side) is int and side >= 0 for side in values)
+
+    sizes = [metadata[key] for key in ("tile_size", "img_size") if key in metadata]
+    limits = [metadata.get(key) for key in ("image_threshold", "pixel_threshold", "white_level")]
+    region = metadata.get("region")
+    return (
+        all(isinstance(size, list) and len(size) == 2 and all(type(one) is int for one in size) for size in sizes)
+        and all(1 <= least <= most <= 8192 for least, most in zip(sizes[0], sizes[-1], strict=True))
+        and is_number(metadata.get("tile_overlap", 0), 0, 0.75)
+        and all(limit is None or is_number(limit, -math.inf, 2**32) for limit in limits)
+        and (region is None or isinstance(region, str) or (isinstance(region, list) and all(map(is_rectangle, region))))
+    )
 
 
 def _gray(path: Path) -> np.ndarray:
@@ -284,7 +311,7 @@ def main() -> int:
     found = ([one] if os.path.exists(one) else sorted(glob.glob(one)) or [one] for one in arguments.images)  # patterns
     for path in (path for paths in found for path in paths):
         try:
-            result = detector(read(path, detector.metadata["white_level"], refuses_dark=True))
+            result = detector(read(path, detector.metadata.get("white_level"), refuses_dark=True))
             print(f"{result.verdict:9} {result.score:.6f} {path}")
             status = max(status, int(result.verdict == "anomalous"))
         except (ValueError, OSError, MemoryError, cv2.error) as error:

@@ -54,8 +54,10 @@ def read_record(folder: Path) -> Record | None:
         content = read_json(folder / MADE_WITH)
         made_from = Provenance.from_json(content["provenance"])
         kinds = [kind for kind in content["thresholds"] if kind in KINDS]  # others would be folders anywhere
-        return Record(made_from, kinds, content) if made_from else None
-    except (OSError, ValueError, KeyError, TypeError):
+        used = [(content.get(key), types) for key, types in (("checkpoint_file", str), ("seconds", (int, float)))]
+        is_sound = all(isinstance(value, types) for value, types in used) and isinstance(content["images"], int)
+        return Record(made_from, kinds, content) if made_from and is_sound else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 

@@ -37,7 +37,9 @@ def read_kinds(folder: Path, record: Record) -> dict[str, dict[str, Any]]:
         if kind in record.thresholds:
             with suppress(OSError, ValueError, KeyError, TypeError):
                 content = read_json(folder / kind / "metrics.json")
-                found[kind] = {key: content[key] for key in METRIC_KEYS}
+                values = {key: content[key] for key in METRIC_KEYS}
+                if all(value is None or isinstance(value, (int, float)) for value in values.values()):
+                    found[kind] = values
     return found
 
 

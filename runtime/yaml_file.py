@@ -100,15 +100,19 @@ def _reader(kind: str) -> YAML:
     return yaml
 
 
+def _loaded(yaml: YAML, text: str) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", YAMLWarning)  # of 1e-4, which is accepted as a number, or an anchor twice
+        return yaml.load(text)
+
+
 def parse(text: str, source: str) -> Any:
     """Values of a YAML text; UserError with `source`, line and column if it is not valid YAML."""
     depths = itertools.accumulate((bracket in "[{") - (bracket in "]}") for bracket in re.findall(r"[\[\]{}]", text))
     try:
         if max(depths, default=0) > DEEPEST:  # ruamel takes seconds for it
             raise RecursionError
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", YAMLWarning)  # of 1e-4, which is accepted as a number, or an anchor twice
-            return _reader("safe").load(text)
+        return _loaded(_reader("safe"), text)
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
@@ -124,7 +128,7 @@ def parse(text: str, source: str) -> Any:
 
 def as_written(text: str, *path: str) -> str | None:
     """The unparsed text of the value at a path of keys in a valid YAML text; None if there is no single value."""
-    value = _reader("base").load(text)
+    value = _loaded(_reader("base"), text)
     for key in path:
         value = value.get(key) if isinstance(value, dict) else None
     return value if isinstance(value, str) else None
@@ -141,7 +145,7 @@ def edit(path: Path | str, changes: dict[str, Any]) -> str:
     """
     yaml_, stream = _Editor(), io.StringIO()
     try:
-        document = yaml_.load(read(Path(path))) or {}
+        document = _loaded(yaml_, read(Path(path))) or {}
     except YAMLError as error:
         raise UserError(path, f"not valid YAML ({' '.join(str(error).split())})", "fix the file") from error
     for key, value in changes.items():

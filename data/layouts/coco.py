@@ -13,6 +13,8 @@ from data.mask_matching import and_n_more
 from runtime.errors import UserError
 from runtime.json_file import read_json
 
+LONGEST_SIDE = 2**15  # pixels, of an image with annotations: their masks are drawn at its size
+
 
 def read(file: Path, data_path: Path) -> Listing:
     """The images that a file annotates. Those without an annotation are nominal.
@@ -54,6 +56,8 @@ def read(file: Path, data_path: Path) -> Listing:
         raise UserError(file, "lists no images", "add images")
     if twice := next((name for name, count in Counter(name for name, _, _ in entries).items() if count > 1), None):
         raise UserError(file, f"lists {twice} twice", "remove one of the entries")
+    if wrong := next((name for name, size, _ in entries if not 0 < min(size) <= max(size) <= LONGEST_SIDE), None):
+        raise UserError(file, f"gives {wrong} a size that no image has", FIX)
     folder = _folder_of_images(file, data_path, [name for name, _, _ in entries])
     splits = {key: _split(images[key], name) for name, _, key in entries}
     if (without := [name for name, _, key in entries if not splits[key]]) and any(splits.values()):

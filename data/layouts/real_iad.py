@@ -111,7 +111,8 @@ def read(data_path: Path, category: str) -> Listing:
 
 def _row(entry: dict[str, Any]) -> tuple[str, str, str | None]:
     """Image, class and mask of an entry."""
-    return str(entry["image_path"]), str(entry["anomaly_class"]), entry["mask_path"] or None
+    mask = str(entry["mask_path"]) if entry["mask_path"] else None
+    return str(entry["image_path"]), str(entry["anomaly_class"]), mask
 
 
 def _folder_of_images(data_path: Path, file: Path, prefix: str) -> Path:

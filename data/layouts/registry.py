@@ -158,7 +158,19 @@ def nominal_if_there(config: Config) -> list[Path]:
 
 
 def list_categories(config: Config) -> list[str]:
-    """Names (composed) of the categories of the dataset, sorted; UserError if two are the same."""
+    """Names (composed) of the categories of the dataset, sorted.
+
+    Raises:
+        UserError: two are the same, or one is no name of a folder, so that its files would be written elsewhere.
+    """
+    names = _names(config)
+    if wrong := [name for name in names if Path(name).name != name or name == ".."]:
+        source = config.data.table or config.data.coco or config.data.data_path
+        raise UserError(source, f"has a category called {wrong[0]!r}", "give it the name of a folder")
+    return names
+
+
+def _names(config: Config) -> list[str]:
     layout, data_path = config.data.layout, Path(config.data.data_path)
     if asked_for(config):
         if config.data.table:

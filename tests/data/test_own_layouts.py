@@ -281,3 +281,26 @@ def test_textures_among_the_images_of_a_dataset_are_refused(tmp_path):
     config = own_folders(tmp_path, anomaly_source_path=f"{tmp_path}")
     with raises_user_error("data.anomaly_source_path", tmp_path / "passed"):
         list_textures(config, open_category(config))
+
+
+@pytest.mark.parametrize("name", ["../../elsewhere", "..", ".", "/elsewhere", "a/b"])
+def test_a_category_of_a_table_that_is_no_name_of_a_folder_is_refused(tmp_path, cli, workplace, name):
+    """Its run and its results would be written outside of the folders of the settings."""
+    table = workplace / "mvtec/parts.csv"
+    rows = "".join(f"tile/train/good/{number:03}.png,good,{name}\n" for number in range(6))
+    table.write_text(f"path,label,category\n{rows}")
+    before = set(tmp_path.parent.rglob("*"))
+    with raises_user_error("parts.csv", repr(name)):
+        chosen_categories(settings(workplace, table=table), None)
+    assert set(tmp_path.parent.rglob("*")) == before
+
+
+@pytest.mark.parametrize("size", [(0, 48), (40, -1), (2**30, 2**30), (2**16, 48)])
+def test_annotations_of_a_size_that_no_image_has_are_refused(workplace, size):
+    """Their masks were drawn, at any size, before anything was compared with the image."""
+    image = {"id": 1, "file_name": "tile/train/good/000.png", "height": size[0], "width": size[1]}
+    content = {"images": [image], "annotations": [{"image_id": 1, "bbox": [1, 1, 2, 2]}]}
+    path = workplace / "mvtec/lids.json"
+    path.write_text(json.dumps(content))
+    with raises_user_error("lids.json", "000.png"):
+        open_category(settings(workplace, coco=path, category="lids"))

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).parent.parent.parent
 DOCS = sorted((ROOT / "docs").glob("*.md"))
-PAGES = [ROOT / "README.md", *DOCS, ROOT / "deploy/README.md", ROOT / "benchmarks/README.md"]
+PAGES = [ROOT / "README.md", ROOT / "SECURITY.md", *DOCS, ROOT / "deploy/README.md", ROOT / "benchmarks/README.md"]
 
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SPAN = re.compile(r"(?<!`)`([^`]+)`(?!`)")

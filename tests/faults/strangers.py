@@ -95,6 +95,8 @@ def _read_all(
         except (UserError, MemoryError):
             pass
         except Exception as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                continue  # the programs print the path and what the system says
             tell(json.dumps(["problem", number, f"{type(error).__name__}: {error}"[:300]]))
         took = time.process_time() - start
         used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -304,11 +304,8 @@ def read_last(config: Config, now: Provenance) -> SavedState | None:
             )
         extendable = []
     if changed := changed_settings(there, now, ignoring=extendable):
-        raise UserError(
-            path,
-            f"trained with {', '.join(changed)}",
-            "set it back, or set another data.run_name or train.resume=never",
-        )
+        fix = "set it back, or set another data.run_name or train.resume=never"
+        raise UserError(path, f"trained with {', '.join(changed)}", fix)
     return saved
 
 

@@ -21,7 +21,7 @@ from data import file_end, image_io
 from runtime.errors import UserError
 
 IS_WHOLE = os.environ.get("FAULTS") == "all"
-FILES = 100_000 if IS_WHOLE else 1500
+FILES = 100_000 if IS_WHOLE else 800
 DECODED = 4  # times that a file is read by `read`
 PROCESSES = 10  # that share them: one that ends early loses the rest of its files
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

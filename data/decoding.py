@@ -77,12 +77,12 @@ def decode(source: Path | str | bytes) -> np.ndarray:
     """
     data = source if isinstance(source, bytes) else bytes_of(source)
     with open_header(data) as header:
-        _check_length(header, data)
         if header is not None:
             check_pages(header)
             _check_pixels(header)
-            if _is_multiplied_by_opencv(header):
-                return _decode_with_pillow(header)
+        _check_length(header, data)
+        if header is not None and _is_multiplied_by_opencv(header):
+            return _decode_with_pillow(header)
         # Unchanged: with all bits and alpha, but not upright. AVIF is scaled to 8 bits by OpenCV.
         is_avif = header is not None and header.format == "AVIF"
         flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION if is_avif else cv2.IMREAD_UNCHANGED
@@ -156,10 +156,12 @@ def _check_length(header: Image.Image | None, data: bytes) -> None:
     pixels = 0
     if data[:8] == PNG:  # also where Pillow cannot read it
         pixels, start = int.from_bytes(data[16:20], "big") * int.from_bytes(data[20:24], "big"), 8
-        while start + 8 <= len(data) and data[start + 4 : start + 8] != b"IEND":
-            start += 12 + int.from_bytes(data[start : start + 4], "big")  # a chunk: length, type, content, check sum
-        if start > len(data):
-            raise DecodeError("is cut off")
+        kind = b""
+        while kind != b"IEND":  # chunks: length, type, content, check sum
+            length, kind = int.from_bytes(data[start : start + 4], "big"), data[start + 4 : start + 8]
+            if start + 8 + length > len(data):
+                raise DecodeError("is cut off")
+            start += 12 + length
     elif header is not None and header.format in BOUNDED:
         pixels = header.width * header.height
     if pixels > MOST_PIXELS * len(data):

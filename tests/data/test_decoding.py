@@ -1,6 +1,7 @@
 """data/decoding.py: a table of files that training, masks, --predict and the deployed program read in the same way."""
 
 import importlib.util
+import resource
 import struct
 import tracemalloc
 import zlib
@@ -13,6 +14,7 @@ from conftest import ROOT
 from messages import raises_user_error
 from PIL import Image, PngImagePlugin
 
+from data import decoding
 from data.image_io import decode_mask_file, find_white_level, read_image, read_size
 
 XMP = (
@@ -217,3 +219,38 @@ def test_an_image_of_more_bits_that_is_nearly_black_gets_no_verdict(tmp_path, to
         read_image(path, white_level=white, refuses_dark=True)
     assert read_image(path, white_level=white).max() <= 16
     assert read_image(encoded(GRAY // 16, tmp_path, ".bmp"), refuses_dark=True).max() <= 16
+
+
+def _png_of(length: int, width: int = 32, has_right_sum: bool = True, kind: bytes = b"IDAT") -> bytes:
+    """A PNG file whose second chunk says that it has `length` bytes, but has none."""
+    header = b"IHDR" + struct.pack(">IIBBBBB", width, 24, 8, 2, 0, 0, 0)
+    check = zlib.crc32(header) if has_right_sum else 0
+    start = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">I", check)
+    return start + struct.pack(">I", length) + kind
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        _png_of(2**31 - 1),
+        _png_of(2**30, has_right_sum=False),
+        _png_of(2**30, kind=b"IEND"),
+        _png_of(0, 2**20, kind=b"IEND"),
+        _png_of(0)[:36],
+    ],
+    ids=["chunk", "wrong sum", "end", "pixels", "short"],
+)
+def test_a_png_that_declares_more_than_it_has_takes_no_memory(data):
+    """OpenCV took gigabytes for a file of 50 bytes, before it found that they are not there."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(decoding.DecodeError, match="cut off"):
+        decoding.decode(data)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kB
+
+
+def test_a_jpeg_of_more_pixels_than_its_bytes_can_hold_is_refused():
+    data = bytearray(cv2.imencode(".jpg", np.zeros((64, 64, 3), np.uint8))[1].tobytes())
+    start = data.index(b"\xff\xc0")
+    data[start + 5 : start + 9] = struct.pack(">HH", 16000, 16000)
+    with pytest.raises(decoding.DecodeError, match="cut off"):
+        decoding.decode(bytes(data))

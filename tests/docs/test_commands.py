@@ -32,6 +32,7 @@ pytestmark = pytest.mark.skipif(os.name == "nt", reason="commands are those of L
 EXCEPTIONS = {
     r"python3? -m venv|source ": "makes the environment that the tests themselves run in",
     r"pip install": "needs a package index",
+    r"pip-audit ": "needs a package index and its list of vulnerabilities",
     r"apt install": "needs a package index and its rights",
     r'python -c "from data_loader import fetch_dtd': "downloads 600 MB",
     r"tensorboard ": "a server that runs until it is interrupted",

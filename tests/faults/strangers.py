@@ -49,17 +49,20 @@ def mutated(data: bytes, rng: np.random.Generator) -> bytes:
 Reader = Callable[[bytes], object]
 
 
-def problems_of(reader: Reader, files: Callable[[int], bytes], numbers: Sequence[int]) -> list[str]:
+def problems_of(
+    reader: Reader, files: Callable[[int], bytes], numbers: Sequence[int], seconds: float = SECONDS
+) -> list[str]:
     """Read files in a fork whose memory is limited; what was wrong: crashes, other errors, time, memory.
 
-    reader: returns, or raises a UserError. A MemoryError is fine: the programs say that memory is short.
+    reader: returns, or raises a UserError. A MemoryError is fine: the programs say that memory is short. seconds: of
+    processor time that it may take for a file.
     """
     receiving, sending = os.pipe()
     process = os.fork()
     if not process:
         status = 1
         try:
-            _read_all(reader, files, numbers, lambda line: os.write(sending, f"{line}\n".encode()))
+            _read_all(reader, files, numbers, seconds, lambda line: os.write(sending, f"{line}\n".encode()))
             status = 0
         finally:
             os._exit(status)
@@ -79,7 +82,11 @@ def problems_of(reader: Reader, files: Callable[[int], bytes], numbers: Sequence
 
 
 def _read_all(
-    reader: Reader, files: Callable[[int], bytes], numbers: Sequence[int], tell: Callable[[str], object]
+    reader: Reader,
+    files: Callable[[int], bytes],
+    numbers: Sequence[int],
+    seconds: float,
+    tell: Callable[[str], object],
 ) -> None:
     usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     limit = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE") + MEMORY
@@ -100,7 +107,7 @@ def _read_all(
             tell(json.dumps(["problem", number, f"{type(error).__name__}: {error}"[:300]]))
         took = time.process_time() - start
         used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        if took > SECONDS:
+        if took > seconds:
             tell(json.dumps(["problem", number, f"took {took:.1f} s"]))
         if used - usage > GROWTH:
             tell(json.dumps(["problem", number, f"used {(used - usage) / 2**20:.0f} MB"]))

@@ -29,7 +29,7 @@ from runtime.errors import UserError
 from training import state as training_state
 
 IS_WHOLE = os.environ.get("FAULTS") == "all"
-FILES = 10_000 if IS_WHOLE else 100
+FILES = 10_000 if IS_WHOLE else 50
 PROCESSES = 4
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 TINY = """\

@@ -34,7 +34,7 @@ from runtime.files import run_lock
 from training import journal
 
 IS_WHOLE = os.environ.get("FAULTS") == "all"
-FILES = 20_000 if IS_WHOLE else 400
+FILES = 20_000 if IS_WHOLE else 200
 PROCESSES = 4
 RUN, RESULT = "checkpoints/tile/tiny", "results/tiny/tile/checkpoint_1/no_masking"
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

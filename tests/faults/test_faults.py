@@ -16,8 +16,8 @@ from faults.places import KILL
 IS_WHOLE = os.environ.get("FAULTS") == "all"
 WORKERS = "train, 2 workers"  # the same places as train
 SHORT = ("train", "watch")  # they reach their places in one order; the others write in threads
-SOME = 5  # faults of each of these, where not all are tried
-KILLS = 100 if IS_WHOLE else 3  # at random moments, over all modes
+SOME = 3  # faults of each of these, where not all are tried
+KILLS = 100 if IS_WHOLE else 2  # at random moments, over all modes
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
 

@@ -1,6 +1,7 @@
 """Places that fail while the program runs: folders, limits, memory, the clock, images, processes.
 
 Each run is a fork of this process. File systems are mounted in a namespace that ends with it, as root on Linux only.
+The first cases of each test, and all of them with `make faults`.
 """
 
 import ctypes
@@ -17,9 +18,15 @@ import pytest
 from conftest import SETTINGS, make_dataset
 from faults.harness import Trial, make_workplace, run
 
+IS_WHOLE = os.environ.get("FAULTS") == "all"
 WORKERS = "train, 2 workers"
 CLONE_NEWNS, MS_RDONLY, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 0x20000, 1, 32, 4096, 16384, 1 << 18
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs fork and namespaces of Linux")
+
+
+def some(cases, count=1):
+    """All cases, or the first ones."""
+    return cases if IS_WHOLE else cases[:count]
 
 
 @pytest.fixture(scope="module")
@@ -73,15 +80,18 @@ def assert_goes_on(trial):
 
 @pytest.mark.parametrize(
     ("name", "place"),
-    [
-        ("train", "checkpoints"),
-        ("threshold", "checkpoints"),
-        ("detection", "results"),
-        ("evaluate", "results"),
-        ("best", "results"),
-        ("predict", "predicted"),
-        ("watch", "watched"),
-    ],
+    some(
+        [
+            ("train", "checkpoints"),
+            ("watch", "watched"),
+            ("threshold", "checkpoints"),
+            ("detection", "results"),
+            ("evaluate", "results"),
+            ("best", "results"),
+            ("predict", "predicted"),
+        ],
+        2,
+    ),
 )
 def test_a_read_only_folder_is_named(trial_of, name, place):
     if not can_mount():
@@ -95,9 +105,9 @@ def test_a_read_only_folder_is_named(trial_of, name, place):
     assert_goes_on(trial)
 
 
-@pytest.mark.parametrize("kilobytes", [40, 200])
+@pytest.mark.parametrize("kilobytes", some([200, 40]))
 @pytest.mark.parametrize(
-    ("name", "place"), [("train", "checkpoints"), ("detection", "results"), ("predict", "predicted")]
+    ("name", "place"), some([("train", "checkpoints"), ("detection", "results"), ("predict", "predicted")])
 )
 def test_a_full_drive_is_named(trial_of, name, place, kilobytes):
     if not can_mount():
@@ -112,7 +122,7 @@ def test_a_full_drive_is_named(trial_of, name, place, kilobytes):
     assert_goes_on(trial)
 
 
-@pytest.mark.parametrize("name", [WORKERS, "detection", "predict", "watch"])
+@pytest.mark.parametrize("name", some([WORKERS, "detection", "predict", "watch"]))
 def test_64_open_files_are_enough(trial_of, name):
     trial = trial_of(name)
     trial.start_anew()
@@ -150,7 +160,7 @@ def kill_a_child(after: float) -> None:
     threading.Thread(target=look, daemon=True).start()
 
 
-@pytest.mark.parametrize("after", [0.0, 0.3])
+@pytest.mark.parametrize("after", some([0.0, 0.3]))
 def test_a_killed_worker_is_reported(trial_of, after):
     trial = trial_of(WORKERS)
     trial.start_anew()
@@ -179,16 +189,19 @@ def replace_by_text(path: Path) -> None:
     path.write_text("no image")
 
 
-@pytest.mark.parametrize("change", [remove, replace_by_text])
+@pytest.mark.parametrize("change", some([remove, replace_by_text]))
 @pytest.mark.parametrize(
     ("name", "read", "changed", "status"),
-    [
-        ("train", "mvtec/tile/train/good/000.png", "mvtec/tile/train/good/003.png", 2),
-        ("train", "textures/kind/0.jpg", "textures/kind/1.jpg", 2),
-        ("detection", "mvtec/tile/test/good/000.png", "mvtec/tile/test/spot/001.png", 2),
-        ("predict", "mvtec/tile/test/good/000.png", "mvtec/tile/test/spot/001.png", 1),
-        ("evaluate", "mvtec/tile/test/good/000.png", "mvtec/tile/test/spot/001.png", 1),
-    ],
+    some(
+        [
+            ("train", "mvtec/tile/train/good/000.png", "mvtec/tile/train/good/003.png", 2),
+            ("predict", "mvtec/tile/test/good/000.png", "mvtec/tile/test/spot/001.png", 1),
+            ("train", "textures/kind/0.jpg", "textures/kind/1.jpg", 2),
+            ("detection", "mvtec/tile/test/good/000.png", "mvtec/tile/test/spot/001.png", 2),
+            ("evaluate", "mvtec/tile/test/good/000.png", "mvtec/tile/test/spot/001.png", 1),
+        ],
+        2,
+    ),
 )
 def test_an_image_that_changes_while_it_is_needed_is_named(trial_of, name, read, changed, status, change):
     trial = trial_of(name)
@@ -207,7 +220,7 @@ def set_clock_back() -> None:
     time.time_ns = lambda: plain_ns() - 3600 * 10**9 * (plain() > late)
 
 
-@pytest.mark.parametrize("name", ["train", "detection", "predict", "watch", "evaluate"])
+@pytest.mark.parametrize("name", some(["watch", "train", "detection", "predict", "evaluate"]))
 def test_a_clock_that_is_set_back_changes_nothing(trial_of, name):
     trial = trial_of(name)
     trial.start_anew()

@@ -65,7 +65,11 @@ MODES = {
         "main", ("--watch", "mvtec/tile/test", "--output", "watched"), ("train", "threshold"), all_are_watched
     ),
     "nominal": Mode("main", ("--threshold", "True", "--nominal", "mvtec/tile/test/good"), ("train",)),
-    "evaluate": Mode("evaluate_checkpoints", (), ("train", "threshold")),
+    "evaluate": Mode(
+        "evaluate_checkpoints",
+        ("--checkpoints", "2", "--registrations", "False", "--thresholds", "p_quantile", "optimal"),
+        ("train", "threshold"),
+    ),
     "best": Mode("check_best_model", (), ("train", "threshold", "evaluate")),
 }
 RESUMED = {"predict": ("--resume",)}  # flags of the second run

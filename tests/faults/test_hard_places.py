@@ -7,6 +7,7 @@ The first cases of each test, and all of them with `make faults`.
 import ctypes
 import os
 import resource
+import shutil
 import signal
 import sys
 import threading
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import pytest
 from conftest import SETTINGS, make_dataset
-from faults.harness import Trial, make_workplace, run
+from faults.harness import MODES, Trial, broken_files, make_workplace, run
 
 IS_WHOLE = os.environ.get("FAULTS") == "all"
 WORKERS = "train, 2 workers"
@@ -227,3 +228,42 @@ def test_a_clock_that_is_set_back_changes_nothing(trial_of, name):
     outcome, _ = run(trial.folder, trial.mode, prepare=set_clock_back)
     assert outcome.status == 0, outcome
     assert trial.differences() == []
+
+
+CHAIN = ("train", "threshold", "detection", "predict", "evaluate", "best")
+
+
+def settle(trial, folder: Path) -> Path:
+    """A copy of what a run starts from, elsewhere."""
+    trial.start_anew()
+    shutil.copytree(trial.folder, folder)
+    settings = folder / "config.yaml"
+    settings.write_text(settings.read_text().replace(trial.folder.as_posix(), folder.as_posix()))
+    return folder
+
+
+def test_long_paths_and_names_change_nothing(trial_of, tmp_path):
+    folder = settle(trial_of("train"), tmp_path / ("d" * 120) / ("e" * 120) / "run")
+    assert len(str(folder)) > 250
+    for path in (folder / "mvtec/tile/test").glob("*/000.png"):
+        path.rename(path.with_name(f"{'n' * 246}.png"))
+    mask = folder / "mvtec/tile/ground_truth/spot/000_mask.png"
+    mask.rename(mask.with_name(f"{'n' * 246}.png"))
+    for name in CHAIN:
+        outcome, _ = run(folder, MODES[name])
+        assert outcome.status == 0, outcome
+    assert broken_files(folder) == []
+
+
+@pytest.mark.skipif(not IS_WHOLE, reason="writes 100,000 files")
+def test_100_000_other_files_change_nothing(trial_of, tmp_path):
+    folder = settle(trial_of("train"), tmp_path / "run")
+    for place in ("mvtec/tile/train/good", "mvtec/tile/test/good", "textures/kind", "checkpoints/tile/tiny"):
+        (folder / place).mkdir(parents=True, exist_ok=True)
+        for number in range(25_000):
+            (folder / place / f"{number:05}.txt").touch()
+    start = time.monotonic()
+    for name in CHAIN:
+        outcome, _ = run(folder, MODES[name])
+        assert outcome.status == 0, outcome
+    print(f"{time.monotonic() - start:.0f} s")

@@ -23,18 +23,17 @@ class DatasetNotes:
     """Notes for the user: files of a dataset that are not used, and assumptions about its layout.
 
     Attributes:
-        skipped: kind of file (a plural, such as 'hidden files') -> names of the files that are not used.
+        skipped: kind of file (a plural, such as 'hidden files') -> names of the files that are not used, the keys of a
+            dict, as there may be very many.
         assumed: one sentence for each assumption.
     """
 
-    skipped: dict[str, list[str]] = field(default_factory=dict)
+    skipped: dict[str, dict[str, None]] = field(default_factory=dict)
     assumed: list[str] = field(default_factory=list)
 
     def skip(self, kind: str, name: object) -> None:
         """Note that a file or folder is not used."""
-        names = self.skipped.setdefault(kind, [])
-        if str(name) not in names:
-            names.append(str(name))
+        self.skipped.setdefault(kind, {})[str(name)] = None
 
     def assume(self, text: str) -> None:
         """Note an assumption about the layout of the dataset."""
@@ -44,7 +43,7 @@ class DatasetNotes:
     def lines(self) -> list[str]:
         """One line for each assumption, and one line that summarizes all skipped files."""
         parts = [
-            f"{len(names)} {kind} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+            f"{len(names)} {kind} ({', '.join(list(names)[:3])}{', ...' if len(names) > 3 else ''})"
             for kind, names in self.skipped.items()
         ]
         return [*self.assumed, *(["skipped: " + "; ".join(parts)] if parts else [])]

@@ -166,7 +166,8 @@ def test_another_split_of_real_iad_is_used_where_it_is_named(tmp_path):
         assert category.layout == "real-iad" and counts_of(category) == (2, 0, 1, 1, 1)
         assert category.folder == tmp_path / "realiad_1024/usb" and list_categories(named) == ["usb"]
         category.nominal(notes)
-        assert notes.skipped == {"anomalous images of train": ["NG/HS/S0009/usb_0009_NG_HS_C1_20230101000000.jpg"]}
+        [left] = notes.skipped["anomalous images of train"]
+        assert left == "NG/HS/S0009/usb_0009_NG_HS_C1_20230101000000.jpg" and len(notes.skipped) == 1
         if place == jsons:
             for folder in ("realiad_jsons_sv", "realiad_jsons_fuiad_0.1"):
                 shutil.move(jsons / folder, tmp_path / folder)

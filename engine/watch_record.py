@@ -49,6 +49,7 @@ class Record:
 
     def __init__(self, path: Path, folder: Path):
         self._path, self._folder = path, folder
+        self._written = 0  # number of the last row that predictions.csv has, though it still waits here
         self.is_new = not path.exists()
         try:
             self._base = self._open()
@@ -121,10 +122,23 @@ class Record:
         """Move the waiting rows to predictions.csv."""
         some = f"SELECT number, cells FROM waiting ORDER BY number LIMIT {ROWS_AT_ONCE}"
         while found := self._base.execute(some).fetchall():
+            failure: Exception | None = None
             with signals.deferred():  # a signal between the two would write these rows twice
-                # Durable, as the record is: otherwise a loss of power could leave a row in neither.
-                predictions.write([json.loads(cells) for _, cells in found], durable=True)
-                self._forget(found[-1][0])
+                try:
+                    self._move(found, predictions)
+                except (OSError, sqlite3.Error) as error:
+                    failure = error
+            if failure:  # raised outside, as the caller goes on after it: a signal must not be lost with it
+                raise failure
+
+    def _move(self, found: list[tuple[int, str]], predictions: Predictions) -> None:
+        """Write these rows, and forget them. Where only the latter failed before, they are not written again."""
+        if new := [json.loads(cells) for number, cells in found if number > self._written]:
+            # Durable, as the record is: otherwise a loss of power could leave a row in neither.
+            predictions.write(new, durable=True)
+        self._written = found[-1][0]
+        self._forget(self._written)
+        self._written = 0  # SQLite gives numbers again once the table is empty
 
     def catch_up(self, predictions: Predictions) -> None:
         """Settle what a killed process, or a record that was removed, has left: rows that are written are not waiting.

@@ -16,7 +16,7 @@ from data.folders import IMAGE_SUFFIXES
 from data.image_io import to_png
 from evaluation.thresholds import Thresholds
 from reporting import colors, panels
-from runtime.files import fitting, naming, write_text
+from runtime.files import atomic_write, fitting, write_text
 
 PAGE, INDEX = "report.html", "index.html"
 SCRIPTS = ("marks.js", "report.js")
@@ -116,10 +116,8 @@ def write_view(
 
 
 def _write(path: Path, data: np.ndarray) -> None:
-    # Not atomic: nothing reads these before the folder of results, or the image's row, is complete.
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with naming(path):
-        path.write_bytes(data.data)
+    with atomic_write(path) as beside:
+        beside.write_bytes(data.data)
 
 
 def write_page(folder: Path, page: Page) -> None:

@@ -306,3 +306,36 @@ def test_rows_are_on_the_drive_before_the_record_forgets_them(line, monkeypatch)
     line.settle()
     rows = str(line.out / "predictions.csv")
     assert [one for one in order if one in (rows, "forget")] == [rows, "forget"] * 3
+
+
+def test_rows_that_the_record_cannot_forget_at_once_are_written_once(line, monkeypatch):
+    line.start()
+    forget, fails = Record._forget, [True, True]
+
+    def fail(self, number):
+        if fails:
+            fails.pop()
+            raise sqlite3.OperationalError("disk I/O error")
+        forget(self, number)
+
+    monkeypatch.setattr(Record, "_forget", fail)
+    line.until(lambda: not fails and len(line.rows()) >= 3)
+    line.settle()
+    assert line.names() == ["000.png", "001.png", "002.png"]
+
+
+def test_a_signal_while_the_record_fails_is_not_lost(line, monkeypatch):
+    line.start()
+
+    def fail(self, number):
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise sqlite3.OperationalError("disk I/O error")
+
+    monkeypatch.setattr(Record, "_forget", fail)
+    handlers = {number: signal.getsignal(number) for number in signals.SIGNALS}
+    try:
+        with pytest.raises(signals.Interrupted):
+            line.until(lambda: len(line.rows()) == 3)
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)

@@ -1,10 +1,13 @@
 """reporting/report.py and its page in a browser: what a user does with it, and what it then shows."""
 
 import csv
+import errno
 import json
+import os
 import re
 import shutil
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -307,3 +310,18 @@ def test_reports_of_results_and_predictions_and_the_index_of_a_batch(browser, tw
     browser.find_element(By.LINK_TEXT, "open").click()
     assert browser.current_url.partition("#")[0].endswith("/no_masking/report.html")
     assert browser.get_log("browser") == []
+
+
+def test_an_image_of_a_report_that_cannot_be_written_whole_is_absent(tmp_path, monkeypatch):
+    """Where the process was killed within the write, half of it stood at its place."""
+
+    def half(path, data):
+        with path.open("wb") as stream:
+            stream.write(bytes(data)[:20])
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(Path, "write_bytes", half)
+    plane = np.zeros((16, 24, 3), np.uint8)
+    with pytest.raises(OSError, match="Input/output error"):
+        report.write_view(tmp_path, report.view_files("a.png", False), plane, plane, plane[..., 0], None)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).resolve().parents[2]
 PLUMBING = {"files.py", "csv_file.py", "image_io.py"}  # what calls these is the place
 KILL = 0
+IS_WHOLE = os.environ.get("FAULTS") == "all"  # make faults
 
 
 class Fault(NamedTuple):

@@ -9,6 +9,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+import pytest
+from conftest import SETTINGS, make_dataset
+from in_process import run_here
 
 from runtime.errors import UserError
 
@@ -16,7 +19,26 @@ SECONDS = 1.0  # of processor time, for one file
 MEMORY = 2**31  # bytes that a process may take more than at its start
 GROWTH = 2**30  # bytes that it may really use more
 HANGS = 30  # seconds, after which a reader is ended
+SETTING_FILES = ("--config", "config.yaml", "--config", "tiny.yaml")
+TINY = """\
+model: {base_width: 1, base_channels: 1}
+train: {epochs: 1, visualize: false}
+metrics: {visualisation: none}
+"""
 EXTREMES = (b"\0", b"\xff", b"\x7f\xff\xff\xff", b"\xff\xff\xff\x7f", b"\0\0\0\0", b"\xff\xff\xff\xff", b"\x80\0\0\0")
+
+
+def make_place(root: Path) -> Path:
+    """A workplace with networks of width 1, thresholds, results and predictions."""
+    make_dataset(root)
+    (root / "config.yaml").write_text(SETTINGS.format(root=root.as_posix()), encoding="utf-8")
+    (root / "tiny.yaml").write_text(TINY, encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        run_here("main", *SETTING_FILES, "--train", "--threshold", "--detection")
+        run_here("main", *SETTING_FILES, "--predict", "mvtec/tile/test", "--output", "out")
+        run_here("evaluate_checkpoints", *SETTING_FILES, "--registrations", "False")
+    return root
 
 
 def mutated(data: bytes, rng: np.random.Generator) -> bytes:

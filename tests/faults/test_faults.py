@@ -11,9 +11,8 @@ from functools import cache
 import pytest
 from conftest import SETTINGS, make_dataset
 from faults.harness import MODES, Fault, Trial, faults_of, make_workplace
-from faults.places import KILL
+from faults.places import IS_WHOLE, KILL
 
-IS_WHOLE = os.environ.get("FAULTS") == "all"
 WORKERS = "train, 2 workers"  # the same places as train
 SHORT = ("train", "watch")  # they reach their places in one order; the others write in threads
 SOME = 3  # faults of each of these, where not all are tried

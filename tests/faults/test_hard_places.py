@@ -18,8 +18,8 @@ from pathlib import Path
 import pytest
 from conftest import SETTINGS, make_dataset
 from faults.harness import MODES, Trial, broken_files, make_workplace, run
+from faults.places import IS_WHOLE
 
-IS_WHOLE = os.environ.get("FAULTS") == "all"
 WORKERS = "train, 2 workers"
 CLONE_NEWNS, MS_RDONLY, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 0x20000, 1, 32, 4096, 16384, 1 << 18
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs fork and namespaces of Linux")
@@ -67,6 +67,14 @@ def can_mount() -> bool:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
+def begin(trial: Trial, place: str) -> tuple[Trial, Path]:
+    """A trial before its run, and a folder of it that is there."""
+    trial.start_anew()
+    folder = trial.folder / place
+    folder.mkdir(exist_ok=True)
+    return trial, folder
+
+
 def assert_told(outcome, *parts, status=2):
     """One to three lines of a message, with each of these parts."""
     assert outcome.status == status, outcome
@@ -97,10 +105,7 @@ def assert_goes_on(trial):
 def test_a_read_only_folder_is_named(trial_of, name, place):
     if not can_mount():
         pytest.skip("cannot mount")
-    trial = trial_of(name)
-    trial.start_anew()
-    folder = trial.folder / place
-    folder.mkdir(exist_ok=True)
+    trial, folder = begin(trial_of(name), place)
     outcome, _ = run(trial.folder, trial.mode, prepare=partial(mount, "bind", folder, MS_RDONLY))
     assert_told(outcome, str(place), "Read-only file system")
     assert_goes_on(trial)
@@ -113,10 +118,7 @@ def test_a_read_only_folder_is_named(trial_of, name, place):
 def test_a_full_drive_is_named(trial_of, name, place, kilobytes):
     if not can_mount():
         pytest.skip("cannot mount")
-    trial = trial_of(name)
-    trial.start_anew()
-    folder = trial.folder / place
-    folder.mkdir(exist_ok=True)
+    trial, folder = begin(trial_of(name), place)
     options = f"size={kilobytes}k"
     outcome, _ = run(trial.folder, trial.mode, prepare=partial(mount, "tmpfs", folder, 0, options))
     assert_told(outcome, "No space left on device")

@@ -5,7 +5,6 @@ A few hundred; 20,000 of each with `make faults`.
 
 import gc
 import importlib
-import os
 import re
 import shlex
 import sys
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from faults.places import IS_WHOLE
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -24,7 +24,6 @@ from config_file import load_config, settings_text
 from runtime import cli
 from runtime.errors import UserError
 
-IS_WHOLE = os.environ.get("FAULTS") == "all"
 EXAMPLES = 20_000 if IS_WHOLE else 200
 SECONDS = 1.0  # of processor time
 CONFIGURED = settings(

@@ -18,9 +18,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import SETTINGS, make_dataset
-from faults.strangers import mutated, problems_of
-from in_process import run_here
+from faults.places import IS_WHOLE
+from faults.strangers import SETTING_FILES, make_place, mutated, problems_of
 
 from config_file import load_config
 from inference import checkpoint
@@ -28,31 +27,14 @@ from runtime import cli
 from runtime.errors import UserError
 from training import state as training_state
 
-IS_WHOLE = os.environ.get("FAULTS") == "all"
 FILES = 10_000 if IS_WHOLE else 50
 PROCESSES = 4
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-TINY = """\
-model: {base_width: 1, base_channels: 1}
-train: {epochs: 1, visualize: false}
-metrics: {visualisation: none}
-"""
-SETTING_FILES = ("--config", "config.yaml", "--config", "tiny.yaml")
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A workplace with networks of width 1, thresholds, results and predictions."""
-    root = tmp_path_factory.mktemp("strangers") / "place"
-    make_dataset(root)
-    (root / "config.yaml").write_text(SETTINGS.format(root=root.as_posix()), encoding="utf-8")
-    (root / "tiny.yaml").write_text(TINY, encoding="utf-8")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(root)
-        run_here("main", *SETTING_FILES, "--train", "--threshold", "--detection")
-        run_here("main", *SETTING_FILES, "--predict", "mvtec/tile/test", "--output", "out")
-        run_here("evaluate_checkpoints", *SETTING_FILES, "--registrations", "False")
-    return root
+    return make_place(tmp_path_factory.mktemp("strangers") / "place")
 
 
 RUN = "checkpoints/tile/tiny"

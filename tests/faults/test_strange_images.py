@@ -14,13 +14,13 @@ import cv2
 import numpy as np
 import pytest
 import tifffile
+from faults.places import IS_WHOLE
 from faults.strangers import SECONDS, mutated, problems_of
 from PIL import Image
 
 from data import file_end, image_io
 from runtime.errors import UserError
 
-IS_WHOLE = os.environ.get("FAULTS") == "all"
 FILES = 100_000 if IS_WHOLE else 800
 DECODED = 4  # times that a file is read by `read`
 PROCESSES = 10  # that share them: one that ends early loses the rest of its files

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import SETTINGS, make_dataset
-from faults.strangers import mutated, problems_of
+from faults.places import IS_WHOLE
+from faults.strangers import SETTING_FILES, make_place, mutated, problems_of
 from in_process import run_here
 
 from config_file import load_config
@@ -33,17 +33,10 @@ from reporting.result import read_record
 from runtime.files import run_lock
 from training import journal
 
-IS_WHOLE = os.environ.get("FAULTS") == "all"
 FILES = 20_000 if IS_WHOLE else 200
 PROCESSES = 4
 RUN, RESULT = "checkpoints/tile/tiny", "results/tiny/tile/checkpoint_1/no_masking"
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-SETS = """\
-model: {base_width: 1, base_channels: 1}
-train: {epochs: 1, visualize: false}
-metrics: {visualisation: none}
-"""
-SETTING_FILES = ("--config", "config.yaml", "--config", "tiny.yaml")
 DIGITS = ("9" * 400, "9" * 5000)
 ODD = ["", "x", "-1", "1e999", "nan", *DIGITS, "../../../outside", "/outside", "\0", "\ud800", "=1+1", "é" * 300]
 NUMBERS = (-1, 2**70, 10**400, 1e308, float("nan"), float("inf"))
@@ -53,15 +46,9 @@ ODD_VALUES = [*ODD, *NUMBERS, None, True, [], {}, [[]], {"a": {"b": []}}, [None]
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     """A workplace with results and predictions, alone in its folder; networks of width 1."""
-    root = tmp_path_factory.mktemp("results") / "alone/place"
-    make_dataset(root)
-    (root / "config.yaml").write_text(SETTINGS.format(root=root.as_posix()), encoding="utf-8")
-    (root / "tiny.yaml").write_text(SETS, encoding="utf-8")
+    root = make_place(tmp_path_factory.mktemp("results") / "alone/place")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
-        run_here("main", *SETTING_FILES, "--train", "--threshold", "--detection")
-        run_here("main", *SETTING_FILES, "--predict", "mvtec/tile/test", "--output", "out")
-        run_here("evaluate_checkpoints", *SETTING_FILES, "--registrations", "False")
         run_here("check_best_model", *SETTING_FILES)
     marked = "path,verdict,mark,sample\nmvtec/tile/test/good/000.png,anomalous,nominal,random\n"
     (root / "feedback.csv").write_text(marked)

@@ -75,14 +75,15 @@ def main() -> None:
         (arguments.results / "best_models.png", "best_models.png"),
     ):
         shutil.copyfile(source, HERE / name)
+    [predicted] = (checkpoint / "predictions").glob("test-*/report.html")  # with a hash of its paths
     options = webdriver.ChromeOptions()
     for flag in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--hide-scrollbars"):
         options.add_argument(flag)
     options.binary_location = shutil.which("chromium") or shutil.which("google-chrome") or ""
     with webdriver.Chrome(options, webdriver.ChromeService(shutil.which("chromedriver"))) as browser:
         capture(browser, checkpoint / "no_masking/report.html", HERE / "report.png")
-        capture(browser, checkpoint / "predictions/test/report.html", HERE / "predictions.png")
-        capture_marks(browser, checkpoint / "predictions/test/report.html")
+        capture(browser, predicted, HERE / "predictions.png")
+        capture_marks(browser, predicted)
 
 
 if __name__ == "__main__":

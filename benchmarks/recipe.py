@@ -284,8 +284,9 @@ def bench_widths() -> None:
         if found[name]
     }
     categories = sorted({row["category"] for own in found.values() for row in own})
-    figure = Figure(figsize=(4 * len(categories) + 1, 4), layout="constrained")
-    for axes, category in zip(figure.subplots(1, len(categories), squeeze=False)[0], categories, strict=True):
+    figure, ticks = Figure(figsize=(4 * len(categories) + 1, 4), layout="constrained"), (2, 5, 10, 20, 50, 100)
+    columns = figure.subplots(1, len(categories), squeeze=False, sharey=True)[0]
+    for axes, category in zip(columns, categories, strict=True):
         for size, form in itertools.product((128, 256), ("float32", "openvino-int8")):
             points = [
                 (times[name][form], statistics.fmean(values), width)
@@ -297,9 +298,12 @@ def bench_widths() -> None:
                 axes.plot(*np.array(points).T[:2], marker="o", label=f"{size} x {size}, {form}", **style)
             for time_, value, width in points:
                 axes.annotate(f"{width}/{width // 2}", (time_, value), xytext=(3, 4), textcoords="offset points")
-        axes.set(title=category, xlabel="ms an image, one core", ylabel="pixel AP", xscale="log")
+        axes.set(title=category, xlabel="ms an image, one core", xscale="log", xlim=(2, 200), ylim=(0, 0.8))
+        axes.set_xticks(ticks, map(str, ticks))
+        axes.minorticks_off()
         axes.grid(alpha=0.3)
-        axes.legend(fontsize="small")
+    columns[0].set(ylabel="pixel AP")
+    columns[0].legend(fontsize="small", loc="lower right")
     figure.savefig(path, dpi=120)
     for name, forms in times.items():
         quality = "; ".join(

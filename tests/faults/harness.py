@@ -1,34 +1,28 @@
-"""Run the modes with a fault at a place, and look at what is left: whole files, an error of two lines, the same end."""
+"""Run the modes with a fault at a place: the error is of two lines, and the next run comes to the same end."""
 
 import csv
 import errno
-import hashlib
 import importlib
-import io
 import json
 import os
 import shutil
 import signal
-import sqlite3
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-import cv2
-import numpy as np
 import torch
 from faults.places import KILL, Fault, Places
+from faults.remains import broken_files, content_of
 
-from inference import checkpoint
 from runtime import cli as command_line
 
 ERRORS = (errno.ENOSPC, errno.EIO, errno.EACCES, errno.EDQUOT)
 LASTING = (errno.EACCES, errno.EDQUOT)  # all that comes after fails too; a mode that tries again would never end
-TIMES = {"seconds", "samples_per_second", "time", "checkpoint_state"}  # keys; the last is of a file that is copied
 SECONDS = 60  # a run that takes longer hangs
 
 
@@ -168,95 +162,6 @@ def faults_of(counts: dict[str, int], mode: Mode) -> Iterator[Fault]:
         for number in sorted({1, count}):
             for error in (KILL, *ERRORS):
                 yield Fault(place, number, error, lasts=error in LASTING and mode.until is None)
-
-
-# ---- what is left
-
-
-def visible_files(folder: Path) -> Iterator[Path]:
-    """Files that a reader sees: no part of their path below the folder begins with a dot."""
-    for path in sorted(folder.rglob("*")):
-        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts):
-            yield path
-
-
-def _rows_are_whole(path: Path) -> None:
-    text = path.read_text(encoding="utf-8")
-    if path.name == "predictions.csv":  # rows are appended: the last may be half there, and the next run cuts it off
-        text = text[: text.rfind("\n") + 1]
-    assert text.endswith("\n"), "the last line is not whole"
-    rows = list(csv.reader(io.StringIO(text)))
-    assert len({len(row) for row in rows}) == 1, "rows of several lengths"
-
-
-def _image_is_whole(path: Path) -> None:
-    assert cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED) is not None, "no image"
-
-
-def _database_is_whole(path: Path) -> None:
-    with closing(sqlite3.connect(path)) as base:
-        assert base.execute("PRAGMA integrity_check").fetchone() == ("ok",)
-
-
-WHOLE: dict[str, Callable[[Path], object]] = {
-    ".pt": checkpoint.read,
-    ".json": lambda path: json.loads(path.read_text(encoding="utf-8")),
-    ".csv": _rows_are_whole,
-    ".png": _image_is_whole,
-    ".npz": lambda path: [np.load(path)[key] for key in np.load(path)],
-    ".html": lambda path: _ends_with(path, "</html>"),
-    ".sqlite": _database_is_whole,
-}
-
-
-def _ends_with(path: Path, end: str) -> None:
-    assert path.read_text(encoding="utf-8").rstrip().endswith(end), f"does not end with {end}"
-
-
-def broken_files(folder: Path) -> list[str]:
-    """Files that are not whole, each with the reason."""
-    found = []
-    for path in visible_files(folder):
-        try:
-            WHOLE.get(path.suffix, lambda path: None)(path)
-            if path.suffix in (".txt", ".yaml", ".md") and path.stat().st_size == 0:
-                raise ValueError("is empty")
-        except Exception as error:  # whatever a reader raises
-            found.append(f"{path.relative_to(folder)}: {type(error).__name__}: {error}")
-    return found
-
-
-def content_of(folder: Path) -> dict[str, object]:
-    """What a run leaves, value by value: weights, images, each value of a JSON and each cell of a CSV file."""
-    found: dict[str, object] = {}
-    for path in visible_files(folder):
-        name = path.relative_to(folder).as_posix()
-        if name.startswith(("mvtec/", "textures/")) or "/logs/" in name or path.suffix in (".html", ".txt", ".md"):
-            continue
-        if path.suffix == ".sqlite":  # of equal content, bytes differ
-            continue
-        if path.suffix == ".pt":
-            state = checkpoint.read(path)["model"]
-            data = b"".join(state[key].numpy().tobytes() for key in sorted(state))
-            found[name] = hashlib.sha256(data).hexdigest()
-        elif path.suffix == ".json":
-            found |= _values(json.loads(path.read_text(encoding="utf-8")), name)
-        elif path.suffix == ".csv":
-            with path.open(encoding="utf-8", newline="") as stream:
-                rows = list(csv.DictReader(stream))
-            # An image that failed has a row with its error; the next run adds the one that counts.
-            found |= _values({row.get("path") or str(number): row for number, row in enumerate(rows)}, name)
-            found[f"{name}, rows without an error"] = sum(not row.get("error") for row in rows)
-        else:
-            found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
-    return found
-
-
-def _values(value: object, name: str) -> dict[str, object]:
-    if isinstance(value, dict | list):
-        parts = [one for one in value.items() if one[0] not in TIMES] if isinstance(value, dict) else enumerate(value)
-        return {key: one for part, below in parts for key, one in _values(below, f"{name} {part}").items()}
-    return {name: value}
 
 
 class Trial:

@@ -17,8 +17,9 @@ from pathlib import Path
 
 import pytest
 from conftest import SETTINGS, make_dataset
-from faults.harness import MODES, Trial, broken_files, make_workplace, run
+from faults.harness import MODES, Trial, make_workplace, run
 from faults.places import IS_WHOLE
+from faults.remains import broken_files
 
 WORKERS = "train, 2 workers"
 CLONE_NEWNS, MS_RDONLY, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 0x20000, 1, 32, 4096, 16384, 1 << 18

@@ -14,7 +14,7 @@ from torch import Tensor
 from config import Config, with_checkpoint_settings, with_white_level
 from data.image_io import EmbeddedImage, find_white_level
 from data.layouts.registry import nominal_if_there
-from inference.fingerprint import fingerprint, is_damaged
+from inference.fingerprint import fingerprint, has_plain_values, is_damaged
 from model import DRAEM
 from runtime.errors import UserError
 from runtime.provenance import Provenance, file_state
@@ -123,7 +123,7 @@ def read(path: Path, only_metadata: bool = False) -> dict[str, Any]:
         raise UserError(path, "not a checkpoint of this program or of the original", FIX_HINT)
     if path.suffix not in PAIRS and "pictures" in content:
         raise UserError(path, "of an earlier, unreleased version of this program", FIX_HINT)
-    if path.suffix not in PAIRS and not _is_sound(content):
+    if not has_plain_values(content) or (path.suffix not in PAIRS and not _is_sound(content)):
         raise UserError(path, "damaged, or not a checkpoint of this program", FIX_HINT)
     if not only_metadata and is_damaged(content):
         raise UserError(path, "damaged: its content does not match its checksum", FIX_HINT)
@@ -307,7 +307,9 @@ def _texts(values: dict[str, str]) -> dict[str, str]:
 
 def _settings_of(path: Path, values: dict[str, Any]) -> Config:
     try:
-        return Config.model_validate({name: dict(values[name]) for name in values})
+        if not all(isinstance(one, dict) for one in values.values()):
+            raise TypeError("not settings by section")
+        return Config.model_validate(values)
     except (ValidationError, TypeError, ValueError) as error:
         raise UserError(path, "its settings are of another version of this program", FIX_HINT) from error
 

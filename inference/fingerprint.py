@@ -1,4 +1,4 @@
-"""Digests of weights: the fingerprint that results name a model by, and the checksum of a saved state."""
+"""Content of checkpoints: the fingerprint that results name a model by, the checksum, and the kinds of values."""
 
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +10,7 @@ from torch import Tensor
 from runtime.device import core_count
 
 CHECKSUM = "sha256 of tensors"  # name of the method, stored before the checksum
+MAX_BITS = 256  # of an integer; the states of random generators have 128
 
 
 def fingerprint(weights: dict[str, Tensor]) -> str:
@@ -55,3 +56,24 @@ def is_damaged(content: dict[str, Any]) -> bool:
     """Whether the content of a checkpoint differs from its checksum. False without a checksum, or with an older one."""
     stored = str(content.get("checksum"))
     return stored.startswith(f"{CHECKSUM} ") and checksum(content) != stored
+
+
+def has_plain_values(content: dict[str, Any]) -> bool:
+    """Whether all values are of kinds that checkpoints need, and no tensor is larger than what is stored of it."""
+
+    def is_plain(value: Any) -> bool:
+        if isinstance(value, Tensor):
+            is_dense = value.layout == torch.strided and not value.is_quantized and value.device.type == "cpu"
+            return is_dense and value.numel() * value.element_size() <= value.untyped_storage().nbytes()
+        if isinstance(value, dict):
+            return all(is_plain(key) and is_plain(one) for key, one in value.items())
+        if isinstance(value, (list, tuple)):
+            return all(map(is_plain, value))
+        if isinstance(value, int):
+            return value.bit_length() <= MAX_BITS
+        return value is None or isinstance(value, (str, float))
+
+    try:
+        return is_plain(content)
+    except RecursionError:  # nested without end
+        return False

@@ -70,11 +70,12 @@ RESUMED = {"predict": ("--resume",)}  # flags of the second run
 
 
 class Outcome(NamedTuple):
-    """How a run ended. status: exit status, or minus a signal."""
+    """How a run ended. status: exit status, or minus a signal. failed: paths in the folder whose calls failed."""
 
     status: int
     output: str
     error: str
+    failed: Sequence[str] = ()
 
 
 def run(
@@ -110,12 +111,13 @@ def run(
         time.sleep(0.005)
     texts = [(beside / name).read_text(encoding="utf-8", errors="replace") for name in ("out", "err")]
     told = beside / "told.json"
-    counts, modules = json.loads(told.read_text(encoding="utf-8") or "[{}, []]") if told.is_file() else ({}, [])
+    known = told.read_text(encoding="utf-8") if told.is_file() else ""
+    counts, modules, failed = json.loads(known or "[{}, [], []]")
     for name in sorted(set(modules) - sys.modules.keys()):  # the next fork need not import them
         with suppress(Exception):
             importlib.import_module(name)
     shutil.rmtree(beside)
-    return Outcome(os.waitstatus_to_exitcode(status), *texts), counts
+    return Outcome(os.waitstatus_to_exitcode(status), *texts, failed), counts
 
 
 def _child(
@@ -142,7 +144,7 @@ def _child(
             command_line.run(module.main)
         except SystemExit as ended:
             status = int(ended.code or 0)
-        os.write(told, json.dumps([places.counts, sorted(sys.modules)]).encode())
+        os.write(told, json.dumps([places.counts, sorted(sys.modules), places.failed]).encode())
         sys.stdout.flush()
         sys.stderr.flush()
     finally:
@@ -244,7 +246,14 @@ def _problems_of_message(outcome: Outcome, fault: Fault) -> list[str]:
     lines = [line for line in text.splitlines() if os.strerror(fault.error) in line]
     if outcome.status == 0:  # done without it, or tried again
         return [f"{len(lines)} messages"] if len(lines) > 1 else []
-    return [] if lines else [f"the error does not say {os.strerror(fault.error)}: {text.strip()[-200:]}"]
+    if not lines:
+        return [f"the error does not say {os.strerror(fault.error)}: {text.strip()[-200:]}"]
+    failed = Path(outcome.failed[0])
+    # A temporary file has the name of the file that it becomes.
+    names = [failed.parent.as_posix(), failed.name] if failed.parent != Path() else [failed.name]
+    if not any(name in line for name in names for line in text.splitlines()):
+        return [f"the error does not name {failed}: {text.strip()[-300:]}"]
+    return []
 
 
 def make_workplace(base: Path, make_dataset: Callable, settings: str) -> None:

@@ -42,6 +42,7 @@ class Places:
         self._below, self._fault, self._is_inside = f"{os.path.realpath(below)}/", fault, False
         self._fails = False
         self.counts: Counter[str] = Counter()
+        self.failed: list[str] = []  # paths below the folder, of the calls that failed
 
     def _reach(self, kind: str, path: Any) -> bool:
         """Count a place; an OSError where that is the fault. Whether the process is to be killed there."""
@@ -61,6 +62,7 @@ class Places:
         if self._fault.error == KILL:
             return True
         self._fails = self._fault.lasts
+        self.failed.append(path.removeprefix(self._below))
         raise OSError(self._fault.error, os.strerror(self._fault.error), path)
 
     def reach(self, kind: str, path: Any) -> None:

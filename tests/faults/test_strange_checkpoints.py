@@ -4,15 +4,17 @@ A few hundred; 10,000 with `make faults`.
 """
 
 import io
+import itertools
 import os
 import pickle
 import shutil
 import sys
 import warnings
 import zipfile
+import zlib
 from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +22,12 @@ import pytest
 import torch
 from faults.places import IS_WHOLE
 from faults.strangers import SETTING_FILES, make_place, mutated, problems_of
+from torch.utils._pytree import tree_map
 
+from config import Config
 from config_file import load_config
 from inference import checkpoint
+from inference.fingerprint import CHECKSUM
 from runtime import cli
 from runtime.errors import UserError
 from training import state as training_state
@@ -107,6 +112,13 @@ def _with_other_pickle(data: bytes, rng: np.random.Generator) -> bytes:
     return stream.getvalue()
 
 
+@cache
+def _content(data: bytes) -> dict:
+    content = torch.load(io.BytesIO(data), weights_only=True)
+    del content["checksum"]
+    return content
+
+
 def file_of(real: list[bytes], number: int) -> bytes:
     rng = np.random.default_rng(number)
     data = real[number % len(real)]
@@ -115,8 +127,9 @@ def file_of(real: list[bytes], number: int) -> bytes:
         return mutated(data, rng)
     if kind == 1:
         return _with_other_pickle(data, rng)
-    content = torch.load(io.BytesIO(data), weights_only=True)
-    content.pop("checksum", None)  # a stranger can write any
+    content = tree_map(lambda one: one, _content(data))  # other containers
+    if rng.random() < 0.5:
+        content["checksum"] = f"{CHECKSUM} 0"
     for _ in range(int(rng.integers(1, 3))):
         _changed(content, rng)
     stream = io.BytesIO()
@@ -124,18 +137,29 @@ def file_of(real: list[bytes], number: int) -> bytes:
     return stream.getvalue()
 
 
-def read(config, path: Path, data: bytes) -> None:
-    """What the program does with a checkpoint and a state to resume from."""
-    path.write_bytes(data)
-    with suppress(UserError), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        checkpoint.for_new_images(config)
-    with suppress(UserError):
-        loaded = checkpoint.load(config)
-        loaded.assets_for(config)
+def as_metadata(config: Config, path: Path) -> None:
+    checkpoint.for_new_images(config)
+    checkpoint.load_metadata(path).assets_for(config)
+
+
+def as_weights(config: Config, path: Path) -> None:
+    checkpoint.load(config).assets_for(config)
+
+
+def as_state(config: Config, path: Path) -> None:
     saved = training_state.SavedState.read(path)
-    found = training_state.TrainingState(config, "", saved.source)
-    found.resume(saved)
+    training_state.TrainingState(config, "", saved.source).resume(saved)
+
+
+READERS = (as_metadata, as_weights, as_state)  # a second for one of them; torch takes 0.1 s for a sound file
+
+
+def read(config: Config, path: Path, data: bytes) -> None:
+    """What the program does with a checkpoint, or a state to resume from; which of them follows from the data."""
+    path.write_bytes(data)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        READERS[zlib.crc32(data) % len(READERS)](config, path)
 
 
 @pytest.mark.parametrize("part", range(PROCESSES))
@@ -144,8 +168,39 @@ def test_changed_checkpoints_are_read_or_refused(trained, tmp_path, part):
     real = [(trained / RUN / name).read_bytes() for name in ("last.pt", "epoch_0001.pt")]
     sets = [f"data.load_epoch={path}"]
     config = load_config([trained / "config.yaml", trained / "tiny.yaml"], sets)
+    for reader, data in itertools.product(READERS, real):  # what they import takes seconds
+        path.write_bytes(data)
+        with suppress(UserError):  # not a state
+            reader(config, path)
     numbers = range(part * FILES // PROCESSES, (part + 1) * FILES // PROCESSES)
     assert problems_of(partial(read, config, path), partial(file_of, real), numbers) == []
+
+
+def _endless() -> dict:
+    found: dict = {}
+    found["itself"] = found
+    return found
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"settings": {"data": torch.zeros(1).expand(2**36)}},
+        {"settings": {"data": torch.zeros(2, 2)}},
+        {"odd": 10**5000, "checksum": f"{CHECKSUM} 0"},
+        {"odd": torch.eye(3).to_sparse(), "checksum": f"{CHECKSUM} 0"},
+        {"odd": torch.zeros(3, device="meta"), "checksum": f"{CHECKSUM} 0"},
+        {"odd": _endless()},
+    ],
+    ids=["large view", "tensor as settings", "large integer", "sparse", "meta", "endless"],
+)
+def test_values_that_no_checkpoint_has_are_refused(trained, tmp_path, change):
+    path = tmp_path / "last.pt"
+    torch.save(_content((trained / RUN / "last.pt").read_bytes()) | change, path)
+    config = load_config([trained / "config.yaml", trained / "tiny.yaml"], [f"data.load_epoch={path}"])
+    for reader in READERS:
+        with pytest.raises(UserError, match=r"last\.pt"):
+            reader(config, path)
 
 
 class Planted:

@@ -126,6 +126,7 @@ def run(program: Callable[[], int], is_shared: bool = False) -> None:
     atexit.register(_end_output)
     try:
         signals.interrupts()
+        _check_working_folder()
         if is_launched() and not is_shared:
             raise UserError("torchrun", "only main.py can run as several processes", "start this program with python")
         status = program()
@@ -164,6 +165,14 @@ def run(program: Callable[[], int], is_shared: bool = False) -> None:
                 print(interrupted, file=sys.stderr)
                 sys.exit(interrupted.status)
         raise
+
+
+def _check_working_folder() -> None:
+    """UserError where the working folder has been deleted: torch's libraries would end the process."""
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        raise UserError("working folder", "it was deleted", "cd to a folder that is there") from None
 
 
 def _prepare_output() -> None:

@@ -73,6 +73,14 @@ def test_a_full_disk_under_standard_output_is_a_user_error(tmp_path):
     assert done.returncode == 2 and "error: " in error and "Traceback" not in error and "Exception ignored" not in error
 
 
+@posix
+def test_a_deleted_working_folder_is_a_user_error(tmp_path):
+    (tmp_path / "gone").mkdir()
+    line = f"cd {tmp_path}/gone && rmdir ../gone && {sys.executable} {ROOT / 'main.py'} --check"
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True)
+    assert done.returncode == 2 and "error: working folder: it was deleted" in done.stderr, done.stderr
+
+
 def test_home_and_variables_in_paths_are_replaced(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("USERPROFILE", str(tmp_path))

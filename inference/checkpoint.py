@@ -31,6 +31,8 @@ WIDTH_KEYS = {
     "model.base_channels": "discriminative.encoder_segment.block1.0.weight",
 }
 
+TENSORS_IN = ("model", "raw_model", "optimizer", "progress", "embedded_assets")  # entries of checkpoints
+
 FIX_HINT = "set data.load_epoch to another checkpoint, or train again with train.resume=never"
 
 
@@ -121,9 +123,10 @@ def read(path: Path, only_metadata: bool = False) -> dict[str, Any]:
         raise UserError(path, "truncated or not a checkpoint", FIX_HINT) from error
     if not isinstance(content, dict):
         raise UserError(path, "not a checkpoint of this program or of the original", FIX_HINT)
-    if path.suffix not in PAIRS and "pictures" in content:
+    is_own = path.suffix not in PAIRS
+    if is_own and "pictures" in content:
         raise UserError(path, "of an earlier, unreleased version of this program", FIX_HINT)
-    if not has_plain_values(content) or (path.suffix not in PAIRS and not _is_sound(content)):
+    if not has_plain_values(content, TENSORS_IN if is_own else content) or (is_own and not _is_sound(content)):
         raise UserError(path, "damaged, or not a checkpoint of this program", FIX_HINT)
     if not only_metadata and is_damaged(content):
         raise UserError(path, "damaged: its content does not match its checksum", FIX_HINT)

@@ -1,6 +1,7 @@
 """Content of checkpoints: the fingerprint that results name a model by, the checksum, and the kinds of values."""
 
 import hashlib
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -58,22 +59,25 @@ def is_damaged(content: dict[str, Any]) -> bool:
     return stored.startswith(f"{CHECKSUM} ") and checksum(content) != stored
 
 
-def has_plain_values(content: dict[str, Any]) -> bool:
-    """Whether all values are of kinds that checkpoints need, and no tensor is larger than what is stored of it."""
+def has_plain_values(content: dict[str, Any], tensors_in: Collection[str]) -> bool:
+    """Whether all values are of kinds that checkpoints need, and no tensor is larger than what is stored of it.
 
-    def is_plain(value: Any) -> bool:
+    tensors_in: names of the entries that may hold tensors.
+    """
+
+    def is_plain(value: Any, may_hold: bool) -> bool:
         if isinstance(value, Tensor):
             is_dense = value.layout == torch.strided and not value.is_quantized and value.device.type == "cpu"
-            return is_dense and value.numel() * value.element_size() <= value.untyped_storage().nbytes()
+            return may_hold and is_dense and value.numel() * value.element_size() <= value.untyped_storage().nbytes()
         if isinstance(value, dict):
-            return all(is_plain(key) and is_plain(one) for key, one in value.items())
+            return all(is_plain(key, False) and is_plain(one, may_hold) for key, one in value.items())
         if isinstance(value, (list, tuple)):
-            return all(map(is_plain, value))
+            return all(is_plain(one, may_hold) for one in value)
         if isinstance(value, int):
             return value.bit_length() <= MAX_BITS
         return value is None or isinstance(value, (str, float))
 
     try:
-        return is_plain(content)
+        return all(is_plain(name, False) and is_plain(one, name in tensors_in) for name, one in content.items())
     except RecursionError:  # nested without end
         return False

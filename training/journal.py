@@ -17,7 +17,7 @@ from reporting import panels
 from runtime.csv_file import read_csv, write_csv
 from runtime.errors import UserError
 from runtime.files import atomic_write, naming
-from training.state import TERMS
+from training.progress import TERMS
 
 LOG_COLUMNS = ("epoch", *TERMS, "loss", "learning_rate", "samples_per_second", "seconds", "val_ap", "val_ap_se")
 

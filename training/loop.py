@@ -18,7 +18,8 @@ from model import DRAEM
 from runtime import signals
 from runtime.device import Compute, autocast, memory_format
 from training.journal import EpochResult, Journal
-from training.state import TERMS, Progress, TrainingState, place_of
+from training.progress import TERMS, Progress
+from training.state import TrainingState, place_of
 from training.validation import SyntheticSamples, synthetic_pixel_ap
 
 if TYPE_CHECKING:

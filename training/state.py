@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-import numpy as np
 import torch
 
 from config import Config, effects, weight_settings
@@ -22,6 +21,7 @@ from runtime.files import atomic_write, sync, write_text
 from runtime.provenance import Provenance
 from runtime.version import program_version
 from training.optimizer import averaged, learning_rate, make_optimizer
+from training.progress import Progress
 
 if TYPE_CHECKING:
     from training.distributed import ProcessGroup
@@ -38,7 +38,6 @@ EARLIER = (
     "logs/events*",
     "thresholds/*/*.json",
 )
-TERMS = ("l2", "ssim", "focal")
 FOLDERS = ("data.data_path", "data.anomaly_source_path")
 # What says where the images are, and which of them are for the test.
 FORMS = [f"data.{key}" for key in ("layout", "table", "coco", "nominal_folder", "anomalous_folder")]
@@ -57,22 +56,6 @@ def changed_settings(there: Provenance, now: Provenance, ignoring: Iterable[str]
     moved += FORMS if is_same[0] else []
     old, new = (replace(one, pictures=None, textures=None) for one in (there, now))
     return old.differences(new, ignoring=(*ignoring, *moved))
-
-
-@dataclass
-class Progress:
-    """Progress within an epoch.
-
-    Attributes:
-        step: batches done. seconds: time spent. losses: sums over `count` samples.
-        sample: the first batch and its outputs, for the sample grid.
-    """
-
-    step: int = 0
-    seconds: float = 0.0
-    count: int = 0
-    losses: dict[str, float] = field(default_factory=lambda: dict.fromkeys(TERMS, 0.0))
-    sample: dict[str, np.ndarray] | None = None
 
 
 @dataclass(frozen=True)
@@ -121,11 +104,10 @@ class SavedState:
         model, average = content["model"], None
         try:
             if progress:
-                sample = {name: one.numpy() for name, one in progress["sample"].items()}
-                progress = Progress(**progress | {"sample": sample})
+                progress = Progress.from_stored(progress)
             if "raw_model" in content:
                 model, average = dict(content["raw_model"]), (content["model"], int(content["averaged_steps"]))
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise UserError(path, "damaged, or not a state to resume from", START_ANEW) from error
         source = TrainingSource(known.made_from, known.images, known.white_level, known.embedded_assets)
         return cls(
@@ -225,10 +207,7 @@ class TrainingState:
         if self._average:
             content |= {"raw_model": self.model.state_dict(), "averaged_steps": int(self._average.n_averaged)}
         if self.progress:
-            content["progress"] = asdict(self.progress)
-            content["progress"]["sample"] = {
-                name: torch.from_numpy(one) for name, one in (self.progress.sample or {}).items()
-            }
+            content["progress"] = self.progress.to_stored()
         write_checkpoint(path, content, keeps_previous=not self._replaces_damaged)
         self._saved, self._replaces_damaged = time.monotonic(), False
         return path

@@ -27,9 +27,10 @@ from torch.utils._pytree import tree_map
 from config import Config
 from config_file import load_config
 from inference import checkpoint
-from inference.fingerprint import CHECKSUM
+from inference.fingerprint import CHECKSUM, checksum
 from runtime import cli
 from runtime.errors import UserError
+from training import progress
 from training import state as training_state
 
 FILES = 10_000 if IS_WHOLE else 50
@@ -162,10 +163,22 @@ def read(config: Config, path: Path, data: bytes) -> None:
         READERS[zlib.crc32(data) % len(READERS)](config, path)
 
 
+def _within_epoch(data: bytes) -> bytes:
+    """A state with averaged weights, interrupted within an epoch."""
+    sample = {name: np.zeros((2, count, 4, 4), np.float32) for name, count in progress.CHANNELS.items()}
+    content = _content(data)
+    content = content | {"raw_model": content["model"], "averaged_steps": 3}
+    content |= {"progress": progress.Progress(step=1, seconds=1.0, count=2, sample=sample).to_stored()}
+    stream = io.BytesIO()
+    torch.save(content | {"checksum": checksum(content)}, stream)
+    return stream.getvalue()
+
+
 @pytest.mark.parametrize("part", range(PROCESSES))
 def test_changed_checkpoints_are_read_or_refused(trained, tmp_path, part):
     path = tmp_path / "last.pt"
     real = [(trained / RUN / name).read_bytes() for name in ("last.pt", "epoch_0001.pt")]
+    real.append(_within_epoch(real[0]))
     sets = [f"data.load_epoch={path}"]
     config = load_config([trained / "config.yaml", trained / "tiny.yaml"], sets)
     for reader, data in itertools.product(READERS, real):  # what they import takes seconds
@@ -191,8 +204,9 @@ def _endless() -> dict:
         {"odd": torch.eye(3).to_sparse(), "checksum": f"{CHECKSUM} 0"},
         {"odd": torch.zeros(3, device="meta"), "checksum": f"{CHECKSUM} 0"},
         {"odd": _endless()},
+        {"provenance": torch.zeros(2)},
     ],
-    ids=["large view", "tensor as settings", "large integer", "sparse", "meta", "endless"],
+    ids=["large view", "tensor as settings", "large integer", "sparse", "meta", "endless", "tensor as provenance"],
 )
 def test_values_that_no_checkpoint_has_are_refused(trained, tmp_path, change):
     path = tmp_path / "last.pt"
@@ -201,6 +215,32 @@ def test_values_that_no_checkpoint_has_are_refused(trained, tmp_path, change):
     for reader in READERS:
         with pytest.raises(UserError, match=r"last\.pt"):
             reader(config, path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"step": "1"},
+        {"count": -1},
+        {"losses": {"l2": 0.0}},
+        {"losses": None},
+        {"sample": {"image": torch.zeros(2, 3, 4, 4)}},
+        {"sample": {"image": torch.zeros(1, requires_grad=True)}},
+        {"odd": 1},
+    ],
+    ids=str,
+)
+def test_a_state_with_another_progress_is_refused(trained, tmp_path, change):
+    path = tmp_path / "last.pt"
+    data = (trained / RUN / "last.pt").read_bytes()
+    path.write_bytes(_within_epoch(data))
+    assert training_state.SavedState.read(path).progress.step == 1
+    content = torch.load(path, weights_only=True)
+    del content["checksum"]
+    content["progress"] |= change
+    torch.save(content, path)
+    with pytest.raises(UserError, match="not a state to resume from"):
+        training_state.SavedState.read(path)
 
 
 class Planted:

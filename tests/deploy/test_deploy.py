@@ -275,13 +275,18 @@ def served(table, tmp_path_factory):
     environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0"}
     with (folder / "log").open("w") as log:
         server = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
-    deadline = time.monotonic() + 120
-    while "serving: http" not in (folder / "log").read_text():
-        assert server.poll() is None and time.monotonic() < deadline, (folder / "log").read_text()
-        time.sleep(0.1)
-    yield server, port, case
-    server.kill()
-    server.wait()
+    deadline = time.monotonic() + 300  # 20 s where nothing else runs
+    try:
+        while "serving: http" not in (folder / "log").read_text():
+            assert server.poll() is None and time.monotonic() < deadline, (folder / "log").read_text()
+            time.sleep(0.1)
+        yield server, port, case
+    finally:
+        server.terminate()  # Ray's processes end with it; those of a killed one stay for a while
+        try:
+            server.wait(30)
+        finally:
+            server.kill()
 
 
 def test_the_server_answers_with_what_the_detector_finds_and_refuses_the_rest(table, served):

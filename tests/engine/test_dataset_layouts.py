@@ -86,7 +86,8 @@ def test_whole_datasets_are_trained_evaluated_and_compared(dataset, call, monkey
     status, out, error = call("train_all", "--config", str(settings))
     assert status == 0, out + error
     assert_line(out, f"trained: {', '.join(categories)}")
-    status, out, error = call("evaluate_checkpoints", "--config", str(settings), "--thresholds", "max")
+    plain = ("--registrations", "False", "--thresholds", "max")
+    status, out, error = call("evaluate_checkpoints", "--config", str(settings), *plain)
     assert status == 0, out + error
     rows = rows_of(tmp_path / "results/tiny/summary.csv")
     assert list(dict.fromkeys(row["category"] for row in rows)) == categories and all(

@@ -136,14 +136,17 @@ def read(path: Path, only_metadata: bool = False) -> dict[str, Any]:
 def _is_sound(content: dict[str, Any]) -> bool:
     """Whether a checkpoint of this program has all required entries with the right types."""
     model, epoch, images = content.get("model"), content.get("epoch"), content.get("images")
+    entries = (content.get(name, {}) for name in (*TENSORS_IN, "settings"))
     return (
-        isinstance(model, dict)
+        all(isinstance(one, dict) for one in entries)
+        and isinstance(model, dict)
+        and "settings" in content
         and all(isinstance(name, str) and isinstance(value, Tensor) for name, value in model.items())
         and type(epoch) is int
         and epoch >= (0 if content.get("progress") else 1)  # 0: interrupted in the first epoch
         and isinstance(images, dict)
         and images.keys() == {"training", "held_out"}
-        and isinstance(content.get("settings"), dict)
+        and type(content.get("averaged_steps", 0)) is int
     )
 
 

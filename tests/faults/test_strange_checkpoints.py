@@ -205,8 +205,11 @@ def _endless() -> dict:
         {"odd": torch.zeros(3, device="meta"), "checksum": f"{CHECKSUM} 0"},
         {"odd": _endless()},
         {"provenance": torch.zeros(2)},
+        {"progress": torch.zeros(2)},
+        {"optimizer": torch.zeros(2)},
+        {"averaged_steps": float("inf")},
     ],
-    ids=["large view", "tensor as settings", "large integer", "sparse", "meta", "endless", "tensor as provenance"],
+    ids="large_view as_settings large_integer sparse meta endless provenance progress optimizer steps".split(),
 )
 def test_values_that_no_checkpoint_has_are_refused(trained, tmp_path, change):
     path = tmp_path / "last.pt"

@@ -209,7 +209,18 @@ def _endless() -> dict:
         {"optimizer": torch.zeros(2)},
         {"averaged_steps": float("inf")},
     ],
-    ids="large_view as_settings large_integer sparse meta endless provenance progress optimizer steps".split(),
+    ids=[
+        "large_view",
+        "as_settings",
+        "large_integer",
+        "sparse",
+        "meta",
+        "endless",
+        "provenance",
+        "progress",
+        "optimizer",
+        "steps",
+    ],
 )
 def test_values_that_no_checkpoint_has_are_refused(trained, tmp_path, change):
     path = tmp_path / "last.pt"

@@ -320,20 +320,24 @@ def bench_stability_figure() -> None:
     flags.add_argument("--out", type=Path, default=common.ROOT / "images/stability.png", help="default: %(default)s")
     from matplotlib.figure import Figure
 
-    found, figure = rows(STABILITY), Figure(figsize=(10, 4), layout="constrained")
-    for axes, name in zip(figure.subplots(1, len(RECIPES), sharey=True), RECIPES, strict=True):
-        of_seed: dict[float, list[float]] = {}
-        for row in found:
-            if row["candidate"] == name:
-                of_seed.setdefault(row["seed"], []).append(row["pixel_ap"])
-        for seed, values in sorted(of_seed.items()):
-            axes.plot(range(1 - len(values), 1), values, "o-", label=f"seed {seed:.0f}")
-        axes.set(title=name, xlabel="epochs before the last", ylabel="pixel AP")
-        axes.grid(alpha=0.3)
-        axes.legend()
-        over_epochs = statistics.fmean(statistics.stdev(values[-5:]) for values in of_seed.values())
-        over_seeds = statistics.stdev(values[-1] for values in of_seed.values())
-        print(f"{name}: pixel AP, standard deviation over the last 5 epochs {over_epochs:.3f}, seeds {over_seeds:.3f}")
+    figure = Figure(figsize=(6.4, 4), layout="constrained")
+    axes = figure.add_subplot(xlabel="epochs before the last", ylabel="pixel AP")
+    runs: dict[tuple[str, float], list[float]] = {}
+    for row in rows(STABILITY):
+        runs.setdefault((row["candidate"], row["seed"]), []).append(row["pixel_ap"])
+    for (name, seed), values in runs.items():
+        style: dict[str, Any] = {"color": f"C{RECIPES.index(name)}", "linestyle": ("-", "--", "-.", ":")[int(seed) % 4]}
+        axes.plot(range(len(values) - 1, -1, -1), values, marker="o", label=f"{name}, seed {seed:.0f}", **style)
+    for name in RECIPES:
+        own = [values for (candidate, _), values in runs.items() if candidate == name]
+        scatter = statistics.fmean(statistics.stdev(values[-5:]) for values in own)
+        print(f"{name}: pixel AP, standard deviation over the last 5 epochs {scatter:.4f}, mean of {len(own)} runs")
+        if len(own) > 1:
+            print(f"    over seeds {statistics.stdev(values[-1] for values in own):.3f}")
+    axes.set(ylim=(0, 1))
+    axes.invert_xaxis()
+    axes.grid(alpha=0.3)
+    axes.legend()
     path = flags.parse_args().out
     figure.savefig(path, dpi=120)
     print(path)

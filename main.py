@@ -116,6 +116,10 @@ def main() -> int:
 def _run(arguments: argparse.Namespace, config: "Config", group: "ProcessGroup | None") -> int:
     """Run the modes in order. All processes train, compute thresholds and detect; the other modes run in the first."""
     is_first = group is None or group.is_first
+    if arguments.export and is_first:
+        from engine import export
+
+        export.check_format(arguments.export)  # before what takes hours
     if arguments.check and is_first:
         from engine import check
 

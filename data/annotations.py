@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+FARTHEST = 1e6  # pixels; images with annotations have at most 2^15 a side
 FIX = "export the annotations again, with polygons, boxes or run lengths"
 
 
@@ -70,7 +71,10 @@ def draw_shape(shape: Any, size: tuple[int, int]) -> np.ndarray:
     for polygon in shape:
         if len(polygon) < 6 or len(polygon) % 2:
             raise ValueError(f"a polygon has {len(polygon)} numbers, but needs an even number from 6")
-        mask |= fill_polygon(np.array(polygon, float).reshape(-1, 2), size)
+        corners = np.array(polygon, float).reshape(-1, 2)
+        if not (np.abs(corners) < FARTHEST).all():  # NaN too
+            raise ValueError(f"a corner has a coordinate that is no number below {FARTHEST:g}")
+        mask |= fill_polygon(corners, size)
     return mask
 
 

@@ -290,7 +290,7 @@ def with_masks_read(samples: Sequence[TestSample], size: tuple[int, int]) -> tup
         for warning, names in files_of.items()
     ]
     warnings += vanishing_note({mask: counts for mask, (_, _, counts) in decoded.items()})
-    saturation = _saturation(samples)
+    saturation = saturation_by_mask(samples)
     checked = [
         replace(
             sample,
@@ -302,7 +302,7 @@ def with_masks_read(samples: Sequence[TestSample], size: tuple[int, int]) -> tup
     return checked, warnings
 
 
-def _saturation(samples: Sequence[TestSample]) -> dict[MaskSource, float]:
+def saturation_by_mask(samples: Sequence[TestSample]) -> dict[MaskSource, float]:
     """Mask -> share of its pixels from which on its overlap counts as complete, where a file says it."""
     configs = {one: loco.read_config(one) for one in {sample.defects_config for sample in samples} if one}
     sources = {

@@ -10,6 +10,7 @@
 #include <cstdlib>
 #include <exception>
 #include <fstream>
+#include <stdexcept>
 #include <string>
 
 #include "detect.hpp"
@@ -37,7 +38,9 @@ int main(int argc, char** argv) {
     }
     int status = 0;
     try {
-        draem::Detector detector(argv[first], has_threshold ? std::stod(argv[2]) : std::nan(""));
+        const double threshold = has_threshold ? std::stod(argv[2]) : std::nan("");
+        if (has_threshold && std::isnan(threshold)) throw std::runtime_error("--threshold: not a number");
+        draem::Detector detector(argv[first], threshold);
         for (int i = first + 1; i < argc; ++i) {
             try {
                 cv::Mat image;

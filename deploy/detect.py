@@ -6,8 +6,8 @@
     python detect.py bottle_60_int8.xml images/*.png
 
 The command prints a line for each image: result, score, path. Exit status: 0 all nominal, 1 at least one anomalous,
-2 an error. Needs NumPy, OpenCV, and OpenVINO or, for .onnx, ONNX Runtime. The command also needs decoding.py beside
-this file and Pillow; models that register images need homography.py beside it.
+2 an error. Needs NumPy, OpenCV, and OpenVINO or, for .onnx, ONNX Runtime. With decoding.py beside this file, and
+Pillow, the command also reads images of more than 8 bits; models that register images need homography.py beside it.
 """
 
 import argparse
@@ -26,8 +26,14 @@ from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import cv2
-import numpy as np
+try:
+    import cv2
+    import numpy as np
+except ImportError as error:
+    if __name__ != "__main__":
+        raise
+    print(f"error: {error}; run: pip install numpy opencv-python-headless", file=sys.stderr)
+    sys.exit(2)  # Python's status for it would be 1, which means anomalous
 
 os.environ.setdefault("OPENCV_IO_ENABLE_OPENEXR", "1")  # as in training
 
@@ -65,7 +71,7 @@ class Detector:
         threshold, pixel_threshold: in place of those of the file, which are in `metadata`.
 
     Raises:
-        ValueError: not such a file, damaged, or one that needs what this program cannot do.
+        ValueError: not such a file, damaged, one that needs what this program cannot do, or no such threshold.
     """
 
     def __init__(self, path: str | Path, threshold: float | None = None, pixel_threshold: float | None = None):
@@ -117,6 +123,8 @@ class Detector:
         return Detection(score, verdict, anomaly_map, _regions(anomaly_map > limit))
 
     def _threshold(self, key: str, given: float | None) -> float | None:
+        if isinstance(given, bool) or not isinstance(given, (int, float, np.floating, type(None))) or given != given:
+            raise ValueError(f"{key.removeprefix('image_')}: {given!r} is not a number")
         if given is None and self.metadata.get("threshold_type") is not None and self.metadata.get(key) is None:
             return math.inf  # JSON has no infinity: the threshold that no score exceeds
         return self.metadata.get(key) if given is None else given
@@ -143,9 +151,11 @@ class Detector:
             for y0, y1, x0, x1 in self._region:
                 region[y0:y1, x0:x1] = 255
                 if y1 > shape[0] or x1 > shape[1]:
-                    raise ValueError(f"the masking region {[y0, y1, x0, x1]} is not inside {_in_words(shape)}")
+                    raise ValueError(
+                        f"the masking region {[y0, y1, x0, x1]} is not inside {shape[1]} x {shape[0]} pixels"
+                    )
         if region.shape != tuple(shape):
-            raise ValueError(f"the masking region has {_in_words(region.shape)}, the image {_in_words(shape)}")
+            raise ValueError(f"width and height: the masking region has {region.shape[::-1]}, the image {shape[::-1]}")
         return _resized_region(region > 0, self.metadata["img_size"])
 
     def _map_of(self, resized: np.ndarray) -> np.ndarray:
@@ -189,9 +199,8 @@ def _opened(path: Path) -> tuple[Callable[[np.ndarray], np.ndarray], dict[str, s
         texts = {key: str(getattr(text, "value", text)) for key, text in getattr(stored, "value", stored).items()}
         size = _value(texts.get("tile_size", texts.get("img_size", "null")))
         model.reshape({0: [1, *size, 3]} if size else {})  # a fixed size is faster
-        # float32: by default OpenVINO computes in bfloat16 on some processors, and scores would differ slightly.
         with _own_signal_stack():
-            options = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+            options = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}  # bfloat16 differs
             network = core.compile_model(model, "CPU", options)
         return lambda images: network(images)["anomaly_map"], texts
     except Exception as error:  # the runtimes have a class for each, some without a common base
@@ -254,10 +263,6 @@ def _gray(path: Path) -> np.ndarray:
     return image
 
 
-def _in_words(shape: tuple[int, ...]) -> str:
-    return f"{shape[1]} x {shape[0]} pixels"
-
-
 def _module_beside(name: str) -> Any:
     """A module whose file lies beside this one."""
     path = Path(__file__).resolve().with_name(f"{name}.py")
@@ -269,6 +274,18 @@ def _module_beside(name: str) -> Any:
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
+
+
+def _read(path: str, white_level: float | None, refuses_dark: bool) -> np.ndarray:
+    """An image of 8 bits, BGR, upright as its EXIF says; decoding.py has a function that reads all others."""
+    image = cv2.imread(path, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
+    if image is None:
+        raise ValueError("cannot be read as an image")
+    if image.dtype != np.uint8 or Path(path).read_bytes()[:2] in (b"II", b"MM") or cv2.imcount(path) > 1:
+        raise ValueError(
+            "not an image of 8 bits and one page, or a TIFF: needs decoding.py beside this file, and Pillow"
+        )
+    return image
 
 
 def _resized_region(region: np.ndarray, size: list[int]) -> np.ndarray:
@@ -286,13 +303,12 @@ def _regions(mask: np.ndarray) -> list[Region]:
 
 
 def _check_image(image: Any) -> None:
-    wanted = "wanted: BGR, uint8, (height, width, 3), as cv2.imread gives"
-    if image is None:
-        raise ValueError(f"given: None, as cv2.imread gives for a file that it cannot read; {wanted}")
-    if not isinstance(image, np.ndarray):
-        raise ValueError(f"given: {type(image).__name__}; {wanted}")
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
-        raise ValueError(f"given: {image.dtype}, {image.shape}; {wanted}")
+    given = "None, as cv2.imread gives for a file that it cannot read" if image is None else type(image).__name__
+    if isinstance(image, np.ndarray):
+        if image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3 and image.size:
+            return
+        given = f"{image.dtype}, {image.shape}"
+    raise ValueError(f"given: {given}; wanted: BGR, uint8, (height, width, 3), as cv2.imread gives")
 
 
 def main() -> int:
@@ -303,7 +319,9 @@ def main() -> int:
     parser.add_argument("--threshold", type=float, help="image threshold (default: that of the model's file)")
     arguments = parser.parse_args()
     try:
-        read, detector, status = _module_beside("decoding").read, Detector(arguments.model, arguments.threshold), 0
+        detector, status, read = Detector(arguments.model, arguments.threshold), 0, _read
+        with suppress(ValueError, ImportError):  # no such file, or no Pillow
+            read = _module_beside("decoding").read
     except (ValueError, OSError) as error:
         parser.error(str(error))
     if detector.threshold is None:

@@ -29,7 +29,7 @@ class Service:
         from detect import Detector
 
         self._read, self._detector, self._turn = decoding.read, Detector(model, threshold), asyncio.Lock()
-        self._queue, self._accepted, self._is_open = queue, 0, True
+        self._queue, self._accepted, self._is_open, self._white = queue, 0, True, self._detector.metadata["white_level"]
 
     def reconfigure(self, config: dict[str, bool]) -> None:
         """Called by Ray Serve with the deployment's `user_config`, also of a replica that runs."""
@@ -56,8 +56,8 @@ class Service:
             self._accepted -= 1
 
     def _answer(self, content: bytes) -> dict[str, Any]:
-        found = self._detector(self._read(content, self._detector.metadata["white_level"], refuses_dark=True))
-        answer = {"score": found.score, "verdict": found.verdict, "threshold": self._detector.threshold}
+        found, limit = self._detector(self._read(content, self._white, refuses_dark=True)), self._detector.threshold
+        answer = {"score": found.score, "verdict": found.verdict, "threshold": None if limit == float("inf") else limit}
         return answer | {"regions": [region._asdict() for region in found.regions]}
 
 

@@ -11,12 +11,13 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from config import Config, recipe
-from data import image_io
+from data import image_io, mvtec
 from data.annotations import MaskSource
 from data.folders import DatasetNotes
 from data.image_io import EmbeddedImage
 from data.layouts import registry
 from data.mvtec import TestSample, vanishing_note, vanishing_regions
+from engine.train import start_of
 from evaluation.thresholds import false_positive_estimate, images_needed
 from inference import checkpoint, tiles
 from inference.preprocessing import Preprocessor, configured
@@ -85,6 +86,8 @@ def run(config: Config) -> None:
     _print_counts(category, files, textures, test or [], bool(validation))
     for line in notes.lines():
         print(line)
+    if not (config.run_folder / "last.pt").is_file():  # else that is resumed
+        findings.attempt(lambda: start_of(config))
     if files:
         settled = findings.attempt(lambda: resolve_white_level(config, files.nominal)) or config
         groups = {"training": files.training, "held out": files.held_out, "test": [one.path for one in test or []]}
@@ -93,6 +96,7 @@ def run(config: Config) -> None:
         _print_masks(test or [], looks, findings, config.data.img_size)
         reference = _kept_reference(config)
         if test:
+            findings.attempt(lambda: mvtec.saturation_by_mask(test))
             technique = configured(config)
             preparing = partial(Preprocessor, settled, [technique], embedded=reference, writes=False)
             for line in findings.attempt(lambda: preparing().check(test, [technique])) or []:

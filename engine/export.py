@@ -53,6 +53,16 @@ TIMED = 15  # images that the times of a file come from
 ROUNDING = 2e-6  # a score this close to the threshold may fall on either side
 
 
+def check_format(kind: str) -> None:
+    """UserError for an unknown format, or where its packages are missing."""
+    if kind not in FORMATS:
+        raise UserError(f"--export {kind}", "unknown format", f"choose one of: {', '.join(FORMATS)}")
+    if missing := [name for name in FORMATS[kind] if find_spec(name) is None]:
+        raise UserError(
+            f"--export {kind}", f"{', '.join(missing)} not installed", "run: pip install -r requirements-export.txt"
+        )
+
+
 def run(config: Config, kind: str) -> Path:
     """Write a file into `<run>/export/`, and a JSON with the metadata that programs need.
 
@@ -61,12 +71,7 @@ def run(config: Config, kind: str) -> Path:
         FloatingPointError: the maps of the file differ from those of the networks, or 8 bits lose too much or save too
             little; nothing is written.
     """
-    if kind not in FORMATS:
-        raise UserError(f"--export {kind}", "unknown format", f"choose one of: {', '.join(FORMATS)}")
-    if missing := [name for name in FORMATS[kind] if find_spec(name) is None]:
-        raise UserError(
-            f"--export {kind}", f"{', '.join(missing)} not installed", "run: pip install -r requirements-export.txt"
-        )
+    check_format(kind)
     tempfile.gettempdir()  # without one, torch prints a hundred lines before it fails
     detector = Detector.for_new_images(config, AS_THE_FILE | {"metrics.threshold": False})
     for line in [*detector.notes, *_left_to_programs(detector)]:

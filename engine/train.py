@@ -87,7 +87,7 @@ def _set_up(
         print(line)
     made_from = training_provenance(config, found.nominal + found.validation, found.textures)
     kept = read_last(config, made_from)
-    start = None if kept else _start(config)
+    start = None if kept else start_of(config)
     earlier = kept.source if kept else _source_of(start, found)
     files = split(config, found, earlier.images if earlier else None)
     settled = resolve_white_level(config, files.nominal, earlier)
@@ -107,7 +107,7 @@ def _set_up(
     return state, files, kept.place if kept else None
 
 
-def _start(config: Config) -> Checkpoint | None:
+def start_of(config: Config) -> Checkpoint | None:
     """The checkpoint of train.start_from; UserError where it cannot be used."""
     path = config.train.start_from
     if path is not None and not Path(path).is_file():

@@ -71,10 +71,13 @@ function cell(text) {
   return /[",\r\n]/.test(safe) ? `"${safe.replaceAll('"', '""')}"` : safe;
 }
 
+// The program's own: the slider moves what the page shows, not what the program has said.
+const verdict = (image) => !data.has_threshold ? "" : image.score > data.start ? "anomalous" : "nominal";
+
 function saveMarks() {
   // Images of the sample without a mark too: a part of a random sample is not one.
   const rows = images.filter((image) => image.score !== null && (marks[image.path] || sample.has(image.path)))
-    .map((image) => [image.path, isAnomalous(image) ? "anomalous" : "nominal", marks[image.path] ?? "",
+    .map((image) => [image.path, verdict(image), marks[image.path] ?? "",
       sample.has(image.path) ? "random" : ""]);
   const text = [["path", "verdict", "mark", "sample"], ...rows].map((row) => row.map(cell).join(",") + "\r\n").join("");
   const link = document.createElement("a");

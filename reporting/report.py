@@ -140,6 +140,7 @@ def write_page(folder: Path, page: Page) -> None:
         "images": [one._asdict() for one in page.images],
         "thresholds": named,
         "start": image,
+        "has_threshold": first.image is not None,
         "pixel": pixel,
         "curves": list(page.curves),
         "defects": list(page.defects),

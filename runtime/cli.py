@@ -62,6 +62,8 @@ def expand_path(text: str) -> str:
 
 def path(text: str) -> Path:
     """Parse the value of a flag that is a path; its Unicode is in the form that it has on the disk."""
+    if not text:
+        raise argparse.ArgumentTypeError("is an empty path (a variable of the shell that is not set?)")
     try:
         return Path(as_on_disk(expand_path(text)))
     except ValueError as error:

@@ -91,7 +91,7 @@ def _check_shapes(file: Path, name: str, shapes: list[Any], size: tuple[int, int
     try:
         for shape in shapes:
             draw_shape(shape, size)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise UserError(file, f"an annotation of {name} is malformed ({error})", FIX) from error
 
 

@@ -15,6 +15,7 @@ from runtime.errors import UserError
 from runtime.names import as_on_disk
 
 PARTS, MASKS = ("Train", "Test"), "Label"
+LIST = "Labels.txt"  # a line for each image: number, 1 if defective, file, 0, file of the mask
 ENDING = "_label"  # of the masks' stems, as `fold` returns them
 
 
@@ -48,7 +49,17 @@ def _samples(folder: Path, part: Path) -> list[TestSample]:
         if path.parent == part:
             mask = masks.pop(fold(path.stem) + ENDING, None)
             samples.append(sample(folder, path, "defect" if mask else GOOD, [mask] if mask else []))
+    if lost := sorted(_listed(part / MASKS / LIST) & {fold(one.path.stem) for one in samples if not one.has_anomaly}):
+        raise UserError(part / MASKS / LIST, f"says that {lost[0]} is defective, but its mask is missing", "restore it")
     if rest := list(masks.values()):
         problem = f"matches no image of {part.name}: {name_below(rest[0], folder)} is no NNNN{ENDING} of one"
         raise UserError(f"{rest[0]}{and_n_more(rest)}", problem, "restore the image, or the name of the mask")
     return samples
+
+
+def _listed(file: Path) -> set[str]:
+    """Folded stems of the defective images in a list; none where there is no list."""
+    if not file.is_file():
+        return set()
+    lines = (line.split() for line in file.read_text(encoding="utf-8", errors="replace").splitlines())
+    return {fold(Path(cells[2]).stem) for cells in lines if len(cells) == 5 and cells[1] == "1"}

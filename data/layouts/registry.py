@@ -89,11 +89,14 @@ def _read_asked_for(config: Config, layout: str) -> Listing:
     data = config.data
     if layout == "folders":
         return two_folders.read(data.nominal_folder, data.anomalous_folder)
+    file = data.table or data.coco or ""
+    if not Path(file).is_file():
+        raise UserError(f"data.{layout} = {file}", "no such file", f"set data.{layout} to a file that is there")
     present = list_categories(config)
     if data.category not in present:
         raise UserError(
             f"data.category = {data.category}",
-            f"not in {data.table or data.coco}",
+            f"not in {file}",
             f"choose one of: {', '.join(present)}",
         )
     if data.table:

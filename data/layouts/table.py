@@ -4,6 +4,7 @@ import csv
 import re
 from collections import Counter
 from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path
 
 from data.folders import NOMINAL_NAMES, DatasetNotes, normalize_name
@@ -64,6 +65,15 @@ def read_rows(path: Path) -> list[dict[str, str]]:
     return [row for row in rows if any(row.values())]
 
 
+def _check_spelling(path: Path, columns: Sequence[str]) -> None:
+    """UserError for a column that is nearly one of COLUMNS, which is not there: it would be left out without a word."""
+    for column in columns:
+        if column not in COLUMNS and (known := get_close_matches(column, set(COLUMNS) - set(columns), 1, 0.8)):
+            raise UserError(
+                path, f"has a column {column}, but none {known[0]}", f"rename it to {known[0]}, or remove it"
+            )
+
+
 def require_columns(path: Path, rows: Sequence[dict[str, str]], needed: Sequence[str]) -> None:
     """UserError with the columns that a table lacks."""
     present = rows[0].keys() if rows else ()
@@ -119,6 +129,7 @@ def listing_of(file: Path, rows: Sequence[dict[str, str]]) -> Listing:
             group is on both sides of the split.
     """
     require_columns(file, rows, ["path"])
+    _check_spelling(file, list(rows[0]))
     folder, notes = file.parent, DatasetNotes()
     paths = [folder / row["path"].replace("\\", "/") for row in rows]
     check_there(paths, file)

@@ -103,8 +103,9 @@ def forms_of(folder: Path) -> list[str]:
         forms.append("mvtec-ad-2")
     if any((path / "xyz").is_dir() for path in nominal):
         forms.append("mvtec-3d")
-    ok_and_ko = ("train/ok", "test/ok", "test/ko", "ground_truth/ko")
-    if all((folder / name).is_dir() for name in ok_and_ko):
+    has_other_parts = any(path.name not in ("ok", "ko") for path in subfolders(folder / "test"))
+    has_ko = any((folder / name).is_dir() for name in ("test/ko", "ground_truth/ko"))
+    if (folder / "train/ok").is_dir() and has_ko and not has_other_parts:
         forms.append("btad")
     if nominal and (not forms or (forms == ["mvtec-ad-2"] and (folder / "test").is_dir())):
         forms.append("mvtec")

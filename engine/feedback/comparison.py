@@ -129,7 +129,7 @@ def worse(before: Figures, recalibrated: Figures, after: Figures) -> list[str]:
     reasons = []
     (old, count), (old_after, _) = before.false_positives["old"], after.false_positives["old"]
     (new, new_count), (new_after, _) = before.false_positives["new"], after.false_positives["new"]
-    if new_after >= max(new, 1):
+    if new_count and new_after >= new:
         reasons.append(f"{new_after} of {new_count} held-out new images are false positives, {new} were before")
     if old_after > old + max(1, LOSS * count):
         reasons.append(f"{old_after} of {count} held-out old images are false positives, {old} were before")

@@ -70,6 +70,8 @@ def run(config: Config, file: Path) -> Review:
         UserError: mistakes in the file, no marks, no checkpoint or no thresholds.
     """
     rows = marks.read(file)
+    if not config.metrics.threshold:
+        raise UserError("metrics.threshold", "is false, but marks are compared with thresholds", "set it to true")
     detector = Detector.for_new_images(config)
     for line in detector.notes:
         print(line)

@@ -78,6 +78,13 @@ def test_boxes_and_several_polygons():
         draw_shape({"size": [1, 1], "counts": [1]}, SIZE)
 
 
+@pytest.mark.parametrize("odd", [float("nan"), float("inf"), 1e308, -1e308, 10**400])
+def test_coordinates_that_are_no_pixels_are_an_error(odd):
+    for shape in ([[odd, 0, 9, 0, 9, 9]], [[0, odd, 9, 0, 9, 9]], {"bbox": [0, 0, odd, 9]}):
+        with pytest.raises((ValueError, OverflowError)):
+            draw_shape(shape, SIZE)
+
+
 def test_a_drawn_mask_stands_in_for_a_file():
     mask = DrawnMask(Path("lids.json"), "3.png", SIZE, '[{"bbox": [2, 3, 4, 5]}]')
     assert image_io.decode_mask_file(mask).mask.sum() == 20

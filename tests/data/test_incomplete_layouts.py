@@ -53,6 +53,44 @@ def test_other_folders_of_the_public_test_set_are_left_out_and_named(tmp_path):
     assert_names("\n".join(notes.lines()), 1, "test_public/scratch/000.png")
 
 
+@pytest.mark.parametrize("folder", ["ground_truth", "test/ok", "test/ko"])
+def test_what_btad_lacks_is_named(tmp_path, folder):
+    layout_fixtures.btad(tmp_path)
+    shutil.rmtree(tmp_path / "01" / folder)
+    with raises_user_error(tmp_path / "01", "btad", folder):
+        open_category(settings(tmp_path, "01"))
+
+
+def test_an_image_that_dagm_lists_as_defective_needs_its_mask(tmp_path):
+    layout_fixtures.dagm(tmp_path)
+    folder = tmp_path / "Class1/Test/Label"
+    masks = sorted(folder.glob("*.PNG"))
+    lines = (f"{i}\t1\t{mask.name.replace('_label', '')}\t0\t{mask.name}" for i, mask in enumerate(masks))
+    (folder / "Labels.txt").write_text("\n".join(["1", *lines, "9\t0\t0009.PNG\t0\t0"]))
+    open_category(settings(tmp_path, "Class1"))
+    masks[0].unlink()
+    with raises_user_error(folder / "Labels.txt", masks[0].stem.replace("_label", "")):
+        open_category(settings(tmp_path, "Class1"))
+
+
+@pytest.mark.parametrize(("wrong", "right"), [("maske", "mask"), ("lable", "label"), ("groups", "group")])
+def test_a_misspelt_column_is_named(tmp_path, wrong, right):
+    layout_fixtures.tables(tmp_path)
+    table = tmp_path / "gear.csv"
+    head, _, rows = table.read_text().partition("\n")
+    columns = [wrong if name == right else name for name in head.split(",")]
+    columns += [] if wrong in columns else [wrong]
+    table.write_text(",".join(columns) + "\n" + rows)
+    with raises_user_error(table, wrong, right):
+        open_category(settings(tmp_path, "gear"))
+
+
+@pytest.mark.parametrize("key", ["table", "coco"])
+def test_a_file_that_is_not_there_is_named(tmp_path, key):
+    with raises_user_error(f"data.{key}", "none.file", "no such file"):
+        open_category(settings(tmp_path, "none", **{key: str(tmp_path / "none.file")}))
+
+
 @pytest.mark.parametrize("part", ["Train", "Test"])
 def test_defective_images_of_dagm_are_not_taken_for_nominal_ones(tmp_path, part):
     """Where their masks have other names, or none is left."""

@@ -185,6 +185,8 @@ def test_what_the_programs_cannot_do_is_refused(table, built, tmp_path):
     registered = next((table / "registered").glob("*.xml"))
     done = subprocess.run([built / "detect", registered, image], capture_output=True, text=True)
     assert done.returncode == 2 and "detect.py" in done.stderr and not done.stdout
+    done = subprocess.run([built / "detect", "--threshold", "nan", registered, image], capture_output=True, text=True)
+    assert done.returncode == 2 and "--threshold: not a number" in done.stderr
     model = openvino.Core().read_model(registered)
     model.set_rt_info("part", ["draem", "registration"])
     with pytest.raises(ValueError, match="part"):
@@ -248,9 +250,11 @@ def test_a_single_file_suffices_in_a_program_of_ones_own(table, tmp_path):
     verdict, score = done.stdout.splitlines()[0].split()
     assert verdict == expected["verdict"] and float(score) == pytest.approx(expected["score"], abs=2e-6)
     assert done.stdout.splitlines()[1] == "set()"
-    command = [sys.executable, "detect.py", table / expected["model"], table / expected["image"]]
+    cv2.imwrite(str(tmp_path / "deep.png"), np.zeros((9, 9), np.uint16))
+    command = [sys.executable, "detect.py", table / expected["model"], table / expected["image"], "deep.png"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 2 and "decoding.py" in done.stderr
+    assert done.returncode == 2 and done.stdout.split()[:2] == [verdict, f"{expected['score']:.6f}"]
+    assert "deep.png" in done.stderr and "decoding.py" in done.stderr
 
 
 def post(port: int, content: bytes, method: str = "POST") -> tuple[int, dict]:

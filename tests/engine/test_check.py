@@ -1,5 +1,6 @@
 """engine/check.py, --check: what a dataset has, and what would stop training or detection."""
 
+import json
 import re
 import shutil
 
@@ -43,6 +44,22 @@ def test_check_names_everything_that_would_stop_training_or_detection(workplace,
         assert len(lines_with(out, f"{category / path}")) == 1
     (category / "ground_truth/spot/000_mask.png").unlink()
     assert_user_error(cli("--check", "True"), "spot/000.png", "000_mask.png")
+
+
+def test_check_names_weights_to_start_from_that_are_none(workplace, cli):
+    path = workplace / "mvtec/tile/test/good/000.png"
+    assert_user_error(cli("--check", "--set", f"train.start_from={path}"), path)
+
+
+def test_check_names_a_configuration_of_loco_that_lacks_a_mask(workplace, cli):
+    masks, folder = sorted((workplace / "mvtec/tile/ground_truth/spot").glob("*.png")), workplace / "mvtec/tile"
+    entry = {"defect_name": "spot", "pixel_value": 7, "saturation_threshold": 1, "relative_saturation": True}
+    for mask in masks:  # one folder of masks for each image
+        stem = mask.stem.removesuffix("_mask")
+        (mask.parent / stem).mkdir()
+        mask.rename(mask.parent / stem / "000.png")
+    (folder / "defects_config.json").write_text(json.dumps([entry]))
+    assert_user_error(cli("--check"), "defects_config.json")
 
 
 def test_copies_count_once_in_the_expected_false_positive_rate(workplace, cli, monkeypatch):

@@ -199,7 +199,9 @@ def test_prediction_and_export_with_the_originals_weights(workplace, cli, monkey
 
 
 def test_unknown_formats_and_missing_packages_are_user_errors(cli, monkeypatch):
-    assert_user_error(cli("--export", "tflite"), "--export tflite", "onnx")
+    # Before the modes that take hours.
+    assert_user_error(cli("--train", "--export", "tflite", "--set", "data.run_name=new"), "--export tflite", "onnx")
+    assert not list(Path("checkpoints").rglob("new"))
     for package in ("openvino", "nncf"):
         with monkeypatch.context() as patch:
             patch.setitem(sys.modules, package, None)

@@ -113,6 +113,11 @@ def test_without_thresholds_there_is_nothing_to_say(two, cli):
     assert_user_error(cli("--feedback", str(file)), "no_masking.json", "--threshold")
 
 
+def test_metrics_threshold_is_needed(line, cli):
+    file = feedback(line, ["line/10.png,,nominal,"])
+    assert_user_error(cli("--feedback", str(file), "--set", "metrics.threshold=false"), "metrics.threshold", "true")
+
+
 def test_drift_begins_on_the_day_that_scores_change():
     rng = np.random.default_rng(0)
     held_out, days = rng.normal(0.3, 0.02, 40), np.arange(60) // 6

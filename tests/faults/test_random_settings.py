@@ -9,7 +9,7 @@ import re
 import shlex
 import sys
 import time
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
 
@@ -126,16 +126,21 @@ def file(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("settings") / "own.yaml"
 
 
-@contextmanager
-def at_once():
-    """Within a second; without a collection of the garbage of all examples before."""
+def at_once(action):
+    """The result of an action that takes less than a second; the faster of two tries, as other programs slow it down.
+
+    Without a collection of the garbage of all examples before.
+    """
     gc.disable()
-    start = time.process_time()
     try:
-        yield
-        assert time.process_time() - start < SECONDS
+        for _ in range(2):
+            start = time.process_time()
+            result = action()
+            if time.process_time() - start < SECONDS:
+                return result
     finally:
         gc.enable()
+    raise AssertionError(f"took {time.process_time() - start:.1f} s")
 
 
 def assert_short(error: object) -> None:
@@ -146,14 +151,20 @@ def assert_short(error: object) -> None:
 @given(data=FILES)
 def test_a_random_settings_file_is_read_or_refused(file, data):
     """What is read is the same after it has been written as a run's config.yaml."""
-    file.write_bytes(data)
-    with at_once():
+
+    def read():
         try:
             config = load_config(file)
-            written = settings_text(file, config)
+            return config, settings_text(file, config)
         except UserError as error:
-            assert_short(error)
-            return
+            return error
+
+    file.write_bytes(data)
+    found = at_once(read)
+    if isinstance(found, UserError):
+        assert_short(found)
+        return
+    config, written = found
     file.write_text(written, encoding="utf-8")
     assert load_config(file) == config
 
@@ -205,11 +216,16 @@ def programs():
 @given(line=LINES)
 def test_a_random_command_line_is_taken_or_refused(programs, line):
     program, arguments = line
-    out, error = StringIO(), StringIO()
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(error), at_once():
-        patch.setattr(sys, "argv", [f"{program}.py", *arguments])
-        with pytest.raises(SystemExit) as exit_:
-            cli.run(programs[program])
-    assert exit_.value.code in (0, 2), shlex.join(arguments)
-    assert (exit_.value.code == 2) == error.getvalue().startswith("error: "), error.getvalue()
-    assert_short(error.getvalue())
+
+    def call():
+        out, error = StringIO(), StringIO()
+        with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(error):
+            patch.setattr(sys, "argv", [f"{program}.py", *arguments])
+            with pytest.raises(SystemExit) as exit_:
+                cli.run(programs[program])
+        return exit_.value.code, error.getvalue()
+
+    status, error = at_once(call)
+    assert status in (0, 2), shlex.join(arguments)
+    assert (status == 2) == error.startswith("error: "), error
+    assert_short(error)

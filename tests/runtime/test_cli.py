@@ -102,6 +102,8 @@ def test_home_and_variables_in_paths_are_replaced(tmp_path, monkeypatch):
     monkeypatch.delenv("PARTS")
     with raises_user_error("data.data_path", "$PARTS"):
         load_config(tmp_path / "c.yaml", ["data.data_path=$PARTS/x"])
+    with pytest.raises(argparse.ArgumentTypeError, match="empty path"):
+        command_line.path("")
     with pytest.raises(argparse.ArgumentTypeError, match=r"\$PARTS"):
         command_line.path("$PARTS/x")
     (tmp_path / "$PARTS").mkdir()

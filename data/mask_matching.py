@@ -110,6 +110,13 @@ class Masks:
             else:
                 self._unmatched.append(mask)
 
+    def _name_like(self, known: Path, stem: str) -> Path:
+        """Where the mask of an image would be, from that of another one in its folder."""
+        mask = Path(self.found[known][0])
+        if mask.parent.name == known.stem:  # a folder of masks for each image
+            return mask.parent.with_name(stem) / mask.name
+        return mask.with_name(f"{stem}{mask.name.removeprefix(known.stem)}")
+
     def check_complete(self) -> None:
         """Note the masks that match no image; UserError if a defect has masks, but not for all of its images."""
         missing = []
@@ -125,12 +132,12 @@ class Masks:
                         f"name each mask after its image, for example {images[0].stem}_mask{own[0].suffix}",
                     )
             elif without:
-                target = (mask_folder or self.category / "ground_truth" / folder.name).relative_to(self.category)
-                missing += [(path, (target / f"{path.stem}_mask.png").as_posix()) for path in without]
+                known = next(path for path in images if path in self.found)
+                missing += [(path, self._name_like(known, path.stem)) for path in without]
         for mask in [*self._unmatched, *(mask for masks in self._folders.values() for mask in masks)]:
             self.notes.skip("masks that match no image", name_in(mask, self.category))
         if missing:
-            names = ", ".join(str(self.category / name) for _, name in missing)
+            names = ", ".join(str(name) for _, name in missing)
             if len(missing) == 1:
                 raise UserError(
                     missing[0][0],

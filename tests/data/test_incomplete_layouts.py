@@ -91,6 +91,24 @@ def test_a_file_that_is_not_there_is_named(tmp_path, key):
         open_category(settings(tmp_path, "none", **{key: str(tmp_path / "none.file")}))
 
 
+@pytest.mark.parametrize(
+    ("name", "category", "mask"),
+    [
+        ("mvtec_3d", "bagel", "test/crack/gt/000.png"),
+        ("btad", "01", "ground_truth/ko/0000.png"),
+        ("loco", "pushpins", "ground_truth/logical_anomalies/000/000.png"),
+    ],
+)
+def test_a_missing_mask_is_named_as_its_form_has_it(tmp_path, name, category, mask):
+    getattr(layout_fixtures, name)(tmp_path)
+    path = tmp_path / category / mask
+    assert path.is_file(), sorted(path.parent.rglob("*"))
+    for one in path.parent.glob("*") if name == "loco" else [path]:
+        one.unlink()
+    with raises_user_error(path):
+        open_category(settings(tmp_path, category)).test()
+
+
 @pytest.mark.parametrize("part", ["Train", "Test"])
 def test_defective_images_of_dagm_are_not_taken_for_nominal_ones(tmp_path, part):
     """Where their masks have other names, or none is left."""

@@ -4,9 +4,12 @@ import importlib
 import io
 import sys
 from contextlib import redirect_stdout
+from pathlib import Path
 
 import pytest
 
+from config_file import load_config
+from engine import train
 from runtime import cli
 
 
@@ -18,3 +21,9 @@ def run_here(name: str, *arguments: object) -> str:
         cli.run(importlib.import_module(name).main)
     assert exit_.value.code == 0
     return out.getvalue()
+
+
+def train_here(settings: Path, resume: str | None, dies_with_parent: bool) -> None:
+    """In place of train_all's process for each category, which test_train_all.py starts."""
+    own = load_config(settings, [f"train.resume={resume}"] if resume else [])
+    train.run(own, settings.read_text(encoding="utf-8"))

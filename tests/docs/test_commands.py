@@ -22,10 +22,10 @@ import layout_fixtures
 import pytest
 import torch
 from conftest import make_dataset
+from in_process import train_here
 from pages import DOCS, PAGES, ROOT, Block, blocks, fenced
 
-from config_file import load_config
-from engine import train, train_all
+from engine import train_all
 from runtime import cli
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="commands are those of Linux and macOS")
@@ -138,11 +138,6 @@ def trained(untrained, tmp_path_factory) -> Path:
         patch.chdir(root)
         call(patch, "python main.py --train True --threshold True")
     return root
-
-
-def train_here(template: Path, resume: str, dies_with_parent: bool) -> None:
-    """In place of a process for each category, which takes seconds to start; test_train_all.py starts them."""
-    train.run(load_config(template), template.read_text(encoding="utf-8"))
 
 
 def call(patch: pytest.MonkeyPatch, command: str) -> None:

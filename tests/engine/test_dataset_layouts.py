@@ -5,10 +5,10 @@ from pathlib import Path
 import layout_fixtures
 import pytest
 from conftest import rows_of, write
+from in_process import train_here
 from messages import assert_line, assert_user_error
 
-from config_file import load_config
-from engine import train, train_all
+from engine import train_all
 from inference import checkpoint
 
 SETTINGS = """\
@@ -77,11 +77,6 @@ def dataset(tmp_path):
 def test_whole_datasets_are_trained_evaluated_and_compared(dataset, call, monkeypatch, tmp_path, name):
     categories, settings = CASES[name][1], dataset(name)
     before = {path: path.read_bytes() for path in (tmp_path / "data").rglob("*") if path.is_file()}
-
-    def train_here(template, resume, dies_with_parent):
-        """In this process: another one takes seconds to start, and test_train_all.py starts them."""
-        train.run(load_config(template), template.read_text())
-
     monkeypatch.setattr(train_all, "_train", train_here)
     status, out, error = call("train_all", "--config", str(settings))
     assert status == 0, out + error

@@ -10,12 +10,13 @@ import cv2
 import numpy as np
 import pytest
 from conftest import ROOT, rows_of
-from in_process import run_here
+from in_process import run_here, train_here
 from messages import assert_line
 from scipy.stats import ks_2samp
 from sklearn.metrics import roc_auc_score
 
 import make_sample
+from engine import train_all
 from evaluation import metrics
 
 
@@ -83,6 +84,7 @@ def test_the_batch_programs_on_the_sample(sample, tmp_path, monkeypatch):
     sets += [f"metrics.{curves}=false" for curves in ("auroc", "pr", "pro", "iou")]  # drawn by the test above
     settings = ["--config", str(ROOT / "configs/sample.yaml"), *(word for value in sets for word in ("--set", value))]
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(train_all, "_train", train_here)
     run_here("train_all", *settings)
     run_here("evaluate_checkpoints", *settings, "--registrations", "False")
     run_here("check_best_model", *settings)

@@ -4,13 +4,16 @@ import re
 
 import numpy as np
 from conftest import rows_of
+from in_process import train_here
 from messages import assert_line, lines_with
 
+from engine import train_all
 from inference import checkpoint
 from inference.fingerprint import fingerprint
 
 
-def test_seeds_are_separate_runs_whose_means_are_reported(two, call):
+def test_seeds_are_separate_runs_whose_means_are_reported(two, call, monkeypatch):
+    monkeypatch.setattr(train_all, "_train", train_here)
     seeds = ("--seeds", "0", "1", "--categories", "tile", "--set", "train.visualize=false")
     seeds += ("--set", "train.save_from=2")  # val_ap of the last epoch alone: 200 samples in processes of their own
     status, out, error = call("train_all", *seeds)

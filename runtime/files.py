@@ -222,7 +222,8 @@ def run_lock(folder: Path, another: str = "set another data.run_name") -> Iterat
             with _touched(owner_path):
                 yield
         finally:
-            owner_path.unlink(missing_ok=True)
+            with suppress(OSError):  # it would hide why the block failed; one that is left is recognized
+                owner_path.unlink(missing_ok=True)
     finally:
         lock.release()
         if created and [path.name for path in folder.iterdir()] == [".lock"]:  # the block has written nothing

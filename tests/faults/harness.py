@@ -248,11 +248,11 @@ def _problems_of_message(outcome: Outcome, fault: Fault) -> list[str]:
         return [f"{len(lines)} messages"] if len(lines) > 1 else []
     if not lines:
         return [f"the error does not say {os.strerror(fault.error)}: {text.strip()[-200:]}"]
-    failed = Path(outcome.failed[0])
-    # A temporary file has the name of the file that it becomes.
-    names = [failed.parent.as_posix(), failed.name] if failed.parent != Path() else [failed.name]
-    if not any(name in line for name in names for line in text.splitlines()):
-        return [f"the error does not name {failed}: {text.strip()[-300:]}"]
+    # A temporary file has the name of the file that it becomes. Where later calls fail too, it may be one of theirs.
+    failed = [Path(path) for path in outcome.failed]
+    names = {name for one in failed for name in (one.parent.as_posix(), one.name) if name != "."}
+    if not any(name in text for name in names):
+        return [f"the error does not name {failed[0]}: {text.strip()[-300:]}"]
     return []
 
 

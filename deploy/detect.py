@@ -200,7 +200,7 @@ def _opened(path: Path) -> tuple[Callable[[np.ndarray], np.ndarray], dict[str, s
         size = _value(texts.get("tile_size", texts.get("img_size", "null")))
         model.reshape({0: [1, *size, 3]} if size else {})  # a fixed size is faster
         with _own_signal_stack():
-            options = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}  # bfloat16 differs
+            options = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}  # bfloat16 changes scores
             network = core.compile_model(model, "CPU", options)
         return lambda images: network(images)["anomaly_map"], texts
     except Exception as error:  # the runtimes have a class for each, some without a common base

@@ -16,7 +16,7 @@ test: $(VENV)/.installed-dev lint
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 
 faults: $(VENV)/.installed-dev
-	OMP_NUM_THREADS=1 FAULTS=all $(RUN) -m pytest -n 2 tests/faults -rP
+	OMP_NUM_THREADS=1 FAULTS=all $(RUN) -m pytest -n 2 --dist worksteal tests/faults -rP
 
 bench: $(VENV)/.installed-dev
 	$(RUN) -m benchmarks.evaluation startup

@@ -4,6 +4,7 @@ import csv
 import hashlib
 import io
 import json
+import re
 import sqlite3
 import tempfile
 from collections.abc import Callable, Iterator
@@ -17,6 +18,8 @@ import numpy as np
 from inference import checkpoint
 
 TIMES = {"seconds", "samples_per_second", "time", "checkpoint_state"}  # keys; the last is of a file that is copied
+
+RANDOM = re.compile(r"(?<=[._/])[a-z0-9_]{8}(?=[./]|$)")  # in names of temporary files
 
 
 def visible_files(folder: Path) -> Iterator[Path]:
@@ -82,15 +85,41 @@ def broken_files(folder: Path) -> list[str]:
     return found
 
 
+def _is_compared(path: Path, folder: Path) -> bool:
+    """Whether a visible file has the same values after each run, and is neither an image nor a texture given."""
+    name = path.relative_to(folder).as_posix()
+    varies = "/logs/" in name or path.suffix in (".html", ".txt", ".md", ".sqlite")
+    return not varies and not name.startswith(("mvtec/", "textures/"))
+
+
+def state_of(folder: Path) -> dict[str, object]:
+    """All that the next run finds: values as of content_of(), and what other files hold, hidden ones among them.
+
+    Of files that hold times (logs, reports, tables of times), only the size; of a lock's owner, and of the text of an
+    error in a row, nothing but that it is there.
+    """
+    found = {key: bool(value) if key.endswith(" error") else value for key, value in content_of(folder).items()}
+    visible = set(visible_files(folder))
+    for path in sorted(folder.rglob("*")):
+        if not path.is_file() or (path in visible and _is_compared(path, folder)):
+            continue
+        name = RANDOM.sub("*", path.relative_to(folder).as_posix())
+        if path.name == ".owner.json":
+            found[name] = True
+        elif "/logs/" in name or path.name.endswith((".html", "_times.txt")):
+            found[name.partition("tfevents")[0]] = path.stat().st_size
+        else:
+            found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return found
+
+
 def content_of(folder: Path) -> dict[str, object]:
     """What a run leaves, value by value: weights, images, each value of a JSON and each cell of a CSV file."""
     found: dict[str, object] = {}
     for path in visible_files(folder):
+        if not _is_compared(path, folder):
+            continue
         name = path.relative_to(folder).as_posix()
-        if name.startswith(("mvtec/", "textures/")) or "/logs/" in name or path.suffix in (".html", ".txt", ".md"):
-            continue
-        if path.suffix == ".sqlite":  # of equal content, bytes differ
-            continue
         if path.suffix == ".pt":
             found[name] = _weights(path.read_bytes())
         elif path.suffix == ".json":

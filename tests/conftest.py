@@ -20,7 +20,7 @@ import torch
 
 from config_file import load_config
 from data.mvtec import list_test
-from engine import train
+from engine import detection, threshold, train
 from engine.feedback import comparison
 from inference import checkpoint
 from model import DRAEM
@@ -259,20 +259,34 @@ def two(workplace, trained_two):
     return workplace
 
 
-@pytest.fixture
-def ready(two, cli):
-    """A workplace with thresholds and results, and a copy of the run's folder in another place."""
-    assert cli("--threshold", "--detection")[0] == 0
-    shutil.copytree(two / "checkpoints/tile/tiny", two / "elsewhere/run")
-    return two
+@pytest.fixture(scope="session")
+def detected(trained_two, tmp_path_factory):
+    """A workplace with both categories trained, and thresholds and results of tile; not to be written to."""
+    root = tmp_path_factory.mktemp("detected")
+    config = config_of(copy_of(trained_two, root))
+    threshold.run(config)
+    detection.run(config)
+    return root
 
 
 @pytest.fixture
-def camera(two, cli):
-    """A workplace with thresholds and a folder that images are written to."""
-    assert cli("--threshold")[0] == 0
-    shutil.copytree(two / "mvtec/tile/test/good", two / "camera")
-    return two
+def ready(workplace, detected):
+    """The same of one's own, and a copy of the run's folder in another place."""
+    make_dataset(workplace, "wood")
+    for name in ("checkpoints", "results"):
+        shutil.copytree(detected / name, workplace / name)
+    for path in (one for one in (workplace / "results").rglob("*") if one.suffix in (".json", ".html")):
+        text = path.read_text(encoding="utf-8")
+        path.write_text(text.replace(detected.as_posix(), workplace.as_posix()), encoding="utf-8")
+    shutil.copytree(workplace / "checkpoints/tile/tiny", workplace / "elsewhere/run")
+    return workplace
+
+
+@pytest.fixture
+def camera(ready):
+    """The same with a folder that images are written to."""
+    shutil.copytree(ready / "mvtec/tile/test/good", ready / "camera")
+    return ready
 
 
 BRACKET_SIZE = 96

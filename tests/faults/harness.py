@@ -2,6 +2,7 @@
 
 import csv
 import errno
+import gc
 import importlib
 import json
 import os
@@ -141,6 +142,7 @@ def _child(
 ) -> None:
     """Never returns."""
     status = 99
+    gc.disable()  # it would copy the memory that the fork shares
     try:
         for number, name in ((1, "out"), (2, "err")):
             handle = os.open(beside / name, os.O_WRONLY | os.O_CREAT)

@@ -39,23 +39,24 @@ class Places:
     """Counts the places of this process below a folder, and makes the fault happen. install() cannot be undone."""
 
     def __init__(self, below: Path, fault: Fault | None = None):
-        self._below, self._fault, self._is_inside = f"{os.path.realpath(below)}/", fault, False
+        self._below, self._fault = f"{os.path.realpath(below)}/", fault
         self._fails = False
         self.counts: Counter[str] = Counter()
         self.failed: list[str] = []  # paths below the folder, of the calls that failed
 
-    def _reach(self, kind: str, path: Any) -> bool:
-        """Count a place; an OSError where that is the fault. Whether the process is to be killed there."""
-        if self._is_inside or isinstance(path, int):
-            return False
-        self._is_inside = True
-        try:
-            path = os.path.join(os.getcwd(), os.fsdecode(path))
-            if not path.startswith(self._below):
-                return False
-            place = f"{kind} in {_caller()}"
-        finally:
-            self._is_inside = False
+    def _in_folder(self, path: Any) -> str:
+        """The absolute path of a file below the folder; empty for others, and for descriptors."""
+        if isinstance(path, int):
+            return ""
+        absolute = os.path.join(os.getcwd(), os.fsdecode(path))
+        return absolute if absolute.startswith(self._below) else ""
+
+    def _reach(self, kind: str, path: str) -> bool:
+        """Count a place; an OSError where that is the fault. Whether the process is to be killed there.
+
+        path: absolute, below the folder.
+        """
+        place = f"{kind} in {_caller()}"
         self.counts[place] += 1
         if self._fault is None or not (self._fails or (place, self.counts[place]) == self._fault[:2]):
             return False
@@ -67,7 +68,7 @@ class Places:
 
     def reach(self, kind: str, path: Any) -> None:
         """Count a place; there the process is killed, or an OSError raised, where that is the fault."""
-        if self._reach(kind, path):
+        if (inside := self._in_folder(path)) and self._reach(kind, inside):
             os.kill(os.getpid(), signal.SIGKILL)
 
     def _checked(self, kind: str, function: Callable, place_of: int) -> Callable:
@@ -91,10 +92,10 @@ class Places:
         plain_open, places = builtins.open, self
 
         def opened(file: Any, mode: str = "r", *arguments: Any, **named: Any) -> Any:
-            if not set(mode) & set("wax+") or isinstance(file, int):
+            if not set(mode) & set("wax+") or not (path := places._in_folder(file)):
                 return plain_open(file, mode, *arguments, **named)
-            places.reach("open", file)
-            return _Written(plain_open(file, mode, *arguments, **named), places, file)
+            places.reach("open", path)
+            return _Written(plain_open(file, mode, *arguments, **named), places, path)
 
         builtins.open = io.open = opened  # type: ignore[assignment]
         fsync, connect = os.fsync, sqlite3.connect
@@ -106,7 +107,7 @@ class Places:
         os.fsync = synced
         sqlite3.connect = lambda path, **named: connect(path, **named, factory=_connection_class(places, path))
 
-    def written(self, path: Any, stream: Any, data: Any) -> None:
+    def written(self, path: str, stream: Any, data: Any) -> None:
         """Called before data are written: a kill leaves half of them in the file."""
         if self._reach("write", path):
             stream.write(data[: len(data) // 2])
@@ -117,7 +118,7 @@ class Places:
 class _Written:
     """A file that is open for writing."""
 
-    def __init__(self, stream: Any, places: Places, path: Any):
+    def __init__(self, stream: Any, places: Places, path: str):
         self._stream, self._places, self._path = stream, places, path
 
     def write(self, data: Any) -> int:

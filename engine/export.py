@@ -19,21 +19,12 @@ from config import Config
 from data import image_io
 from engine.threshold import nominal_images, of_held_out
 from evaluation.thresholds import MANUAL
-from inference import checkpoint, exported, threshold_file
+from inference import checkpoint, exported, quantization, threshold_file
 from inference.detector import Detector
 from inference.exported import Graph, Run, compiled, openvino_model, pixels_of, saved, write_onnx
-from inference.quantization import (
-    Quality,
-    Samples,
-    convolutions,
-    milliseconds,
-    quality_of,
-    quantized,
-    search,
-    sensitivities,
-)
+from inference.quantization import Quality, Samples
 from runtime.errors import UserError
-from runtime.files import atomic_write, write_text
+from runtime.files import atomic_write, remove_leftovers, shared_lock, write_text
 from runtime.version import program_version
 from training.data import datasets, find_files, split
 
@@ -268,20 +259,20 @@ def quantized_in_bounds(detector: Detector, graph: Graph, model: Any, samples: S
     """
     settings, size = detector.config.export, detector.config.data.input_size
     plain = compiled(model, size)
-    exact, names = quality_of(plain, samples), convolutions(model)
-    costs = sensitivities(graph, torch.from_numpy(np.concatenate(samples.held_out[:COMPARED])))
+    exact, names = quantization.quality_of(plain, samples), quantization.convolutions(model)
+    costs = quantization.sensitivities(graph, torch.from_numpy(np.concatenate(samples.held_out[:COMPARED])))
     bounds = Quality(settings.max_loss_pixel_ap, settings.max_loss_image_auroc)
 
     def attempt(in_float: Sequence[str]) -> tuple[Any, Quality]:
-        tried = quantized(model, samples.calibration, in_float)
+        tried = quantization.quantized(model, samples.calibration, in_float)
         # Measured as it is saved: other weights are in 16 bits. Windows does not remove files that are mapped.
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-            quality = quality_of(compiled(saved(tried, Path(folder) / "tried.xml"), size), samples)
+            quality = quantization.quality_of(compiled(saved(tried, Path(folder) / "tried.xml"), size), samples)
         print(f"{len(names) - len(in_float)} of {len(names)} convolutions in 8 bits: {_said(quality)}")
         return tried, quality
 
     print(f"{len(samples.masks)} synthetic samples, in float32: {_said(exact)}")
-    attempts = search([names[place] for place in np.argsort(costs)[::-1]], attempt, exact, bounds)
+    attempts = quantization.search([names[place] for place in np.argsort(costs)[::-1]], attempt, exact, bounds)
     found, count = attempts[-1], len(samples.masks)
     if not exact.loss(found.quality).is_within(bounds):
         raise FloatingPointError(
@@ -289,7 +280,7 @@ def quantized_in_bounds(detector: Detector, graph: Graph, model: Any, samples: S
             f"{len(found.in_float)} of {len(names)} convolutions in float32, {_said(exact)} with all; nothing is "
             "written. Raise export.max_loss_pixel_ap or export.max_loss_image_auroc, or use --export openvino"
         )
-    before, after, fastest = milliseconds(
+    before, after, fastest = quantization.milliseconds(
         [plain, *(compiled(one.model, size) for one in (found, attempts[0]))], samples.held_out[:TIMED]
     )
     print(
@@ -319,7 +310,11 @@ def _export_openvino(detector: Detector, config: Config, graph: Graph, model: An
     if samples:
         model, report = quantized_in_bounds(detector, graph, model, samples)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as folder:
+    remove_leftovers(path.parent)
+    with (
+        tempfile.TemporaryDirectory(dir=path.parent, prefix=".", suffix=".part", ignore_cleanup_errors=True) as folder,
+        shared_lock(Path(folder)),
+    ):
         beside = Path(folder) / path.name
         run = compiled(saved(model, beside))
         if not samples:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from evaluation.metrics import SCORE_WINDOW
 from inference import networks
 from model import DRAEM
+from runtime.files import naming
 from runtime.json_file import read_json
 
 OPSET = 18
@@ -97,10 +98,19 @@ def pixels_of(images: Tensor) -> np.ndarray:
 
 
 def saved(model: Any, path: Path) -> Path:
-    """Write a model of OpenVINO as .xml and .bin, with weights in 16 bits; the path."""
+    """Write a model of OpenVINO as .xml and .bin, with weights in 16 bits; the path.
+
+    Raises:
+        OSError: no space, no permission.
+    """
     import openvino
 
-    openvino.save_model(model, path)
+    try:
+        openvino.save_model(model, path)
+    except RuntimeError:  # it does not say why; the system does
+        with naming(path), path.with_suffix(".bin").open("ab") as stream:
+            stream.write(bytes(2**20))
+        raise
     return path
 
 

@@ -67,7 +67,8 @@ def atomic_write(path: Path, durable: bool = False) -> Iterator[Path]:
             if durable and os.name != "nt":  # Windows has no such call for folders
                 sync(path.parent)
     finally:
-        beside.unlink(missing_ok=True)
+        with suppress(OSError):  # it would hide why the block failed
+            beside.unlink(missing_ok=True)
 
 
 def sync(path: Path) -> None:

@@ -15,16 +15,17 @@ import onnxruntime
 import openvino
 import pytest
 import torch
-from conftest import GOLDEN, ROOT, SETTINGS, make_dataset, rows_of
+from conftest import GOLDEN, ROOT, SETTINGS, config_of, make_dataset, rows_of
 from in_process import run_here
 from messages import assert_names, assert_user_error, error_of
 from PIL import Image
 
 from config_file import load_config
 from engine import export
+from inference import quantization
 from inference.checkpoint import load_metadata
 from inference.detector import Detector
-from inference.exported import Graph, compiled
+from inference.exported import Graph, compiled, saved
 from inference.quantization import Quality, quality_of
 from training import validation
 
@@ -273,9 +274,9 @@ def test_a_quantized_file_that_loses_too_much_or_saves_too_little_is_not_written
 ):
     qualities = iter([Quality(0.8, 0.9)])  # of the file in float32; then those of quantized ones
     lower = Quality(0.79, 0.9) if reason == "loss" else Quality(0.8, 0.9)
-    monkeypatch.setattr(export, "quality_of", lambda run, samples: next(qualities, lower))
+    monkeypatch.setattr(quantization, "quality_of", lambda run, samples: next(qualities, lower))
     monkeypatch.setattr(export, "openvino_model", converter)
-    monkeypatch.setattr(export, "quantized", lambda model, calibration, in_float: model)
+    monkeypatch.setattr(quantization, "quantized", lambda model, calibration, in_float: model)
     text = error_of(cli("--export", "openvino-int8", "--set", "export.min_speedup=100"), status=1)
     assert_names(text, *(["0.7900", "32 of 51"] if reason == "loss" else ["export.min_speedup"]), "nothing is written")
     assert not (two / "checkpoints/tile/tiny/export").exists()
@@ -298,3 +299,28 @@ def test_a_file_that_gives_other_maps_is_not_kept(exported, two, cli, monkeypatc
     monkeypatch.setattr(onnxruntime.InferenceSession, "run", run_otherwise)
     error_of(cli("--export", "onnx"), status=1)
     assert not list((two / "checkpoints/tile/tiny").rglob("*.onnx"))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no such limit there")
+def test_a_failed_write_of_openvino_says_why(tmp_path):
+    """Its own error is of a stream, without a reason; it ended in a traceback."""
+    import resource
+
+    model = openvino.Model([openvino.opset8.result(openvino.opset8.constant(np.arange(10_000, dtype=np.float32)))], [])
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large") as raised:
+            saved(model, tmp_path / "tile.xml")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert raised.value.filename == str(tmp_path / "tile.xml")
+
+
+def test_what_a_killed_export_has_left_is_removed(two, monkeypatch, converter):
+    left = two / "checkpoints/tile/tiny/export/.abcdefgh.part"
+    left.mkdir(parents=True)
+    (left / "tile_2_openvino.bin").write_bytes(b"weights")
+    monkeypatch.setattr(export, "openvino_model", converter)
+    export.run(config_of(two, "metrics.threshold=false"), "openvino")
+    assert not left.exists()

@@ -21,7 +21,7 @@ from faults.harness import MODES, Trial, make_workplace, run
 from faults.places import IS_WHOLE
 from faults.remains import broken_files
 
-WORKERS = "train, 2 workers"
+WORKERS, EXPORT = "train, 2 workers", "checkpoints/tile/tiny/export"
 CLONE_NEWNS, MS_RDONLY, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 0x20000, 1, 32, 4096, 16384, 1 << 18
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs fork and namespaces of Linux")
 
@@ -99,6 +99,9 @@ def assert_goes_on(trial):
             ("evaluate", "results"),
             ("best", "results"),
             ("predict", "predicted"),
+            ("export", EXPORT),
+            ("recalibrate", "results"),
+            ("learn", "checkpoints"),
         ],
         2,
     ),
@@ -114,7 +117,8 @@ def test_a_read_only_folder_is_named(trial_of, name, place):
 
 @pytest.mark.parametrize("kilobytes", some([200, 40]))
 @pytest.mark.parametrize(
-    ("name", "place"), some([("train", "checkpoints"), ("detection", "results"), ("predict", "predicted")])
+    ("name", "place"),
+    some([("train", "checkpoints"), ("detection", "results"), ("predict", "predicted"), ("export", EXPORT)]),
 )
 def test_a_full_drive_is_named(trial_of, name, place, kilobytes):
     if not can_mount():

@@ -137,6 +137,18 @@ def subfolders(folder: Path) -> list[Path]:
     return sorted(folders)
 
 
+def other_case(path: Path) -> str:
+    """For messages about a path that is not there: ', but X', where X is there in other upper or lower case; or ''."""
+    found = next(parent for parent in path.absolute().parents if parent.is_dir())
+    for part in path.absolute().relative_to(found).parts:
+        names = [one.name for one in found.iterdir()] if found.is_dir() else []
+        alike = [name for name in names if name.casefold() == part.casefold()]
+        if not alike:
+            return ""
+        found /= part if part in alike else alike[0]
+    return f", but {found.name} in {found.parent}: upper and lower case differ"
+
+
 def nominal_folders(folder: Path, notes: DatasetNotes | None = None) -> list[Path]:
     """The folder `good`, and folders whose names mean the same (`NOMINAL_NAMES`); these are noted as an assumption."""
     folders = [path for path in subfolders(folder) if normalize_name(path.name) in NOMINAL_NAMES]

@@ -178,6 +178,8 @@ class Detector:
 
 def _opened(path: Path) -> tuple[Callable[[np.ndarray], np.ndarray], dict[str, str]]:
     """A function from images, uint8 (1, H, W, 3), to anomaly maps, and the metadata of the file."""
+    if path.suffix not in (".onnx", ".xml"):
+        raise ValueError(f"{path}: neither .onnx nor .xml")
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
     has_onnxruntime = path.suffix == ".onnx" and find_spec("onnxruntime")
@@ -282,9 +284,7 @@ def _read(path: str, white_level: float | None, refuses_dark: bool) -> np.ndarra
     if image is None:
         raise ValueError("cannot be read as an image")
     if image.dtype != np.uint8 or Path(path).read_bytes()[:2] in (b"II", b"MM") or cv2.imcount(path) > 1:
-        raise ValueError(
-            "not an image of 8 bits and one page, or a TIFF: needs decoding.py beside this file, and Pillow"
-        )
+        raise ValueError("not of 8 bits and one page, or a TIFF: needs decoding.py beside this file, and Pillow")
     return image
 
 

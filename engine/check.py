@@ -82,8 +82,8 @@ def run(config: Config) -> None:
         else None
     )
     trained, held_out = (len(files.training), len(files.held_out)) if files else (len(nominal), len(validation))
-    print(registry.summary(category, config, trained, held_out, test or []))
-    _print_counts(category, files, textures, test or [], bool(validation))
+    print(registry.summary(category, config, trained, held_out, test))
+    _print_counts(category, files, textures, test, bool(validation))
     for line in notes.lines():
         print(line)
     if not (config.run_folder / "last.pt").is_file():  # else that is resumed
@@ -128,15 +128,18 @@ def _print_counts(
     category: registry.Category,
     files: TrainingFiles | None,
     textures: Sequence[Path],
-    test: Sequence[TestSample],
+    test: Sequence[TestSample] | None,
     has_validation: bool,
 ) -> None:
     if files and category.layout in registry.TREES:
-        source = "validation/good" if has_validation else "of train/good"
+        names = {"/".join(category.name(file).split("/")[:2]) for file in (*files.training, *files.held_out)}
+        source = "validation/good" if has_validation else f"of {' and '.join(sorted(names))}"
         print(f"{category.folder}: {len(files.training)} training images, {len(files.held_out)} held out ({source})")
     print(
         f"textures: {len(textures)}" + (", a fifth of them held out" if textures and files and files.held_out else "")
     )
+    if test is None:
+        return
     kinds = Counter(one.kind for one in test)
     unmasked = Counter(one.kind for one in test if one.has_anomaly and not one.masks)
     counts = [

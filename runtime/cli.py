@@ -38,6 +38,8 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str):
         """Print the mistake and exit with status 2."""
+        if re.match(r"unrecognized arguments: [\w.]+=", message):
+            message += "; --set takes one value: repeat it, --set KEY=VALUE --set KEY=VALUE"
         self.exit(MISTAKE, f"error: {message}\nsee: python {self.prog} --help\n")
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from data import image_io
 from data.annotations import MaskSource
-from data.folders import DatasetNotes
+from data.folders import DatasetNotes, other_case
 from data.mask_matching import and_n_more
 from data.mvtec import TestSample
 from runtime.errors import UserError
@@ -132,7 +132,7 @@ def check_there(files: Sequence[MaskSource], source: Path, what: str = "images")
     if missing := [file for file in files if isinstance(file, Path) and not file.is_file()]:
         raise UserError(
             source,
-            f"names {what} that are missing: {missing[0]}{and_n_more(missing)}",
+            f"names {what} that are missing: {missing[0]}{and_n_more(missing)}{other_case(missing[0])}",
             "add them, or correct the paths",
         )
 

@@ -110,6 +110,6 @@ def _folder_of_images(file: Path, data_path: Path, names: list[str]) -> Path:
             return folder
     raise UserError(
         file,
-        f"its images are missing: no {names[0]} beside it or in data.data_path = {data_path}",
+        f"its images are missing: no {names[0]} beside it, in images/ or in data.data_path = {data_path}",
         "set data.data_path",
     )

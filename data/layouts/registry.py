@@ -206,15 +206,15 @@ def chosen_categories(config: Config, names: Sequence[str] | None) -> list[str]:
     raise UserError(f"--categories {missing[0]}", "not in the dataset", f"choose from: {', '.join(present)}")
 
 
-def summary(category: Category, config: Config, trained: int, held_out: int, test: Sequence[TestSample]) -> str:
-    """One line with the form of the dataset and how many images it has for what."""
-    anomalous = [one for one in test if one.has_anomaly]
+def summary(category: Category, config: Config, trained: int, held_out: int, test: Sequence[TestSample] | None) -> str:
+    """One line with the form of the dataset and how many images it has for what. test: None where it has a mistake."""
     source = "recognised" if config.data.layout == "auto" else "data.layout"
-    return (
-        f"layout: {category.layout} ({source}): {trained} images to train on, {held_out} held out; test: "
-        f"{len(test) - len(anomalous)} nominal, {len(anomalous)} anomalous, "
-        f"{sum(bool(one.masks) for one in anomalous)} with masks"
-    )
+    line = f"layout: {category.layout} ({source}): {trained} images to train on, {held_out} held out; test: "
+    if test is None:
+        return line + "not counted, for the mistake below"
+    anomalous = [one for one in test if one.has_anomaly]
+    masks = sum(bool(one.masks) for one in anomalous)
+    return line + f"{len(test) - len(anomalous)} nominal, {len(anomalous)} anomalous, {masks} with masks"
 
 
 def list_textures(config: Config, category: Category, notes: DatasetNotes | None = None) -> list[Path]:

@@ -78,8 +78,10 @@ def require_columns(path: Path, rows: Sequence[dict[str, str]], needed: Sequence
     """UserError with the columns that a table lacks."""
     present = rows[0].keys() if rows else ()
     if missing := [name for name in needed if name not in present]:
-        fix = "add them" if rows else "add rows"
-        raise UserError(path, f"has no column {', '.join(missing)}" if rows else "has no rows", fix)
+        if not rows:
+            raise UserError(path, "has no rows", "add rows")
+        named = f"{'column' if len(missing) == 1 else 'columns'} {', '.join(missing)}"
+        raise UserError(path, f"has no {named} (it has {', '.join(present)})", "add what is missing")
 
 
 def categories(data_path: Path) -> list[str]:

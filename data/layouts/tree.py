@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from data import mvtec
-from data.folders import DatasetNotes, images_below, nominal_folders, subfolders
+from data.folders import DatasetNotes, images_below, nominal_folders, other_case, subfolders
 from data.layouts import loco
 from data.mask_matching import Masks
 from data.mvtec import TestSample
@@ -137,7 +137,7 @@ def require(layout: str, folder: Path, needed: Sequence[str]) -> None:
     if missing := [name for name in dict.fromkeys(needed) if not (folder / name).is_dir()]:
         raise UserError(
             folder,
-            f"not in the form {layout}: it has no {', '.join(missing)}",
+            f"not in the form {layout}: it has no {', '.join(missing)}{other_case(folder / missing[0])}",
             "add what is missing, or set data.layout",
         )
     if empty := [name for name in dict.fromkeys(needed) if not any((folder / name).iterdir())]:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from data.folders import DatasetNotes, images_below
+from data.folders import NOMINAL_NAMES, DatasetNotes, images_below, normalize_name, other_case
 from data.layouts.category import Listing, sample
 from data.mask_files import fold, mask_stems, split_images_and_masks
 from data.mask_matching import and_n_more
@@ -36,6 +36,11 @@ def read(nominal_folder: str | None, anomalous_folder: str | None) -> Listing:
             f"{ANOMALOUS_KEY} = {anomalous}", f"lies within {NOMINAL_KEY} = {nominal}, or around it", "separate them"
         )
     files, beside = _images(ANOMALOUS_KEY, anomalous, notes)
+    for path in files:
+        if normalize_name(_kind(path, anomalous)) in NOMINAL_NAMES:
+            raise UserError(
+                path.parent, f"is called as nominal images are, within {ANOMALOUS_KEY}", "move or rename it"
+            )
     masks: dict[Path, list[Path]] = {}
     places = {(path.parent, stem): path for path in files for stem in (fold(path.name), fold(path.stem))}
     for mask, parent in beside.items():
@@ -46,7 +51,9 @@ def read(nominal_folder: str | None, anomalous_folder: str | None) -> Listing:
             notes.skip("masks that match no image", mask.relative_to(anomalous).as_posix())
     if masks and (missing := [path for path in files if path not in masks]):
         raise UserError(
-            f"{missing[0]}{and_n_more(missing)}", "has no mask, while other anomalous images have masks", "add it"
+            f"{missing[0]}{and_n_more(missing)}",
+            f"has no mask {missing[0].stem}_mask.png beside it, while other anomalous images have masks",
+            "add it",
         )
     test = [sample(folder, path, _kind(path, anomalous), masks.get(path, ())) for path in files]
     return Listing(folder, images, test, has_split=False, notes=notes)
@@ -55,9 +62,8 @@ def read(nominal_folder: str | None, anomalous_folder: str | None) -> Listing:
 def _images(key: str, folder: Path, notes: DatasetNotes) -> tuple[list[Path], dict[Path, Path]]:
     images, masks = split_images_and_masks(folder, images_below(folder, notes), notes)
     if not images:
-        raise UserError(
-            f"{key} = {folder}", "has no images" if folder.is_dir() else "is no folder", "set it to a folder"
-        )
+        problem = "has no images" if folder.is_dir() else f"is no folder{other_case(folder)}"
+        raise UserError(f"{key} = {folder}", problem, "set it to a folder with images")
     return images, masks
 
 

@@ -1,12 +1,13 @@
 """data/layouts: datasets that are nearly in a form are refused, or what is left out is named."""
 
 import json
+import re
 import shutil
 
 import layout_fixtures
 import pytest
 from conftest import write
-from layout_fixtures import counts_of, lids, settings
+from layout_fixtures import counts_of, lids, own_folders, settings
 from messages import assert_names, raises_user_error
 
 from data.folders import DatasetNotes
@@ -211,3 +212,33 @@ def test_a_folder_that_no_layout_fits_is_not_said_to_be_missing(tmp_path):
         with raises_user_error(f"data.category = {name}", "Class1", "Class10") as error:
             open_category(settings(tmp_path, name))
         assert ("form" in error.value.problem) == is_there
+
+
+def test_names_in_other_upper_or_lower_case_are_named_as_they_are(tmp_path):
+    layout_fixtures.kolektor_sdd2(tmp_path)
+    (tmp_path / "KolektorSDD2/test").rename(tmp_path / "KolektorSDD2/Test")
+    with raises_user_error(tmp_path / "KolektorSDD2", "no test", "but Test"):
+        open_category(settings(tmp_path, "KolektorSDD2"))
+    layout_fixtures.two_folders(tmp_path)
+    with raises_user_error("data.nominal_folder", "but passed"):
+        open_category(own_folders(tmp_path, nominal_folder=f"{tmp_path}/Passed"))
+    layout_fixtures.tables(tmp_path)
+    table = tmp_path / "gear.csv"
+    table.write_text(table.read_text().replace(".png", ".PNG"))
+    with raises_user_error(table, ".PNG", re.compile(r"but \S+\.png in")):
+        open_category(settings(tmp_path, "gear"))
+
+
+def test_a_folder_of_nominal_images_among_the_anomalous_ones_is_refused(tmp_path):
+    layout_fixtures.two_folders(tmp_path)
+    (tmp_path / "rejected/scratch").rename(tmp_path / "rejected/good")
+    with raises_user_error(tmp_path / "rejected/good", "data.anomalous_folder", "move"):
+        open_category(own_folders(tmp_path))
+
+
+def test_a_missing_column_is_named_with_those_that_are_there(tmp_path):
+    layout_fixtures.tables(tmp_path)
+    table = tmp_path / "gear.csv"
+    table.write_text(table.read_text().replace("path", "file", 1))
+    with raises_user_error(table, "no column path", "it has file"):
+        open_category(settings(tmp_path, "gear", table=table.as_posix()))

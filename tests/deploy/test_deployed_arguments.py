@@ -47,3 +47,10 @@ def test_a_threshold_that_no_score_exceeds_is_null_in_the_servers_answer():
     service._detector = type("Model", (), {"threshold": math.inf, "__call__": lambda *_: found})()
     answer = json.dumps(service._answer(b""), allow_nan=False)
     assert json.loads(answer) == {"score": 0.5, "verdict": "nominal", "threshold": None, "regions": []}
+
+
+@pytest.mark.parametrize("name", ["model.json", "model.bin", "photo.png"])
+def test_another_file_is_not_given_to_the_runtimes(tmp_path, name):
+    (tmp_path / name).write_bytes(b"{}")
+    with pytest.raises(ValueError, match=rf"{name}: neither \.onnx nor \.xml$"):
+        module_of("detect").Detector(tmp_path / name)

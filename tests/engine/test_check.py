@@ -84,3 +84,11 @@ def test_the_time_of_an_image_is_that_of_all_its_tiles(workplace, cli, monkeypat
     assert status == 0
     assert_line(out, "inference: 18 ms (float32), 9 ms (openvino) an image")
     assert_line(out, "openvino-int8", "requirements-export.txt")
+
+
+def test_test_images_with_a_mistake_are_not_said_to_be_none(workplace, cli):
+    (workplace / "mvtec/tile/ground_truth/spot/001_mask.png").unlink()
+    status, out, error = cli("--check")
+    assert status == 2 and "001.png" in error
+    assert_line(out, "layout: mvtec", "test: not counted")
+    assert not lines_with(out, "test images")

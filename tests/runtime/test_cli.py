@@ -137,3 +137,8 @@ runpy.run_path({str(ROOT / "main.py")!r}, run_name="__main__")
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 2 and done.stdout.splitlines()[-1] == "10000 True"
+
+
+def test_a_second_value_of_set_is_told_how_to_be_given(cli):
+    status, _, error = cli("--check", "--set", "train.epochs=2", "train.seed=1")
+    assert status == 2 and "train.seed=1" in error and "repeat" in error and "--set KEY=VALUE" in error

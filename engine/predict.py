@@ -14,7 +14,6 @@ from config import Config
 from data.folders import DatasetNotes, images_below
 from data.mvtec import TestSample, check_bit_depth
 from evaluation.thresholds import FEWEST, differ_significantly, distance
-from inference import threshold_file
 from inference.detector import Detection, Detector
 from inference.preprocessing import ModelInput
 from reporting.predictions import SUMMARY, Predictions, locked, row, row_of_error
@@ -139,14 +138,9 @@ def notes_of(detector: Detector) -> Iterator[str]:
     """What the user should know about a detector."""
     yield from detector.notes
     if detector.thresholds is None and detector.config.metrics.threshold:
-        nominal = ""
-        if detector.config.metrics.nominal:
-            names = threshold_file.nominal_names(detector.thresholds_path.parent, detector.technique)
-            others = f", or set metrics.nominal to one of: {', '.join(names)}" if names else ""
-            nominal = f" --nominal FOLDER{others}"
         yield (
             f"no thresholds ({detector.thresholds_path} is missing): scores and maps without a verdict; for verdicts "
-            f"run: python main.py --threshold True{nominal} (with the same --config and --set)"
+            "run: python main.py --threshold True (with the same --config and --set)"
         )
 
 

@@ -171,6 +171,14 @@ class Detector:
             self.all_thresholds = threshold_file.manual(self.config).by_kind
             return self.all_thresholds[MANUAL]
         if not self.thresholds_path.is_file():
+            if settings.nominal is not None:
+                names = threshold_file.nominal_names(self.thresholds_path.parent, self.technique)
+                others = f"set it to one of: {', '.join(names)}, or " if names else ""
+                raise UserError(
+                    f"metrics.nominal = {settings.nominal}",
+                    f"no thresholds from there ({self.thresholds_path} is missing)",
+                    f"{others}run: python main.py --threshold True --nominal FOLDER",
+                )
             return None
         found = threshold_file.read(self.thresholds_path)
         made_from, now = found.made_from, replace(self.made_from(), nominal=found.nominal)

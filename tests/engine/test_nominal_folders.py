@@ -52,9 +52,10 @@ def test_thresholds_from_other_nominal_images_are_kept_beside_the_old_ones(ready
     assert_line(predict(cli, station, *chosen), "Kolmogorov-Smirnov", content["pictures"])
     assert Detector.load(ready / "checkpoints/tile/tiny", nominal="station 2").thresholds.image == rows_limit(rows)
     missing = ("--predict", str(station), "--output", str(ready / "other"), "--set", "metrics.nominal=other")
-    assert_line(
-        cli(*missing)[1], "no_masking_from_other.json", "--nominal FOLDER", threshold_file.nominal_name(station)
-    )
+    told = ("metrics.nominal = other", "no_masking_from_other.json", "--nominal FOLDER")
+    assert_user_error(cli(*missing), *told, threshold_file.nominal_name(station))
+    assert_user_error(cli("--export", "openvino", *missing[4:]), *told)
+    assert not (ready / "other").exists() and not (ready / "checkpoints/tile/tiny/export").exists()
     shutil.copytree(station, ready / "b/station 2")
     assert cli("--threshold", "--nominal", str(ready / "b/station 2"))[0] == 0
     second = path.with_name(f"no_masking_from_{threshold_file.nominal_name(ready / 'b/station 2')}.json")

@@ -45,13 +45,15 @@ class Masks:
 
     def _root(self) -> Path | None:
         """The folder ground_truth, or the only folder whose name means the same; None if there is none."""
-        if (self.category / "ground_truth").is_dir():
-            return self.category / "ground_truth"
+        usual = self.category / "ground_truth"
         folders = [path for path in subfolders(self.category) if normalize_name(path.name) in MASK_FOLDERS]
+        if usual.is_dir():
+            folders = [usual, *(path for path in folders if path != usual and images_below(path))]
         if len(folders) > 1:
             names = " and ".join(path.name for path in folders)
-            raise UserError(self.category, f"{names} could both hold the masks", "rename the right one to ground_truth")
-        if folders:
+            fix = "keep the right one, as ground_truth, and move the others out of there"
+            raise UserError(self.category, f"{names} could both hold the masks", fix)
+        if folders and folders[0] != usual:
             self.notes.assume(f"masks are taken from {folders[0].name}/ (usual: ground_truth/)")
         return folders[0] if folders else None
 

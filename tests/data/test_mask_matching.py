@@ -196,3 +196,16 @@ def test_a_missing_mask_is_a_user_error(tmp_path):
     (category / "ground_truth/spot/001_mask.png").unlink()
     with raises_user_error("spot/001.png", "001_mask.png"):
         list_test(category)
+
+
+@pytest.mark.parametrize("moved", [True, False])
+def test_masks_in_two_folders_are_refused_and_other_files_there_are_not(category, moved):
+    """Those beside ground_truth were left out without a word."""
+    (category / "labels").mkdir()
+    (category / "labels/classes.txt").write_text("spot")
+    assert len(list_test(category)) == 6
+    shutil.copytree(category / "ground_truth/spot", category / "masks/spot")
+    if moved:
+        shutil.rmtree(category / "ground_truth/spot")
+    with raises_user_error(category, "ground_truth and masks"):
+        list_test(category)

@@ -43,7 +43,7 @@ class DatasetNotes:
     def lines(self) -> list[str]:
         """One line for each assumption, and one line that summarizes all skipped files."""
         parts = [
-            f"{len(names)} {kind} ({', '.join(list(names)[:3])}{', ...' if len(names) > 3 else ''})"
+            f"{kind}: {len(names)} ({', '.join(list(names)[:3])}{', ...' if len(names) > 3 else ''})"
             for kind, names in self.skipped.items()
         ]
         return [*self.assumed, *(["skipped: " + "; ".join(parts)] if parts else [])]

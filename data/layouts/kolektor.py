@@ -64,6 +64,9 @@ def read(data_path: Path, category: str) -> Listing:
         return Listing(folder, nominal, test, groups=groups, has_split=False, notes=notes)
     require("kolektor", folder, ["train", "test"])
     train, test = (_samples(folder, images_below(folder / name, notes), TRUTH, notes) for name in ("train", "test"))
+    for other in subfolders(folder):
+        for path in images_below(other) if other.name not in ("train", "test") else ():
+            notes.skip("images and masks outside of train and test", name_below(path, folder))
     for one in train:
         if one.has_anomaly:
             notes.skip("defective images of train/", one.name)

@@ -172,7 +172,7 @@ def listing_of(file: Path, rows: Sequence[dict[str, str]]) -> Listing:
 def _split(file: Path, row: dict[str, str], name: str) -> str:
     split = SPLITS.get(normalize_name(row.get("split", "")))
     if split is None:
-        raise UserError(file, f"split of {name} is {row.get('split', '')!r}", "set it to train, validation or test")
+        raise UserError(file, f"split of {name} is {row.get('split', '')!r}", "set it to train, val or test")
     return split
 
 

@@ -172,10 +172,11 @@ def test_what_kolektor_leaves_out_is_named(tmp_path):
     (tmp_path / "KolektorSDD/kos07/Part1.jpg").unlink()
     (tmp_path / "KolektorSDD/kos08").rename(tmp_path / "KolektorSDD/item08")
     layout_fixtures.kolektor_sdd2(tmp_path)
+    shutil.copytree(tmp_path / "KolektorSDD2/test", tmp_path / "KolektorSDD2/val")
     (tmp_path / "KolektorSDD2/train/10001.png").unlink()
     for name, names in (
         ("KolektorSDD", ("kos07/Part1_label.bmp", 6, "item08/Part0.jpg")),
-        ("KolektorSDD2", ("train/10001_GT.png",)),
+        ("KolektorSDD2", ("train/10001_GT.png", 10, "val/20000.png")),
     ):
         notes = DatasetNotes()
         open_category(settings(tmp_path, name)).nominal(notes)

@@ -8,7 +8,8 @@ import cv2
 import numpy as np
 import pytest
 import skimage
-from conftest import BRACKET_SIZE, write
+from brackets import BRACKET_SIZE
+from conftest import write
 from messages import assert_line, assert_user_error
 
 from config_file import load_config

@@ -7,7 +7,8 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import BRACKET_SIZE, bracket, rows_of, write
+from brackets import BRACKET_SIZE, bracket
+from conftest import rows_of, write
 from messages import assert_line, assert_names, assert_user_error, lines_with
 
 from data.mvtec import list_nominal

@@ -139,7 +139,9 @@ def subfolders(folder: Path) -> list[Path]:
 
 def other_case(path: Path) -> str:
     """For messages about a path that is not there: ', but X', where X is there in other upper or lower case; or ''."""
-    found = next(parent for parent in path.absolute().parents if parent.is_dir())
+    found = next((parent for parent in path.absolute().parents if parent.is_dir()), None)
+    if found is None or path.exists():
+        return ""
     for part in path.absolute().relative_to(found).parts:
         names = [one.name for one in found.iterdir()] if found.is_dir() else []
         alike = [name for name in names if name.casefold() == part.casefold()]

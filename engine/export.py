@@ -69,6 +69,7 @@ def run(config: Config, kind: str) -> Path:
     detector = Detector.for_new_images(config, AS_THE_FILE | {"metrics.threshold": False})
     for line in [*detector.notes, *_left_to_programs(detector)]:
         print(line)
+    remove_leftovers(detector.run_folder / "export")
     graph = Graph(detector.ckpt.model, reconstructs=kind != "onnx").eval()
     if kind == "onnx":
         return _export_onnx(_with_thresholds(detector, config), graph)
@@ -312,7 +313,6 @@ def _export_openvino(detector: Detector, config: Config, graph: Graph, model: An
     if samples:
         model, report = quantized_in_bounds(detector, graph, model, samples)
     path.parent.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(path.parent)
     with (
         tempfile.TemporaryDirectory(dir=path.parent, prefix=".", suffix=".part", ignore_cleanup_errors=True) as folder,
         shared_lock(Path(folder)),

@@ -230,6 +230,17 @@ def test_names_in_other_upper_or_lower_case_are_named_as_they_are(tmp_path):
         open_category(settings(tmp_path, "gear"))
 
 
+def test_a_folder_in_place_of_an_image_is_not_said_to_differ_in_case(tmp_path):
+    layout_fixtures.tables(tmp_path)
+    table = tmp_path / "gear.csv"
+    first = table.read_text().splitlines()[1].split(",")[0]
+    (tmp_path / first).unlink()
+    (tmp_path / first).mkdir()
+    with raises_user_error(table, first) as error:
+        open_category(settings(tmp_path, "gear"))
+    assert "case" not in error.value.problem
+
+
 def test_a_folder_of_nominal_images_among_the_anomalous_ones_is_refused(tmp_path):
     layout_fixtures.two_folders(tmp_path)
     (tmp_path / "rejected/scratch").rename(tmp_path / "rejected/good")

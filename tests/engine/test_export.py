@@ -318,9 +318,15 @@ def test_a_failed_write_of_openvino_says_why(tmp_path):
 
 
 def test_what_a_killed_export_has_left_is_removed(two, monkeypatch, converter):
-    left = two / "checkpoints/tile/tiny/export/.abcdefgh.part"
-    left.mkdir(parents=True)
-    (left / "tile_2_openvino.bin").write_bytes(b"weights")
+    """By an export to another format too."""
+    folder = two / "checkpoints/tile/tiny/export"
+    (folder / ".abcdefgh.part").mkdir(parents=True)
+    (folder / ".abcdefgh.part/tile_2_openvino.bin").write_bytes(b"weights")
+    (folder / ".tile_2.0123abcd.part.onnx").write_bytes(b"weights")
     monkeypatch.setattr(export, "openvino_model", converter)
     export.run(config_of(two, "metrics.threshold=false"), "openvino")
-    assert not left.exists()
+    assert not list(folder.glob(".*"))
+    (folder / ".abcdefgh.part").mkdir()
+    monkeypatch.setattr(export, "_export_onnx", lambda *_: folder)
+    export.run(config_of(two, "metrics.threshold=false"), "onnx")
+    assert not list(folder.glob(".*"))

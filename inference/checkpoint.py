@@ -164,7 +164,7 @@ def saved_epochs(run: Path) -> list[int]:
 def epoch_of(path: Path) -> int:
     """Epoch of a checkpoint of this program: from the name epoch_*.pt, else from the content of the file."""
     match = re.fullmatch(r"epoch_(\d+)", path.stem)
-    return int(match[1]) if match else read(path, only_metadata=True)["epoch"]
+    return int(match[1]) if match else int(load_metadata(path).name)
 
 
 def find(config: Config, load_epoch: int | str) -> Path:

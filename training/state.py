@@ -318,9 +318,8 @@ def write_checkpoint(path: Path, content: dict[str, Any], keeps_previous: bool =
             raise error.__context__ if isinstance(error.__context__, OSError) else error from None
         if path.name == "last.pt" and path.is_file() and keeps_previous:
             before = path.with_name(BEFORE_LAST)
-            sync(
-                path
-            )  # fast, as it is not new; after a loss of power this state is there, whatever becomes of the next
+            # Fast, as it is not new. After a loss of power this state is there, whatever becomes of the next.
+            sync(path)
             before.unlink(missing_ok=True)
             try:
                 os.link(path, before)

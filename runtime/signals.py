@@ -117,7 +117,8 @@ def ignore_in_loader() -> None:
     training has an error while a batch is handed over, this process says nothing about the lost connection.
     """
     plain = sys.excepthook
-    sys.excepthook = lambda kind, *rest: None if issubclass(kind, ConnectionError) else plain(kind, *rest)
+    lost = (ConnectionError, EOFError)
+    sys.excepthook = lambda kind, *rest: None if issubclass(kind, lost) else plain(kind, *rest)
     for number in SIGNALS:
         if number != signal.SIGTERM:
             signal.signal(number, signal.SIG_IGN)

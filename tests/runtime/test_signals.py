@@ -122,3 +122,22 @@ def test_a_hangup_that_was_ignored_at_the_start_stays_ignored(tmp_path):
     assert process.poll() is None
     process.send_signal(signal.SIGTERM)
     assert process.wait(10) == 143
+
+
+LOADER = """\
+import socket, sys
+from multiprocessing.resource_sharer import DupFd
+sys.path.insert(0, sys.argv[1])
+from runtime import signals
+signals.ignore_in_loader()
+shared = DupFd(1)
+with socket.socket(socket.AF_UNIX) as ended:
+    ended.connect(shared._id[0])
+    ended.recv(1000)  # the question for the key
+print(shared.detach() > 1)
+"""
+
+
+def test_a_loader_process_says_nothing_about_a_training_that_ends_while_it_fetches_a_batch(tmp_path):
+    process = start_process([sys.executable, "-c", LOADER, ROOT], tmp_path)
+    assert process.communicate(timeout=30) == ("True\n", "")

@@ -12,8 +12,9 @@ demo: $(VENV)/.installed
 	$(RUN) make_sample.py
 	$(RUN) main.py --train True --threshold True --detection True --config configs/sample.yaml
 
+# The tests start hundreds of processes: each would compile the project's modules again where Python is told to keep none.
 test: $(VENV)/.installed-dev lint
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadscope --no-loadscope-reorder
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 
 faults: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 FAULTS=all $(RUN) -m pytest -n 2 --dist worksteal tests/faults -rP

@@ -11,6 +11,7 @@ from torch import Tensor
 from runtime.device import core_count
 
 CHECKSUM = "sha256 of tensors"  # name of the method, stored before the checksum
+LARGE = 2**16  # bytes; smaller tensors are hashed sooner than a thread is told to
 MAX_BITS = 256  # of an integer; the states of random generators have 128
 
 
@@ -25,6 +26,10 @@ def fingerprint(weights: dict[str, Tensor]) -> str:
 
 def _bytes(tensor: Tensor) -> memoryview:
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+
+
+def _digest(tensor: Tensor) -> bytes:
+    return hashlib.sha256(_bytes(tensor)).digest()
 
 
 def checksum(content: dict[str, Any]) -> str:
@@ -48,8 +53,9 @@ def checksum(content: dict[str, Any]) -> str:
 
     feed({key: value for key, value in content.items() if key != "checksum"})
     with ThreadPoolExecutor(core_count()) as pool:  # hashing releases the GIL
-        for one in pool.map(lambda tensor: hashlib.sha256(_bytes(tensor)).digest(), tensors):
-            digest.update(one)
+        in_threads = {id(one): pool.submit(_digest, one) for one in tensors if one.nbytes >= LARGE}
+        for one in tensors:
+            digest.update(in_threads[id(one)].result() if id(one) in in_threads else _digest(one))
     return f"{CHECKSUM} {digest.hexdigest()}"
 
 

@@ -37,7 +37,12 @@ def flags(monkeypatch, capsys) -> str:
         monkeypatch.setattr(sys, "argv", [f"{name}.py", "--help"])
         with pytest.raises(SystemExit):
             importlib.import_module(name).main()
-    others = [path for pattern in ("benchmarks/*.py", "deploy/*", "images/*.py") for path in ROOT.glob(pattern)]
+    others = [
+        path
+        for pattern in ("benchmarks/*.py", "deploy/*", "images/*.py")
+        for path in ROOT.glob(pattern)
+        if path.is_file()
+    ]
     return capsys.readouterr().out + "".join(path.read_text(encoding="utf-8") for path in others)
 
 

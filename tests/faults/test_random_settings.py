@@ -24,10 +24,9 @@ from config_file import load_config, settings_text
 from runtime import cli
 from runtime.errors import UserError
 
-EXAMPLES = 20_000 if IS_WHOLE else 200
+FILES_TRIED, LINES_TRIED = (100_000, 20_000) if IS_WHOLE else (200, 200)
 SECONDS = 1.0  # of processor time
 CONFIGURED = settings(
-    max_examples=EXAMPLES,
     deadline=None,
     derandomize=not IS_WHOLE,
     database=None,
@@ -147,7 +146,7 @@ def assert_short(error: object) -> None:
     assert len(str(error)) <= 20_000 and "Traceback" not in str(error), str(error)[:500]
 
 
-@CONFIGURED
+@settings(CONFIGURED, max_examples=FILES_TRIED)
 @given(data=FILES)
 def test_a_random_settings_file_is_read_or_refused(file, data):
     """What is read is the same after it has been written as a run's config.yaml."""
@@ -212,7 +211,7 @@ def programs():
         yield {name: importlib.import_module(name).main for name in FLAGS}
 
 
-@CONFIGURED
+@settings(CONFIGURED, max_examples=LINES_TRIED)
 @given(line=LINES)
 def test_a_random_command_line_is_taken_or_refused(programs, line):
     program, arguments = line

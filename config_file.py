@@ -8,11 +8,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from config import Config, effects, fields_of
-from config_types import allowed_values
+from config_types import allowed_values, folder_name
 from runtime import yaml_file
 from runtime.cli import CONFIG
 from runtime.errors import UserError, UserErrors
-from runtime.names import composed
 
 REGIONS = "masking.regions"
 SHOWN = 200  # characters of a value in a message
@@ -120,7 +119,11 @@ def load_config(files: Files, overrides: Iterable[str] = ()) -> Config:
     config._sources |= dict.fromkeys(overridden, "--set")
     named = config.data.table or config.data.coco
     if named and not config.is_explicit("data.category"):
-        config = config.with_values({"data.category": composed(Path(named).stem)})
+        try:
+            config = config.with_values({"data.category": folder_name(Path(named).stem)})
+        except ValueError as error:
+            source = f"data.{'table' if config.data.table else 'coco'} = {_shortened(named)}"
+            raise UserError(source, f"its name, the category, {error}", "set data.category") from error
     return config
 
 

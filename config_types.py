@@ -62,7 +62,8 @@ def _path(value: str) -> str:
     return as_on_disk(path)
 
 
-def _name(value: str) -> str:
+def folder_name(value: str) -> str:
+    """A name that a folder can have on every system, in composed form; ValueError for another."""
     if not value.strip() or set(value) & set('/\\:*?"<>|') or value in (".", ".."):
         raise ValueError("must be a plain folder name")
     if not _can_be_named(value, LONGEST_NAME):
@@ -207,7 +208,7 @@ def whole(low: int, high: int) -> Any:
 
 PathText = Annotated[str, AfterValidator(_path)]
 OptionalPathText = Annotated[str | None, AfterValidator(lambda value: value if value is None else _path(value))]
-NameText = Annotated[str, AfterValidator(_name)]
+NameText = Annotated[str, AfterValidator(folder_name)]
 Layout = Literal[
     "auto",
     "mvtec",
@@ -241,7 +242,7 @@ ThresholdType = Annotated[
     Literal["max", "p_quantile", "k_sigma", "conformal", "manual"], BeforeValidator(_threshold_type)
 ]
 OptionalScore = Annotated[float | None, BeforeValidator(_score)]
-OptionalName = Annotated[str | None, AfterValidator(lambda value: value if value is None else _name(value))]
+OptionalName = Annotated[str | None, AfterValidator(lambda value: value if value is None else folder_name(value))]
 Visualisation = Annotated[int | str, BeforeValidator(_visualisation)]
 Regions = Annotated[list[list[int]] | str, BeforeValidator(_regions)]
 

@@ -307,3 +307,13 @@ def test_the_category_of_a_table_or_of_annotations_is_the_name_of_the_file(tmp_p
     assert load_config(ROOT / "config.yaml", [named, "data.category=shaft"]).data.category == "shaft"
     own = write(tmp_path / "own.yaml", f"data: {{{key}: gear.csv, category: shaft}}\n")
     assert load_config(own).data.category == "shaft"
+
+
+@pytest.mark.parametrize("key", ["table", "coco"])
+@pytest.mark.parametrize("name", ["12:30.csv", "parts/a|b.csv", "..", " .csv"])
+def test_a_category_that_no_folder_can_be_called_is_not_taken_from_a_file(tmp_path, key, name):
+    """It was, and the settings that a run keeps could not be read again."""
+    path = write(tmp_path / "own.yaml", f"data: {{{key}: '{name}'}}\n")
+    with raises_user_error(f"data.{key} = {name}", "data.category"):
+        load_config(path)
+    assert load_config(path, ["data.category=shaft"]).data.category == "shaft"

@@ -126,13 +126,13 @@ def file(tmp_path_factory) -> Path:
 
 
 def at_once(action):
-    """The result of an action that takes less than a second; the faster of two tries, as other programs slow it down.
+    """The result of an action that takes less than a second; the fastest of a few tries: other programs slow it down.
 
     Without a collection of the garbage of all examples before.
     """
     gc.disable()
     try:
-        for _ in range(2):
+        for _ in range(5):
             start = time.process_time()
             result = action()
             if time.process_time() - start < SECONDS:

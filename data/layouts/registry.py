@@ -16,6 +16,7 @@ from runtime.errors import UserError
 from runtime.names import as_on_disk, composed
 
 Category = TreeCategory | ListedCategory | ExtendedCategory
+MOST_LOOKED_AT = 100  # folders, for a message
 TREES = ("mvtec", "mvtec-ad-2", "mvtec-3d", "btad")
 
 
@@ -130,6 +131,7 @@ def _layout(config: Config) -> str:
             f"{data_path} is a category itself, in the form {whole[0]}",
             f"set data.data_path={parent} and data.category={own}",
         )
+    _check_is_no_parent(config, present)
     if layout == "auto" and set(present) <= set(folders.list_categories(data_path)):
         folders.category_folder(data_path, name)  # a UserError that says what is wrong with the tree
     raise UserError(
@@ -138,6 +140,21 @@ def _layout(config: Config) -> str:
         + (f" in the form {layout}" if layout != "auto" else " in a form that is known" if folder.is_dir() else ""),
         f"choose one of: {', '.join(present)}" if present else "set data.data_path, or data.layout (docs/data.md)",
     )
+
+
+def _check_is_no_parent(config: Config, present: Sequence[str]) -> None:
+    """UserError where data.data_path has no categories, but a folder in it has. present: the categories."""
+    data_path = Path(config.data.data_path)
+    if present or _forms_of(data_path.resolve()):  # a category itself has messages of its own
+        return
+    for folder in subfolders(data_path)[:MOST_LOOKED_AT]:
+        try:
+            below = list_categories(config.with_values({"data.data_path": folder.as_posix()}))
+        except UserError:  # no dataset, or a wrong one
+            continue
+        if below:
+            problem = f"no category in {data_path.absolute()}, but in the folder {folder.name}: {', '.join(below[:3])}"
+            raise UserError("data.data_path", problem, f"set data.data_path={folder}")
 
 
 def _forms_of(folder: Path) -> list[str]:
@@ -199,6 +216,8 @@ def chosen_categories(config: Config, names: Sequence[str] | None) -> list[str]:
     missing = [name for name in chosen if name not in (*present, *tables)]
     if chosen and not missing:
         return chosen
+    if not form:
+        _check_is_no_parent(config, present)
     if not form and config.data.layout in ("auto", "mvtec") and set(present) <= set(folders.list_categories(data_path)):
         return folders.chosen_categories(data_path, names)  # a UserError that says what is wrong with the tree
     if not missing:

@@ -47,6 +47,17 @@ def test_forms_are_recognised(tmp_path, name, is_named):
         assert not warnings and not any(one.has_empty_mask for one in samples if one.has_anomaly)
 
 
+@pytest.mark.parametrize("name", ["loco", "visa", "kolektor_sdd2", "real_iad", "tables"])
+def test_the_folder_above_a_dataset_is_an_error_that_names_the_dataset(tmp_path, name):
+    layout_fixtures.__dict__[name](tmp_path / "downloads/set")
+    categories = list_categories(settings(tmp_path / "downloads/set"))
+    config = settings(tmp_path / "downloads", categories[0])
+    with raises_user_error("data.data_path", categories[0], f"data.data_path={tmp_path}/downloads/set"):
+        open_category(config)
+    with raises_user_error("data.data_path", categories[0], f"data.data_path={tmp_path}/downloads/set"):
+        chosen_categories(config, None)
+
+
 def test_all_masks_of_a_loco_image_are_taken(tmp_path):
     layout_fixtures.loco(tmp_path)
     found = open_category(settings(tmp_path, "pushpins"))

@@ -22,6 +22,13 @@ from inference.quantization import Samples, milliseconds, quality_of, quantized,
 from model import DRAEM
 from runtime.cli import add_config_flags
 
+WAYS = (
+    "OpenVINO, float32",
+    "--export openvino-int8",
+    "NNCF, accuracy control",
+    "ONNX Runtime, float32",
+    "ONNX Runtime, 8 bits",
+)
 CHANNELS_OF = {16: 8, 32: 16, 64: 32, 128: 64}  # base_width -> base_channels
 
 
@@ -129,7 +136,7 @@ def bench_ways() -> None:
 
     flags = common.parser()
     flags.add_argument("--threads", type=int, default=1, help="default: %(default)s")
-    flags.add_argument("--only", nargs="+", metavar="WAY", help="default: all")
+    flags.add_argument("--only", nargs="+", choices=WAYS, metavar="WAY", help="default: all")
     add_config_flags(flags)
     arguments = flags.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -156,17 +163,16 @@ def bench_ways() -> None:
             )
             return _onnxruntime(folder / "int8.onnx")
 
-        ways: dict[str, Callable[[], Run]] = {
-            "OpenVINO, float32": lambda: compiled(model, size, threads=arguments.threads),
-            "--export openvino-int8": lambda: compiled(
+        makers: tuple[Callable[[], Run], ...] = (
+            lambda: compiled(model, size, threads=arguments.threads),
+            lambda: compiled(
                 export.quantized_in_bounds(detector, graph, model, samples)[0], size, threads=arguments.threads
             ),
-            "NNCF, accuracy control": lambda: compiled(
-                _accuracy_control(model.clone(), samples, bound), size, threads=arguments.threads
-            ),
-            "ONNX Runtime, float32": lambda: _onnxruntime(folder / "float.onnx"),
-            "ONNX Runtime, 8 bits": in_onnx,
-        }
+            lambda: compiled(_accuracy_control(model.clone(), samples, bound), size, threads=arguments.threads),
+            lambda: _onnxruntime(folder / "float.onnx"),
+            in_onnx,
+        )
+        ways = dict(zip(WAYS, makers, strict=True))
         runs: dict[str, Run] = {}
         for way in arguments.only or ways:
             start = time.process_time()

@@ -140,8 +140,8 @@ class Detector:
         except (ValueError, AttributeError, TypeError, RecursionError) as error:
             raise ValueError(f"{facts}: damaged") from error
         for file, digest in ((path.parent / Path(name).name, digest) for name, digest in digests.items()):
-            if digest and digest != sha256(file.read_bytes()).hexdigest():
-                raise ValueError(f"{file}: its checksum is not that of {facts}: damaged")
+            if digest and (not file.is_file() or digest != sha256(file.read_bytes()).hexdigest()):
+                raise ValueError(f"{file}: missing, or damaged: its checksum is not that of {facts}")
 
     def _region_of(self, shape: tuple[int, int]) -> np.ndarray:
         """The masking region at the size of the networks' images, bool, for images of `shape`."""

@@ -297,7 +297,9 @@ def quantized_in_bounds(detector: Detector, graph: Graph, model: Any, samples: S
             f"export.min_speedup = {settings.min_speedup:g}; nothing is written"
         )
     figures = {"float32": exact, "int8": found.quality}
-    report = {key: one._asdict() for key, one in figures.items()} | {"in_float32": kept, "samples": count}
+    report: dict[str, Any] = {key: one._asdict() for key, one in figures.items()}
+    times = zip(("float32", "int8", "all_in_8_bits"), (before, after, fastest), strict=True)
+    report |= {"in_float32": kept, "samples": count, "milliseconds": {key: round(one, 2) for key, one in times}}
     return found.model, {"quantization": report}
 
 

@@ -242,7 +242,9 @@ class Preprocessor:
     ) -> "VariantDataset":
         """Dataset of images for techniques with one input variant. group: see `Registration.register`."""
         if (engine := self.config.inference.engine) != "torch":
-            raise UserError(f"inference.engine = {engine}", "is for --predict, --watch and --nominal", "leave it out")
+            raise UserError(
+                f"inference.engine = {engine}", "is for --predict, --watch, --nominal and --recalibrate", "leave it out"
+            )
         [variant] = {technique.variant for technique in techniques}
         needs_region = any(technique.masking != "no" for technique in techniques)
         registered = None

@@ -39,7 +39,7 @@ def error_of(outcome: tuple[int, str, str], status: int) -> str:
 
 
 def assert_user_error(outcome: tuple[int, str, str], *names: object) -> None:
-    """A program ended with a user error: exit status 2, no traceback, one or two lines that name `names` and a fix."""
+    """A program ended with a user error: exit status 2, no traceback, at most two lines that name `names` and a fix."""
     text = error_of(outcome, status=2)
     assert len(text.splitlines()) <= 2, text
     assert_names(text, *names)

@@ -150,7 +150,7 @@ def _check_is_no_parent(config: Config, present: Sequence[str]) -> None:
     for folder in subfolders(data_path)[:MOST_LOOKED_AT]:
         try:
             below = list_categories(config.with_values({"data.data_path": folder.as_posix()}))
-        except UserError:  # no dataset, or a wrong one
+        except (UserError, OSError):  # no dataset, a wrong one, or one that may not be read
             continue
         if below:
             problem = f"no category in {data_path.absolute()}, but in the folder {folder.name}: {', '.join(below[:3])}"

@@ -55,5 +55,5 @@ def test_metadata_of_another_type_are_a_value_error(load, key):
 @pytest.mark.parametrize("text", ["[]", "{", "3", '{"files": 3}', "[" * 100_000, '{"files": {"../../x": "1"}}', "null"])
 def test_malformed_checksums_are_an_error_of_the_file(load, tmp_path, text):
     (tmp_path / "model.json").write_text(text)
-    with pytest.raises((ValueError, OSError)):
+    with pytest.raises(ValueError):
         load(RIGHT)

@@ -26,6 +26,7 @@ from runtime import cli as command_line
 
 ERRORS = (errno.ENOSPC, errno.EIO, errno.EACCES, errno.EDQUOT)
 LASTING = (errno.EACCES, errno.EDQUOT)  # all that comes after fails too; a mode that tries again would never end
+MOST_LINES = 3  # of a message
 SECONDS = 60  # a run that takes longer hangs
 
 
@@ -216,6 +217,7 @@ class Trial:
         self._varying = {
             key for key in contents[0].keys() | contents[1].keys() if contents[0].get(key) != contents[1].get(key)
         }
+        self.reached = 0  # faults that happened: threads reach places in another order, and not as often each time
         self._tried: set[frozenset] = set()  # states after which the next run came to the right end
         self._expected = self._lasting(contents[0])
         assert not broken_files(self.folder), broken_files(self.folder)
@@ -232,9 +234,10 @@ class Trial:
         """What is wrong after a fault, and after the next run; an empty list for nothing."""
         self.start_anew()
         outcome, _ = run(self.folder, self.mode, fault)
+        is_killed = outcome.status == -signal.SIGKILL
+        self.reached += is_killed or bool(outcome.failed)
         if fault.error == KILL:
-            # Threads reach places in another order: the fault may not be reached again.
-            return self.problems_after() if outcome.status == -signal.SIGKILL else []
+            return self.problems_after() if is_killed else []
         if outcome.status not in (0, 1, 2):
             return [f"status {outcome.status}"]
         return _problems_of_message(outcome, fault, self.mode.status) + self.problems_after()
@@ -282,7 +285,12 @@ def _problems_of_message(outcome: Outcome, fault: Fault, usual: int) -> list[str
     names = {name for one in failed for name in (one.parent.as_posix(), one.name) if name != "."}
     if not any(name in text for name in names):
         return [f"the error does not name {failed[0]}: {text.strip()[-300:]}"]
-    return []
+    return [] if len(message_of(outcome)) <= MOST_LINES else [f"an error of many lines: {text.strip()[-300:]}"]
+
+
+def message_of(outcome: Outcome) -> list[str]:
+    """The lines of standard error from the last message on."""
+    return outcome.error[outcome.error.rfind("error: ") :].strip().splitlines()
 
 
 def make_workplace(base: Path, make_dataset: Callable, settings: str) -> None:

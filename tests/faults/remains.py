@@ -11,9 +11,11 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from functools import cache
 from pathlib import Path
+from xml.etree import ElementTree
 
 import cv2
 import numpy as np
+import yaml
 
 from inference import checkpoint
 
@@ -55,6 +57,8 @@ WHOLE: dict[str, Callable[[Path], object]] = {
     ".npz": lambda path: [np.load(path)[key] for key in np.load(path)],
     ".html": lambda path: _ends_with(path, "</html>"),
     ".sqlite": _database_is_whole,
+    ".xml": ElementTree.parse,
+    ".yaml": lambda path: yaml.safe_load(path.read_text(encoding="utf-8")),
 }
 
 

@@ -17,6 +17,7 @@ WORKERS = "train, 2 workers"  # the same places as train
 SHORT = ("train", "watch")  # they reach their places in one order; the others write in threads
 SOME = 3  # faults of each of these, where not all are tried
 PARTS = 6 if IS_WHOLE else 1  # of the faults of a mode, which two processes share
+LEAST_REACHED = 0.9  # threads reach places in another order each time
 KILLS = 100 if IS_WHOLE else 2  # at random moments, over all modes
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
@@ -36,10 +37,14 @@ def test_nothing_is_lost_and_the_next_run_goes_on(trial_of, name, part):
     assert len(faults) >= 20
     problems = {}
     tried = faults[part::PARTS] if IS_WHOLE else random.Random(name).sample(faults, SOME)
+    before = trial.reached
     for fault in tried:
         if found := trial.problems(fault):
             problems[fault] = found
-    print(f"{name}: {len(trial.counts)} places, {len(tried)} of {len(faults)} faults, {len(problems)} with problems")
+    reached = trial.reached - before
+    print(f"{name}: {len(trial.counts)} places, {len(tried)} of {len(faults)} faults, {reached} of them happened,")
+    print(f"{len(problems)} with problems")
+    assert reached >= LEAST_REACHED * len(tried)
     assert not problems, "\n".join(f"{one}: {found}" for one, found in problems.items())
 
 

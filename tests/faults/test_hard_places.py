@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 from conftest import SETTINGS, make_dataset
-from faults.harness import MODES, Trial, make_workplace, run
+from faults.harness import MODES, MOST_LINES, Trial, make_workplace, message_of, run
 from faults.places import IS_WHOLE
 from faults.remains import broken_files
 
@@ -80,7 +80,8 @@ def assert_told(outcome, *parts, status=2):
     """One to three lines of a message, with each of these parts."""
     assert outcome.status == status, outcome
     assert "Traceback" not in outcome.error, outcome.error
-    lines = outcome.error.strip().splitlines()[-3:]
+    lines = message_of(outcome)
+    assert 1 <= len(lines) <= MOST_LINES, outcome.error
     assert all(any(part in line for line in lines) for part in parts), outcome.error
 
 

@@ -1,6 +1,6 @@
 """Checkpoints that a stranger has changed: refused or read, and no pickled code runs, wherever a file is loaded.
 
-A few hundred; 10,000 with `make faults`.
+50; 10,000 with `make faults`.
 """
 
 import io

@@ -1,6 +1,6 @@
 """Images and masks with random changes: decoded or refused, in bounded time and memory, without an end of the process.
 
-A few thousand; 100,000 with `make faults`.
+800; 100,000 with `make faults`.
 """
 
 import io

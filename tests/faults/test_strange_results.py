@@ -1,6 +1,6 @@
 """Files of datasets and earlier results that a stranger has changed: read or refused, and nothing is written elsewhere.
 
-A few thousand; 20,000 with `make faults`.
+200; 20,000 with `make faults`.
 """
 
 import csv

@@ -2,12 +2,14 @@
 
 import tempfile
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from benchmarks import common
 from config_file import load_config
@@ -32,6 +34,32 @@ WAYS = (
 CHANNELS_OF = {16: 8, 32: 16, 64: 32, 128: 64}  # base_width -> base_channels
 
 
+class _WithoutChecks(torch.nn.Module):
+    """The networks without their checks of sizes, which PyTorch's tracer cannot follow."""
+
+    def __init__(self, model: DRAEM):
+        super().__init__()
+        self.reconstructive, self.discriminative = model.reconstructive, model.discriminative
+
+    def forward(self, x: Tensor) -> Tensor:
+        reconstruction = self.reconstructive.decoder(self.reconstructive.encoder(x))
+        segments = self.discriminative.encoder_segment(torch.cat((reconstruction, x), dim=1))
+        return self.discriminative.decoder_segment(*segments)
+
+
+def _torch_in_8_bits(model: DRAEM, image: np.ndarray) -> Callable[[], object]:
+    """A forward pass in the 8 bits of PyTorch itself, by its quantizer for x86."""
+    from torch.ao.quantization import get_default_qconfig_mapping, quantize_fx
+
+    batch = (torch.from_numpy(image).permute(0, 3, 1, 2).float() / 255).contiguous(memory_format=torch.channels_last)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of it about itself
+        observed = quantize_fx.prepare_fx(_WithoutChecks(model).eval(), get_default_qconfig_mapping("x86"), (batch,))
+        observed(batch)
+        network = quantize_fx.convert_fx(observed)
+    return lambda: network(batch)
+
+
 def bench_speed() -> None:
     """Time single images in each form, in turn, with networks that are not trained, which changes no time."""
     flags = common.arguments(runs=7, width=32, size=128, threads=2)
@@ -51,7 +79,9 @@ def bench_speed() -> None:
     for precision in (torch.float32, torch.bfloat16):
         run_torch = torch_run(model, torch.device("cpu"), precision)
         works[f"torch {precision}"] = lambda run=run_torch: run(image)  # type: ignore[misc]
-    common.compare("forms", works, runs=flags.runs)
+    works["torch, 8 bits"] = _torch_in_8_bits(model, image)
+    with torch.inference_mode():
+        common.compare("forms", works, runs=flags.runs)
 
 
 def bench_quality() -> None:

@@ -64,7 +64,7 @@ def run(config: Config, kind: str) -> Path:
     """
     check_format(kind)
     tempfile.gettempdir()  # without one, torch prints a hundred lines before it fails
-    if config.metrics.nominal is not None:  # a wrong name is told before what takes minutes
+    if config.metrics.nominal is not None:  # checked before the export, which takes minutes
         Detector.for_new_images(config, AS_THE_FILE)
     detector = Detector.for_new_images(config, AS_THE_FILE | {"metrics.threshold": False})
     for line in [*detector.notes, *_left_to_programs(detector)]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from runtime.device import core_count
 
 CHECKSUM = "sha256 of tensors"  # name of the method, stored before the checksum
-LARGE = 2**16  # bytes; smaller tensors are hashed sooner than a thread is told to
+LARGE = 2**16  # bytes; handing a smaller tensor to a thread takes longer than hashing it
 MAX_BITS = 256  # of an integer; the states of random generators have 128
 
 

@@ -42,8 +42,8 @@ def test_nothing_is_lost_and_the_next_run_goes_on(trial_of, name, part):
         if found := trial.problems(fault):
             problems[fault] = found
     reached = trial.reached - before
-    print(f"{name}: {len(trial.counts)} places, {len(tried)} of {len(faults)} faults, {reached} of them happened,")
-    print(f"{len(problems)} with problems")
+    faults_tried = f"{len(tried)} of {len(faults)} faults, of which {reached} happened"
+    print(f"{name}: {len(trial.counts)} places, {faults_tried}, {len(problems)} with problems")
     assert reached >= LEAST_REACHED * len(tried)
     assert not problems, "\n".join(f"{one}: {found}" for one, found in problems.items())
 

@@ -254,6 +254,9 @@ def test_files_of_openvino(exported, converter, kind, monkeypatch):
         return
     found = facts["quantization"]
     assert in_8_bits and found["samples"] >= 200
+    assert (
+        found["milliseconds"].keys() == {"float32", "int8", "all_in_8_bits"} and min(found["milliseconds"].values()) > 0
+    )
     assert found["int8"]["pixel_ap"] >= found["float32"]["pixel_ap"] - 0.05
     assert found["int8"]["image_auroc"] >= found["float32"]["image_auroc"] - 0.05
     assert f"{51 - len(found['in_float32'])} of 51 convolutions in 8 bits" in printed.splitlines()[-3]

@@ -71,6 +71,7 @@ def main() -> None:
     parser.add_argument("--replicas", type=int, default=1, help="processes with the model; default: %(default)s")
     parser.add_argument("--queue", type=int, default=32, help="images that wait in each; default: %(default)s")
     asked = parser.parse_args()
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no usage reports over the network
     try:
         model = str(Path(asked.model).resolve())
         Service(model, asked.threshold, asked.queue)  # its errors are printed here, not in a replica's log

@@ -27,7 +27,7 @@ class Compute(NamedTuple):
 
 
 def setup() -> None:
-    """Configure the memory allocator, OpenCV and NumPy. Called once in each program and in each loader process."""
+    """Configure the memory allocator and libraries. Called once in each program and in each loader process."""
     # One thread per process: loader processes already use all cores, and OpenCV's thread pool hangs in forked ones.
     cv2.setNumThreads(1)
     os.environ.setdefault("OPENCV_IO_ENABLE_OPENEXR", "1")  # OpenEXR is built in, but disabled by default
@@ -37,6 +37,8 @@ def setup() -> None:
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
         libc.mallopt(-4, 0)  # M_MMAP_MAX: allocate large blocks on the heap, too
         libc.mallopt(-1, -1)  # M_TRIM_THRESHOLD: never shrink the heap
+    # OpenVINO's converter and NNCF would report each use over the network; without this package they do not.
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # as where it is not installed
     restore_numpy_table()
     _find_temporary_folder()
 

@@ -1,5 +1,8 @@
 """runtime/device.py: device, precision, memory layout and worker count."""
 
+import importlib
+
+import pytest
 import torch
 
 from runtime import device as runtime_device
@@ -38,3 +41,11 @@ def test_the_precision_follows_the_setting_and_the_cpu(monkeypatch):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda c=capabilities: c)
         assert select_precision("auto", cpu) == expected
     assert select_device("cpu") == cpu
+
+
+def test_nothing_reports_over_the_network_that_it_is_used():
+    """OpenVINO's converter would, and NNCF but for where pytest runs. test_deploy.py has Ray."""
+    telemetry = pytest.importorskip("openvino.tools.ovc.telemetry_utils")
+    assert telemetry.tm.__name__ == "openvino.tools.ovc.telemetry_stub"
+    with pytest.raises(ImportError):
+        importlib.import_module("openvino_telemetry")

@@ -52,7 +52,8 @@ def score_histogram(
     edges = np.linspace(low, high if high > low else low + 1e-3, 41)
     for scores, color, label in ((nominal, NOMINAL, "nominal"), (anomalous, ANOMALOUS, "anomalous")):
         label = f"{label} ({len(scores)} images)"
-        axes.hist(scores, edges, color=color, alpha=0.55, label=label, edgecolor=color, linewidth=0.8)
+        # One outline of all bins: separate bars take longer to draw than the rest of the figure.
+        axes.hist(scores, edges, histtype="stepfilled", facecolor=color, alpha=0.55, label=label, edgecolor=color)
     for (name, value), style in zip(thresholds.items(), ("-", "--", "-.", ":"), strict=False):
         axes.axvline(value, color=OPERATING_POINT, linestyle=style, linewidth=1.5, label=f"{name} {value:.3f}")
     axes.set(xlabel="image score (largest smoothed probability of 'anomalous')", ylabel="images")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from evaluation.image_metrics import image_metrics
 from evaluation.metrics import PixelMetrics
 from inference import networks
-from inference.exported import Graph, Run, compiled, openvino_model, own_signal_stack
+from inference.exported import EXAMPLE, Graph, Run, compiled, openvino_model, own_signal_stack
 from model import DRAEM
 from runtime.device import select_precision
 
@@ -193,13 +193,21 @@ def milliseconds_by_form(
     for precision in dict.fromkeys((torch.float32, select_precision("auto", device))):
         runs[str(precision).removeprefix("torch.")] = torch_run(model, device, precision)
     if device.type == "cpu" and find_spec("openvino"):
-        exact = openvino_model(Graph(model).eval())
-        runs["openvino"] = compiled(exact, size)
-        if find_spec("nncf"):
-            runs["openvino-int8"] = compiled(quantized(exact, [image], []), size)
+        for form, converted in _converted(base_width, base_channels).items():
+            runs[form] = compiled(converted, size)
     first = milliseconds(list(runs.values()), [image])  # warms up
     count = max(1, min(RUNS, int(LONG_ENOUGH / max(first))))
     return dict(zip(runs, milliseconds(list(runs.values()), [image] * count), strict=True))
+
+
+@cache
+def _converted(base_width: int, base_channels: int) -> dict[str, Any]:
+    """Models of OpenVINO of networks of these widths, for images of any size, in the forms of --export."""
+    exact = openvino_model(Graph(DRAEM(base_width, base_channels).eval()).eval())
+    found = {"openvino": exact}
+    if find_spec("nncf"):
+        found["openvino-int8"] = quantized(exact, [EXAMPLE[:1].numpy()], [])
+    return found
 
 
 def torch_run(model: DRAEM, device: torch.device, precision: torch.dtype) -> Run:

@@ -17,6 +17,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from in_process import Fork
 
 from config_file import load_config
 from data.mvtec import list_test
@@ -202,7 +203,7 @@ def wait_until(condition, process: subprocess.Popen, seconds: float = 120) -> No
         time.sleep(0.01)
 
 
-STARTED: list[subprocess.Popen] = []
+STARTED: list[subprocess.Popen | Fork] = []
 
 
 def start_process(command, folder: Path, stderr=subprocess.PIPE, **variables: str) -> subprocess.Popen:
@@ -213,6 +214,13 @@ def start_process(command, folder: Path, stderr=subprocess.PIPE, **variables: st
     pipes = {"stdout": subprocess.PIPE, "stderr": stderr, "text": True}
     environment = os.environ | {"OMP_NUM_THREADS": "1"} | variables
     process = subprocess.Popen(list(map(str, command)), cwd=folder, env=environment, start_new_session=True, **pipes)
+    STARTED.append(process)
+    return process
+
+
+def start_fork(script, arguments, folder: Path, **variables: str) -> Fork:
+    """The same of a Python script, in a fork of this process: for what does not depend on how a process starts."""
+    process = Fork(script, arguments, folder, **variables)
     STARTED.append(process)
     return process
 

@@ -6,8 +6,6 @@ import pickle
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -15,7 +13,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, SETTINGS, config_of, make_dataset, write
+from conftest import SETTINGS, config_of, make_dataset, start_fork, write
 from messages import assert_user_error
 
 from engine import threshold, train
@@ -250,18 +248,20 @@ def test_a_fault_is_not_reported_as_a_user_error(workplace, cli, monkeypatch, pl
         cli("--train", "--set", f"data.num_workers={workers}")
 
 
-def test_a_fault_is_exit_status_1_with_a_traceback(workplace):
-    code = f"""
-import sys
-sys.path.insert(0, {str(ROOT)!r})
+FAULT = """\
 import main, torch
 def fault(*_): raise ValueError("of the program")
 torch.optim.Adam.step = fault
 main.run(main.main, is_shared=True)
 """
-    command = [sys.executable, "-c", code, "--config", "config.yaml", "--train", "--set", "data.num_workers=1"]
-    done = subprocess.run(command, cwd=workplace, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 1 and "Traceback" in done.stderr and "of the program" in done.stderr
+
+
+def test_a_fault_is_exit_status_1_with_a_traceback(workplace):
+    (workplace / "fault.py").write_text(FAULT)
+    arguments = ["--config", "config.yaml", "--train", "--set", "data.num_workers=1"]
+    process = start_fork(workplace / "fault.py", arguments, workplace)
+    _, error = process.communicate()
+    assert process.returncode == 1 and "Traceback" in error and "of the program" in error
 
 
 def test_a_user_error_in_a_loader_process_is_one(workplace, cli):

@@ -166,9 +166,10 @@ def test_user_errors_of_a_job_are_reported_and_not_tried_again(tmp_path, ray_clu
     assert len(lines_with(out, re.compile(rf"^tile: .*\b{host}\b"))) == 2  # started once, and failed
 
 
-def test_addresses_and_resources_that_do_not_exist_are_user_errors(two, call, monkeypatch):
+def test_addresses_and_resources_that_do_not_exist_are_user_errors(two, call, monkeypatch, ray_cluster):
     assert_user_error(call("train_all", "--ray", "127.0.0.1:1"), "--ray 127.0.0.1:1", "--ray local")
-    assert_user_error(call("train_all", "--ray", "local", "--gpus_per_job", "4"), "--gpus_per_job 4")
+    large = ("train_all", "--ray", ray_cluster.address, "--gpus_per_job", "4")
+    assert_user_error(call(*large), "--gpus_per_job 4")
     for flags, names in (
         (["--ray", "local", "--gpus_per_job", "1.5"], ["--gpus_per_job 1.5"]),
         (["--ray", "local", "--cpus_per_job", "-1"], ["--cpus_per_job -1"]),

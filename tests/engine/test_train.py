@@ -3,13 +3,11 @@
 import csv
 import re
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
 import torch
-from conftest import ROOT, config_of, same, wait_until, weights
+from conftest import ROOT, config_of, same, start_fork, wait_until, weights
 from messages import assert_fix, assert_line, assert_names, assert_user_error, error_of
 
 from engine import train
@@ -73,16 +71,14 @@ def test_a_killed_training_resumes_and_ends_with_the_same_weights(workplace):
     alone = "data.num_workers=0"  # the start of a loader process takes seconds
     reference = train.run(config_of(workplace, *overrides, alone, "data.run_name=whole"), "")
     config = config_of(workplace, *overrides, alone)
-    command = [sys.executable, ROOT / "main.py", "--train", "--config", workplace / "config.yaml"]
-    command += [word for override in overrides for word in ("--set", override)]
+    arguments = ["--train", "--config", workplace / "config.yaml"]
+    arguments += [word for override in overrides for word in ("--set", override)]
     for epoch, file, wait in ((1, "last.pt", 0.0), (5, "epoch_0005.pt", 0.05)):
-        # No pipes: its loader process outlives it by seconds, and would keep them open.
-        nowhere = subprocess.DEVNULL
-        process = subprocess.Popen(list(map(str, command)), cwd=workplace, stdout=nowhere, stderr=nowhere)
+        process = start_fork(ROOT / "main.py", arguments, workplace)
         wait_until((config.run_folder / file).is_file, process)
         time.sleep(wait)
         process.kill()
-        assert process.wait() == -signal.SIGKILL
+        assert process.wait(30) == -signal.SIGKILL
         assert epoch - 1 <= checkpoint.read(config.run_folder / "last.pt")["epoch"] < 12
     path = train.run(config, "")
     assert path == config.run_folder / "epoch_0012.pt" and same(weights(path), weights(reference))

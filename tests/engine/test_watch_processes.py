@@ -4,45 +4,38 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
-import threading
 import time
 
 import numpy as np
 import pytest
-from conftest import ROOT, rows_of, wait_until, write
+from conftest import ROOT, rows_of, start_fork, wait_until, write
 from messages import assert_line, assert_names
 
 
 class Watching:
-    """main.py --watch in a process of its own, and the lines that it prints."""
+    """main.py --watch in a process of its own."""
 
     def __init__(self, root):
-        command = [sys.executable, "-u", ROOT / "main.py", "--config", root / "config.yaml"]
-        command += ["--watch", root / "camera", "--output", root / "out", "--set", "watch.quiet_seconds=0.2"]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        self.lines = []
-        threading.Thread(target=lambda: self.lines.extend(iter(self._read, "")), daemon=True).start()
+        arguments = ["--config", root / "config.yaml", "--watch", root / "camera", "--output", root / "out"]
+        arguments += ["--set", "watch.quiet_seconds=0.2"]
+        self.process = start_fork(ROOT / "main.py", arguments, root)
         self.wait_for(f"{root / 'camera'}", f"{root / 'out'}")
 
-    def _read(self):
-        line = self.process.stdout.readline()
-        return line and line.strip()
+    @property
+    def lines(self):
+        return [line.strip() for line in self.process.out.read_text(encoding="utf-8").splitlines()]
 
     def wait_for(self, *parts, count=1):
         """Until so many lines have all these parts; the last of them."""
         end = time.monotonic() + 60
-        while len(found := [line for line in list(self.lines) if all(part in line for part in parts)]) < count:
+        while len(found := [line for line in self.lines if all(part in line for part in parts)]) < count:
             assert time.monotonic() < end and self.process.poll() is None, (parts, self.lines, self.process.poll())
             time.sleep(0.01)
         return found[-1]
 
     def end(self, how=signal.SIGTERM):
         self.process.send_signal(how)
-        status = self.process.wait(30)
-        time.sleep(0.2)  # the thread reads the last lines
-        return status
+        return self.process.wait(30)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals are other ones there")

@@ -96,6 +96,16 @@ def test_an_error_of_a_later_run_is_not_the_compilers(monkeypatch):
         network(torch.ones(2, 3))
 
 
+@pytest.fixture
+def for_this_processor():
+    """What the processor says of itself is believed: programs that try it out take six seconds to build."""
+    import torch._inductor.config
+
+    with torch._inductor.config.patch({"cpp.vec_isa_ok": True}):
+        yield
+
+
+@pytest.mark.usefixtures("for_this_processor")
 def test_compiled_networks_give_the_same_output():
     """Of one layer of each kind: compiling all of them takes 45 seconds."""
     torch.manual_seed(0)
@@ -118,6 +128,7 @@ class Tiny(torch.nn.Module):
         return x, torch.relu(self.convolution(x))
 
 
+@pytest.mark.usefixtures("for_this_processor")
 def test_two_compiled_models_keep_their_own_weights():
     x = torch.rand(2, 3, 8, 8)
     for _ in range(2):

@@ -12,7 +12,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, SETTINGS, make_dataset, rows_of, start_process
+from conftest import ROOT, SETTINGS, make_dataset, rows_of, start_fork, start_process
 from in_process import run_here
 from messages import assert_fix, assert_line, lines_with, raises_user_error
 
@@ -65,24 +65,26 @@ def free_port() -> str:
         return str(free.getsockname()[1])
 
 
-def launch(workplace, count, settings, *modes, script=ROOT / "main.py", **variables):
-    """A started process: of `count` with torchrun, or main.py alone where that is 0. variables: of its environment."""
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(count)]
-    command = [*(torchrun if count else [sys.executable]), script, "--config", workplace / "config.yaml", *modes]
-    command += [word for one in settings for word in ("--set", one)]
-    return start_process(command, workplace, **variables)
+def torchrun(workplace, settings, *modes):
+    """A started torchrun of main.py in two processes."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", ROOT / "main.py"]
+    return start_process([*command, *arguments_of(workplace, settings, modes)], workplace)
 
 
-def run(*arguments, **keywords):
-    process = launch(*arguments, **keywords)
-    out, error = process.communicate(timeout=120)
-    return process.returncode, out, error
+def arguments_of(workplace, settings, modes):
+    return ["--config", workplace / "config.yaml", *modes, *(word for one in settings for word in ("--set", one))]
 
 
-def launch_ranks(count, *arguments, **keywords):
-    """Started processes of one training, without torchrun, whose start takes seconds."""
-    common = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
-    return [launch(*arguments, RANK=rank, LOCAL_RANK=rank, **common, **keywords) for rank in map(str, range(count))]
+def launch_ranks(count, workplace, settings, *modes, script=ROOT / "main.py"):
+    """Started processes of one training, without torchrun, whose start takes seconds; a single one is none's rank."""
+    common, arguments = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1"}, arguments_of(workplace, settings, modes)
+    common |= {"MASTER_PORT": free_port()}
+    if count == 1:
+        return [start_fork(script, arguments, workplace)]
+    return [
+        start_fork(script, arguments, workplace, RANK=rank, LOCAL_RANK=rank, **common)
+        for rank in map(str, range(count))
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -100,9 +102,7 @@ def test_losses_and_weights_equal_those_of_one_process(place, recipe, together):
     found = {}
     for count in (1, together):
         settings = [*SHORT, f"data.run_name=together{count}{len(recipe)}", "train.visualize=false", *recipe]
-        arguments, script = (place, 0, settings, "--train"), place / "double.py"
-        alone = [launch(*arguments, script=script)] if count == 1 else []
-        for process in alone or launch_ranks(count, *arguments, script=script):
+        for process in launch_ranks(count, place, settings, "--train", script=place / "double.py"):
             _, error = process.communicate(timeout=120)
             assert process.returncode == 0, error
         content = checkpoint.read(place / f"checkpoints/tile/together{count}{len(recipe)}/last.pt")
@@ -127,7 +127,7 @@ def test_processes_share_the_images_and_write_the_same_files(place):
     for count in (0, 2):
         settings[-1:] = ["data.run_name=modes", f"data.results_path={place}/results{count}"]
         if count:
-            ranks = launch_ranks(count, place, 0, settings, "--threshold", "--detection")
+            ranks = launch_ranks(count, place, settings, "--threshold", "--detection")
             said = [process.communicate(timeout=120) for process in ranks]
             assert [process.returncode for process in ranks] == [0, 0], said
             out, others = said[0][0], said[1][0]
@@ -151,7 +151,7 @@ def test_processes_share_the_images_and_write_the_same_files(place):
 
 def test_a_process_that_dies_ends_the_others_and_another_number_of_processes_resumes(place, capsys):
     settings = [*SHORT, "train.epochs=3000", "data.run_name=killed", "train.visualize=false"]
-    process, run_folder = launch(place, 2, settings, "--train"), place / "checkpoints/tile/killed"
+    process, run_folder = torchrun(place, settings, "--train"), place / "checkpoints/tile/killed"
     end = time.monotonic() + 120
     while not (run_folder / "last.pt").is_file():
         assert time.monotonic() < end and process.poll() is None, process.communicate()
@@ -184,7 +184,7 @@ def rank_of(launcher, rank):
 def test_all_processes_stop_together_where_one_is_signalled(place, capsys):
     """Processes of another launcher than torchrun; the state is that of the same step of both, and resumes."""
     settings = [*SHORT, "train.epochs=3000", "data.run_name=stopped", "train.visualize=false"]
-    both = launch_ranks(2, place, 0, settings, "--train")
+    both = launch_ranks(2, place, settings, "--train")
     last, end = place / "checkpoints/tile/stopped/last.pt", time.monotonic() + 120
     while not last.is_file():
         assert time.monotonic() < end and both[0].poll() is None, both[0].communicate()
@@ -258,8 +258,9 @@ def test_missing_and_invalid_variables_of_a_launcher_are_user_errors(monkeypatch
 
 
 def test_more_processes_than_samples_in_a_batch_are_a_user_error(place):
-    status, _, error = run(place, 2, [*SHORT, "train.batch_size=1", "data.run_name=few"], "--train")
-    assert status == 1  # of torchrun
+    process = torchrun(place, [*SHORT, "train.batch_size=1", "data.run_name=few"], "--train")
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == 1  # of torchrun
     [text] = lines_with(error, "error: train.batch_size = 1", 2)
     assert_fix(text)
     assert not (place / "checkpoints/tile/few").exists()

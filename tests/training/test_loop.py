@@ -4,13 +4,12 @@ import os
 import random
 import re
 import signal
-import sys
 import time
 from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import ROOT, make_dataset, start_process, wait_until
+from conftest import ROOT, make_dataset, start_fork, wait_until
 from messages import assert_line, assert_names, assert_user_error, lines_with
 
 from config_file import load_config
@@ -155,9 +154,9 @@ def test_a_training_whose_processes_are_all_signalled_keeps_every_step(workplace
     """As a terminal and a scheduler do it: loader processes continue until the step is done."""
     make_dataset(workplace, n_train=60)
     settings = ("train.epochs=500", "data.num_workers=2", "data.val_split=0", "data.img_size=64", "train.save_from=500")
-    command = [sys.executable, ROOT / "main.py", "--config", workplace / "config.yaml", "--train", "--threshold"]
-    command += [word for one in (*settings, "train.visualize=false") for word in ("--set", one)]
-    process, last = start_process(command, workplace), workplace / "checkpoints/tile/tiny/last.pt"
+    arguments = ["--config", workplace / "config.yaml", "--train", "--threshold"]
+    arguments += [word for one in (*settings, "train.visualize=false") for word in ("--set", one)]
+    process, last = start_fork(ROOT / "main.py", arguments, workplace), workplace / "checkpoints/tile/tiny/last.pt"
     wait_until(last.is_file, process)
     time.sleep(0.2)
     before = time.monotonic()

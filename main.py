@@ -128,6 +128,8 @@ def _run(arguments: argparse.Namespace, config: "Config", group: "ProcessGroup |
         from config_file import settings_text
         from engine import train
 
+        if is_first:
+            _check_inputs(arguments, config)
         print(f"checkpoint: {train.run(config, settings_text(arguments.config, config), group)}")
     if arguments.threshold:
         from engine import threshold
@@ -166,6 +168,23 @@ def _run(arguments: argparse.Namespace, config: "Config", group: "ProcessGroup |
 
         print(f"predictions: {watch.run(config, arguments.watch, arguments.output)}")
     return status
+
+
+def _check_inputs(arguments: argparse.Namespace, config: "Config") -> None:
+    """UserError where what later modes read is not there: it is told before a training, which can take hours."""
+    from data.layouts.registry import open_category
+    from engine import predict, watch
+    from engine.feedback import marks
+
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):  # the modes print their notes
+        if arguments.detection:
+            open_category(config).test()
+        if folders := [*([arguments.nominal] if arguments.nominal else []), *matching(arguments.predict or [])]:
+            predict.find(folders)
+        if arguments.feedback:
+            marks.read(arguments.feedback)
+        if arguments.watch:
+            watch.check_folder(arguments.watch)
 
 
 def _feedback(arguments: argparse.Namespace, config: "Config") -> tuple["Config", bool]:

@@ -55,6 +55,12 @@ class WaitingFile:
     attempts: Attempts
 
 
+def check_folder(folder: Path) -> None:
+    """UserError if it cannot be watched."""
+    if not folder.is_dir():
+        raise UserError(f"--watch {folder}", "not a folder", "name the folder that images are written to")
+
+
 def run(config: Config, folder: Path, output: Path | None = None) -> Path:
     """Run inference on the images of a folder, and on new ones, until interrupted.
 
@@ -67,8 +73,7 @@ def run(config: Config, folder: Path, output: Path | None = None) -> Path:
     Raises:
         UserError: no folder, no checkpoint, settings that contradict it, or predictions of another folder.
     """
-    if not folder.is_dir():
-        raise UserError(f"--watch {folder}", "not a folder", "name the folder that images are written to")
+    check_folder(folder)
     detector = Detector.for_new_images(config)
     for line in notes_of(detector):
         print(line)

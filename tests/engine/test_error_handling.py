@@ -93,6 +93,12 @@ UNTRAINED = [
     (None, ["--train", "--set", "train.batch_size=-2"], ["train.batch_size = -2", 1]),
     (None, ["--train", "--set", "train.resume=must"], ["train.resume = must", "last.pt"]),
     (None, ["--train", "--set", "train.batch_size=3"], ["train.batch_size = 3", "img_size"]),
+    # Told before the training, which can take hours:
+    (lambda w: shutil.rmtree(w / "mvtec/tile/test"), ["--train", "--detection"], ["tile/test", "test/good"]),
+    (None, ["--train", "--threshold", "--nominal", "station2"], ["station2"]),
+    (None, ["--train", "--predict", "photos"], ["photos"]),
+    (None, ["--train", "--watch", "camera"], ["--watch camera"]),
+    (None, ["--train", "--feedback", "feedback.csv"], ["--feedback feedback.csv"]),
     (None, ["--threshold"], ["data.load_epoch", "last.pt", "--train True"]),
     (None, ["--detection"], ["data.load_epoch", "last.pt", "--train True"]),
     (None, [], ["--train True"]),

@@ -117,7 +117,7 @@ class Metrics(_Section):
     threshold_type: Annotated[kinds.ThresholdType, kinds.DISPLAY] = "p_quantile"
     p: Annotated[float, Field(strict=True, ge=0, le=100), kinds.NOMINAL_THRESHOLDS] = 99.0
     k: Annotated[float, Field(strict=True, ge=0, le=100), kinds.NOMINAL_THRESHOLDS] = 3.0
-    max_false_alarms: Annotated[float, Field(strict=True, gt=0, lt=1), kinds.NOMINAL_THRESHOLDS] = 0.05
+    max_false_alarms: Annotated[float, Field(strict=True, ge=1e-6, le=0.999), kinds.NOMINAL_THRESHOLDS] = 0.05
     image_threshold: Annotated[kinds.OptionalScore, kinds.MANUAL_THRESHOLDS] = None
     pixel_threshold: Annotated[kinds.OptionalScore, kinds.MANUAL_THRESHOLDS] = None
     nominal: Annotated[kinds.OptionalName, kinds.DISPLAY] = None

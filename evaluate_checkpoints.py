@@ -1,5 +1,6 @@
 """Evaluate categories x checkpoints x techniques x thresholds, and summarize them in one table."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -45,8 +46,8 @@ def main() -> int:
     add_config_flags(parser)
     arguments = parser.parse_args()
     for epoch in map(str, arguments.checkpoints or ()):
-        if epoch != "last" and not (epoch.isdecimal() and int(epoch)):
-            parser.error(f"--checkpoints {epoch}: must be last or an epoch from 1")
+        if not re.fullmatch(r"last|0{0,9}[1-9]\d{0,8}", epoch):
+            parser.error(f"--checkpoints {epoch[:40]}: must be last or an epoch from 1")
 
     from config_file import load_config
     from engine import evaluate_all, ray_jobs

@@ -131,6 +131,8 @@ def _white(image: np.ndarray, white_level: float | None) -> float:
 
 
 def bytes_of(path: Path | str) -> bytes:
+    if Path(path).exists() and not Path(path).is_file():
+        raise DecodeError("is not a file")  # a pipe or a device may never end
     try:
         return Path(path).read_bytes()  # cv2.imread fails on non-ASCII paths on Windows
     except OSError as error:

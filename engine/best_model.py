@@ -46,7 +46,6 @@ def run(config: Config, names: Sequence[str] | None) -> Path:
         rows = [row for row in rows if (row["category"], row["checkpoint"], row["technique"]) not in stale]
         if not rows:
             raise UserError(results / "summary.csv", "all of its results are out of date", FIX_SUMMARY)
-        print(f"{len(stale)} results are out of date and not compared")
         summary.print_stale(stale)
     text, report = best_models.write_report(config, results, rows, failed)
     print(text)

@@ -24,6 +24,7 @@ from inference.threshold_file import NominalThresholds
 from reporting import summary
 from reporting.result import CURVES, read_record
 from reporting.summary import Found
+from runtime.device import select_device
 from runtime.errors import UserError, format_error
 from runtime.files import remove_leftovers, run_lock
 from runtime.names import composed
@@ -74,16 +75,16 @@ def run(config: Config, selection: Selection, is_forced: bool, ray: Options | No
     Raises:
         UserError: what was asked for does not exist; before anything runs.
     """
+    if not ray:
+        select_device(config.train.device)  # a wrong device is reported once, before anything changes
+    if MANUAL in selection.kinds:
+        threshold_file.manual(config)  # likewise
     results = Path(config.data.results_path) / config.data.run_name
     kinds = [kind for kind in KINDS if kind in selection.kinds]
     items, failed = _plan(config, selection)
     todo = items if is_forced else [item for item in items if not _is_complete(item, kinds)]
     _announce(items, todo, failed, len(kinds))
-
-    if ray:
-        failed |= _evaluate_on_ray(config, todo, kinds, ray)
-    else:
-        failed |= _evaluate_items(todo, kinds)
+    failed |= _evaluate_on_ray(config, todo, kinds, ray) if ray else _evaluate_items(todo, kinds)
     remove_leftovers(results)
     there, stale = current_results(results, config, failed)
     planned = {(item.config.data.category, str(item.epoch), one.name) for item in items for one in item.techniques}
@@ -95,9 +96,7 @@ def run(config: Config, selection: Selection, is_forced: bool, ray: Options | No
     undrawn = summary.draw_batch(results, there, config.metrics)
     for key, error in [*failed.items(), *undrawn.items()]:
         print(f"failed: {', '.join(part for part in key if part)}: {error}")
-    if stale:
-        print(f"{len(stale)} results are out of date and left out of the summary")
-        summary.print_stale(stale)
+    summary.print_stale(stale)
     print(
         f"{sum(len(one.record.thresholds) for one in there)} combinations in the summary"
         + (f", {errors} failures" if errors else "")
@@ -147,7 +146,7 @@ def _evaluate_on_ray(config: Config, todo: list[Item], kinds: list[str], options
 
 def _plan(config: Config, selection: Selection) -> tuple[list[Item], dict[Key, str]]:
     """All passes, and what cannot be evaluated; UserError where what was asked for does not exist."""
-    items, failed = [], {}
+    items, failed, untrained = [], {}, {}
     names = chosen_categories(config, selection.categories)
     for name in names:
         own = with_category(config, name)
@@ -155,7 +154,8 @@ def _plan(config: Config, selection: Selection) -> tuple[list[Item], dict[Key, s
         if not epochs and not (own.run_folder / "last.pt").is_file():
             others = sorted(path.name for path in own.run_folder.parent.glob("*/") if checkpoint.saved_epochs(path))
             fix = f"set data.run_name to one of {', '.join(others)}" if others else "run train_all.py"
-            failed[name, "", ""] = f"{own.run_folder}: no checkpoint, never trained; {fix}"
+            untrained[name] = UserError(own.run_folder, "no checkpoint, never trained", fix)
+            failed[name, "", ""] = str(untrained[name])
             continue
         chosen = selection.checkpoints or epochs or ["last"]
         paths = [checkpoint.find(own, "last" if epoch == "last" else int(epoch)) for epoch in chosen]
@@ -207,6 +207,8 @@ def _plan(config: Config, selection: Selection) -> tuple[list[Item], dict[Key, s
             for variant in dict.fromkeys(technique.variant for technique in usable):
                 together = [technique for technique in usable if technique.variant == variant]
                 items.append(Item(path, epoch, test_set, ready.preprocessor, together))
+    if len(untrained) == len(names):
+        raise next(iter(untrained.values()))
     return items, failed
 
 
@@ -260,7 +262,7 @@ def _is_complete(item: Item, kinds: list[str]) -> bool:
     for technique in item.techniques:
         folder = result_folder(item.config, str(item.epoch), technique)
         record = read_record(folder)
-        if not record or record.content.get("settings", {}).get("metrics") != wanted:
+        if not record or record.content["settings"].get("metrics") != wanted:
             return False
         if not set(kinds) <= set(summary.read_kinds(folder, record)) or not (folder / CURVES).is_file():
             return False
@@ -302,8 +304,7 @@ def _evaluate(item: Item, ckpt: Checkpoint, kinds: list[str]) -> None:
                 missing.append(technique)
         if missing:
             compute_thresholds(item.config, ckpt, item.preprocessor, missing)
-        for technique in missing:
-            nominal[technique] = load_thresholds(item.config, ckpt, item.preprocessor, technique)
+        nominal |= {one: load_thresholds(item.config, ckpt, item.preprocessor, one) for one in missing}
     if MANUAL in kinds:
         manual = threshold_file.manual(item.config)
         for technique, own in nominal.items():

@@ -115,7 +115,7 @@ def find(paths: Sequence[Path]) -> list[InputImage]:
     found: list[InputImage] = []
     names = Counter(path.resolve().name for path in paths)
     for path in paths:
-        if not path.exists():
+        if not path.is_file() and not path.is_dir():
             raise UserError(path, "no such file or folder", "name images or folders of images")
         notes = DatasetNotes()
         below = images_below(path, notes) if path.is_dir() else [path]

@@ -25,7 +25,7 @@ from inference.checkpoint import epoch_path
 from runtime import signals
 from runtime.device import select_device
 from runtime.errors import UserError, format_error
-from runtime.files import run_lock, write_text
+from runtime.files import atomic_write, run_lock, write_text
 from runtime.signals import Interrupted
 from training.data import changed_images, find_files, split, training_provenance
 from training.state import changed_settings
@@ -106,6 +106,8 @@ def run(config: Config, settings: Path, selection: Selection, ray: Options | Non
             jobs[f"{name}, seed {seed}"] = with_category(with_seed(config, seed), name)
     batch = Batch(settings, selection, jobs)
     times = Path(config.data.checkpoint_path) / "training_times.txt"
+    if times.is_dir():
+        raise UserError(times, "is a folder", "rename it")
     for label, (trained, node) in _run_on_ray(batch, config, ray) if ray else _run_here(batch):
         if trained.error is not None:
             batch.failed[label] = trained.error
@@ -127,8 +129,9 @@ def run(config: Config, settings: Path, selection: Selection, ray: Options | Non
 def _append(path: Path, line: str) -> None:
     """Add a line to the table of times, under a lock: in an array job each category is a batch of its own."""
     with FileLock(path.with_name(f".{path.name}.lock")):
-        kept = path.read_text(encoding="utf-8") if path.is_file() else TIMES_HEAD
-        write_text(path, kept + line)
+        kept = path.read_bytes() if path.is_file() else TIMES_HEAD.encode()  # people may have written anything into it
+        with atomic_write(path) as beside:
+            beside.write_bytes(kept + line.encode())
 
 
 def with_seed(config: Config, seed: int) -> Config:
@@ -213,7 +216,9 @@ def _is_complete(config: Config) -> bool:
     known = checkpoint.load_metadata(last)
     found = find_files(config)
     now = training_provenance(config, found.nominal + found.validation, found.textures)
-    assert known.made_from and known.images  # of this program
+    if not known.made_from or not known.images:
+        fix = "set another data.run_name, or give --force"
+        raise UserError(last, "does not say what it was trained with, or of another version of this program", fix)
     if changed := changed_settings(known.made_from, now):
         raise UserError(
             run,
@@ -230,7 +235,7 @@ def _epochs_done(config: Config) -> int:
     log = config.run_folder / "train_log.csv"
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[1:] if log.is_file() else []
     epoch = lines[-1].split(",")[0] if lines else "0"
-    return int(epoch) if epoch.isdecimal() else 0
+    return int(epoch) if re.fullmatch(r"\d{1,9}", epoch) else 0
 
 
 def _train(settings: Path, resume: str | None, dies_with_parent: bool) -> str | None:

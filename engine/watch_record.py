@@ -15,8 +15,10 @@ from runtime import signals
 from runtime.errors import FIX_STORAGE, UserError
 from runtime.files import short_hash
 from runtime.json_file import parse_json
+from runtime.provenance import signed
 
 RECORD_FILE = "record.sqlite"
+CAUGHT_UP = 1  # user_version of a record that has all images of predictions.csv
 ROWS_AT_ONCE = 100  # fewer than `Predictions.last_rows` has
 
 
@@ -34,7 +36,9 @@ def state_of(path: str) -> State | None:
         found = os.stat(path)
     except OSError:
         return None
-    return State(found.st_size, found.st_mtime_ns, found.st_ino) if stat.S_ISREG(found.st_mode) else None
+    if not stat.S_ISREG(found.st_mode):
+        return None
+    return State(found.st_size, signed(found.st_mtime_ns), signed(found.st_ino))
 
 
 class Record:
@@ -50,7 +54,6 @@ class Record:
     def __init__(self, path: Path, folder: Path):
         self._path, self._folder = path, folder
         self._written = 0  # number of the last row that predictions.csv has, though it still waits here
-        self.is_new = not path.exists()
         try:
             self._base = self._open()
         except sqlite3.OperationalError as error:
@@ -60,7 +63,7 @@ class Record:
             print(f"{path}: damaged ({error}); kept as {aside.name}; images that predictions.csv has are done")
             os.replace(path, aside)
             path.with_name(f"{path.name}-journal").unlink(missing_ok=True)
-            self.is_new, self._base = True, self._open()
+            self._base = self._open()
 
     def _open(self) -> sqlite3.Connection:
         base = sqlite3.connect(self._path)
@@ -150,7 +153,7 @@ class Record:
         for number, cells in self._base.execute("SELECT number, cells FROM waiting ORDER BY number").fetchall():
             if json.loads(cells) in written:
                 self._forget(number)
-        if not self.is_new:
+        if self._base.execute("PRAGMA user_version").fetchone() == (CAUGHT_UP,):
             return
         moved: Counter[str] = Counter()
         written_at = max((file.stat().st_mtime_ns for file in predictions.folder.glob("predictions*.csv")), default=0)
@@ -166,6 +169,7 @@ class Record:
             is_known = moved[file.name] == 1 and state is not None and state.time <= written_at
             if state and is_known and not self.is_done(path, state):
                 self.add(path, state, None)
+        self._base.execute(f"PRAGMA user_version = {CAUGHT_UP}")  # at the end: a kill before leaves a record to settle
 
     def _forget(self, number: int) -> None:
         with self._base:

@@ -157,8 +157,9 @@ def epoch_path(run: Path, epoch: int) -> Path:
 
 def saved_epochs(run: Path) -> list[int]:
     """Epochs with a checkpoint file in the folder of a run, in ascending order."""
-    matches = (re.fullmatch(r"epoch_(\d+)", path.stem) for path in run.glob("epoch_*.pt"))
-    return sorted(int(match[1]) for match in matches if match)
+    names = {path.name for path in run.glob("epoch_*.pt") if path.is_file()}
+    matches = (re.fullmatch(r"epoch_(\d{4,9})\.pt", name) for name in names)
+    return sorted({epoch for match in matches if match and epoch_path(run, epoch := int(match[1])).name in names})
 
 
 def epoch_of(path: Path) -> int:

@@ -131,6 +131,13 @@ def _checksum(content: dict[str, Any]) -> str:
     return digest([json.dumps(used, sort_keys=True)])
 
 
+def _finite(value: Any) -> float:
+    """The same number; ValueError for another kind of value, and for one that is not finite."""
+    if isinstance(value, (bool, str)) or not math.isfinite(value):
+        raise ValueError(f"{value} is not a finite number")
+    return float(value)
+
+
 def read(path: Path) -> NominalThresholds:
     """Thresholds of a file; UserError where it is damaged, or of another version of this program."""
     try:
@@ -138,15 +145,15 @@ def read(path: Path) -> NominalThresholds:
         if "checksum" in content and content["checksum"] != _checksum(content):
             raise ValueError("its content does not match its checksum")
         image, pixel = (
-            {kind: float(value) for kind, value in content[scope].items()}
-            | {"conformal": math.inf if content["conformal"][scope] is None else float(content["conformal"][scope])}
+            {kind: _finite(value) for kind, value in content[scope].items()}
+            | {"conformal": math.inf if content["conformal"][scope] is None else _finite(content["conformal"][scope])}
             for scope in ("image", "pixel")
         )
         found = NominalThresholds(
             {kind: Thresholds(kind, value, pixel[kind]) for kind, value in image.items()},
             content["held_out"],
             dict(content["promises"]),
-            [float(score) for score in content["image_scores"]],
+            [_finite(score) for score in content["image_scores"]],
             [str(name) for name in content["unregistered"]],
             int(content["pixels_left_out"]),
             Provenance.from_json(content.get("provenance")),

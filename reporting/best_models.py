@@ -116,7 +116,7 @@ def read_summary(results: Path, categories: Sequence[str] | None) -> tuple[list[
             values = {name: float(row[name]) if row[name] else None for name in METRIC_KEYS}
         except ValueError as error:
             raise UserError(path, f"line {number} is damaged ({error})", FIX_SUMMARY) from error
-        if not all(key) or not all(value is None or math.isfinite(value) for value in values.values()):
+        if not all(key) or not all(value is None or _is_possible(name, value) for name, value in values.items()):
             raise UserError(path, f"line {number} is damaged", FIX_SUMMARY)
         rows.append(dict(zip(HEAD, key, strict=True)) | values)
     there = {key[0] for key in seen}
@@ -128,6 +128,12 @@ def read_summary(results: Path, categories: Sequence[str] | None) -> tuple[list[
     if not rows:
         raise UserError(path, "holds no results" + (", only failures" if failed else ""), FIX_SUMMARY)
     return rows, failed
+
+
+def _is_possible(metric: str, value: float) -> bool:
+    """Whether a metric can have this value: counts and thresholds any, the others from 0 to 1."""
+    is_any = metric.startswith(("true_", "false_")) or metric in ("image_threshold", "pixel_threshold")
+    return math.isfinite(value) if is_any else 0 <= value <= 1
 
 
 def unlisted(
@@ -153,8 +159,8 @@ def read_val_ap(log: Path, column: str = "val_ap") -> dict[str, float]:
         if column != "val_ap" and rows and column not in rows[0]:
             return {}  # of an earlier version
         values = {row["epoch"]: float(row[column]) for row in rows if row[column]}
-        if not all(map(math.isfinite, values.values())):
-            raise ValueError(f"{column} is not a number")
+        if not all(0 <= value <= 1 for value in values.values()):
+            raise ValueError(f"{column} is not from 0 to 1")
         return values
     except (KeyError, ValueError, TypeError, csv.Error) as error:
         raise UserError(log, f"damaged ({error})", "restore it, or move it away to do without val_ap") from error

@@ -58,6 +58,11 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
+def _is_sound(row: dict[str, str]) -> bool:
+    """Whether the numbers of a row that pages show are numbers."""
+    return all(math.isfinite(float(cell)) for cell in (row["score"], row["area"] or "0"))
+
+
 class Predictions:
     """Writes the folder image by image. The folder is `locked`.
 
@@ -116,12 +121,20 @@ class Predictions:
                 os.replace(self.folder / name, self.folder / _numbered(name, number))
 
     def _cut_unfinished(self) -> None:
-        """Remove an unfinished last row."""
-        with (self.folder / ROWS).open("r+b") as stream:
+        """Remove an unfinished last row. One that lacks only its end, as an editor leaves it, gets that."""
+        path = self.folder / ROWS
+        with path.open("r+b") as stream:
             end = stream.seek(0, os.SEEK_END)
-            tail = min(end, LONGEST_ROW)
-            stream.seek(end - tail)
-            stream.truncate(end - tail + stream.read(tail).rfind(b"\n") + 1)
+            stream.seek(max(0, end - LONGEST_ROW))
+            last = stream.read().rpartition(b"\n")[2]
+            if b"\r" in last.rstrip(b"\r"):
+                raise UserError(path, "its lines end in another way", "save it as CSV of Windows or Unix")
+            cells = next(csv.reader([last.decode("utf-8", "replace").rstrip("\r")]), [])
+            # An unfinished row has fewer cells; the last one, the error, may be half of a text.
+            if tuple(cells) == COLUMNS or (len(cells) == len(COLUMNS) and not cells[-1]):
+                stream.write(b"\r\n"[last.endswith(b"\r") :])
+            elif last:
+                stream.truncate(end - len(last))
 
     def rows(self, pattern: str = ROWS) -> Iterator[dict[str, str]]:
         """All rows, column -> text, but for damaged ones.
@@ -132,7 +145,7 @@ class Predictions:
             with suppress(csv.Error):
                 for row in read_csv(path, errors="replace"):
                     with suppress(ValueError):
-                        if row.keys() >= set(COLUMNS) and (row["error"] or math.isfinite(float(row["score"]))):
+                        if row.keys() >= set(COLUMNS) and (row["error"] or _is_sound(row)):
                             yield row
 
     def last_rows(self) -> list[list[str]]:

@@ -54,8 +54,8 @@ def read_record(folder: Path) -> Record | None:
         content = read_json(folder / MADE_WITH)
         made_from = Provenance.from_json(content["provenance"])
         kinds = [kind for kind in content["thresholds"] if kind in KINDS]  # others would be folders anywhere
-        used = [(content.get(key), types) for key, types in (("checkpoint_file", str), ("seconds", (int, float)))]
-        is_sound = all(isinstance(value, types) for value, types in used) and isinstance(content["images"], int)
+        used: dict[str, Any] = {"checkpoint_file": str, "seconds": (int, float), "images": int, "settings": dict}
+        is_sound = all(isinstance(content.get(key), types) for key, types in used.items())
         return Record(made_from, kinds, content) if made_from and is_sound else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None

@@ -148,7 +148,10 @@ def draw_batch(results: Path, there: list[Found], wanted: Metrics) -> dict[tuple
 
 
 def print_stale(stale: dict[tuple[str, str, str], str]) -> None:
-    """Print why results are out of date, and how to renew them."""
+    """Print how many results are out of date, why, and how to renew them."""
+    if not stale:
+        return
+    print(f"{len(stale)} results are out of date and left out")
     reasons: dict[str, list[tuple[str, str, str]]] = {}
     for key, reason in stale.items():
         reasons.setdefault(reason, []).append(key)

@@ -40,6 +40,7 @@ class Parser(argparse.ArgumentParser):
         """Print the mistake and exit with status 2."""
         if re.match(r"unrecognized arguments: [\w.]+=", message):
             message += "; --set takes one value: repeat it, --set KEY=VALUE --set KEY=VALUE"
+        message = message.replace("\n", "\\n")  # names can have line breaks
         self.exit(MISTAKE, f"error: {message}\nsee: python {self.prog} --help\n")
 
 
@@ -145,6 +146,8 @@ def run(program: Callable[[], int], is_shared: bool = False) -> None:
         print(interrupt, file=sys.stderr)
         sys.exit(interrupt.status)
     except (MemoryError, RuntimeError) as error:
+        if loop := re.fullmatch(r"Symlink loop from '(.*)'", str(error)):  # of Path.resolve before Python 3.13
+            sys.exit(_print_error(UserError(loop[1], "a symbolic link that leads to itself", "remove it"), MISTAKE))
         if not isinstance(error, MemoryError) and "out of memory" not in str(error) and "allocate" not in str(error):
             raise
         sys.exit(

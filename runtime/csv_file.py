@@ -1,6 +1,7 @@
 """CSV files that spreadsheets can open safely, and that give back what was written."""
 
 import csv
+import errno
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime.files import atomic_write, naming, sync
+from runtime.json_file import PIPE
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "'")  # a spreadsheet runs cells that begin so; the last is our escape
 
@@ -44,6 +46,8 @@ def read_csv(path: Path, errors: str = "strict") -> Iterator[dict[str, str]]:
     Raises:
         OSError, UnicodeDecodeError, csv.Error: it cannot be read.
     """
+    if path.is_fifo():
+        raise OSError(errno.EINVAL, PIPE, str(path))
     with path.open(newline="", encoding="utf-8", errors=errors) as stream:
         lines = csv.reader(stream)
         columns = next(lines, [])

@@ -136,7 +136,10 @@ def worker_count(setting: int | str, device: torch.device, batches: int | None =
         return 0
     if setting != "auto":
         return int(setting)
-    cores = core_count() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # set by torchrun
+    together = os.environ.get("LOCAL_WORLD_SIZE", "1")  # set by torchrun
+    if not re.fullmatch(r"0{0,9}[1-9]\d{0,8}", together):
+        raise UserError(f"LOCAL_WORLD_SIZE = {together[:40]}", "must be a number from 1", "set it as torchrun does")
+    cores = core_count() // int(together)
     return min(8, cores if device.type != "cpu" else cores // 2)
 
 

@@ -3,6 +3,7 @@
 import traceback
 from collections.abc import Sequence
 
+LONGEST_SUBJECT = 600  # characters; paths of 250 are common, those of 4096 mistakes
 FIX_FILE = "fix or delete the file"
 FIX_STORAGE = "fix that (free space, permission, path) and run again"
 
@@ -17,7 +18,7 @@ class UserError(Exception):
     """
 
     def __init__(self, subject: object, problem: object, fix: str):
-        self.subject, self.problem, self.fix = str(subject), str(problem), fix
+        self.subject, self.problem, self.fix = _in_one_line(subject), str(problem), fix
         super().__init__(self.subject, self.problem, self.fix)  # kept when the error is pickled
 
     def __str__(self) -> str:
@@ -29,6 +30,12 @@ class UserError(Exception):
         subject, _, rest = text.partition(": ")
         problem, _, fix = rest.partition("; ")
         return cls(subject, problem, fix)
+
+
+def _in_one_line(subject: object) -> str:
+    """The text without line breaks, which names may have, and of a length that can be read."""
+    text = str(subject).replace("\r", "\\r").replace("\n", "\\n")
+    return text if len(text) <= LONGEST_SUBJECT else f"{text[:LONGEST_SUBJECT]}..."
 
 
 class UserErrors(UserError):

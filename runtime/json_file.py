@@ -1,15 +1,19 @@
 """Read JSON files, also malformed ones: any of them gives a value or a ValueError."""
 
+import errno
 import json
 import math
 from pathlib import Path
 from typing import Any
 
+PIPE = "is a pipe, which may never end"
 LARGEST = 2**63  # whole numbers below it; a larger one overflows where it becomes a float or an index
 
 
 def read_json(path: Path) -> Any:
     """The value of a JSON file in UTF-8; OSError where it cannot be read, ValueError where it is malformed."""
+    if path.is_fifo():
+        raise OSError(errno.EINVAL, PIPE, str(path))
     return parse_json(path.read_text(encoding="utf-8-sig"))
 
 

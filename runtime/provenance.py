@@ -129,7 +129,12 @@ _KNOWN: dict[tuple, str] = {}  # path and state of a file -> digest, for the dur
 def file_state(path: Path) -> tuple:
     """Size, times and inode of a file. Any write changes them, so a process can detect changes without reading it."""
     stat = path.stat()
-    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino
+    return stat.st_size, *map(signed, (stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino))
+
+
+def signed(number: int) -> int:
+    """A number of 64 bits as one with a sign, which JSON and SQLite can hold. Times after 2262 are larger."""
+    return (number + 2**63) % 2**64 - 2**63
 
 
 class Digested(Protocol):

@@ -6,6 +6,8 @@ those of the whole batch, as with a single process.
 
 import atexit
 import os
+import re
+import socket
 import sys
 import threading
 import time
@@ -43,10 +45,10 @@ class ProcessGroup:
     """
 
     def __init__(self, uses_cuda: bool):
-        self.rank, self.count = _number("RANK"), _number("WORLD_SIZE")
-        self.local_rank = _number("LOCAL_RANK", "0")
-        _number("MASTER_PORT")
-        _environment("MASTER_ADDR")
+        self.count = _number("WORLD_SIZE", 1)
+        self.rank, self.local_rank = _number("RANK", 0, self.count - 1), _number("LOCAL_RANK", 0, self.count - 1, "0")
+        _number("MASTER_PORT", 0, 65535)
+        _check_address(_environment("MASTER_ADDR"))
         self.is_first, self._turns = self.rank == 0, 0
         if uses_cuda:
             gpus = torch.cuda.device_count()
@@ -216,11 +218,21 @@ def _environment(name: str, default: str | None = None) -> str:
     return value
 
 
-def _number(name: str, default: str | None = None) -> int:
+def _number(name: str, low: int, high: int = 10**9, default: str | None = None) -> int:
     value = _environment(name, default)
-    if not value.isdecimal():
-        raise UserError(f"{name} = {value}", "must be a whole number", "set it as torchrun does")
+    if not re.fullmatch(r"\d{1,10}", value) or not low <= int(value) <= high:
+        problem = f"must be a whole number from {low} to {high}"
+        raise UserError(f"{name} = {value[:40]}", problem, "set it as torchrun does")
     return int(value)
+
+
+def _check_address(name: str) -> None:
+    """UserError for a name that no machine has: the others would wait for half an hour."""
+    try:
+        socket.getaddrinfo(name or "-", None)
+    except (OSError, UnicodeError) as error:
+        problem = f"no machine of this name ({error})"
+        raise UserError(f"MASTER_ADDR = {name[:40]}", problem, "set it to the machine of rank 0") from error
 
 
 def _add_up(_: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:

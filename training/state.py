@@ -227,6 +227,8 @@ class TrainingState:
         """Note the files of an earlier run in this folder, for `take_folder`."""
         run = self.config.run_folder
         self._earlier = [path for pattern in EARLIER for path in run.glob(pattern)]
+        if folder := next((path for path in self._earlier if path.is_dir()), None):
+            raise UserError(folder, "is a folder, in the place of a file of an earlier run", "rename it")
 
     def resume(self, saved: SavedState) -> None:
         """Continue from a state that `read_last` has checked."""

@@ -1,10 +1,12 @@
 """Which form a dataset has, and its categories. Everything that needs a category's files asks here."""
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 from config import Config
+from config_types import folder_name
 from data import folders
 from data.folders import DatasetNotes, subfolders
 from data.layouts import coco, dagm, kolektor, real_iad, table, tree, two_folders, visa
@@ -184,10 +186,19 @@ def list_categories(config: Config) -> list[str]:
         UserError: two are the same, or one is no name of a folder, so that its files would be written elsewhere.
     """
     names = _names(config)
-    if wrong := [name for name in names if Path(name).name != name or name == ".."]:
+    if wrong := [name for name in names if not _is_name(name, config)]:
         source = config.data.table or config.data.coco or config.data.data_path
         raise UserError(source, f"has a category called {wrong[0]!r}", "give it the name of a folder")
     return names
+
+
+def _is_name(name: str, config: Config) -> bool:
+    """Whether a category can be called so; a folder that is there has a name that this system can have."""
+    if not asked_for(config):
+        return Path(name).name == name and name != ".."
+    with suppress(ValueError):
+        return folder_name(name) == name
+    return False
 
 
 def _names(config: Config) -> list[str]:

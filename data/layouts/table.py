@@ -1,6 +1,7 @@
 """Datasets in a table: a CSV file with columns path, split, label, mask, group, of which only path is needed."""
 
 import csv
+import errno
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from data.folders import NOMINAL_NAMES, DatasetNotes, normalize_name
 from data.layouts.category import GOOD, Listing, check_nominal_masks, check_there, name_below, sample
 from data.mvtec import VALIDATION_FOLDERS, TestSample
 from runtime.errors import UserError
+from runtime.json_file import PIPE
 from runtime.names import composed
 
 COLUMNS = ("path", "split", "label", "mask", "group", "category")
@@ -44,6 +46,8 @@ def read_rows(path: Path) -> list[dict[str, str]]:
             columns.
     """
     try:
+        if path.is_fifo():
+            raise OSError(errno.EINVAL, PIPE)
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(path, f"cannot be read ({error})", "name a CSV file in UTF-8") from error

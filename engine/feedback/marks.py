@@ -1,6 +1,7 @@
 """feedback.csv: what people say about images, as the report saves it or as it is written by hand."""
 
 import csv
+import errno
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -8,6 +9,7 @@ from typing import NamedTuple
 from data.mask_matching import and_n_more
 from runtime.csv_file import unescaped
 from runtime.errors import UserError
+from runtime.json_file import PIPE
 from runtime.provenance import file_digests
 
 NOMINAL, ANOMALOUS, UNCLEAR = MARKS = ("nominal", "anomalous", "unclear")
@@ -54,9 +56,9 @@ def read(file: Path) -> list[MarkedImage]:
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         problem = error.strerror if isinstance(error, OSError) else "not a CSV file in UTF-8"
         raise UserError(f"--feedback {file}", problem, "name a feedback.csv, as the report saves it") from error
-    if missing := [row for row in rows if not row.path.is_file()]:
-        more = and_n_more(missing)
-        raise UserError(_place(file, missing[0]), f"{missing[0].path} does not exist{more}", "restore or remove it")
+    if missing := [row for row in rows if not _is_file(row.path)]:
+        problem = f"no file {str(missing[0].path)[:400]}{and_n_more(missing)}"
+        raise UserError(_place(file, missing[0]), problem, "restore or remove it")
     found: dict[str, tuple[_Row, MarkedImage]] = {}  # by content
     for row, digest in zip(rows, file_digests([row.path for row in rows]), strict=True):
         image = MarkedImage(row.path, digest, row.verdict, row.mark, bool(row.sample))
@@ -71,7 +73,16 @@ def read(file: Path) -> list[MarkedImage]:
     return [image for _, image in found.values()]
 
 
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that is too long
+        return False
+
+
 def _rows(file: Path) -> Iterator[_Row]:
+    if file.is_fifo():
+        raise OSError(errno.EINVAL, PIPE, str(file))
     with file.open(newline="", encoding="utf-8-sig") as stream:
         first = stream.readline()
         stream.seek(0)

@@ -262,6 +262,21 @@ COMMAND_LINE = {
     "evaluate without registration in words": Mistake(
         "evaluate_checkpoints --registrations no", ("--registrations", "no")
     ),
+    "evaluate of an epoch of many digits": Mistake(
+        f"evaluate_checkpoints --checkpoints {'9' * 5000}", ("--checkpoints 999",)
+    ),
+    "evaluate on a GPU that is not there": Mistake(
+        "evaluate_checkpoints --force --set train.device=cuda:7", ("train.device = cuda:7",)
+    ),
+    "evaluate at thresholds that are not set": Mistake(
+        "evaluate_checkpoints --thresholds manual", ("metrics.image_threshold",)
+    ),
+    "evaluate of a run that was never trained": Mistake(
+        "evaluate_checkpoints --set data.run_name=new", ("checkpoints/tile/new", "data.run_name", "tiny")
+    ),
+    "a name with line breaks": Mistake("main --predict 'a\nb\nc\nd.png'", ("a\\nb\\nc\\nd.png",)),
+    "a flag with line breaks": Mistake("main --train 'a\nb\nc'", ("a\\nb\\nc",)),
+    "a path that is too long": Mistake(f"main --predict {'x' * 5000}", ("xxx",)),
     "best of an unknown category": Mistake("check_best_model --categories tyle", ("--categories tyle", "tile")),
     "best without results": Mistake(
         "check_best_model --set data.run_name=new", ("summary.csv", "evaluate_checkpoints.py")

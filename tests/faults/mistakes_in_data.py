@@ -104,6 +104,11 @@ SPOT, SPOT_MASK = f"{TILE}/test/spot/001.png", f"{TILE}/ground_truth/spot/001_ma
 HEAD = "path,split,label,mask\n"
 
 DATA = {
+    "a category that no folder can be called": Mistake(
+        "train_all --set data.table=parts.csv",
+        ("parts.csv",),
+        put("parts.csv", f"path,split,label,category\n{FIRST},train,good,a\0b\n"),
+    ),
     "no dataset": Mistake(TRAIN, ("data.data_path", "make_sample.py"), remove("mvtec")),
     "no nominal images": Mistake(
         TRAIN, ("train/good",), both(remove(f"{TILE}/train/good"), put(f"{TILE}/train/good/a.txt", "x"))

@@ -1,5 +1,6 @@
 """A table of mistakes that users make: in files of earlier runs and in the environment. See mistakes.py."""
 
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -7,6 +8,21 @@ from pathlib import Path
 
 from faults.mistakes import Mistake
 from faults.mistakes_in_data import FIRST, REVIEW, RUN, SPOT, THRESHOLDS, TILE, TRAIN, both, cut, put, remove, replace
+
+from reporting.predictions import COLUMNS
+
+
+def thresholds(**values: object) -> Callable[[Path], object]:
+    """Image thresholds of other values, in a file without a checksum."""
+
+    def make(w: Path) -> None:
+        content = json.loads((w / THRESHOLDS).read_text(encoding="utf-8"))
+        del content["checksum"]
+        content["image"] |= values
+        (w / THRESHOLDS).write_text(json.dumps(content), encoding="utf-8")
+
+    return make
+
 
 FILES = {
     "no training": Mistake("main --threshold", ("data.load_epoch", "last.pt", "--train True"), remove("checkpoints")),
@@ -45,6 +61,10 @@ FILES = {
     ),
     "thresholds of text": Mistake("main --watch mvtec/tile/test", ("no_masking.json",), put(THRESHOLDS, "{")),
     "thresholds nested too deep": Mistake("main --detection", ("no_masking.json",), put(THRESHOLDS, "[" * 100_000)),
+    "thresholds that are no numbers": Mistake(
+        "main --predict mvtec/tile/test --output new", ("no_masking.json", "--threshold True"), thresholds(max="nan")
+    ),
+    "thresholds without end": Mistake("main --detection", ("no_masking.json",), thresholds(max="-inf")),
     "thresholds of other percentiles": Mistake(
         "main --detection --set metrics.p=90", ("no_masking.json", "90.0", "--threshold True")
     ),
@@ -85,6 +105,39 @@ FILES = {
         "check_best_model",
         ("summary.csv", "line 2"),
         replace("results/tiny/summary.csv", "tile,1,no_masking,max,", "tile,1,no_masking,max,inf"),
+    ),
+    "a summary of impossible values": Mistake(
+        "check_best_model",
+        ("summary.csv", "line 2"),
+        replace("results/tiny/summary.csv", "tile,1,no_masking,max,", "tile,1,no_masking,max,1e308"),
+    ),
+    "a log of impossible values": Mistake(
+        "check_best_model", ("train_log.csv",), put(f"{RUN}/train_log.csv", "epoch,val_ap,val_ap_se\n1,0.5,-1e308\n")
+    ),
+    "predictions with line ends of their own": Mistake(
+        "main --watch mvtec/tile/test --output out",
+        ("out/predictions.csv", "Unix"),
+        put("out/predictions.csv", ",".join(COLUMNS) + "\ra.png,0.5,,,,,,,,\r"),
+    ),
+    "a folder in place of an earlier checkpoint": Mistake(
+        "main --train --set train.resume=never",
+        ("epoch_0003.pt", "folder"),
+        lambda w: (w / f"{RUN}/epoch_0003.pt").mkdir(),
+    ),
+    "a folder in place of the times": Mistake(
+        "train_all --set data.run_name=new",
+        ("training_times.txt",),
+        lambda w: (w / "checkpoints/training_times.txt").mkdir(),
+    ),
+    "a mark of a folder": Mistake(
+        "main --feedback feedback.csv",
+        ("feedback.csv, line 2", "no file"),
+        put("feedback.csv", "path,mark\nmvtec,nominal\n"),
+    ),
+    "a mark of a path that is too long": Mistake(
+        "main --feedback feedback.csv",
+        ("feedback.csv, line 2", "xxx"),
+        put("feedback.csv", f"path,mark\n{'x' * 5000},nominal\n"),
     ),
     "predictions whose record is cut off": Mistake(
         "main --predict mvtec/tile/test --output out --resume", ("out",), cut("out/made_with.json")
@@ -141,6 +194,7 @@ def _file_as(name: str) -> Callable[[Path], object]:
     return put(name, "a file")
 
 
+LAUNCHED: dict[str, str | None] = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29555"}
 ENVIRONMENT = {
     "a variable that is not set": Mistake(
         "main --check --set data.data_path=$NO_SUCH_PLACE/a",
@@ -175,6 +229,49 @@ ENVIRONMENT = {
     ),
     "a pipe for a checkpoint": Mistake(
         "main --detection --set data.load_epoch=pipe.pt", ("pipe.pt",), lambda w: os.mkfifo(w / "pipe.pt")
+    ),
+    "a pipe for an image": Mistake("main --predict pipe.png", ("pipe.png",), lambda w: os.mkfifo(w / "pipe.png")),
+    "a pipe for a mask of regions": Mistake(
+        "main --threshold --set metrics.masking=true --set masking.regions.tile=pipe.png",
+        ("pipe.png",),
+        lambda w: os.mkfifo(w / "pipe.png"),
+    ),
+    "a pipe for marks": Mistake("main --feedback pipe", ("--feedback pipe",), lambda w: os.mkfifo(w / "pipe")),
+    "a pipe for a table": Mistake(
+        "main --check --set data.table=pipe.csv", ("pipe.csv",), lambda w: os.mkfifo(w / "pipe.csv")
+    ),
+    "a pipe for the record of predictions": Mistake(
+        "main --predict mvtec/tile/test --output out --resume",
+        ("out",),
+        both(remove("out/made_with.json"), lambda w: os.mkfifo(w / "out/made_with.json")),
+    ),
+    "a link to itself as images": Mistake("main --predict loop", ("loop",), lambda w: (w / "loop").symlink_to("loop")),
+    "a link to itself for predictions": Mistake(
+        "main --predict mvtec/tile/test --output loop", ("loop",), lambda w: (w / "loop").symlink_to("loop")
+    ),
+    "a link to itself as the dataset": Mistake(
+        "main --check --set data.data_path=loop", ("loop",), lambda w: (w / "loop").symlink_to("loop")
+    ),
+    "a port that does not exist": Mistake(
+        "main --train", ("MASTER_PORT = 99999",), None, LAUNCHED | {"MASTER_PORT": "99999"}
+    ),
+    "a world without processes": Mistake("main --train", ("WORLD_SIZE = 0",), None, LAUNCHED | {"WORLD_SIZE": "0"}),
+    "a machine without a name": Mistake("main --train", ("MASTER_ADDR",), None, LAUNCHED | {"MASTER_ADDR": ""}),
+    "a machine that does not exist": Mistake(
+        "main --train", ("MASTER_ADDR = no-such.invalid",), None, LAUNCHED | {"MASTER_ADDR": "no-such.invalid"}
+    ),
+    "a rank of many digits": Mistake("main --train", ("RANK = 999",), None, LAUNCHED | {"RANK": "9" * 5000}),
+    "processes of a machine in words": Mistake(
+        f"{TRAIN} --set data.num_workers=auto --set train.epochs=40",
+        ("LOCAL_WORLD_SIZE = x",),
+        None,
+        {"LOCAL_WORLD_SIZE": "x"},
+    ),
+    "no processes on a machine": Mistake(
+        f"{TRAIN} --set data.num_workers=auto --set train.epochs=40",
+        ("LOCAL_WORLD_SIZE = 0",),
+        None,
+        {"LOCAL_WORLD_SIZE": "0"},
     ),
     "a file in place of the run": Mistake(TRAIN, ("new",), _file_as("checkpoints/tile/new")),
     "a file in place of the cache": Mistake(

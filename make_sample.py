@@ -22,6 +22,7 @@ from data.image_io import read_image
 from evaluation.image_metrics import image_metrics
 from runtime.cli import Parser, path, run
 from runtime.errors import UserError
+from runtime.files import naming
 
 VERSION = 4
 SIZE = 128  # height and width of every image in pixels
@@ -254,7 +255,8 @@ def visible_mask(before: np.ndarray, after: np.ndarray, opacity: np.ndarray) -> 
 def write_png(path: Path, grey: np.ndarray) -> None:
     """Write gray values, rounded and clipped to 0 to 255, as PNG."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(cv2.imencode(".png", np.clip(np.rint(grey), 0, 255).astype(np.uint8))[1].tobytes())
+    with naming(path):
+        path.write_bytes(cv2.imencode(".png", np.clip(np.rint(grey), 0, 255).astype(np.uint8))[1].tobytes())
 
 
 def defective(draw: Callable, paint: Callable, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -314,7 +316,7 @@ def make_sample(out: Path) -> None:
     """Write the dataset to `out` if it is not there, and print its properties. UserError if `out` is something else."""
     readme = README.format(version=VERSION).encode()
     is_there = (out / "README.txt").is_file() and (out / "README.txt").read_bytes() == readme
-    if out.exists() and not is_there:
+    if (out.exists() or out.is_symlink()) and not is_there:
         raise UserError(
             out, f"exists and is not this sample (version {VERSION})", "move it, or set --out to another folder"
         )

@@ -84,7 +84,7 @@ class Detector:
             raise ValueError(f"{path}: its metadata are malformed; export it again")
         if self.metadata.get("registration") == "part":
             raise ValueError(f"{path}: this program does not register parts (data.registration_method: part)")
-        if "registration" not in self.metadata and "registered" in self.metadata.get("masking_and_registration", ""):
+        if "registration" not in self.metadata and "registered" in str(self.metadata.get("masking_and_registration")):
             raise ValueError(f"{path}: an earlier version has written it without its reference image; export it again")
         self._check_files(path)
         files = {key: self.metadata.get(key) for key in ("region", "reference")}
@@ -248,8 +248,8 @@ def _is_sound(metadata: dict[str, Any]) -> bool:
     limits = [metadata.get(key) for key in ("image_threshold", "pixel_threshold", "white_level")]
     region = metadata.get("region")
     return (
-        all(isinstance(size, list) and len(size) == 2 and all(type(one) is int for one in size) for size in sizes)
-        and all(1 <= least <= most <= 8192 for least, most in zip(sizes[0], sizes[-1], strict=True))
+        all(isinstance(s, list) and len(s) == 2 and all(type(n) is int and not n % 32 for n in s) for s in sizes)
+        and all(32 <= least <= most <= 8192 for least, most in zip(sizes[0], sizes[-1], strict=True))
         and is_number(metadata.get("tile_overlap", 0), 0, 0.75)
         and all(limit is None or is_number(limit, -math.inf, 2**32) for limit in limits)
         and (region is None or isinstance(region, str) or (isinstance(region, list) and all(map(is_rectangle, region))))

@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import os
 import signal
+import socket
 import sys
 import threading
 from pathlib import Path
@@ -73,10 +74,13 @@ def main() -> None:
     asked = parser.parse_args()
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no usage reports over the network
     try:
-        model = str(Path(asked.model).resolve())
+        if asked.replicas < 1 or asked.queue < 0:
+            raise ValueError("--replicas must be at least 1, --queue at least 0")
+        with socket.create_server((asked.host, asked.port)):  # Ray says of a port that is taken only that it failed
+            model = str(Path(asked.model).resolve())
         Service(model, asked.threshold, asked.queue)  # its errors are printed here, not in a replica's log
         from ray import serve
-    except (ValueError, OSError, ImportError) as error:
+    except (ValueError, OSError, OverflowError, ImportError) as error:
         parser.error(str(error))
     # A replica itself refuses what is too many; it has a minute to answer what it has accepted.
     options = {"max_ongoing_requests": asked.queue + 100, "graceful_shutdown_timeout_s": 60}

@@ -7,14 +7,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import torch
 from pydantic import ValidationError
 from torch import Tensor
 
 from config import Config, with_checkpoint_settings, with_white_level
 from data.image_io import EmbeddedImage, find_white_level
 from data.layouts.registry import nominal_if_there
-from inference.fingerprint import fingerprint, has_plain_values, is_damaged
+from inference.fingerprint import fingerprint, has_plain_values, is_damaged, load_plain
 from model import DRAEM
 from runtime.errors import UserError
 from runtime.provenance import Provenance, file_state
@@ -112,7 +111,7 @@ def read(path: Path, only_metadata: bool = False) -> dict[str, Any]:
     only_metadata: do not read the weights. They must not be used then, as the file may be replaced.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=only_metadata)
+        content = load_plain(path, mmap=only_metadata)
     except pickle.UnpicklingError as error:
         raise UserError(
             path, "damaged, or contains pickled code, which is not executed", "use a checkpoint that has only tensors"

@@ -1,8 +1,11 @@
 """Content of checkpoints: the fingerprint that results name a model by, the checksum, and the kinds of values."""
 
 import hashlib
+import warnings
+import zipfile
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +16,22 @@ from runtime.device import core_count
 CHECKSUM = "sha256 of tensors"  # name of the method, stored before the checksum
 LARGE = 2**16  # bytes; handing a smaller tensor to a thread takes longer than hashing it
 MAX_BITS = 256  # of an integer; the states of random generators have 128
+
+
+def load_plain(path: Path, mmap: bool) -> Any:
+    """The content of a file of torch.save: tensors, on the CPU, and plain values.
+
+    Raises:
+        ValueError: with compressed entries, which torch does not write, a small file could fill the memory. Others as
+            torch.load.
+    """
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                raise ValueError(f"{path} is compressed")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of files that are refused
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
 
 
 def fingerprint(weights: dict[str, Tensor]) -> str:

@@ -5,7 +5,6 @@ With it goes the table over categories at the best checkpoint, categories.md and
 
 import csv
 import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from evaluation.metrics import METRIC_KEYS
 from reporting import curves
 from reporting.paper import categories
 from reporting.significance import next_of_category, next_overall, warnings_of
+from reporting.summary import is_possible
 from reporting.tables import LABELS, cell
 from runtime.csv_file import read_csv, unescaped
 from runtime.errors import UserError
@@ -116,7 +116,7 @@ def read_summary(results: Path, categories: Sequence[str] | None) -> tuple[list[
             values = {name: float(row[name]) if row[name] else None for name in METRIC_KEYS}
         except ValueError as error:
             raise UserError(path, f"line {number} is damaged ({error})", FIX_SUMMARY) from error
-        if not all(key) or not all(value is None or _is_possible(name, value) for name, value in values.items()):
+        if not all(key) or not all(value is None or is_possible(name, value) for name, value in values.items()):
             raise UserError(path, f"line {number} is damaged", FIX_SUMMARY)
         rows.append(dict(zip(HEAD, key, strict=True)) | values)
     there = {key[0] for key in seen}
@@ -128,12 +128,6 @@ def read_summary(results: Path, categories: Sequence[str] | None) -> tuple[list[
     if not rows:
         raise UserError(path, "holds no results" + (", only failures" if failed else ""), FIX_SUMMARY)
     return rows, failed
-
-
-def _is_possible(metric: str, value: float) -> bool:
-    """Whether a metric can have this value: counts and thresholds any, the others from 0 to 1."""
-    is_any = metric.startswith(("true_", "false_")) or metric in ("image_threshold", "pixel_threshold")
-    return math.isfinite(value) if is_any else 0 <= value <= 1
 
 
 def unlisted(

@@ -50,8 +50,8 @@ def locked(folder: Path) -> Iterator[None]:
     Raises:
         UserError: it is not a folder, holds other files, or another process writes to it.
     """
-    if folder.exists() and not folder.is_dir():
-        raise UserError(folder, "is a file", "name a folder with --output")
+    if (folder.exists() or folder.is_symlink()) and not folder.is_dir():
+        raise UserError(folder, "is not a folder", "name one with --output")
     if folder.is_dir() and any(folder.iterdir()) and not any((folder / name).exists() for name in OURS):
         raise UserError(folder, "holds other files", "name a new folder with --output")
     with run_lock(folder, "name another folder with --output"):

@@ -1,6 +1,7 @@
 """Whether the best results differ significantly from the next, by scores of the same images; their warnings."""
 
 import csv
+import math
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,9 @@ from runtime.json_file import read_json
 def _read_scores(folder: Path) -> dict[str, tuple[int, float]] | None:
     """Image path -> label and score, of a folder of results; None where they cannot be read."""
     try:
-        return {row["path"]: (int(row["label"]), float(row["score"])) for row in read_csv(folder / "scores.csv")}
+        found = {row["path"]: (int(row["label"]), float(row["score"])) for row in read_csv(folder / "scores.csv")}
+        is_sound = {label for label, _ in found.values()} == {0, 1} and all(math.isfinite(s) for _, s in found.values())
+        return found if is_sound else None
     except (OSError, KeyError, ValueError, TypeError, csv.Error):
         return None
 

@@ -1,6 +1,8 @@
 """The files of a batch of evaluations: summary.csv, defects.csv, inference_times.txt, index.html, figures."""
 
 import csv
+import math
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +32,14 @@ class Found:
     kinds: dict[str, dict[str, Any]]  # threshold -> content of metrics.json
 
 
+def is_possible(metric: str, value: Any) -> bool:
+    """Whether a metric can have this value: counts and thresholds any number, the others one from 0 to 1."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        return False
+    is_any = metric.startswith(("true_", "false_")) or metric in ("image_threshold", "pixel_threshold")
+    return is_any or 0 <= value <= 1
+
+
 def read_kinds(folder: Path, record: Record) -> dict[str, dict[str, Any]]:
     """Threshold kind -> content of its metrics.json, for those in a folder that can be read."""
     found = {}
@@ -38,7 +48,7 @@ def read_kinds(folder: Path, record: Record) -> dict[str, dict[str, Any]]:
             with suppress(OSError, ValueError, KeyError, TypeError):
                 content = read_json(folder / kind / "metrics.json")
                 values = {key: content[key] for key in METRIC_KEYS}
-                if all(value is None or isinstance(value, (int, float)) for value in values.values()):
+                if all(value is None or is_possible(key, value) for key, value in values.items()):
                     found[kind] = values
     return found
 
@@ -134,7 +144,8 @@ def draw_batch(results: Path, there: list[Found], wanted: Metrics) -> dict[tuple
         path = results / "curves" / f"{figure}.png"
         try:
             newest = max(line.stat().st_mtime_ns for line in lines.values())
-            if len(lines) < 2 or (path.is_file() and path.stat().st_mtime_ns >= newest):
+            # One that is newer than now was drawn before the clock was set back.
+            if len(lines) < 2 or (path.is_file() and newest <= path.stat().st_mtime_ns <= time.time_ns()):
                 continue
             lines_of = {}
             for label, line in lines.items():

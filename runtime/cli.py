@@ -135,7 +135,7 @@ def run(program: Callable[[], int], is_shared: bool = False) -> None:
         if is_launched() and not is_shared:
             raise UserError("torchrun", "only main.py can run as several processes", "start this program with python")
         status = program()
-        sys.stdout.flush()  # here, so that a full disk is an error with a message
+        _flush()  # here, so that a full disk is an error with a message
         sys.exit(status)
     except UserError as error:
         sys.exit(_print_error(error, MISTAKE))
@@ -171,6 +171,14 @@ def run(program: Callable[[], int], is_shared: bool = False) -> None:
             if str(interrupted := signals.Interrupted(number)) in str(error):
                 print(interrupted, file=sys.stderr)
                 sys.exit(interrupted.status)
+        raise
+
+
+def _flush() -> None:
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        error.filename = error.filename or "standard output"
         raise
 
 

@@ -28,6 +28,8 @@ DIGITS = re.compile(r"[-+]?0[0-9_]+")  # with a leading zero
 
 def read(path: Path) -> str:
     """Text of a settings file; UserError if it cannot be read."""
+    if path.is_fifo():
+        raise UserError(path, "is a pipe, and settings are read more than once", "write them to a file")
     try:
         with path.open(encoding="utf-8-sig") as stream:
             text = stream.read(MOST_CHARACTERS + 1)

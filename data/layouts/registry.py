@@ -1,5 +1,6 @@
 """Which form a dataset has, and its categories. Everything that needs a category's files asks here."""
 
+import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -18,6 +19,7 @@ from runtime.errors import UserError
 from runtime.names import as_on_disk, composed
 
 Category = TreeCategory | ListedCategory | ExtendedCategory
+IMAGES_IN = ("train", "test", "validation", "ground_truth")  # folders of a category
 MOST_LOOKED_AT = 100  # folders, for a message
 TREES = ("mvtec", "mvtec-ad-2", "mvtec-3d", "btad")
 
@@ -54,10 +56,21 @@ def open_category(config: Config) -> Category:
     """The configured category, with the nominal images that --learn has added to the configured run.
 
     Raises:
-        UserError: it is not there, has two forms, or nearly has one.
+        UserError: it is not there, has two forms, or nearly has one; or what is written would lie among its images.
     """
+    _check_outputs(config)
     added = config.run_folder / FEEDBACK
     return ExtendedCategory(_open(config), added) if added.is_dir() else _open(config)
+
+
+def _check_outputs(config: Config) -> None:
+    """UserError where images that are written would be images or textures of the next run."""
+    category = Path(as_on_disk(f"{config.data.data_path}/{config.data.category}"))
+    read = [*(category / name for name in IMAGES_IN), Path(config.data.anomaly_source_path)]
+    for key in ("data.checkpoint_path", "data.results_path"):
+        place = Path(os.path.realpath(config[key]))
+        if folder := next((one for one in read if place.is_relative_to(os.path.realpath(one))), None):
+            raise UserError(f"{key} = {config[key]}", f"lies in {folder}, where images are read", "set it to another")
 
 
 def _open(config: Config) -> TreeCategory | ListedCategory:

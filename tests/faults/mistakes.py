@@ -262,6 +262,15 @@ COMMAND_LINE = {
     "evaluate without registration in words": Mistake(
         "evaluate_checkpoints --registrations no", ("--registrations", "no")
     ),
+    "checkpoints among the images": Mistake(
+        "main --train --set data.checkpoint_path=mvtec/tile/train/good", ("data.checkpoint_path", "mvtec/tile/train")
+    ),
+    "results among the images": Mistake(
+        "main --detection --set data.results_path=mvtec/tile/test/new", ("data.results_path", "mvtec/tile/test")
+    ),
+    "results among the textures": Mistake(
+        "main --train --set data.results_path=textures/results", ("data.results_path", "textures")
+    ),
     "evaluate of an epoch of many digits": Mistake(
         f"evaluate_checkpoints --checkpoints {'9' * 5000}", ("--checkpoints 999",)
     ),

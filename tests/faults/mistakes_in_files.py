@@ -236,6 +236,20 @@ ENVIRONMENT = {
         ("pipe.png",),
         lambda w: os.mkfifo(w / "pipe.png"),
     ),
+    "a pipe for settings": Mistake(
+        "main --train --config own.yaml", ("own.yaml", "pipe"), lambda w: os.mkfifo(w / "own.yaml")
+    ),
+    "a link to nowhere for predictions": Mistake(
+        "main --predict mvtec/tile/test --output gone",
+        ("gone", "--output"),
+        lambda w: (w / "gone").symlink_to("nowhere"),
+    ),
+    "a link to nowhere for the sample": Mistake(
+        "make_sample --out gone", ("gone", "--out"), lambda w: (w / "gone").symlink_to("nowhere")
+    ),
+    "a limit of OpenCV in words": Mistake(
+        "main --check", ("OPENCV_IO_MAX_IMAGE_PIXELS = many",), None, {"OPENCV_IO_MAX_IMAGE_PIXELS": "many"}
+    ),
     "a pipe for marks": Mistake("main --feedback pipe", ("--feedback pipe",), lambda w: os.mkfifo(w / "pipe")),
     "a pipe for a table": Mistake(
         "main --check --set data.table=pipe.csv", ("pipe.csv",), lambda w: os.mkfifo(w / "pipe.csv")

@@ -81,6 +81,7 @@ def place(tmp_path_factory):
     (root / "export.xml").write_text("<net/>")
     (root / f"{RUN}/.owner.json").write_text(json.dumps({"host": "x", "boot": "y", "process": 1, "batch": None}))
     _record(root / "record.sqlite", root / "mvtec").close()
+    shutil.copy(root / "out/made_with.json", root)  # as it was
     return root
 
 
@@ -95,8 +96,9 @@ def _record(path: Path, folder: Path) -> Record:
 
 
 def _predictions(folder: Path) -> Predictions:
-    limits = Thresholds("max", 0.5, 0.5)
-    return Predictions(folder, limits, {"images_of": "x"}, "none", "keep")
+    made_with = json.loads((folder.parent / "made_with.json").read_text(encoding="utf-8"))
+    del made_with["program_version"]
+    return Predictions(folder, Thresholds("max", 0.5, 0.5), made_with, "none", "keep")
 
 
 def _read_predictions(folder: Path) -> None:

@@ -80,14 +80,15 @@ def draw_shape(shape: Any, size: tuple[int, int]) -> np.ndarray:
 
 def fill_polygon(corners: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """The pixels whose center is inside a polygon (even-odd rule), bool (H, W). corners: x and y, float (N, 2)."""
-    crossings = np.zeros((size[0], size[1] + 1), np.int32)  # per row, at the first pixel right of an edge
+    # Per row, at the first pixel right of an edge; counts of a byte overflow without a change of what is odd.
+    crossings = np.zeros((size[0], size[1] + 1), np.uint8)
     for (x0, y0), (x1, y1) in zip(corners, np.roll(corners, -1, axis=0), strict=True):
         first, end = (int(np.clip(np.ceil(y - 0.5), 0, size[0])) for y in sorted((y0, y1)))
         rows = np.arange(first, end)
         if len(rows):
             x = x0 + (rows + 0.5 - y0) * (x1 - x0) / (y1 - y0)
             np.add.at(crossings, (rows, np.clip(np.ceil(x - 0.5), 0, size[1]).astype(int)), 1)
-    return crossings.cumsum(axis=1)[:, :-1] % 2 == 1
+    return crossings.cumsum(axis=1, dtype=np.uint8)[:, :-1] % 2 == 1
 
 
 def _runs(shape: dict[str, Any], size: tuple[int, int]) -> np.ndarray:

@@ -327,7 +327,7 @@ def bench_stability_figure() -> None:
         runs.setdefault((row["candidate"], row["seed"]), []).append(row["pixel_ap"])
     for (name, seed), values in runs.items():
         color, label = f"C{RECIPES.index(name)}", f"{name}, seed {seed:.0f}"
-        axes.plot(range(len(values) - 1, -1, -1), values, "o-", color=color, label=label)
+        axes.plot(range(len(values) - 1, -1, -1), values, f"{'os^Dv'[int(seed) % 5]}-", color=color, label=label)
         print(
             f"{name}, seed {seed:.0f}: pixel AP {values[-1]:.3f}, last 5 epochs +- {statistics.stdev(values[-5:]):.4f}"
         )

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import math
 import shutil
+import socket
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -54,3 +55,24 @@ def test_another_file_is_not_given_to_the_runtimes(tmp_path, name):
     (tmp_path / name).write_bytes(b"{}")
     with pytest.raises(ValueError, match=rf"{name}: neither \.onnx nor \.xml$"):
         module_of("detect").Detector(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "names"),
+    [
+        (["--port", "99999999"], "port"),
+        (["--replicas", "0"], "--replicas"),
+        (["--queue", "-1"], "--queue"),
+        (["--port", "PORT"], "address already in use"),
+        (["--host", "no-such.invalid"], "error"),
+    ],
+)
+def test_a_server_that_cannot_start_says_why(monkeypatch, capsys, arguments, names):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        words = [port if word == "PORT" else word for word in arguments]
+        monkeypatch.setattr(sys, "argv", ["serve.py", "none.xml", *words])
+        with pytest.raises(SystemExit) as exit_:
+            module_of("serve").main()
+    error = capsys.readouterr().err
+    assert exit_.value.code == 2 and names in error.lower() and "none.xml" not in error

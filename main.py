@@ -175,6 +175,8 @@ def _check_inputs(arguments: argparse.Namespace, config: "Config") -> None:
     from data.layouts.registry import open_category
     from engine import predict, watch
     from engine.feedback import marks
+    from runtime.errors import UserError
+    from training.data import find_files, split
 
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):  # the modes print their notes
         if arguments.detection:
@@ -185,6 +187,12 @@ def _check_inputs(arguments: argparse.Namespace, config: "Config") -> None:
             marks.read(arguments.feedback)
         if arguments.watch:
             watch.check_folder(arguments.watch)
+        if arguments.export == "openvino-int8" and not split(config, find_files(config)).held_out:
+            problem, fix = (
+                "no images are held out, which show what 8 bits lose",
+                "set data.val_split above 0, or use --export openvino",
+            )
+            raise UserError("--export openvino-int8", problem, fix)
 
 
 def _feedback(arguments: argparse.Namespace, config: "Config") -> tuple["Config", bool]:

@@ -99,6 +99,7 @@ UNTRAINED = [
     (None, ["--train", "--predict", "photos"], ["photos"]),
     (None, ["--train", "--watch", "camera"], ["--watch camera"]),
     (None, ["--train", "--feedback", "feedback.csv"], ["--feedback feedback.csv"]),
+    (None, ["--train", "--export", "openvino-int8", "--set", "data.val_split=0"], ["openvino-int8", "data.val_split"]),
     (None, ["--threshold"], ["data.load_epoch", "last.pt", "--train True"]),
     (None, ["--detection"], ["data.load_epoch", "last.pt", "--train True"]),
     (None, [], ["--train True"]),

@@ -88,9 +88,6 @@ def main() -> int:
     parser.add_argument("--resume", action="store_true", help="with --predict: continue an earlier call")
     add_config_flags(parser)
     arguments = parser.parse_args()
-    modes = ("check", "train", "threshold", "detection", "feedback", "predict", "export", "watch")
-    if not any(getattr(arguments, mode) for mode in modes):
-        parser.error(f"no mode asked for; for example: {EXAMPLE}")
     if arguments.nominal and not arguments.threshold:
         parser.error("--nominal FOLDER goes with --threshold True")
     if arguments.resume and not arguments.predict:
@@ -100,7 +97,11 @@ def main() -> int:
     if arguments.learn and not arguments.feedback:
         parser.error("--learn goes with --feedback FILE")
     if arguments.output and bool(arguments.predict) == bool(arguments.watch):
-        parser.error("--output goes with --predict PATH or with --watch FOLDER, not with both")
+        more = ", not with both" if arguments.watch else ""
+        parser.error(f"--output goes with --predict PATH or with --watch FOLDER{more}")
+    modes = ("check", "train", "threshold", "detection", "feedback", "predict", "export", "watch")
+    if not any(getattr(arguments, mode) for mode in modes):
+        parser.error(f"no mode asked for; for example: {EXAMPLE}")
 
     if is_launched() and os.environ["RANK"] != "0":
         os.environ["TQDM_DISABLE"] = "1"  # read when tqdm is imported
@@ -175,6 +176,7 @@ def _check_inputs(arguments: argparse.Namespace, config: "Config") -> None:
     from data.layouts.registry import open_category
     from engine import predict, watch
     from engine.feedback import marks
+    from reporting.predictions import check_folder
     from runtime.errors import UserError
     from training.data import find_files, split
 
@@ -187,6 +189,8 @@ def _check_inputs(arguments: argparse.Namespace, config: "Config") -> None:
             marks.read(arguments.feedback)
         if arguments.watch:
             watch.check_folder(arguments.watch)
+        if arguments.output:
+            check_folder(arguments.output, is_new=bool(arguments.predict) and not arguments.resume)
         if arguments.export == "openvino-int8" and not split(config, find_files(config)).held_out:
             problem, fix = (
                 "no images are held out, which show what 8 bits lose",

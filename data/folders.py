@@ -228,7 +228,8 @@ def list_textures(
     """
     files = images_below(folder, notes)
     if not files:
-        problem = "is a file, not a folder" if folder.is_file() else "contains no texture images"
+        is_there = "is a file, not a folder" if folder.is_file() else "contains no texture images"
+        problem = is_there if folder.exists() else "does not exist"
         raise UserError(
             "data.anomaly_source_path",
             f"{folder} {problem}",

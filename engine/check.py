@@ -121,7 +121,8 @@ def run(config: Config) -> None:
         if rest:
             print(f"{rest} more problems are listed above")
         raise first
-    print("no problem found that would stop training or detection")
+    both = "training or detection" if category.has_test else "training; detection needs test images"
+    print(f"no problem found that would stop {both}")
 
 
 def _print_counts(

@@ -125,6 +125,18 @@ def provenance_of(
     )
 
 
+def weights_file(record: Record, epoch: str) -> Path:
+    """The checkpoint that results are of; that of their epoch, where they were made with last.pt: it may have gone on."""
+    path = Path(record.content["checkpoint_file"])
+    if (
+        path.name == "last.pt"
+        and epoch.isdecimal()
+        and (kept := checkpoint.epoch_path(path.parent, int(epoch))).is_file()
+    ):
+        return kept
+    return path
+
+
 def differences(
     record: Record, path: Path, preprocessor: Preprocessor, technique: Technique, samples: Sequence[TestSample]
 ) -> list[str]:

@@ -13,7 +13,7 @@ from data.folders import DatasetNotes
 from data.layouts.registry import chosen_categories, folders_of, open_category
 from data.mvtec import TestSample, with_masks_read
 from engine import ray_jobs
-from engine.detection import TestSet, differences, evaluate_pass, refuse_trained, result_folder
+from engine.detection import TestSet, differences, evaluate_pass, refuse_trained, result_folder, weights_file
 from engine.ray_jobs import Options
 from engine.threshold import compute_thresholds, load_thresholds
 from evaluation.thresholds import KINDS, MANUAL, NOMINAL_KINDS
@@ -329,7 +329,7 @@ def current_results(results: Path, config: Config, failed: dict[Key, str]) -> tu
                 stale[key] = "of an earlier version of this program"
             continue
         own, technique = with_category(config, name), by_name[folder.name]
-        path = Path(record.content.get("checkpoint_file", ""))
+        path = weights_file(record, epoch)
         try:
             if not path.is_file():
                 stale[key] = f"its checkpoint {path} no longer exists"

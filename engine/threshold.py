@@ -69,9 +69,9 @@ def run_on(config: Config, folder: Path) -> Path:
     for line in notes.lines():
         print(f"{folder}: {line}")
     if not files:
-        raise UserError(f"--nominal {folder}", "no images there", "name a folder of nominal images")
-    config = config.with_values({"metrics.threshold": False})  # earlier thresholds are not needed
-    detector = Detector.for_new_images(config)
+        problem = "no images" if folder.is_dir() else "no such folder"
+        raise UserError(f"--nominal {folder}", problem, "name a folder of nominal images")
+    detector = Detector.for_new_images(config.with_values({"metrics.threshold": False}))  # earlier ones are not needed
     trained = set(detector.ckpt.images.training.values()) if detector.ckpt.images else set()
     digests = provenance.file_digests(files)
     untrained = {digest: file for file, digest in zip(files, digests, strict=True) if digest not in trained}

@@ -50,12 +50,21 @@ def locked(folder: Path) -> Iterator[None]:
     Raises:
         UserError: it is not a folder, holds other files, or another process writes to it.
     """
-    if (folder.exists() or folder.is_symlink()) and not folder.is_dir():
-        raise UserError(folder, "is not a folder", "name one with --output")
-    if folder.is_dir() and any(folder.iterdir()) and not any((folder / name).exists() for name in OURS):
-        raise UserError(folder, "holds other files", "name a new folder with --output")
+    check_folder(folder)
     with run_lock(folder, "name another folder with --output"):
         yield
+
+
+def check_folder(folder: Path, is_new: bool = False) -> None:
+    """UserError where predictions cannot be written to a folder. is_new: there must be none yet."""
+    if (folder.exists() or folder.is_symlink()) and not folder.is_dir():
+        problem = "is not a folder" if folder.exists() else "is a link to nothing"
+        raise UserError(folder, problem, "name a folder with --output")
+    if folder.is_dir() and any(folder.iterdir()) and not any((folder / name).exists() for name in OURS):
+        raise UserError(folder, "holds other files", "name a new folder with --output")
+    if is_new and any((folder / name).exists() for name in (ROWS, MADE_WITH)):
+        fix = "continue them with --resume, or name a new folder with --output"
+        raise UserError(folder, "holds earlier predictions", fix)
 
 
 def _is_sound(row: dict[str, str]) -> bool:
@@ -96,11 +105,9 @@ class Predictions:
             write_csv(folder / ROWS, [COLUMNS])
 
     def _check_earlier(self, made_with: dict[str, Any], earlier: str) -> None:
+        check_folder(self.folder, is_new=earlier == "refuse")
         if not any((self.folder / name).exists() for name in (ROWS, MADE_WITH)):
             return
-        if earlier == "refuse":
-            fix = "continue them with --resume, or name a new folder with --output"
-            raise UserError(self.folder, "holds earlier predictions", fix)
         try:
             there = read_json(self.folder / MADE_WITH)
             there.pop("program_version", None)

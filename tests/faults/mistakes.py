@@ -271,6 +271,16 @@ COMMAND_LINE = {
     "results among the textures": Mistake(
         "main --train --set data.results_path=textures/results", ("data.results_path", "textures")
     ),
+    "--learn alone": Mistake("main --learn", ("--learn", "--feedback")),
+    "--resume alone": Mistake("main --resume", ("--resume", "--predict")),
+    "--output of detection": Mistake("main --detection --output new", ("--output", "--predict")),
+    "predictions after a training where there are some": Mistake(
+        "main --train --predict mvtec/tile/test --output out --set data.run_name=new", ("out", "--resume")
+    ),
+    "predictions after a training into a file": Mistake(
+        "main --train --predict mvtec/tile/test --output config.yaml --set data.run_name=new",
+        ("config.yaml", "--output"),
+    ),
     "evaluate of an epoch of many digits": Mistake(
         f"evaluate_checkpoints --checkpoints {'9' * 5000}", ("--checkpoints 999",)
     ),

@@ -131,18 +131,30 @@ def test_a_row_whose_area_is_no_number_is_predicted_again(tmp_path):
 
 def test_a_record_that_was_not_begun_whole_is_settled(ready, tmp_path):
     """As after a kill while a removed record is begun anew: a second row for the rest would follow."""
+    out = tmp_path / "watched"
     folder = ready / "mvtec/tile/test/good"
-    predictions = Predictions(tmp_path, Thresholds("max", 0.5, 0.5), {}, "none", "refuse")
+    predictions = Predictions(out, Thresholds("max", 0.5, 0.5), {}, "none", "refuse")
     names = sorted(path.name for path in folder.iterdir())
     predictions.write([[str(folder / name), *ROW[1:]] for name in names])
     for content in (None, b""):
-        record = Record(tmp_path / "record.sqlite", folder)
+        record = Record(out / "record.sqlite", folder)
         record.add(names[0], state_of(str(folder / names[0])), None)
         record.close()
         if content is not None:
-            (tmp_path / "record.sqlite").write_bytes(content)
-        record = Record(tmp_path / "record.sqlite", folder)
+            (out / "record.sqlite").write_bytes(content)
+        record = Record(out / "record.sqlite", folder)
         record.catch_up(predictions)
         assert all(record.is_done(name, state_of(str(folder / name))) for name in names)
         record.close()
-        (tmp_path / "record.sqlite").unlink()
+        (out / "record.sqlite").unlink()
+
+
+def test_results_of_a_state_that_has_gone_on_are_those_of_its_epoch(two, cli, call):
+    """Made with last.pt, which a longer training has replaced; the checkpoint of their epoch is there."""
+    sets = ("--set", "data.run_name=longer", "--set", "train.save_every=1")
+    assert cli("--train", "--threshold", "--detection", *sets, "--set", "train.epochs=1")[0] == 0
+    assert cli("--train", *sets, "--set", "train.epochs=2")[0] == 0
+    chosen = ("--categories", "tile", "--registrations", "False", "--thresholds", "p_quantile", "--checkpoints", "2")
+    status, out, _ = call("evaluate_checkpoints", *chosen, *sets)
+    assert status == 0 and "out of date" not in out
+    assert {row["checkpoint"] for row in rows_of(two / "results/longer/summary.csv")} == {"1", "2"}

@@ -126,7 +126,7 @@ def provenance_of(
 
 
 def weights_file(record: Record, epoch: str) -> Path:
-    """The checkpoint that results are of; that of their epoch, where they were made with last.pt: it may have gone on."""
+    """The checkpoint that results are of. Those made with last.pt are of an epoch: last.pt may have gone on since."""
     path = Path(record.content["checkpoint_file"])
     if (
         path.name == "last.pt"

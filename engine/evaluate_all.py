@@ -329,8 +329,8 @@ def current_results(results: Path, config: Config, failed: dict[Key, str]) -> tu
                 stale[key] = "of an earlier version of this program"
             continue
         own, technique = with_category(config, name), by_name[folder.name]
-        path = weights_file(record, epoch)
         try:
+            path = weights_file(record, epoch)
             if not path.is_file():
                 stale[key] = f"its checkpoint {path} no longer exists"
                 continue

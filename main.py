@@ -88,6 +88,11 @@ def main() -> int:
     parser.add_argument("--resume", action="store_true", help="with --predict: continue an earlier call")
     add_config_flags(parser)
     arguments = parser.parse_args()
+    modes = ("check", "train", "threshold", "detection", "feedback", "predict", "export", "watch")
+    if not any(getattr(arguments, mode) for mode in modes):
+        flags = ("nominal", "recalibrate", "learn", "output", "resume")
+        given = ", ".join(f"--{flag}" for flag in flags if getattr(arguments, flag))
+        parser.error(f"no mode asked for{given and f' ({given} is none)'}; for example: {EXAMPLE}")
     if arguments.nominal and not arguments.threshold:
         parser.error("--nominal FOLDER goes with --threshold True")
     if arguments.resume and not arguments.predict:
@@ -99,9 +104,6 @@ def main() -> int:
     if arguments.output and bool(arguments.predict) == bool(arguments.watch):
         more = ", not with both" if arguments.watch else ""
         parser.error(f"--output goes with --predict PATH or with --watch FOLDER{more}")
-    modes = ("check", "train", "threshold", "detection", "feedback", "predict", "export", "watch")
-    if not any(getattr(arguments, mode) for mode in modes):
-        parser.error(f"no mode asked for; for example: {EXAMPLE}")
 
     if is_launched() and os.environ["RANK"] != "0":
         os.environ["TQDM_DISABLE"] = "1"  # read when tqdm is imported

@@ -271,8 +271,8 @@ COMMAND_LINE = {
     "results among the textures": Mistake(
         "main --train --set data.results_path=textures/results", ("data.results_path", "textures")
     ),
-    "--learn alone": Mistake("main --learn", ("--learn", "--feedback")),
-    "--resume alone": Mistake("main --resume", ("--resume", "--predict")),
+    "--learn alone": Mistake("main --learn", ("--learn", "--train True")),
+    "--resume alone": Mistake("main --resume", ("--resume", "--train True")),
     "--output of detection": Mistake("main --detection --output new", ("--output", "--predict")),
     "predictions after a training where there are some": Mistake(
         "main --train --predict mvtec/tile/test --output out --set data.run_name=new", ("out", "--resume")

@@ -130,7 +130,10 @@ def parse(text: str, source: str) -> Any:
 
 def as_written(text: str, *path: str) -> str | None:
     """The unparsed text of the value at a path of keys in a valid YAML text; None if there is no single value."""
-    value = _loaded(_reader("base"), text)
+    try:
+        value = _loaded(_reader("base"), text)
+    except YAMLError:  # as texts two keys can be the same
+        return None
     for key in path:
         value = value.get(key) if isinstance(value, dict) else None
     return value if isinstance(value, str) else None

@@ -244,7 +244,7 @@ class TrainingState:
                 for key, value in state.items():
                     if value.shape == parameter.shape:
                         state[key] = torch.empty_like(parameter).copy_(value)
-        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             raise UserError(path, "does not fit this model", START_ANEW) from error
         self.epoch, self.progress, self._is_resumed = saved.epoch, saved.progress, True
         self._replaces_damaged = not saved.is_last  # the state before it stays until there is another sound one

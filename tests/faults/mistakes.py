@@ -185,6 +185,9 @@ SETTINGS = {
     "nominal images without thresholds": Mistake(
         "main --feedback feedback.csv --set metrics.nominal=station9", ("station9", "--threshold True")
     ),
+    "keys that are the same as texts": Mistake(
+        OWN, ("data.anomalous_folder",), settings("data:\n anomalous_folder: {true: 1, !!binary true: 2}\n")
+    ),
     "workers below 0": Mistake("main --train --set data.num_workers=-1", ("data.num_workers = -1",)),
 }
 

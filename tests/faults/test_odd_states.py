@@ -8,7 +8,7 @@ import zipfile
 import pytest
 import torch
 from conftest import RESULT, rows_of
-from messages import assert_line, raises_user_error
+from messages import assert_line, assert_user_error, raises_user_error
 
 from engine.watch_record import Record, state_of
 from evaluation.thresholds import Thresholds
@@ -98,6 +98,15 @@ def test_a_compressed_checkpoint_is_refused(two):
             archive.writestr(name, content)
     with raises_user_error("last.pt"):
         checkpoint.read(path)
+
+
+def test_moments_of_another_form_do_not_fit(two, cli):
+    path = two / "checkpoints/tile/tiny/last.pt"
+    content = checkpoint.read(path)
+    content["optimizer"]["state"][0] = torch.zeros(2, 2)
+    del content["checksum"]
+    torch.save(content, path)
+    assert_user_error(cli("--train", "--set", "train.epochs=3"), path, "train.resume=never")
 
 
 ROW = ["a.png", "0.5", *[""] * 8]

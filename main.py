@@ -174,7 +174,7 @@ def _run(arguments: argparse.Namespace, config: "Config", group: "ProcessGroup |
 
 
 def _check_inputs(arguments: argparse.Namespace, config: "Config") -> None:
-    """UserError where what later modes read is not there: it is told before a training, which can take hours."""
+    """UserError where what later modes read is not there. Called before a training, which can take hours."""
     from data.layouts.registry import open_category
     from engine import predict, watch
     from engine.feedback import marks

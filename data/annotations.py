@@ -80,7 +80,7 @@ def draw_shape(shape: Any, size: tuple[int, int]) -> np.ndarray:
 
 def fill_polygon(corners: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """The pixels whose center is inside a polygon (even-odd rule), bool (H, W). corners: x and y, float (N, 2)."""
-    # Per row, at the first pixel right of an edge; counts of a byte overflow without a change of what is odd.
+    # Per row, at the first pixel right of an edge. uint8 wraps around, which keeps counts even or odd.
     crossings = np.zeros((size[0], size[1] + 1), np.uint8)
     for (x0, y0), (x1, y1) in zip(corners, np.roll(corners, -1, axis=0), strict=True):
         first, end = (int(np.clip(np.ceil(y - 0.5), 0, size[0])) for y in sorted((y0, y1)))

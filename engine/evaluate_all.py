@@ -78,7 +78,7 @@ def run(config: Config, selection: Selection, is_forced: bool, ray: Options | No
     if not ray:
         select_device(config.train.device)  # a wrong device is reported once, before anything changes
     if MANUAL in selection.kinds:
-        threshold_file.manual(config)  # likewise
+        threshold_file.manual(config)  # missing values are reported before anything changes, too
     results = Path(config.data.results_path) / config.data.run_name
     kinds = [kind for kind in KINDS if kind in selection.kinds]
     items, failed = _plan(config, selection)

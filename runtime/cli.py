@@ -131,6 +131,7 @@ def run(program: Callable[[], int], is_shared: bool = False) -> None:
     atexit.register(_end_output)
     try:
         signals.interrupts()
+        os.environ["MPLBACKEND"] = "agg"  # no windows are drawn; matplotlib refuses to start with an unknown backend
         _check_working_folder()
         if is_launched() and not is_shared:
             raise UserError("torchrun", "only main.py can run as several processes", "start this program with python")

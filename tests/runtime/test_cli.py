@@ -142,3 +142,11 @@ runpy.run_path({str(ROOT / "main.py")!r}, run_name="__main__")
 def test_a_second_value_of_set_is_told_how_to_be_given(cli):
     status, _, error = cli("--check", "--set", "train.epochs=2", "train.seed=1")
     assert status == 2 and "train.seed=1" in error and "repeat" in error and "--set KEY=VALUE" in error
+
+
+def test_an_unknown_backend_of_matplotlib_is_not_used(monkeypatch):
+    monkeypatch.setenv("MPLBACKEND", "nonsense")
+    backends = []
+    with pytest.raises(SystemExit) as exit_:
+        command_line.run(lambda: backends.append(os.environ["MPLBACKEND"]) or 0)
+    assert exit_.value.code == 0 and backends == ["agg"]

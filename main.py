@@ -105,8 +105,6 @@ def main() -> int:
         more = ", not with both" if arguments.watch else ""
         parser.error(f"--output goes with --predict PATH or with --watch FOLDER{more}")
 
-    if is_launched() and os.environ["RANK"] != "0":
-        os.environ["TQDM_DISABLE"] = "1"  # read when tqdm is imported
     from config_file import load_config
     from runtime.device import setup
 

@@ -75,7 +75,7 @@ class Detector:
     """
 
     def __init__(self, path: str | Path, threshold: float | None = None, pixel_threshold: float | None = None):
-        path = Path(path)
+        self._path = path = Path(path)
         self._run, texts = _opened(path)
         self.metadata: dict[str, Any] = {key: _value(text) for key, text in texts.items()}
         if "img_size" not in self.metadata:
@@ -113,10 +113,9 @@ class Detector:
             valid &= ~region
         anomaly_map = np.where(valid, self._map_of(resized), np.float32(0))
         score = float(cv2.blur(anomaly_map, (21, 21), borderType=cv2.BORDER_CONSTANT).max())
-        if homography is None:
-            anomaly_map = cv2.resize(anomaly_map, own[::-1], interpolation=cv2.INTER_LINEAR)
-        else:
-            anomaly_map = cv2.resize(anomaly_map, self._reference.shape[::-1], interpolation=cv2.INTER_LINEAR)
+        target = own if homography is None else self._reference.shape
+        anomaly_map = cv2.resize(anomaly_map, target[::-1], interpolation=cv2.INTER_LINEAR)
+        if homography is not None:
             anomaly_map = self._homography.warp(anomaly_map, np.linalg.inv(homography), own)[0]
         verdict = None if self.threshold is None else "anomalous" if score > self.threshold else "nominal"
         limit = math.inf if self.pixel_threshold is None else self.pixel_threshold
@@ -151,9 +150,7 @@ class Detector:
             for y0, y1, x0, x1 in self._region:
                 region[y0:y1, x0:x1] = 255
                 if y1 > shape[0] or x1 > shape[1]:
-                    raise ValueError(
-                        f"the masking region {[y0, y1, x0, x1]} is not inside {shape[1]} x {shape[0]} pixels"
-                    )
+                    raise ValueError(f"the masking region {[y0, y1, x0, x1]} is not inside {shape[1]} x {shape[0]}")
         if region.shape != tuple(shape):
             raise ValueError(f"width and height: the masking region has {region.shape[::-1]}, the image {shape[::-1]}")
         return _resized_region(region > 0, self.metadata["img_size"])
@@ -166,7 +163,8 @@ class Detector:
         for top in self._starts(resized.shape[0], height):
             for left in self._starts(resized.shape[1], width):
                 tile = slice(top, top + height), slice(left, left + width)
-                total[tile] += self._run(np.ascontiguousarray(resized[tile][None]))[0] * window
+                with _refusing(self._path):
+                    total[tile] += self._run(np.ascontiguousarray(resized[tile][None]))[0] * window
                 weights[tile] += window
         return (total / weights).astype(np.float32)
 
@@ -185,7 +183,7 @@ def _opened(path: Path) -> tuple[Callable[[np.ndarray], np.ndarray], dict[str, s
     has_onnxruntime = path.suffix == ".onnx" and find_spec("onnxruntime")
     if not has_onnxruntime and not find_spec("openvino"):
         raise ValueError(f"{path}: OpenVINO is not installed; run: pip install openvino")
-    try:
+    with _refusing(path):
         if has_onnxruntime:
             import onnxruntime
 
@@ -205,14 +203,15 @@ def _opened(path: Path) -> tuple[Callable[[np.ndarray], np.ndarray], dict[str, s
             options = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}  # bfloat16 changes scores
             network = core.compile_model(model, "CPU", options)
         return lambda images: network(images)["anomaly_map"], texts
-    except Exception as error:  # the runtimes have a class for each, some without a common base
+
+
+@contextmanager
+def _refusing(path: Path) -> Iterator[None]:
+    """ValueError where a runtime cannot use the model; the runtimes have errors without a common base."""
+    try:
+        yield
+    except Exception as error:
         raise ValueError(f"{path}: not an exported model ({error})") from error
-
-
-class _SignalStack(ctypes.Structure):
-    """stack_t of sigaltstack(2)."""
-
-    _fields_ = (("pointer", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t))
 
 
 @contextmanager
@@ -221,12 +220,12 @@ def _own_signal_stack() -> Iterator[None]:
     if sys.platform != "linux":
         yield
         return
-    library, before = ctypes.CDLL(None), _SignalStack()
-    library.sigaltstack(None, ctypes.byref(before))
+    library, before = ctypes.CDLL(None), ctypes.create_string_buffer(64)  # stack_t, see sigaltstack(2), has 24 bytes
+    library.sigaltstack(None, before)
     try:
         yield
     finally:
-        library.sigaltstack(ctypes.byref(before), None)
+        library.sigaltstack(before, None)
 
 
 def _value(text: str) -> Any:

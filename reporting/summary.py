@@ -162,7 +162,7 @@ def print_stale(stale: dict[tuple[str, str, str], str]) -> None:
     """Print how many results are out of date, why, and how to renew them."""
     if not stale:
         return
-    print(f"{len(stale)} results are out of date and left out")
+    print(f"results that are out of date and left out: {len(stale)}")
     reasons: dict[str, list[tuple[str, str, str]]] = {}
     for key, reason in stale.items():
         reasons.setdefault(reason, []).append(key)

@@ -133,6 +133,8 @@ def run(program: Callable[[], int], is_shared: bool = False) -> None:
         signals.interrupts()
         os.environ["MPLBACKEND"] = "agg"  # no windows are drawn; matplotlib refuses to start with an unknown backend
         _check_working_folder()
+        _check_environment()
+        _prepare_progress_bars()
         if is_launched() and not is_shared:
             raise UserError("torchrun", "only main.py can run as several processes", "start this program with python")
         status = program()
@@ -189,6 +191,24 @@ def _check_working_folder() -> None:
         Path.cwd()
     except FileNotFoundError:
         raise UserError("working folder", "it was deleted", "cd to a folder that is there") from None
+
+
+def _prepare_progress_bars() -> None:
+    """Show them in the first process only. UserError where a variable is wrong that tqdm reads when it is imported."""
+    if is_launched() and os.environ["RANK"] != "0":
+        os.environ["TQDM_DISABLE"] = "1"
+    try:
+        import tqdm  # noqa: F401
+    except ValueError as error:
+        names = ", ".join(sorted(name for name in os.environ if name.startswith("TQDM_")))
+        raise UserError(names, str(error), "unset these variables, or give them numbers") from None
+
+
+def _check_environment() -> None:
+    """UserError where OpenCV would end the process when it is imported: a limit of image sizes that is not a number."""
+    for name in (f"OPENCV_IO_MAX_IMAGE_{what}" for what in ("PIXELS", "WIDTH", "HEIGHT")):
+        if not re.fullmatch(r"\d{1,18}", limit := os.environ.get(name, "1"), re.ASCII):
+            raise UserError(f"{name} = {limit[:40]}", "must be a whole number", "set it to one")
 
 
 def _prepare_output() -> None:

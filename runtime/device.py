@@ -30,10 +30,6 @@ def setup() -> None:
     """Configure the memory allocator and libraries. Called once in each program and in each loader process."""
     # One thread per process: loader processes already use all cores, and OpenCV's thread pool hangs in forked ones.
     cv2.setNumThreads(1)
-    for name in ("PIXELS", "WIDTH", "HEIGHT"):
-        limit = os.environ.get(f"OPENCV_IO_MAX_IMAGE_{name}", "1")
-        if not re.fullmatch(r"\d{1,18}", limit):  # OpenCV would end the process
-            raise UserError(f"OPENCV_IO_MAX_IMAGE_{name} = {limit[:40]}", "must be a whole number", "set it to one")
     os.environ.setdefault("OPENCV_IO_ENABLE_OPENEXR", "1")  # OpenEXR is built in, but disabled by default
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # errors of decoding are reported as UserError
     # By default glibc returns the memory of large arrays to the system at once. Each new array then costs a page fault

@@ -2,6 +2,7 @@
 
 import json
 
+import cv2
 import numpy as np
 import pytest
 
@@ -57,3 +58,33 @@ def test_malformed_checksums_are_an_error_of_the_file(load, tmp_path, text):
     (tmp_path / "model.json").write_text(text)
     with pytest.raises(ValueError):
         load(RIGHT)
+
+
+@pytest.mark.parametrize("suffix", [".onnx", ".xml"])
+def test_a_graph_without_the_outputs_of_an_export_is_an_error_of_the_file(tmp_path, capsys, monkeypatch, suffix):
+    import onnx
+
+    path, value = tmp_path / "other.onnx", onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Identity", ["other"], ["found"])],
+        "other",
+        [value("other", onnx.TensorProto.UINT8, [1, 32, 64, 3])],
+        [value("found", onnx.TensorProto.UINT8, [1, 32, 64, 3])],
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+    onnx.helper.set_model_props(model, {"img_size": "[32, 64]", "image_threshold": "0.5"})
+    onnx.save(model, path)
+    if suffix == ".xml":
+        import openvino
+
+        graph = openvino.Core().read_model(path)
+        for key, text in (("img_size", "[32, 64]"), ("image_threshold", "0.5")):
+            graph.set_rt_info(text, ["draem", key])
+        path = path.with_suffix(suffix)
+        openvino.save_model(graph, path)
+    image = tmp_path / "image.png"
+    cv2.imwrite(str(image), np.zeros((32, 64, 3), np.uint8))
+    monkeypatch.setattr("sys.argv", ["detect.py", str(path), str(image)])
+    assert detect.main() == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith(f"failed    -        {image}: {path}: not an exported model (") and len(lines) <= 3

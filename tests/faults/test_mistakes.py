@@ -1,19 +1,25 @@
-"""Each mistake of the table: exit status 2, one to three lines that name the thing and a fix; no file is changed."""
+"""Each mistake of the table: exit status 2, one to three lines that name the thing and a fix; no file is changed.
+
+The programs run in the test's process, with FAULTS=all each in a process of its own: libraries are then imported after
+the mistake was made.
+"""
 
 import hashlib
 import importlib
 import shlex
 import shutil
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from conftest import SETTINGS, make_dataset
+from conftest import ROOT, SETTINGS, make_dataset
 from faults.mistakes import COMMAND_LINE
 from faults.mistakes import SETTINGS as IN_SETTINGS
 from faults.mistakes_in_data import DATA
 from faults.mistakes_in_files import ENVIRONMENT, FILES
+from faults.places import IS_WHOLE
 from in_process import run_here
 from messages import assert_fix, error_of
 
@@ -65,6 +71,26 @@ def _too_long(*_):
     raise TimeoutError(f"no message within {SECONDS} seconds")
 
 
+def called(program: str, arguments: list[str], capsys) -> tuple[int, str, str]:
+    """Exit status, standard output and standard error of a program."""
+    if IS_WHOLE:
+        command = [sys.executable, ROOT / f"{program}.py", *arguments]
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=5 * SECONDS)
+        return done.returncode, done.stdout, done.stderr
+    capsys.readouterr()
+    before_alarm = signal.signal(signal.SIGALRM, _too_long)
+    signal.alarm(SECONDS)
+    try:
+        with pytest.raises(SystemExit) as exit_, pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", [f"{program}.py", *arguments])
+            cli.run(importlib.import_module(program).main, is_shared=program == "main")
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before_alarm)
+    captured = capsys.readouterr()
+    return exit_.value.code, captured.out, captured.err
+
+
 @pytest.mark.parametrize("name", ROWS)
 def test_a_mistake_is_named_with_a_fix_and_changes_no_file(finished, monkeypatch, capsys, name):
     row, folder = ROWS[name], finished
@@ -79,18 +105,7 @@ def test_a_mistake_is_named_with_a_fix_and_changes_no_file(finished, monkeypatch
     program, *arguments = shlex.split(row.command)
     if "--config" not in arguments and program != "make_sample":
         arguments += ["--config", "config.yaml"]
-    monkeypatch.setattr(sys, "argv", [f"{program}.py", *arguments])
-    capsys.readouterr()
-    before_alarm = signal.signal(signal.SIGALRM, _too_long)
-    signal.alarm(SECONDS)
-    try:
-        with pytest.raises(SystemExit) as exit_:
-            cli.run(importlib.import_module(program).main, is_shared=program == "main")
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before_alarm)
-    captured = capsys.readouterr()
-    text = error_of((exit_.value.code, captured.out, captured.err), status=2)
+    text = error_of(called(program, arguments, capsys), status=2)
     assert len(text.splitlines()) <= 3 and len(text) <= 1000, text
     missing = [one for one in row.named if one not in text]
     assert not missing, f"{missing} not named in: {text}"

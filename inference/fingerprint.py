@@ -44,7 +44,8 @@ def fingerprint(weights: dict[str, Tensor]) -> str:
 
 
 def _bytes(tensor: Tensor) -> memoryview:
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+    dense = tensor.detach().cpu().contiguous()  # a single value is, whatever its stride, which the view below refuses
+    return dense.as_strided((dense.numel(),), (1,)).view(torch.uint8).numpy().data
 
 
 def _digest(tensor: Tensor) -> bytes:

@@ -12,7 +12,7 @@ from messages import assert_line, assert_user_error, raises_user_error
 
 from engine.watch_record import Record, state_of
 from evaluation.thresholds import Thresholds
-from inference import checkpoint
+from inference import checkpoint, fingerprint
 from reporting import summary
 from reporting.predictions import COLUMNS, ROWS, Predictions
 from runtime.provenance import file_state, signed
@@ -98,6 +98,13 @@ def test_a_compressed_checkpoint_is_refused(two):
             archive.writestr(name, content)
     with raises_user_error("last.pt"):
         checkpoint.read(path)
+
+
+def test_a_single_value_with_a_stride_has_the_checksum_of_the_value():
+    plain, strided = torch.ones(1), torch.ones(10).as_strided((1,), (9,))
+    assert strided.stride() == (9,)
+    assert fingerprint.checksum({"model": strided}) == fingerprint.checksum({"model": plain})
+    assert fingerprint.fingerprint({"weight": strided}) == fingerprint.fingerprint({"weight": plain})
 
 
 def test_moments_of_another_form_do_not_fit(two, cli):

@@ -139,7 +139,7 @@ def bench_training() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         sets = [*_workplace(folder), "--set", f"train.epochs={epochs}", "--set", "train.save_every=100"]
-        sets += ["--set", "train.save_from=1"]  # the first val_ap takes memory for good: before the line begins
+        sets += ["--set", "train.save_from=1"]  # val_ap from the start: its first time takes memory that is kept
         rows = Rows(folder / "checkpoints/made_up/bench/train_log.csv")
         report("epoch", [observe(common.python(common.ROOT / "main.py", "--train", *sets), rows, folder / "log")])
 

@@ -44,7 +44,7 @@ def fingerprint(weights: dict[str, Tensor]) -> str:
 
 
 def _bytes(tensor: Tensor) -> memoryview:
-    dense = tensor.detach().cpu().contiguous()  # a single value is, whatever its stride, which the view below refuses
+    dense = tensor.detach().cpu().contiguous()  # a tensor of one value counts as contiguous, whatever its stride is
     return dense.as_strided((dense.numel(),), (1,)).view(torch.uint8).numpy().data
 
 
